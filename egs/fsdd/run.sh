@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# Strings of spoken digits, from real speech (Free Spoken Digit Dataset): from nothing to a table of compressed
+# recognisers. See --help.
+source "$(dirname "${BASH_SOURCE[0]}")/../../local/recipe.sh"
+
+recipe=fsdd
+test_sets="test test-unseen"
+path_option corpus-dir "folder of the dataset, where it is on this machine; without it stage 0 downloads it"
+option hours 3.4 0.15 "hours of training strings to make"
+option test-words 2100 150 "reference digits in each test set, at least"
+
+get_corpus() {
+  local folder=()
+  if [[ -d $corpus_dir ]]; then folder=(--conf "$corpus_dir"); fi
+  step corpus "${folder[@]}" --makes "$data/corpus.json" -- \
+    python local/get_corpus.py --download "$data/download" --output "$data/corpus.json" \
+    ${corpus_dir:+--corpus-dir "$corpus_dir"}
+}
+
+make_manifests() {
+  step manifests --from 0 "$data/corpus.json" "$(json_value "$data/corpus.json" recordings)" \
+    --makes "${manifests[@]}" -- \
+    python local/prepare_manifests.py --corpus "$data/corpus.json" --strings "$data/strings" \
+    --output "$data/manifests" --hours "$hours" --test-words "$test_words" --jobs "$jobs"
+}
+
+stage 0 get_corpus       "find the dataset, or download it"
+stage 1 make_manifests   "digit strings and their Lhotse manifests, validated: training, dev and test cuts"
+stage 2 prepare_features "fbank features"
+stage 3 prepare_tokens   "tokens of the training transcripts"
+stage 4 train_teacher    "train the teacher"
+stage 5 decode_teacher   "decode the teacher"
+stage 6 distil           "distil it stage by stage: each finished student teaches the next"
+stage 7 train_baselines  "baselines: from scratch, in one step, in one step with as many updates"
+stage 8 write_results    "the table, the plot and RESULTS.md"
+
+run_recipe "$@"

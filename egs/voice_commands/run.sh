@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# Spoken commands for an on-device assistant: from nothing to a table of compressed recognisers. See --help.
+source "$(dirname "${BASH_SOURCE[0]}")/../../local/recipe.sh"
+
+recipe=voice_commands
+test_sets="test-clean test-other"
+noise_cuts="noise"
+option hours 3 0.15 "hours of training speech to make"
+option test-words 2400 150 "reference words in each test set, at least"
+option noise-minutes 10 1 "minutes of background sound for augmentation"
+
+make_corpus() {
+  step corpus --makes "$data/corpus/corpus.json" -- \
+    python local/synthesize.py --output "$data/corpus" --hours "$hours" --test-words "$test_words" \
+    --noise-minutes "$noise_minutes" --jobs "$jobs"
+}
+
+make_manifests() {
+  step manifests --from 0 "$data/corpus/corpus.json" --makes "${manifests[@]}" -- \
+    python local/prepare_manifests.py --corpus "$data/corpus" --output "$data/manifests" --jobs "$jobs"
+}
+
+stage 0 make_corpus      "speak the commands with espeak-ng"
+stage 1 make_manifests   "Lhotse manifests, validated: training, dev and test cuts"
+stage 2 prepare_features "fbank features"
+stage 3 prepare_tokens   "tokens of the training transcripts"
+stage 4 train_teacher    "train the teacher"
+stage 5 decode_teacher   "decode the teacher"
+stage 6 distil           "distil it stage by stage: each finished student teaches the next"
+stage 7 train_baselines  "baselines: from scratch, in one step, in one step with as many updates"
+stage 8 write_results    "the table, the plot and RESULTS.md"
+
+run_recipe "$@"

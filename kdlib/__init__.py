@@ -1,0 +1,3 @@
+"""Streaming Conformer transducers, compressed by multi-stage knowledge distillation."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,147 @@
+"""A teacher, the chain of students made from it and their baselines, compared from their decoding summaries.
+
+A *summary* is what decoding leaves behind: a dict with ``model``, ``parameters`` (deployed ones), ``updates``,
+``epoch``, ``avg``, ``method``, ``max_sym_per_frame``, ``chunk_ms``, ``left_context_ms``, ``seconds`` and, under
+``test_sets``, for each test set ``wer`` (per cent), ``errors``, ``words``, ``ins``, ``del``, ``sub``, ``utterances``
+and ``skipped``. An optional ``training`` holds what is known of the training (``seconds``, ``torch``, ...).
+"""
+
+import math
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+
+from kdlib.report import format_relative, relative_change
+
+Summary = Mapping[str, Any]
+
+# What must be the same for two word error rates to be compared.
+SETTINGS = ("method", "max_sym_per_frame", "chunk_ms", "left_context_ms")
+# Batches are bucketed anew in every epoch, so trainings of equally many epochs differ by a few updates.
+UPDATES_TOLERANCE = 0.02
+_COUNTS = ("wer", "errors", "words", "ins", "del", "sub", "utterances")
+
+
+def summary_problem(summary: Any, model: str) -> Optional[str]:
+    """What keeps ``summary`` from being one of ``model``, to be read after the name of its file; None when it is."""
+    if not isinstance(summary, dict) or not isinstance(summary.get("test_sets"), dict) or not summary["test_sets"]:
+        return "is not a decoding summary"
+    if summary.get("model") != model:
+        return f"belongs to model {summary.get('model')!r}, not to {model!r}"
+    for key in ("parameters", "updates", "epoch", "avg", *SETTINGS):
+        if key not in summary:
+            return f"has no {key}"
+    for key in ("parameters", "updates", "chunk_ms", "left_context_ms"):
+        if not is_number(summary[key]):
+            return f"has no number as {key}"
+    if summary["parameters"] <= 0:
+        return f"counts {summary['parameters']} parameters"
+    for name, test in summary["test_sets"].items():
+        for key in _COUNTS:
+            if not isinstance(test, dict) or not is_number(test.get(key)):
+                return f"has no number {key} for test set {name}"
+    return None
+
+
+def compare(summaries: Mapping[str, Summary], chain: Sequence[str], baselines: Sequence[str], matched: str,
+            target: float) -> Dict[str, Any]:
+    """Compare all models with the first of ``chain``, the teacher; returns a dict ready for JSON.
+
+    ``summaries`` is in the order of the rows; ``chain`` is the teacher and its students, the last one the smallest;
+    ``baselines`` have the last student's size; ``matched`` is the one of them that shall have as many updates as all
+    students together (within ``UPDATES_TOLERANCE``); ``target`` is the compression aimed at, in per cent of the
+    teacher's parameters.
+    The result's ``rows`` keep all figures of the summaries; ``warnings`` are sentences on what makes the comparison
+    unfair or the target unmet. All summaries must hold the same test sets.
+    """
+    teacher, students = summaries[chain[0]], chain[1:]
+    rows = [{
+        "model": model,
+        "parameters": summary["parameters"],
+        "percent_of_teacher": 100.0 * summary["parameters"] / teacher["parameters"],
+        "updates": summary["updates"],
+        **{key: summary[key] for key in ("epoch", "avg", *SETTINGS)},
+        "decode_seconds": summary.get("seconds"),
+        "training": dict(summary.get("training", {})),
+        "test_sets": {name: {**summary["test_sets"][name],
+                             "relative": relative_change(summary["test_sets"][name]["wer"], test["wer"])}
+                      for name, test in teacher["test_sets"].items()},
+    } for model, summary in summaries.items()]
+    return {
+        **{key: teacher[key] for key in SETTINGS},
+        "target_compression": target,
+        "reached_compression": 100.0 - 100.0 * summaries[chain[-1]]["parameters"] / teacher["parameters"],
+        "stages": len(students),
+        "stage_updates": sum(summaries[student]["updates"] for student in students),
+        "matched_baseline": matched,
+        "test_sets": list(teacher["test_sets"]),
+        "warnings": _warnings(summaries, chain, baselines, matched, target),
+        "rows": rows,
+    }
+
+
+def table(comparison: Mapping[str, Any]) -> Tuple[List[str], List[List[str]]]:
+    """Header and cells of the table of :func:`compare`: one row a model, two columns a test set."""
+    header = ["Model", "Params", "% of teacher", "Updates"]
+    for name in comparison["test_sets"]:
+        header += [f"WER {name}", "rel."]
+    rows = []
+    for row in comparison["rows"]:
+        cells = [row["model"], f"{row['parameters']:,}", f"{row['percent_of_teacher']:.1f}", f"{row['updates']:,}"]
+        for name in comparison["test_sets"]:
+            test = row["test_sets"][name]
+            cells += [f"{test['wer']:.2f}", format_relative(test["relative"])]
+        rows.append(cells)
+    return header, rows
+
+
+def legend(comparison: Mapping[str, Any]) -> List[str]:
+    """Sentences that say how the figures of :func:`table` were come by."""
+    cap = comparison["max_sym_per_frame"]
+    words = "; ".join(f"{name} {test['words']:,} in {test['utterances']:,} utterances"
+                      for name, test in comparison["rows"][0]["test_sets"].items())
+    return [
+        f"WER in per cent; rel. is the change against the teacher. Reference words: {words}.",
+        f"Decoding: {comparison['method']}, "
+        + (f"at most {cap} symbol{'s' if cap != 1 else ''} a frame, " if cap else "no cap on the symbols a frame, ")
+        + f"chunks of {comparison['chunk_ms']:g} ms with {comparison['left_context_ms']:g} ms of left context.",
+        "Params: encoder, predictor and joiner, as deployed; heads that only training uses are left out.",
+        f"Updates: of that model alone. The last stage rests on {comparison['stage_updates']:,} updates, those of "
+        f"every stage up to it; {comparison['matched_baseline']} is the baseline for that many.",
+        f"Compression: the last stage is {_floor(comparison['reached_compression'])}% smaller than the teacher "
+        f"(target {comparison['target_compression']:g}%).",
+    ]
+
+
+def is_number(value: Any) -> bool:
+    """Whether ``value`` is a finite number and no truth value."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _warnings(summaries: Mapping[str, Summary], chain: Sequence[str], baselines: Sequence[str], matched: str,
+              target: float) -> List[str]:
+    warnings = []
+    teacher, last = summaries[chain[0]], summaries[chain[-1]]
+    reached = 100.0 - 100.0 * last["parameters"] / teacher["parameters"]
+    if reached < target - 1e-9:
+        warnings.append(f"the last stage is {_floor(reached)}% smaller than the teacher; the target is {target:g}%.")
+    together = sum(summaries[student]["updates"] for student in chain[1:])
+    if abs(summaries[matched]["updates"] - together) > UPDATES_TOLERANCE * together:
+        warnings.append(f"{matched} had {summaries[matched]['updates']:,} updates and all stages together had "
+                        f"{together:,}; the comparison of the two is not matched.")
+    for model in baselines:
+        if summaries[model]["parameters"] != last["parameters"]:
+            warnings.append(f"{model} has {summaries[model]['parameters']:,} parameters and {chain[-1]} has "
+                            f"{last['parameters']:,}; baselines must have its size.")
+    for model, summary in summaries.items():
+        other = [f"{key} {summary[key]} instead of {teacher[key]}" for key in SETTINGS if summary[key] != teacher[key]]
+        if other:
+            warnings.append(f"{model} was decoded otherwise than the teacher: {', '.join(other)}.")
+        for name, test in summary["test_sets"].items():
+            if test.get("skipped"):
+                warnings.append(f"{test['skipped']} utterances of {name} were skipped when {model} was decoded.")
+    return warnings
+
+
+def _floor(percent: float) -> str:
+    """One decimal, rounded down: 59.96 must not be shown as the 60.0 that it misses."""
+    # The addend undoes the noise of float arithmetic below a whole tenth.
+    return f"{math.floor(10 * percent + 1e-9) / 10:.1f}"

@@ -1,0 +1,234 @@
+"""Typed settings: dataclasses that a YAML file and ``key=value`` words fill.
+
+An unknown key, a value of the wrong type or a missing file is a :class:`RecipeError` that names it.
+"""
+
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Dict, List, Sequence, Type, TypeVar
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from kdlib.errors import RecipeError
+from kdlib.files import PathLike, write_text
+
+T = TypeVar("T")
+
+
+@dataclass
+class ModelConfig:
+    """Sizes of a streaming Conformer transducer. Frames are counted after subsampling by 4 (40 ms each)."""
+
+    num_features: int = 80
+    subsampling_channels: int = 32
+    encoder_dim: int = 144
+    num_layers: int = 4
+    num_heads: int = 4
+    head_dim: int = 36
+    feedforward_dim: int = 432
+    kernel_size: int = 9
+    chunk_size: int = 8
+    left_context: int = 32
+    predictor_dim: int = 144
+    context_size: int = 2
+    joiner_dim: int = 144
+    dropout: float = 0.1
+    ctc_head: bool = True  # a training aid: it is left out of the deployed model and of its parameter count
+
+
+@dataclass
+class DistillTerm:
+    """One distillation loss by its registered name (see :mod:`kdlib.losses`)."""
+
+    name: str = ""
+    weight: float = 1.0
+    temperature: float = 1.0
+
+
+@dataclass
+class LossConfig:
+    """The training objective: RNN-T + ctc_weight * CTC + the sum of weight * distillation loss."""
+
+    rnnt_type: str = "modified"
+    rnnt_backend: str = "auto"
+    prune_range: int = 5
+    lm_scale: float = 0.25
+    am_scale: float = 0.0
+    simple_scale: float = 0.5
+    warmup_updates: int = 2000  # the simple loss goes from 1 to simple_scale, the pruned loss from 0.1 to 1
+    delay_penalty: float = 0.0
+    ctc_weight: float = 0.0
+    ctc_first_updates: int = 0  # so long CTC stands at full weight and the RNN-T loss at a tenth
+    distill: List[DistillTerm] = field(default_factory=list)
+
+
+@dataclass
+class OptimConfig:
+    learning_rate: float = 1.2e-3
+    warmup_updates: int = 200
+    final_ratio: float = 0.02  # the cosine ends at this part of learning_rate
+    weight_decay: float = 0.01
+    clip_norm: float = 5.0
+    ema_decay: float = 0.99
+
+
+@dataclass
+class CurriculumConfig:
+    """Epoch 0: that many updates on the shortest utterances; 0 updates leave it out."""
+
+    updates: int = 0
+    max_words: int = 2
+
+
+@dataclass
+class SpecAugmentConfig:
+    """SpecAugment (Park et al. 2019, arXiv 1904.08779); masks in feature bins and in 10 ms frames."""
+
+    enabled: bool = True
+    start: float = 0.0  # the part of the training after which it begins
+    num_feature_masks: int = 2
+    feature_mask_size: int = 20
+    num_frame_masks: int = 2
+    frame_mask_size: int = 30
+    max_frames_fraction: float = 0.15
+    time_warp: int = 0
+
+
+@dataclass
+class DataConfig:
+    max_duration: float = 25.0  # seconds of audio in a batch
+    num_buckets: int = 10
+    num_workers: int = 1
+    noise_probability: float = 0.0
+    noise_snr: List[float] = field(default_factory=lambda: [8.0, 25.0])
+    min_seconds: float = 0.2
+    max_seconds: float = 30.0
+    spec_augment: SpecAugmentConfig = field(default_factory=SpecAugmentConfig)
+    curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
+
+
+@dataclass
+class TrainingConfig:
+    num_epochs: int = 5
+    avg: int = 1  # epochs whose moving averages make the finished model
+    seed: int = 42
+    save_every_updates: int = 400
+    log_every_updates: int = 25
+
+
+@dataclass
+class TrainConfig:
+    """Everything that ``local/train.py`` reads."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+
+@dataclass
+class DecodeConfig:
+    method: str = "greedy_search"
+    max_sym_per_frame: int = 1
+    beam: int = 4
+    max_duration: float = 200.0
+    epoch: int = -1  # -1: the last one
+    avg: int = -1  # -1: as the training's config says
+
+
+@dataclass
+class FbankConfig:
+    """What Lhotse's ``Fbank`` is given, and the training part's speed perturbation."""
+
+    sampling_rate: int = 16000
+    num_filters: int = 80
+    low_freq: float = 20.0
+    high_freq: float = -400.0
+    speed_factors: List[float] = field(default_factory=list)
+
+
+@dataclass
+class LangConfig:
+    type: str = "bpe"
+    vocab_size: int = 500
+
+
+@dataclass
+class StageConfig:
+    """One compression stage: what it changes of the model, and of the training all students share."""
+
+    model: Dict[str, Any] = field(default_factory=dict)
+    training: Dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class ProgressiveConfig:
+    """The chain of students. Settings not named here are the teacher's."""
+
+    target_compression: float = 60.0  # per cent that the last student must be smaller than the teacher
+    stages: List[StageConfig] = field(default_factory=list)
+    student: Dict[str, Any] = field(default_factory=dict)  # settings of every student's training
+    scratch: Dict[str, Any] = field(default_factory=dict)  # settings of the baseline without a teacher
+
+
+def load_config(schema: Type[T], path: PathLike, overrides: Sequence[str] = ()) -> T:
+    """Fill ``schema`` (a dataclass type) from the YAML file ``path``, then from ``key=value`` words.
+
+    Raises:
+        RecipeError: the file is missing or no YAML mapping, a key is unknown, a value has the wrong type.
+    """
+    path = Path(path)
+    try:
+        content = OmegaConf.load(path)
+    except FileNotFoundError:
+        raise RecipeError(f"{path} is missing: give an existing config file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} cannot be read as YAML: {error}") from None
+    except Exception as error:  # PyYAML's errors share no base with OmegaConf's
+        raise RecipeError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not OmegaConf.is_dict(content):
+        raise RecipeError(f"{path} holds no YAML mapping; see the files in the recipe's conf/ folder")
+    return merge_config(schema, content, overrides, source=str(path))
+
+
+def merge_config(schema: Type[T], content: Any, overrides: Sequence[str] = (), source: str = "config") -> T:
+    """Fill ``schema`` from a mapping and ``key=value`` words; ``source`` names the mapping in errors."""
+    for word in overrides:
+        if "=" not in word or word.startswith(("=", "-")):
+            raise RecipeError(f"unknown option '{word}': settings are given as key=value, for example training.seed=7")
+    merged = OmegaConf.structured(schema)
+    for origin, layer in ((source, content), ("command line", OmegaConf.from_dotlist(list(overrides)))):
+        try:
+            merged = OmegaConf.merge(merged, layer)
+        except OmegaConfBaseException as error:
+            key = getattr(error, "full_key", None) or getattr(error, "key", None)
+            reason = str(error).splitlines()[0]
+            known = _keys_near(schema, str(key))
+            raise RecipeError(f"{origin}: key '{key}': {reason}{known}") from None
+    return OmegaConf.to_object(merged)
+
+
+def save_config(config: Any, path: PathLike) -> None:
+    """Write a config dataclass as YAML, atomically."""
+    write_text(path, OmegaConf.to_yaml(OmegaConf.structured(config)))
+
+
+def config_to_dict(config: Any) -> dict:
+    """Plain containers of a config dataclass, as stored in checkpoints."""
+    return OmegaConf.to_container(OmegaConf.structured(config))
+
+
+def _keys_near(schema: Any, key: str) -> str:
+    """The known keys of the section that an unknown ``key`` was looked for in, as the end of a message."""
+    section = schema
+    for part in key.split(".")[:-1]:
+        part = part.split("[")[0]
+        types = {f.name: f for f in fields(section)} if is_dataclass(section) else {}
+        if part not in types:
+            return ""
+        section = types[part].default_factory if not isinstance(types[part].type, type) else types[part].type
+    if not is_dataclass(section):
+        return ""
+    return "; known keys there: " + ", ".join(f.name for f in fields(section))

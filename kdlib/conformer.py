@@ -1,0 +1,264 @@
+"""The streaming Conformer encoder (Gulati et al. 2020, arXiv 2005.08100).
+
+Chunk-wise attention with a limited left context, rotary relative positions (Su et al. 2021, arXiv 2104.09864) and
+causal depthwise convolution. One definition serves the masked full pass of training and the chunk by chunk pass with
+explicit caches, whose layout is the one that sherpa-onnx asks of its ``conformer`` model type.
+
+Dimensions: N utterances, T frames, C channels (``encoder_dim``), H heads, L frames of left context, F feature bins.
+"""
+
+import math
+from typing import List, Optional, Sequence, Tuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kdlib.config import ModelConfig
+
+SUBSAMPLING = 4
+# Two 3x3 convolutions of stride 2 without padding: output k reads the frames 4k to 4k + 6.
+RIGHT_CONTEXT = 3
+# Added to the scores of keys that must not be seen. Finite, so that a padded query whose keys are all masked stays
+# finite too; far enough that its exponential is exactly zero beside any real score.
+MASKED = -1e4
+
+
+def subsampled_length(num_frames):
+    """Frames after subsampling of ``num_frames`` 10 ms feature frames (an int or an int64 tensor)."""
+    if isinstance(num_frames, Tensor):
+        return torch.div(num_frames - RIGHT_CONTEXT, SUBSAMPLING, rounding_mode="floor").clamp(min=0)
+    return max(0, (num_frames - RIGHT_CONTEXT) // SUBSAMPLING)
+
+
+def chunk_mask(num_frames: int, chunk_size: int, left_context: int, device=None) -> Tensor:
+    """Which keys a query may see: its own chunk, whole, and ``left_context`` frames before that chunk.
+
+    Args:
+        num_frames: T.
+        chunk_size: frames; 0 means that every frame sees every frame.
+        left_context: frames before the chunk; negative means all of them.
+    Returns:
+        (T, T) bool, query by key.
+    """
+    if chunk_size <= 0:
+        return torch.ones(num_frames, num_frames, dtype=torch.bool, device=device)
+    frame = torch.arange(num_frames, device=device)
+    start = torch.div(frame, chunk_size, rounding_mode="floor") * chunk_size
+    mask = frame < (start + chunk_size).unsqueeze(1)
+    if left_context >= 0:
+        mask &= frame >= (start - left_context).unsqueeze(1)
+    return mask
+
+
+def rotary_table(num_positions: int, head_dim: int, like: Tensor) -> Tuple[Tensor, Tensor]:
+    """Cosines and sines of the rotary angles, each (num_positions, head_dim / 2), on the device and dtype of ``like``."""
+    frequency = torch.exp(torch.arange(0, head_dim, 2, device=like.device, dtype=torch.float32)
+                          * (-math.log(10000.0) / head_dim))
+    angle = torch.arange(num_positions, device=like.device, dtype=torch.float32).unsqueeze(1) * frequency
+    return angle.cos().to(like.dtype), angle.sin().to(like.dtype)
+
+
+def rotate(x: Tensor, table: Tuple[Tensor, Tensor]) -> Tensor:
+    """Turn the pairs of channels of ``x`` (N, H, T, D) by the angles of ``table`` (T, D / 2)."""
+    cos, sin = table
+    left, right = x.chunk(2, dim=-1)
+    return torch.cat([left * cos - right * sin, left * sin + right * cos], dim=-1)
+
+
+class ConvSubsampling(nn.Module):
+    """(N, T, F) features, normalised by stored statistics, to (N, (T - 3) // 4, C)."""
+
+    def __init__(self, num_features: int, channels: int, encoder_dim: int):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(num_features))
+        self.register_buffer("inverse_std", torch.ones(num_features))
+        self.conv1 = nn.Conv2d(1, channels, 3, stride=2)
+        self.conv2 = nn.Conv2d(channels, channels, 3, stride=2)
+        self.out = nn.Linear(channels * subsampled_length(num_features), encoder_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = (x - self.mean) * self.inverse_std
+        x = F.relu(self.conv1(x.unsqueeze(1)))
+        x = F.relu(self.conv2(x))
+        return self.out(x.transpose(1, 2).flatten(2))
+
+
+class FeedForward(nn.Module):
+    """(N, T, C) to (N, T, C)."""
+
+    def __init__(self, encoder_dim: int, hidden_dim: int, dropout: float):
+        super().__init__()
+        self.norm = nn.LayerNorm(encoder_dim)
+        self.up = nn.Linear(encoder_dim, hidden_dim)
+        self.down = nn.Linear(hidden_dim, encoder_dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dropout(self.down(F.silu(self.up(self.norm(x)))))
+
+
+class ChunkAttention(nn.Module):
+    """Multi-head attention over the chunk and its left context, positions by rotation."""
+
+    def __init__(self, encoder_dim: int, num_heads: int, head_dim: int, dropout: float):
+        super().__init__()
+        self.num_heads = num_heads
+        self.head_dim = head_dim
+        self.norm = nn.LayerNorm(encoder_dim)
+        self.qkv = nn.Linear(encoder_dim, 3 * num_heads * head_dim)
+        self.out = nn.Linear(num_heads * head_dim, encoder_dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, bias: Tensor, rotary: Tuple[Tensor, Tensor],
+                cache: Optional[Tensor] = None) -> Tuple[Tensor, Tensor]:
+        """
+        Args:
+            x: (N, T, C).
+            bias: added to the scores, broadcastable to (N, H, T, S); S = T, or L + T with a cache.
+            rotary: the table of S positions; the queries stand at the last T.
+            cache: (N, L, C), the normalised inputs of the L frames before ``x``.
+        Returns:
+            (N, T, C), and the normalised inputs (N, S, C), whose last L frames are the next cache.
+        """
+        x = self.norm(x)
+        source = x if cache is None else torch.cat([cache, x], dim=1)
+        width = self.num_heads * self.head_dim
+        query = self._heads(F.linear(x, self.qkv.weight[:width], self.qkv.bias[:width]))
+        key, value = F.linear(source, self.qkv.weight[width:], self.qkv.bias[width:]).split(width, dim=-1)
+        first = source.size(1) - x.size(1)
+        query = rotate(query, (rotary[0][first:], rotary[1][first:])) * self.head_dim ** -0.5
+        key = rotate(self._heads(key), rotary)
+        weight = torch.softmax(query @ key.transpose(-2, -1) + bias, dim=-1)
+        context = (weight @ self._heads(value)).transpose(1, 2).flatten(2)
+        return self.dropout(self.out(context)), source
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
+
+
+class CausalConvolution(nn.Module):
+    """The Conformer's convolution module, its depthwise convolution looking back only."""
+
+    def __init__(self, encoder_dim: int, kernel_size: int, dropout: float):
+        super().__init__()
+        self.norm = nn.LayerNorm(encoder_dim)
+        self.gated = nn.Linear(encoder_dim, 2 * encoder_dim)
+        self.depthwise = nn.Conv1d(encoder_dim, encoder_dim, kernel_size, groups=encoder_dim)
+        self.inner_norm = nn.LayerNorm(encoder_dim)
+        self.out = nn.Linear(encoder_dim, encoder_dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, cache: Optional[Tensor] = None) -> Tuple[Tensor, Tensor]:
+        """
+        Args:
+            x: (N, T, C).
+            cache: (N, kernel_size - 1, C), the gated inputs before ``x``; none means silence (zeros).
+        Returns:
+            (N, T, C), and the next cache.
+        """
+        x = F.glu(self.gated(self.norm(x)), dim=-1)
+        past = self.depthwise.kernel_size[0] - 1
+        x = F.pad(x, (0, 0, past, 0)) if cache is None else torch.cat([cache, x], dim=1)
+        cache = x[:, x.size(1) - past:]
+        x = self.depthwise(x.transpose(1, 2)).transpose(1, 2)
+        return self.dropout(self.out(F.silu(self.inner_norm(x)))), cache
+
+
+class ConformerLayer(nn.Module):
+    """Half feed-forward, attention, convolution, half feed-forward, norm."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        dim, dropout = config.encoder_dim, config.dropout
+        self.feed_forward1 = FeedForward(dim, config.feedforward_dim, dropout)
+        self.attention = ChunkAttention(dim, config.num_heads, config.head_dim, dropout)
+        self.convolution = CausalConvolution(dim, config.kernel_size, dropout)
+        self.feed_forward2 = FeedForward(dim, config.feedforward_dim, dropout)
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, x: Tensor, bias: Tensor, rotary: Tuple[Tensor, Tensor], attention_cache: Optional[Tensor] = None,
+                convolution_cache: Optional[Tensor] = None) -> Tuple[Tensor, Tensor, Tensor]:
+        x = x + 0.5 * self.feed_forward1(x)
+        attended, attention_cache = self.attention(x, bias, rotary, attention_cache)
+        x = x + attended
+        convolved, convolution_cache = self.convolution(x, convolution_cache)
+        x = x + convolved
+        x = x + 0.5 * self.feed_forward2(x)
+        return self.norm(x), attention_cache, convolution_cache
+
+
+class Conformer(nn.Module):
+    """The encoder: subsampling by 4 and ``num_layers`` Conformer layers of one width."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        if config.head_dim % 2:
+            raise ValueError(f"head_dim must be even for rotary positions, got {config.head_dim}")
+        self.config = config
+        self.subsampling = ConvSubsampling(config.num_features, config.subsampling_channels, config.encoder_dim)
+        self.dropout = nn.Dropout(config.dropout)
+        self.layers = nn.ModuleList(ConformerLayer(config) for _ in range(config.num_layers))
+
+    def set_feature_statistics(self, mean: Tensor, std: Tensor) -> None:
+        """Store the training features' mean and standard deviation, each (F,) float32."""
+        self.subsampling.mean.copy_(mean)
+        self.subsampling.inverse_std.copy_(1.0 / std.clamp(min=1e-3))
+
+    def forward(self, x: Tensor, lengths: Tensor, chunk_size: Optional[int] = None,
+                left_context: Optional[int] = None, layers: Sequence[int] = ()) -> Tuple[Tensor, Tensor, List[Tensor]]:
+        """The masked full pass.
+
+        Args:
+            x: (N, T0, F) float32 log-mel features, 10 ms frames.
+            lengths: (N,) int64, frames of each utterance.
+            chunk_size, left_context: in frames after subsampling; the config's when None. See :func:`chunk_mask`.
+            layers: numbers of the layers whose outputs are wanted too.
+        Returns:
+            (N, T, C) with T = (T0 - 3) // 4; the lengths (N,) int64; one (N, T, C) for each of ``layers``.
+        """
+        chunk_size = self.config.chunk_size if chunk_size is None else chunk_size
+        left_context = self.config.left_context if left_context is None else left_context
+        x = self.dropout(self.subsampling(x))
+        lengths = subsampled_length(lengths)
+        mask = chunk_mask(x.size(1), chunk_size, left_context, x.device)
+        inside = torch.arange(x.size(1), device=x.device) < lengths.unsqueeze(1)
+        bias = torch.where(mask & inside[:, None, None, :], 0.0, MASKED).to(x.dtype)
+        rotary = rotary_table(x.size(1), self.config.head_dim, x)
+        outputs = {}
+        for number, layer in enumerate(self.layers):
+            x, _, _ = layer(x, bias, rotary)
+            outputs[number] = x
+        return x, lengths, [outputs[number] for number in layers]
+
+    def initial_caches(self, num_streams: int, like: Tensor) -> Tuple[Tensor, Tensor]:
+        """Zeros: attention (num_layers, L, N, C) and convolution (num_layers, kernel_size - 1, N, C)."""
+        c = self.config
+        return (like.new_zeros(c.num_layers, c.left_context, num_streams, c.encoder_dim),
+                like.new_zeros(c.num_layers, c.kernel_size - 1, num_streams, c.encoder_dim))
+
+    def streaming_forward(self, x: Tensor, attention_cache: Tensor, convolution_cache: Tensor,
+                          processed: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+        """One chunk of each stream.
+
+        Args:
+            x: (N, 4 * chunk_size + 3, F) features; the next call begins 4 * chunk_size frames later.
+            attention_cache: (num_layers, L, N, C).
+            convolution_cache: (num_layers, kernel_size - 1, N, C).
+            processed: (N,) int64, frames after subsampling that each stream has seen before this chunk.
+        Returns:
+            (N, chunk_size, C) and the two next caches.
+        """
+        x = self.subsampling(x)
+        left = attention_cache.size(1)
+        position = torch.arange(left + x.size(1), device=x.device)
+        # The cache is filled from its end: a young stream has seen only its last `processed` frames.
+        bias = torch.where(position >= (left - processed).unsqueeze(1), 0.0, MASKED).to(x.dtype)[:, None, None, :]
+        rotary = rotary_table(left + x.size(1), self.config.head_dim, x)
+        attention, convolution = [], []
+        for number, layer in enumerate(self.layers):
+            x, source, conv = layer(x, bias, rotary, attention_cache[number].transpose(0, 1),
+                                    convolution_cache[number].transpose(0, 1))
+            attention.append(source[:, source.size(1) - left:].transpose(0, 1))
+            convolution.append(conv.transpose(0, 1))
+        return x, torch.stack(attention), torch.stack(convolution)

@@ -1,0 +1,85 @@
+"""Tokens: a SentencePiece model whose first three symbols are ``<blk>``, ``<sos/eos>`` and ``<unk>``."""
+
+import io
+from pathlib import Path
+from typing import Iterable, List
+
+import sentencepiece as spm
+
+from kdlib.config import LangConfig
+from kdlib.errors import RecipeError
+from kdlib.files import PathLike, atomic_path, write_text
+
+BLANK, SOS_EOS, UNK = "<blk>", "<sos/eos>", "<unk>"
+REMEDY = "run stage 3 again to make it"
+
+
+def train_lang(texts: Iterable[str], config: LangConfig, output: PathLike) -> "Lang":
+    """Train SentencePiece on ``texts`` and write ``bpe.model`` and ``tokens.txt`` into the folder ``output``.
+
+    A vocabulary larger than the text can fill ends in fewer tokens for ``bpe``; ``char`` takes every character.
+
+    Raises:
+        RecipeError: the type is unknown, there is no text, or the vocabulary is too small for the characters.
+    """
+    if config.type not in ("unigram", "bpe", "char"):
+        raise RecipeError(f"lang type '{config.type}' is unknown: choose unigram, bpe or char")
+    texts = [text for text in texts if text.strip()]
+    if not texts:
+        raise RecipeError("there is no text to make tokens from: the training cuts hold no transcripts")
+    model = io.BytesIO()
+    options = dict(
+        sentence_iterator=iter(texts), model_writer=model, model_type=config.type, vocab_size=config.vocab_size,
+        character_coverage=1.0, user_defined_symbols=[BLANK, SOS_EOS], unk_id=2, bos_id=-1, eos_id=-1, pad_id=-1,
+        normalization_rule_name="identity", minloglevel=2)
+    if config.type == "char":
+        options["use_all_vocab"] = True
+    try:
+        spm.SentencePieceTrainer.train(**options)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise RecipeError(f"SentencePiece cannot make {config.vocab_size} {config.type} tokens: {reason}") from None
+    output = Path(output)
+    with atomic_path(output / "bpe.model") as temporary:
+        temporary.write_bytes(model.getvalue())
+    processor = spm.SentencePieceProcessor(model_proto=model.getvalue())
+    # tokens.txt comes last: a folder with it is whole.
+    write_text(output / "tokens.txt",
+               "".join(f"{processor.id_to_piece(i)} {i}\n" for i in range(processor.get_piece_size())))
+    return Lang(output)
+
+
+class Lang:
+    """The folder that stage 3 makes. ``tokens[i]`` is the token of id i; the blank is 0.
+
+    Raises:
+        RecipeError: a file is missing or damaged, or ``tokens.txt`` and ``bpe.model`` do not belong together.
+    """
+
+    def __init__(self, folder: PathLike):
+        folder = Path(folder)
+        for name in ("tokens.txt", "bpe.model"):
+            if not (folder / name).is_file():
+                raise RecipeError(f"{folder / name} is missing: {REMEDY}")
+        try:
+            self.processor = spm.SentencePieceProcessor(model_file=str(folder / "bpe.model"))
+        except (RuntimeError, OSError):
+            raise RecipeError(f"{folder / 'bpe.model'} is no SentencePiece model: {REMEDY}") from None
+        self.tokens = [self.processor.id_to_piece(i) for i in range(self.processor.get_piece_size())]
+        lines = (folder / "tokens.txt").read_text(encoding="utf-8").splitlines()
+        if lines != [f"{token} {i}" for i, token in enumerate(self.tokens)]:
+            raise RecipeError(f"{folder / 'tokens.txt'} does not fit {folder / 'bpe.model'}: {REMEDY}")
+        if self.tokens[:3] != [BLANK, SOS_EOS, UNK]:
+            raise RecipeError(f"{folder / 'tokens.txt'} must begin with {BLANK}, {SOS_EOS}, {UNK}: {REMEDY}")
+        self.blank_id = 0
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def encode(self, text: str) -> List[int]:
+        """Text to token ids."""
+        return self.processor.encode(text, out_type=int)
+
+    def decode(self, ids: List[int]) -> str:
+        """Token ids to text; an unknown token reads as a blank does: as nothing."""
+        return self.processor.decode([i for i in ids if i > 2])

@@ -1,0 +1,136 @@
+"""Distillation losses for transducers, and the registry that configs name them by.
+
+Every loss is a plain function of tensors, zero when student and teacher agree and never negative. The teacher's side
+gets no gradient. A lattice loss is a mean over the nodes of each utterance, then over the utterances; a frame loss is
+a mean over the frames (and channels) of each utterance, then over the utterances. So neither padding, nor the batch
+an utterance stands in, nor its length changes what a weight means.
+
+N utterances, T frames, R nodes kept a frame (or U + 1 for the full lattice), V tokens, C channels.
+"""
+
+from dataclasses import dataclass
+from typing import Callable, Dict, Optional
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from kdlib.errors import RecipeError
+
+
+def _node_mean(per_node: Tensor, mask: Tensor) -> Tensor:
+    """Mean over the nodes of each utterance, then over utterances; (N, T, R) and its bool mask to a scalar."""
+    per_node = per_node.masked_fill(~mask, 0.0).flatten(1).sum(1)
+    return (per_node / mask.flatten(1).sum(1).clamp(min=1)).mean()
+
+
+def _kl(teacher: Tensor, student: Tensor) -> Tensor:
+    """KL(teacher || student) over the last axis of two log-probability tensors; classes of no mass add nothing."""
+    # A class that is impossible on both sides is -inf - -inf; its term is zero and so must its gradient be.
+    empty = torch.isneginf(teacher)
+    difference = teacher.masked_fill(empty, 0.0) - student.masked_fill(empty, 0.0)
+    return (teacher.exp() * difference).sum(-1)
+
+
+def lattice_kl(student: Tensor, teacher: Tensor, mask: Tensor, temperature: float = 1.0) -> Tensor:
+    """KL over the whole vocabulary at every node: the full lattice (R = U + 1), or the pruned one.
+
+    On the nodes that the student's pruned RNN-T keeps, the ranges indexing both models (after Kuang et al. 2022,
+    arXiv 2206.13236). The loss is times ``temperature`` squared, so that its gradient does not fade with it.
+
+    Args:
+        student, teacher: (N, T, R, V) logits.
+        mask: (N, T, R) bool, true at the nodes with t < T_i and u <= U_i.
+    Returns:
+        A scalar, in nats a node.
+    """
+    teacher = F.log_softmax(teacher.detach() / temperature, dim=-1)
+    student = F.log_softmax(student / temperature, dim=-1)
+    return temperature ** 2 * _node_mean(_kl(teacher, student), mask)
+
+
+def _collapse(log_probs: Tensor, next_symbols: Tensor, blank_id: int) -> Tensor:
+    """(..., V) to (..., 3): the next label, blank, and all the rest; where the next label is blank, it has no class."""
+    index = next_symbols.unsqueeze(-1)
+    label = log_probs.gather(-1, index)
+    label = label.masked_fill(index == blank_id, float("-inf"))
+    blank = log_probs[..., blank_id:blank_id + 1]
+    # The rest by a masked logsumexp: 1 - p_y - p_b would lose everything near certainty.
+    taken = torch.zeros_like(log_probs, dtype=torch.bool).scatter_(-1, index, True)
+    taken[..., blank_id] = True
+    rest = log_probs.masked_fill(taken, float("-inf"))
+    if log_probs.size(-1) > 2:
+        rest = rest.logsumexp(-1, keepdim=True)
+    else:
+        # With two tokens the rest is empty at the inner nodes; logsumexp over nothing has no gradient.
+        rest = rest.max(-1, keepdim=True).values
+    return torch.cat([label, blank, rest], dim=-1)
+
+
+def collapsed_kl(student: Tensor, teacher: Tensor, next_symbols: Tensor, mask: Tensor, blank_id: int = 0,
+                 temperature: float = 1.0) -> Tensor:
+    """KL over three classes a node: the next label, blank, the rest (Panchapagesan et al. 2021, arXiv 2011.06110).
+
+    Args:
+        student, teacher: (N, T, R, V) logits.
+        next_symbols: (N, T, R) int64, the label y_{u+1} of each node; ``blank_id`` where u = U_i, which leaves two
+            classes there.
+        mask: (N, T, R) bool.
+    Returns:
+        A scalar, in nats a node, times ``temperature`` squared; never above :func:`lattice_kl` of the same nodes.
+    """
+    teacher = _collapse(F.log_softmax(teacher.detach() / temperature, dim=-1), next_symbols, blank_id)
+    student = _collapse(F.log_softmax(student / temperature, dim=-1), next_symbols, blank_id)
+    return temperature ** 2 * _node_mean(_kl(teacher, student), mask)
+
+
+def encoder_mse(student: Tensor, teacher: Tensor, lengths: Tensor) -> Tensor:
+    """Mean squared difference of two encoders' outputs.
+
+    Args:
+        student, teacher: (N, T, C) of one width (project the student's first where widths differ).
+        lengths: (N,) int64 frames.
+    Returns:
+        A scalar.
+    """
+    inside = torch.arange(student.size(1), device=student.device) < lengths.unsqueeze(1)
+    per_frame = (student - teacher.detach()).square().mean(-1).masked_fill(~inside, 0.0)
+    return (per_frame.sum(1) / lengths.clamp(min=1)).mean()
+
+
+@dataclass
+class DistillInputs:
+    """What a training step can offer to the registered losses; a field is None where no configured loss reads it."""
+
+    blank_id: int = 0
+    student_logits: Optional[Tensor] = None  # (N, T, R, V)
+    teacher_logits: Optional[Tensor] = None  # (N, T, R, V)
+    next_symbols: Optional[Tensor] = None  # (N, T, R) int64
+    mask: Optional[Tensor] = None  # (N, T, R) bool
+    student_encoder: Optional[Tensor] = None  # (N, T, C), projected to the teacher's width
+    teacher_encoder: Optional[Tensor] = None  # (N, T, C)
+    lengths: Optional[Tensor] = None  # (N,) int64
+
+
+@dataclass(frozen=True)
+class RegisteredLoss:
+    reads: str  # "lattice" or "encoder"
+    compute: Callable[[DistillInputs, float], Tensor]
+
+
+REGISTRY: Dict[str, RegisteredLoss] = {
+    "pruned_lattice_kl": RegisteredLoss(
+        "lattice", lambda x, tau: lattice_kl(x.student_logits, x.teacher_logits, x.mask, tau)),
+    "collapsed_kl": RegisteredLoss(
+        "lattice", lambda x, tau: collapsed_kl(x.student_logits, x.teacher_logits, x.next_symbols, x.mask,
+                                               x.blank_id, tau)),
+    "encoder_mse": RegisteredLoss(
+        "encoder", lambda x, tau: encoder_mse(x.student_encoder, x.teacher_encoder, x.lengths)),
+}
+
+
+def find_loss(name: str) -> RegisteredLoss:
+    """The loss of that name; an unknown one is a :class:`RecipeError` that lists the known ones."""
+    if name not in REGISTRY:
+        raise RecipeError(f"loss.distill: unknown loss '{name}'; known are {', '.join(sorted(REGISTRY))}")
+    return REGISTRY[name]

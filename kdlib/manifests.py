@@ -1,0 +1,134 @@
+"""Lhotse manifests of checked recordings: what stage 1 of every recipe does alike."""
+
+import struct
+from pathlib import Path
+from typing import List, Optional, Sequence, Tuple
+
+import numpy as np
+
+from kdlib.errors import RecipeError
+from kdlib.files import PathLike, atomic_path
+
+
+class BadAudio(Exception):
+    """A recording that cannot be used; the message says why."""
+
+
+class Skipped:
+    """What was left out, and why: every item is counted, the first ones are named."""
+
+    def __init__(self, shown: int = 10):
+        self._shown = shown
+        self._items: List[Tuple[str, str]] = []
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def add(self, name: str, reason: str) -> None:
+        """Count one item."""
+        self._items.append((name, reason))
+
+    def report(self, where: str) -> None:
+        """Print a line for each of the first items and one with the total; nothing when nothing was left out."""
+        for name, reason in self._items[: self._shown]:
+            print(f"skipped {name}: {reason}")
+        if self._items:
+            print(f"skipped {len(self._items)} in all of {where}")
+
+
+def read_audio(path: PathLike, rate: int) -> np.ndarray:
+    """Read a whole mono file of ``rate`` Hz as float32, shape (samples,).
+
+    Raises :class:`BadAudio` when the file is missing, empty, cut short, damaged, not mono or of another rate.
+    """
+    import soundfile
+
+    path = Path(path)
+    if not path.is_file():
+        raise BadAudio(f"{path} is missing")
+    if path.stat().st_size == 0:
+        raise BadAudio(f"{path} is empty")
+    if path.suffix.lower() == ".wav":
+        _check_riff(path)
+    try:
+        with soundfile.SoundFile(path) as audio:
+            if audio.samplerate != rate or audio.channels != 1:
+                raise BadAudio(f"{path} has {audio.channels} channels at {audio.samplerate} Hz instead of one at {rate}")
+            samples = audio.read(dtype="float32")
+            if len(samples) != audio.frames or len(samples) == 0:
+                raise BadAudio(f"{path} is cut short: {len(samples)} of {audio.frames} samples")
+    except (soundfile.SoundFileError, RuntimeError, OSError) as error:
+        raise BadAudio(f"{path} cannot be read ({str(error).splitlines()[0]})") from None
+    return samples
+
+
+def _check_riff(path: Path) -> None:
+    """libsndfile reads a WAV file that was cut short without a word, so compare its header with its size."""
+    with open(path, "rb") as file:
+        head = file.read(12)
+    if len(head) == 12 and head[:4] == b"RIFF":
+        (size,) = struct.unpack("<I", head[4:8])
+        # Streamed files have a size of 0 or of all ones in the header: nothing can be said about these.
+        if size not in (0, 0xFFFFFFFF) and size + 8 > path.stat().st_size + 1:
+            raise BadAudio(f"{path} is cut short: {path.stat().st_size} of {size + 8} bytes")
+
+
+def normalise_text(text: Optional[str]) -> str:
+    """Return ``text`` as upper-case words separated by one space; empty for ``None`` or white space."""
+    return " ".join(str(text or "").upper().split())
+
+
+def describe(name: str, path: PathLike, samples: int, rate: int, text: Optional[str], speaker: Optional[str] = None,
+             custom: Optional[dict] = None, language: str = "English"):
+    """Return a Lhotse ``(Recording, SupervisionSegment)`` of one mono file; the supervision spans all of it.
+
+    Without ``text`` (a noise) the second is ``None``. ``path`` is kept as it is given, relative or not.
+    """
+    from lhotse import Recording, SupervisionSegment
+    from lhotse.audio import AudioSource
+
+    recording = Recording(id=name, sources=[AudioSource(type="file", channels=[0], source=str(path))],
+                          sampling_rate=rate, num_samples=samples, duration=samples / rate)
+    if text is None:
+        return recording, None
+    return recording, SupervisionSegment(id=name, recording_id=name, start=0.0, duration=recording.duration, channel=0,
+                                         text=text, speaker=speaker, language=language, custom=custom)
+
+
+def write_manifests(folder: PathLike, part: str, described: Sequence[tuple]) -> None:
+    """Validate what :func:`describe` returned and write it as Lhotse manifests.
+
+    Leaves ``recordings_<part>``, ``supervisions_<part>`` (when there are any) and ``cuts_<part>.jsonl.gz`` in
+    ``folder``, each whole or not at all: one MonoCut a recording, with the recording's id. Prints what was written.
+    Raises :class:`RecipeError` when ``described`` is empty or not valid.
+    """
+    from lhotse import CutSet, RecordingSet, SupervisionSet, validate
+    from lhotse.qa import validate_recordings_and_supervisions
+
+    if not described:
+        raise RecipeError(f"the part {part} has no recording that can be used: see what was skipped above, "
+                          "then run stage 0 again or mend the corpus")
+    recordings = RecordingSet.from_recordings(recording for recording, _ in described)
+    supervisions = SupervisionSet.from_segments(segment for _, segment in described if segment is not None)
+    cuts = []
+    for recording, segment in described:
+        cut = recording.to_cut()
+        cut.supervisions = [segment] if segment is not None else []
+        cuts.append(cut)
+    cut_set = CutSet.from_cuts(cuts)
+    sets = {"recordings": recordings, "cuts": cut_set}
+    try:
+        if len(supervisions):
+            sets["supervisions"] = supervisions
+            validate_recordings_and_supervisions(recordings, supervisions)
+        else:
+            validate(recordings)
+        validate(cut_set)
+    except AssertionError as error:
+        raise RecipeError(f"the manifests of {part} are not valid: {error}") from None
+    for kind, manifest in sets.items():
+        with atomic_path(Path(folder) / f"{kind}_{part}.jsonl.gz") as temporary:
+            manifest.to_file(temporary)
+    words = sum(len(segment.text.split()) for segment in supervisions)
+    hours = sum(recording.duration for recording in recordings) / 3600
+    print(f"wrote {Path(folder) / f'cuts_{part}.jsonl.gz'}: {len(cuts)} recordings, {hours:.2f} h, {words} words")

@@ -1,0 +1,309 @@
+"""The pruned RNN-T loss: four functions with the names, arguments, shapes and results of k2 1.23.4's.
+
+    simple_loss, (px_grad, py_grad) = rnnt_loss_smoothed(lm, am, symbols, blank, boundary=boundary, return_grad=True)
+    ranges = get_rnnt_prune_ranges(px_grad, py_grad, boundary, s_range=5)
+    am_pruned, lm_pruned = do_rnnt_pruning(encoder_out, predictor_out, ranges)
+    pruned_loss = rnnt_loss_pruned(joiner(am_pruned, lm_pruned), symbols, ranges, blank, boundary)
+
+Each takes one keyword more, ``backend``: "k2" (k2 itself), "native" (plain torch, any device, float32 and float64) or
+"auto": k2 where it can be imported and takes the batch, native elsewhere. Both give the same numbers. Half precision is
+computed in float32.
+
+Source: Kuang et al., "Pruned RNN-T for fast, memory-efficient ASR training", 2022, arXiv 2206.13236; the transducer:
+Graves, "Sequence transduction with recurrent neural networks", 2012, arXiv 1211.3711.
+
+Dimensions, by this project's letters: N utterances, T frames, U labels of the longest utterance (k2's S), R nodes kept
+a frame, V tokens, C channels. A lattice node (t, u) is frame t with u labels emitted.
+"""
+
+from typing import Optional, Tuple, Union
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from kdlib.errors import RecipeError
+from kdlib.rnnt import checks, k2_backend, native
+from kdlib.rnnt.lattice import full_boundary
+
+BACKENDS = ("auto", "k2", "native")
+
+__all__ = [
+    "BACKENDS",
+    "backend_in_use",
+    "do_rnnt_pruning",
+    "get_rnnt_prune_ranges",
+    "node_symbols",
+    "rnnt_loss_pruned",
+    "rnnt_loss_smoothed",
+]
+
+
+def backend_in_use(backend: str = "auto") -> str:
+    """The backend that ``backend`` means in this process: "k2" or "native".
+
+    Raises:
+      ValueError: for an unknown name. RecipeError: "k2" is asked for and cannot be imported.
+    """
+    checks.require(backend in BACKENDS, f"backend {backend!r} is not known: use one of {', '.join(BACKENDS)}")
+    if backend == "native":
+        return "native"
+    module, reason = k2_backend.load()
+    if module is not None:
+        return "k2"
+    if backend == "k2":
+        raise RecipeError(
+            f"the backend 'k2' was asked for, but k2 cannot be imported ({reason}); make its environment with "
+            "tools/install.sh --k2 and use that, or choose the backend 'auto' or 'native'"
+        )
+    return "native"
+
+
+def _implementation(backend: str, labels: int, frames: int, tensor: Tensor):
+    if backend_in_use(backend) == "native":
+        return native
+    refusal = k2_backend.refusal(labels, frames, tensor)
+    checks.require(backend != "k2" or not refusal, f"{refusal}; use the backend 'auto' or 'native'")
+    return native if refusal else k2_backend
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def rnnt_loss_smoothed(
+    lm: Tensor,
+    am: Tensor,
+    symbols: Tensor,
+    termination_symbol: int,
+    lm_only_scale: float = 0.1,
+    am_only_scale: float = 0.1,
+    boundary: Optional[Tensor] = None,
+    rnnt_type: str = "regular",
+    delay_penalty: float = 0.0,
+    reduction: Optional[str] = "mean",
+    return_grad: bool = False,
+    *,
+    backend: str = "auto",
+) -> Union[Tensor, Tuple[Tensor, Tuple[Tensor, Tensor]]]:
+    """RNN-T loss of the simple joiner, logit(t, u, v) = am(t, v) + lm(u, v), smoothed; no 4-D tensor is made.
+
+    The log-probability of each arc is (1 - l - a) * joint + l * lm-only + a * am-only, with l and a the two scales;
+    the am-only part is taken against the mean of softmax(lm) over all positions of the batch, padding included (so
+    with a > 0 a loss depends a little on the batch it is in, as k2's does). Kuang et al. 2022, section 3.
+
+    Args:
+      lm: (N, U+1, V) float, unnormalised log-probabilities of the predictor's side.
+      am: (N, T, V), dtype of lm, the encoder's side.
+      symbols: (N, U) int64, the labels, padded with any token.
+      termination_symbol: the blank.
+      lm_only_scale, am_only_scale: l and a.
+      boundary: (N, 4) int64, rows [s_begin, t_begin, s_end, t_end]; None means [0, 0, U, T].
+      rnnt_type: "regular", or "modified" where a label, too, leads to the next frame.
+      delay_penalty: added to each label arc as delay_penalty * ((t_end - 1) / 2 - t), which rewards early labels.
+      reduction: "none", "mean" over utterances or "sum".
+      return_grad: whether to return the arc posteriors as well.
+      backend: "auto", "k2" or "native".
+
+    Returns:
+      The loss, in nats: (N,) for "none", else a scalar. An utterance without a path has loss +inf (in native, with
+      zero gradient). With return_grad: (loss, (px_grad, py_grad)), the posteriors of the label arcs, (N, U, T+1)
+      (regular) or (N, U, T) (modified), and of the blank arcs, (N, U+1, T); no gradient flows through them.
+
+    Raises:
+      ValueError: an argument does not fit; it is named. RecipeError: backend "k2" without k2.
+    """
+    checks.check_options(rnnt_type, reduction, delay_penalty)
+    checks.check_float("am", am, 3)
+    checks.check_float("lm", lm, 3)
+    boundary = boundary if boundary is None else boundary.to(am.device)
+    count, frames, tokens = am.shape
+    labels = lm.shape[1] - 1
+    checks.require(
+        lm.shape[0] == count and lm.shape[2] == tokens,
+        f"lm {tuple(lm.shape)} and am {tuple(am.shape)} must agree in their first and last dimension",
+    )
+    checks.check_alike(("am", "lm"), (am, lm))
+    checks.check_alike(("am", "symbols"), (am, symbols), dtype=False)
+    checks.check_boundary(boundary, count, labels, frames)
+    checks.check_symbols(symbols, boundary, count, tokens, termination_symbol)
+    checks.require(symbols.shape[1] == labels, f"symbols has {symbols.shape[1]} labels, lm is for {labels}")
+    with torch.autocast(am.device.type, enabled=False):
+        return _implementation(backend, labels, frames, am).rnnt_loss_smoothed(
+            lm=_widened(lm),
+            am=_widened(am),
+            symbols=symbols,
+            termination_symbol=termination_symbol,
+            lm_only_scale=lm_only_scale,
+            am_only_scale=am_only_scale,
+            boundary=boundary,
+            rnnt_type=rnnt_type,
+            delay_penalty=delay_penalty,
+            reduction=reduction,
+            return_grad=return_grad,
+        )
+
+
+def get_rnnt_prune_ranges(
+    px_grad: Tensor, py_grad: Tensor, boundary: Tensor, s_range: int, *, backend: str = "auto"
+) -> Tensor:
+    """The nodes to keep of each frame: R consecutive label counts that hold the most of the posterior.
+
+    The first kept count never decreases over the frames, begins at 0, rises by less than R a frame (by at most 1 in a
+    modified lattice, which is told by the shape of px_grad), and at the last frame the band holds the last label.
+    Kuang et al. 2022, section 3.2.
+
+    Args:
+      px_grad, py_grad: (N, U, T+1) or (N, U, T), and (N, U+1, T), from ``rnnt_loss_smoothed(return_grad=True)``.
+      boundary: (N, 4) int64, rows [s_begin, t_begin, s_end, t_end]; the begins are taken as zero.
+      s_range: R wanted; at least 2, or 1 in a modified lattice. It is lowered to U + 1 where that is less, and raised
+        in a regular lattice until (R - 1) * T_i >= U_i for every utterance, since less leaves it no path. (k2 1.23.4
+        does not raise it; newer ones do. Here both backends do.)
+
+    Returns:
+      (N, T, R) int64, on the device of px_grad. R is what it came to.
+
+    Raises:
+      ValueError: an argument does not fit; it is named. RecipeError: backend "k2" without k2.
+    """
+    checks.require(
+        px_grad.dim() == 3
+        and py_grad.dim() == 3
+        and py_grad.shape[:2] == (px_grad.shape[0], px_grad.shape[1] + 1)
+        and px_grad.shape[2] - py_grad.shape[2] in (0, 1),
+        f"px_grad {tuple(px_grad.shape)} and py_grad {tuple(py_grad.shape)} must be (N, U, T+1) or (N, U, T), and "
+        "(N, U+1, T)",
+    )
+    count, labels, columns = px_grad.shape
+    frames = py_grad.shape[2]
+    modified = columns == frames
+    checks.require(count > 0 and frames > 0, f"py_grad is empty: {tuple(py_grad.shape)}")
+    checks.check_alike(("px_grad", "py_grad"), (px_grad, py_grad))
+    if boundary is None:
+        boundary = full_boundary(count, labels, frames, px_grad.device)
+    checks.check_boundary(boundary, count, labels, frames)
+    boundary = boundary.to(px_grad.device)
+    least = 1 if modified else 2
+    checks.require(s_range >= least, f"s_range must be at least {least}, not {s_range}")
+    if not modified:
+        u_end, t_end = boundary[:, 2], boundary[:, 3].clamp(min=1)
+        s_range = max(s_range, int(torch.div(u_end + t_end - 1, t_end, rounding_mode="floor").max()) + 1)
+    s_range = min(s_range, labels + 1)
+    return _implementation(backend, labels, frames, px_grad).get_rnnt_prune_ranges(
+        px_grad=px_grad, py_grad=py_grad, boundary=boundary, s_range=s_range
+    )
+
+
+def do_rnnt_pruning(am: Tensor, lm: Tensor, ranges: Tensor, *, backend: str = "auto") -> Tuple[Tensor, Tensor]:
+    """Encoder and predictor outputs at the kept nodes.
+
+    Args:
+      am: (N, T, C1) float, encoder output.
+      lm: (N, U+1, C2) float, predictor output.
+      ranges: (N, T, R) int64, from ``get_rnnt_prune_ranges``.
+
+    Returns:
+      (N, T, R, C1), a view of am, and (N, T, R, C2).
+
+    Raises:
+      ValueError: an argument does not fit; it is named. RecipeError: backend "k2" without k2.
+    """
+    checks.check_float("am", am, 3)
+    checks.check_float("lm", lm, 3)
+    checks.require(lm.shape[0] == am.shape[0], f"lm {tuple(lm.shape)} and am {tuple(am.shape)} differ in utterances")
+    checks.check_alike(("am", "lm", "ranges"), (am, lm, ranges), dtype=False)
+    checks.check_ranges(ranges, am.shape[0], am.shape[1], lm.shape[1] - 1)
+    # Only a selection, alike in both; the shape limits of the lattice functions do not apply.
+    implementation = native if backend_in_use(backend) == "native" else k2_backend
+    return implementation.do_rnnt_pruning(am=am, lm=lm, ranges=ranges)
+
+
+def rnnt_loss_pruned(
+    logits: Tensor,
+    symbols: Tensor,
+    ranges: Tensor,
+    termination_symbol: int,
+    boundary: Optional[Tensor] = None,
+    rnnt_type: str = "regular",
+    delay_penalty: float = 0.0,
+    reduction: Optional[str] = "mean",
+    *,
+    backend: str = "auto",
+) -> Tensor:
+    """RNN-T loss over the kept nodes; with R = U + 1 it is the full RNN-T loss.
+
+    Kuang et al. 2022, section 3.2; Graves 2012, section 2.4.
+
+    Args:
+      logits: (N, T, R, V) float, joiner output at the kept nodes, not normalised.
+      symbols: (N, U) int64, the labels, padded with any token.
+      ranges: (N, T, R) int64, from ``get_rnnt_prune_ranges``.
+      termination_symbol: the blank.
+      boundary, rnnt_type, delay_penalty, reduction, backend: as in ``rnnt_loss_smoothed``.
+
+    Returns:
+      The loss, in nats: (N,) for "none", else a scalar. An utterance without a path in the band has loss +inf (in
+      native, with zero gradient).
+
+    Raises:
+      ValueError: an argument does not fit; it is named. RecipeError: backend "k2" without k2.
+    """
+    checks.check_options(rnnt_type, reduction, delay_penalty)
+    checks.check_float("logits", logits, 4)
+    boundary = boundary if boundary is None else boundary.to(logits.device)
+    count, frames, kept, tokens = logits.shape
+    checks.check_alike(("logits", "symbols", "ranges"), (logits, symbols, ranges), dtype=False)
+    checks.require(symbols.dim() == 2, f"symbols must be int64 ({count}, U), not {tuple(symbols.shape)}")
+    labels = symbols.shape[1]
+    checks.check_ranges(ranges, count, frames, labels)
+    checks.require(ranges.shape[2] == kept, f"ranges keeps {ranges.shape[2]} nodes a frame, logits has {kept}")
+    checks.check_boundary(boundary, count, labels, frames)
+    checks.check_symbols(symbols, boundary, count, tokens, termination_symbol)
+    with torch.autocast(logits.device.type, enabled=False):
+        return _implementation(backend, labels, frames, logits).rnnt_loss_pruned(
+            logits=_widened(logits),
+            symbols=symbols,
+            ranges=ranges,
+            termination_symbol=termination_symbol,
+            boundary=boundary,
+            rnnt_type=rnnt_type,
+            delay_penalty=delay_penalty,
+            reduction=reduction,
+        )
+
+
+def node_symbols(
+    symbols: Tensor, ranges: Tensor, boundary: Optional[Tensor], termination_symbol: int
+) -> Tuple[Tensor, Tensor]:
+    """The next label of each kept node, and which nodes are real, for losses over the lattice.
+
+    Args:
+      symbols: (N, U) int64, the labels.
+      ranges: (N, T, R) int64, the label counts u of the kept nodes.
+      boundary: (N, 4) int64 or None, as in ``rnnt_loss_smoothed``.
+      termination_symbol: the blank.
+
+    Returns:
+      next_symbols: (N, T, R) int64, y_{u+1}; the termination symbol where u >= U_i, so always a valid token.
+      mask: (N, T, R) bool, whether t < T_i and u <= U_i (and not before the boundary's begin).
+
+    Raises:
+      ValueError: an argument does not fit; it is named.
+    """
+    count, frames, kept = ranges.shape
+    checks.require(
+        symbols.dim() == 2 and symbols.shape[0] == count,
+        f"symbols must be int64 ({count}, U), not {tuple(symbols.shape)}",
+    )
+    labels = symbols.shape[1]
+    checks.check_ranges(ranges, count, frames, labels)
+    checks.check_boundary(boundary, count, labels, frames)
+    if boundary is None:
+        boundary = full_boundary(count, labels, frames, ranges.device)
+    u_begin, t_begin, u_end, t_end = boundary.to(ranges.device).reshape(count, 4, 1, 1).unbind(1)
+    padded = F.pad(symbols, (0, 1), value=termination_symbol)
+    next_symbols = padded.gather(1, ranges.reshape(count, -1)).view(count, frames, kept)
+    next_symbols = next_symbols.masked_fill(ranges >= u_end, termination_symbol)
+    t = torch.arange(frames, device=ranges.device).reshape(1, frames, 1)
+    mask = (t >= t_begin) & (t < t_end) & (ranges >= u_begin) & (ranges <= u_end)
+    return next_symbols, mask

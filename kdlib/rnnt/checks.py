@@ -1,0 +1,97 @@
+"""Argument checks of the transducer functions: a ValueError that names the argument, and the utterance where one is
+at fault."""
+
+from typing import Optional, Sequence
+
+import torch
+from torch import Tensor
+
+RNNT_TYPES = ("regular", "modified")
+REDUCTIONS = ("none", "mean", "sum")
+
+
+def require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+def _utterances(bad: Tensor) -> str:
+    return ", ".join(str(n) for n in bad.nonzero().flatten().tolist()[:8])
+
+
+def check_options(rnnt_type: str, reduction: str, delay_penalty: float) -> None:
+    require(rnnt_type in RNNT_TYPES, f"rnnt_type {rnnt_type!r} is not supported: use one of {', '.join(RNNT_TYPES)}")
+    require(reduction in REDUCTIONS, f"reduction {reduction!r} is not known: use one of {', '.join(REDUCTIONS)}")
+    require(delay_penalty >= 0.0, f"delay_penalty must not be negative, not {delay_penalty}")
+
+
+def check_float(name: str, tensor: Tensor, dimensions: int) -> None:
+    require(
+        tensor.dim() == dimensions and tensor.is_floating_point(),
+        f"{name} must be a floating tensor of {dimensions} dimensions, not {tensor.dtype} {tuple(tensor.shape)}",
+    )
+    require(tensor.numel() > 0, f"{name} is empty: {tuple(tensor.shape)}")
+
+
+def check_alike(names: Sequence[str], tensors: Sequence[Tensor], dtype: bool = True) -> None:
+    for name, tensor in zip(names[1:], tensors[1:]):
+        require(
+            tensor.device == tensors[0].device,
+            f"{name} lies on {tensor.device}, {names[0]} on {tensors[0].device}: move them to one device",
+        )
+        require(
+            not dtype or tensor.dtype == tensors[0].dtype,
+            f"{name} is {tensor.dtype}, {names[0]} is {tensors[0].dtype}: give both one dtype",
+        )
+
+
+def check_boundary(boundary: Optional[Tensor], count: int, labels: int, frames: int) -> None:
+    if boundary is None:
+        return
+    require(
+        boundary.dtype == torch.int64 and boundary.shape == (count, 4),
+        f"boundary must be int64 ({count}, 4), not {boundary.dtype} {tuple(boundary.shape)}",
+    )
+    u_begin, t_begin, u_end, t_end = boundary.unbind(1)
+    bad = (u_begin < 0) | (u_begin > u_end) | (u_end > labels) | (t_begin < 0) | (t_begin > t_end) | (t_end > frames)
+    if bool(bad.any()):
+        raise ValueError(
+            f"boundary of utterance {_utterances(bad)} lies outside the tensors ({labels} labels, {frames} frames): "
+            f"{boundary[bad][0].tolist()} as [s_begin, t_begin, s_end, t_end]"
+        )
+
+
+def check_symbols(symbols: Tensor, boundary: Optional[Tensor], count: int, tokens: int, blank: int) -> None:
+    require(
+        symbols.dim() == 2 and symbols.shape[0] == count and symbols.dtype == torch.int64,
+        f"symbols must be int64 ({count}, U), not {symbols.dtype} {tuple(symbols.shape)}",
+    )
+    require(0 <= blank < tokens, f"termination_symbol {blank} lies outside the vocabulary of {tokens}")
+    outside = ((symbols < 0) | (symbols >= tokens)).any(dim=1)
+    if bool(outside.any()):
+        raise ValueError(f"symbols of utterance {_utterances(outside)} lie outside the vocabulary of {tokens} tokens")
+    is_blank = symbols == blank
+    if boundary is not None:
+        u = torch.arange(symbols.shape[1], device=symbols.device)
+        is_blank = is_blank & (u >= boundary[:, 0:1]) & (u < boundary[:, 2:3])
+    is_blank = is_blank.any(dim=1)
+    if bool(is_blank.any()):
+        raise ValueError(
+            f"symbols of utterance {_utterances(is_blank)} contain the termination symbol {blank}, which is no label"
+        )
+
+
+def check_ranges(ranges: Tensor, count: int, frames: int, labels: int) -> None:
+    require(
+        ranges.dtype == torch.int64 and ranges.dim() == 3 and ranges.shape[:2] == (count, frames),
+        f"ranges must be int64 ({count}, {frames}, R), not {ranges.dtype} {tuple(ranges.shape)}",
+    )
+    kept = ranges.shape[2]
+    require(1 <= kept <= labels + 1, f"ranges keeps {kept} nodes a frame of the {labels + 1} that there are")
+    steps = torch.arange(kept, device=ranges.device)
+    bad = (ranges != ranges[:, :, :1] + steps) | (ranges < 0) | (ranges > labels)
+    bad = bad.flatten(1).any(dim=1)
+    if bool(bad.any()):
+        raise ValueError(
+            f"ranges of utterance {_utterances(bad)} are not consecutive label counts between 0 and {labels}"
+        )

@@ -1,0 +1,218 @@
+"""Word error counts and the three files that decoding leaves behind, laid out as icefall lays them out.
+
+``results`` is everywhere a sequence of ``(utterance id, reference words, recognised words)``; words are non-empty
+strings without white space. The alignment is Levenshtein's with unit costs, computed by kaldialign.
+"""
+
+import ast
+from collections import Counter
+from dataclasses import dataclass
+from typing import Dict, Iterable, List, Mapping, Optional, Sequence, Tuple, Union
+
+from kdlib.errors import RecipeError
+from kdlib.files import PathLike, write_text
+
+Result = Tuple[str, Sequence[str], Sequence[str]]
+Pair = Tuple[Optional[str], Optional[str]]
+
+GAP = "*"  # how a missing word is shown in files
+# How a missing word is marked inside alignments: white space, which no word contains, so that a corpus whose words
+# include "*" is counted rightly.
+_EPSILON = " "
+
+
+@dataclass(frozen=True)
+class ErrorCounts:
+    """Word errors of a test set: every reference word is a hit, a substitution or a deletion."""
+
+    ins: int
+    del_: int
+    sub: int
+    hits: int
+    utterances: int
+
+    @property
+    def words(self) -> int:
+        """Number of reference words."""
+        return self.hits + self.sub + self.del_
+
+    @property
+    def errors(self) -> int:
+        return self.ins + self.del_ + self.sub
+
+    @property
+    def wer(self) -> float:
+        """Word error rate in per cent, above 100 when insertions abound; :class:`RecipeError` without any word."""
+        if self.words == 0:
+            raise RecipeError("the word error rate needs reference words and there are none; check the transcripts")
+        return 100.0 * self.errors / self.words
+
+    def as_dict(self) -> Dict[str, Union[int, float]]:
+        """The counts by their usual names, ready for JSON."""
+        return {"wer": self.wer, "errors": self.errors, "words": self.words, "ins": self.ins, "del": self.del_,
+                "sub": self.sub, "utterances": self.utterances}
+
+
+def align_words(ref: Sequence[str], hyp: Sequence[str]) -> List[Pair]:
+    """Align two word lists at the least number of errors.
+
+    Returns pairs ``(reference word, recognised word)`` in order; None on the left marks an insertion, on the right a
+    deletion. Raises TypeError for a plain string, which would be taken letter by letter.
+    """
+    import kaldialign
+
+    if isinstance(ref, str) or isinstance(hyp, str):
+        raise TypeError("ref and hyp must be lists of words, not strings")
+    return [(None if left == _EPSILON else left, None if right == _EPSILON else right)
+            for left, right in kaldialign.align(list(ref), list(hyp), _EPSILON)]
+
+
+def count_errors(results: Iterable[Result]) -> ErrorCounts:
+    """Insertions, deletions, substitutions and hits over all ``results``; an empty reference has only insertions."""
+    results = list(results)
+    return _count(align_words(ref, hyp) for _, ref, hyp in results)
+
+
+def write_recogs(path: PathLike, results: Iterable[Result]) -> None:
+    """Write references and recognised words, two lines an utterance, sorted by id.
+
+    Raises :class:`RecipeError` naming an id that stands twice. The file appears whole or not at all.
+    """
+    lines = []
+    for cut_id, ref, hyp in _sorted_unique(results):
+        lines += [f"{cut_id}:\tref={list(ref)}\n", f"{cut_id}:\thyp={list(hyp)}\n"]
+    write_text(path, "".join(lines))
+
+
+def read_recogs(path: PathLike) -> List[Tuple[str, List[str], List[str]]]:
+    """Read a file of :func:`write_recogs` (or icefall's); raises :class:`RecipeError` naming a line it can't take."""
+    references: Dict[str, List[str]] = {}
+    results = []
+    with open(path, encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            cut_id, ref_mark, ref = line.rstrip("\n").partition(":\tref=")
+            if not ref_mark:
+                cut_id, hyp_mark, hyp = line.rstrip("\n").partition(":\thyp=")
+            try:
+                if ref_mark:
+                    references[cut_id] = ast.literal_eval(ref)
+                else:
+                    results.append((cut_id, references.pop(cut_id), ast.literal_eval(hyp)))
+            except (KeyError, SyntaxError, ValueError):
+                raise RecipeError(f"{path}, line {number}: expected 'id:\\tref=[...]' followed by 'id:\\thyp=[...]'; "
+                                  "decode again") from None
+    if references:
+        raise RecipeError(f"{path}: {next(iter(references))} has a reference and no hypothesis; decode again")
+    return results
+
+
+def write_error_stats(path: PathLike, test_set_name: str, results: Iterable[Result]) -> ErrorCounts:
+    """Write the word error rate and what it is made of; return the counts.
+
+    The file begins with ``%WER = 3.06`` and the counts, then shows each utterance with its errors as
+    ``(reference->recognised)`` (neighbouring errors joined), then each kind of error by frequency, then each word
+    with its correct count, its errors and how often it stands in references and in hypotheses.
+
+    Raises :class:`RecipeError` for an id that stands twice and for a test set without reference words (both named).
+    """
+    results = _sorted_unique(results)
+    alignments = [align_words(ref, hyp) for _, ref, hyp in results]
+    counts = _count(alignments)
+    if counts.words == 0:
+        raise RecipeError(f"test set {test_set_name} has no reference words, so no word error rate; check the "
+                          "transcripts of its cuts")
+
+    substitutions = Counter(pair for ali in alignments for pair in ali if None not in pair and pair[0] != pair[1])
+    deletions = Counter(left for ali in alignments for left, right in ali if right is None)
+    insertions = Counter(right for ali in alignments for left, right in ali if left is None)
+    lines = [
+        f"%WER = {counts.wer:.2f}",
+        f"Errors: {counts.ins} insertions, {counts.del_} deletions, {counts.sub} substitutions, over {counts.words} "
+        f"reference words ({counts.hits} correct)",
+        "Search below for sections starting with PER-UTT DETAILS:, SUBSTITUTIONS:, DELETIONS:, INSERTIONS:, "
+        "PER-WORD STATS:",
+        "",
+        "PER-UTT DETAILS: corr or (ref->hyp)  ",  # readers of such files compare this line with its two blanks
+        *(f"{cut_id}:\t{_show(ali)}" for (cut_id, _, _), ali in zip(results, alignments)),
+        "",
+        "SUBSTITUTIONS: count ref -> hyp",
+        *(f"{count}   {left} -> {right}" for (left, right), count in _most_frequent(substitutions)),
+        "",
+        "DELETIONS: count ref",
+        *(f"{count}   {word}" for word, count in _most_frequent(deletions)),
+        "",
+        "INSERTIONS: count hyp",
+        *(f"{count}   {word}" for word, count in _most_frequent(insertions)),
+        "",
+        "PER-WORD STATS: word  corr tot_errs count_in_ref count_in_hyp",
+        *_word_lines(results, alignments),
+    ]
+    write_text(path, "\n".join(lines) + "\n")
+    return counts
+
+
+def write_wer_summary(path: PathLike, wers: Mapping[str, float]) -> None:
+    """Write the word error rate (per cent) of each decoding setting, the best first."""
+    rows = sorted(wers.items(), key=lambda item: item[1])
+    write_text(path, "settings\tWER\n" + "".join(f"{setting}\t{wer:.2f}\n" for setting, wer in rows))
+
+
+def _sorted_unique(results: Iterable[Result]) -> List[Result]:
+    ordered = sorted(results, key=lambda result: result[0])
+    for (first, _, _), (second, _, _) in zip(ordered, ordered[1:]):
+        if first == second:
+            raise RecipeError(f"utterance {first} stands twice in the results; ids of a test set must be unique, so "
+                              "make its manifest again")
+    return ordered
+
+
+def _count(alignments: Iterable[List[Pair]]) -> ErrorCounts:
+    ins = del_ = sub = hits = utterances = 0
+    for alignment in alignments:
+        utterances += 1
+        for left, right in alignment:
+            if left is None:
+                ins += 1
+            elif right is None:
+                del_ += 1
+            elif left == right:
+                hits += 1
+            else:
+                sub += 1
+    return ErrorCounts(ins=ins, del_=del_, sub=sub, hits=hits, utterances=utterances)
+
+
+def _show(alignment: List[Pair]) -> str:
+    """One line: correct words as they are, each run of errors as ``(reference words->recognised words)``."""
+    shown: List[str] = []
+    wrong: List[Pair] = []
+
+    def close_run() -> None:
+        if wrong:
+            left, right = (" ".join(word for word in side if word is not None) or GAP for side in zip(*wrong))
+            shown.append(f"({left}->{right})")
+            wrong.clear()
+
+    for pair in alignment:
+        if pair[0] == pair[1]:
+            close_run()
+            shown.append(pair[0])
+        else:
+            wrong.append(pair)
+    close_run()
+    return " ".join(shown)
+
+
+def _most_frequent(counter: Counter) -> List[tuple]:
+    """Items by falling count, ties by falling name (the order that such files have elsewhere)."""
+    return sorted(counter.items(), key=lambda item: (item[1], item[0]), reverse=True)
+
+
+def _word_lines(results: Sequence[Result], alignments: Sequence[List[Pair]]) -> List[str]:
+    in_ref = Counter(word for _, ref, _ in results for word in ref)
+    in_hyp = Counter(word for _, _, hyp in results for word in hyp)
+    correct = Counter(left for ali in alignments for left, right in ali if left == right)
+    # A substitution counts against both words that it concerns.
+    errors = Counter({word: in_ref[word] + in_hyp[word] - 2 * correct[word] for word in in_ref.keys() | in_hyp.keys()})
+    return [f"{word}   {correct[word]} {count} {in_ref[word]} {in_hyp[word]}"
+            for word, count in _most_frequent(errors)]

@@ -1,0 +1,101 @@
+"""Checkpoints: written whole, read without running code, and averaged into a finished model."""
+
+import pickle
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Tuple
+
+import torch
+from torch import Tensor
+
+from kdlib.config import TrainConfig, merge_config
+from kdlib.errors import RecipeError
+from kdlib.files import PathLike, atomic_path, read_json
+from kdlib.transducer import Transducer
+
+
+def save_checkpoint(path: PathLike, content: Dict[str, Any]) -> None:
+    """``torch.save``, atomically; a full disk is a :class:`RecipeError` and leaves the previous file."""
+    try:
+        with atomic_path(path) as temporary:
+            torch.save(content, temporary)
+    except RuntimeError as error:  # torch's file writer hides the system's error in one of its own
+        if "write" not in str(error).lower() and "stream" not in str(error).lower():
+            raise
+        raise RecipeError(f"{path} cannot be written, the disk may be full; free some space and run the same "
+                          "command again, it resumes") from None
+
+
+def load_checkpoint(path: PathLike, remedy: str) -> Dict[str, Any]:
+    """Read tensors and plain containers only; a missing, truncated or foreign file is a :class:`RecipeError`."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise RecipeError(f"{path} is missing: {remedy}") from None
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
+        raise RecipeError(f"{path} is damaged or no checkpoint ({reason}): {remedy}") from None
+    if not isinstance(content, dict) or not {"model", "config", "tokens"} <= set(content):
+        raise RecipeError(f"{path} is no checkpoint of this project: {remedy}")
+    return content
+
+
+def load_state(model: torch.nn.Module, state: Dict[str, Tensor], path: PathLike) -> None:
+    """Fill ``model``; a checkpoint of another model is a :class:`RecipeError` that names the first difference."""
+    own = model.state_dict()
+    for name in sorted(set(own) | set(state)):
+        if name not in state or name not in own:
+            side = "lacks" if name not in state else "has an unexpected"
+            raise RecipeError(f"{path} is a checkpoint of another model: it {side} {name}; give the folder of the "
+                              "model that the config describes")
+        if own[name].shape != state[name].shape:
+            raise RecipeError(f"{path} is a checkpoint of another model: {name} is {tuple(state[name].shape)}, the "
+                              f"config makes {tuple(own[name].shape)}")
+    model.load_state_dict(state)
+
+
+def finished(exp: PathLike) -> Dict[str, Any]:
+    """What training left in ``done.json``; a training that has not ended is a :class:`RecipeError`."""
+    return read_json(Path(exp) / "done.json", f"its training has not ended; finish the stage that trains {exp}")
+
+
+def load_averaged(exp: PathLike, epoch: int = -1, avg: int = -1,
+                  tokens: Optional[List[str]] = None) -> Tuple[Transducer, TrainConfig, Dict[str, Any]]:
+    """A finished model: the mean of the moving averages of the epochs ``epoch - avg + 1`` to ``epoch``.
+
+    Args:
+        exp: the training's folder.
+        epoch, avg: -1 for the last epoch, and for what the training's config says.
+        tokens: the lang folder's tokens; others in the checkpoint are an error.
+    Returns:
+        The model in eval mode on the CPU, its config, and {"updates", "epoch", "avg"}.
+    Raises:
+        RecipeError: a checkpoint is missing, damaged or of another model, or the tokens differ.
+    """
+    exp = Path(exp)
+    if epoch < 0:
+        epoch = finished(exp)["epoch"]
+    paths = [exp / f"epoch-{epoch}.pt"]
+    contents = [load_checkpoint(paths[0], f"choose one of {_epochs(exp)} or train longer")]
+    config = merge_config(TrainConfig, contents[0]["config"], source=str(paths[0]))
+    avg = config.training.avg if avg < 0 else avg
+    if avg < 1 or avg > epoch:
+        raise RecipeError(f"avg must be between 1 and the epoch, {epoch}; got {avg}")
+    for number in range(epoch - 1, epoch - avg, -1):
+        paths.append(exp / f"epoch-{number}.pt")
+        contents.append(load_checkpoint(paths[-1], f"choose a smaller avg than {avg}"))
+    for path, content in zip(paths, contents):
+        if tokens is not None and content["tokens"] != tokens:
+            raise RecipeError(f"{path} was trained with other tokens ({len(content['tokens'])} of them) than the lang "
+                              f"folder holds ({len(tokens)}): give the lang folder of that training")
+    model = Transducer(config.model, len(contents[0]["tokens"]))
+    state = contents[0]["average"]
+    if avg > 1:
+        state = {name: sum(c["average"][name].double() for c in contents).div(avg).to(value.dtype)
+                 if value.is_floating_point() else value for name, value in state.items()}
+    load_state(model, state, paths[0])
+    return model.eval(), config, {"updates": contents[0]["updates"], "epoch": epoch, "avg": avg}
+
+
+def _epochs(exp: Path) -> str:
+    found = sorted(int(p.stem[6:]) for p in exp.glob("epoch-*.pt") if p.stem[6:].isdigit())
+    return f"the epochs {', '.join(map(str, found))} in {exp}" if found else f"another folder ({exp} has no epochs)"

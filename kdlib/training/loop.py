@@ -1,0 +1,202 @@
+"""The training loop: epochs of bucketed batches, moving average of the weights, checkpoints that resume exactly."""
+
+import logging
+import math
+import time
+from pathlib import Path
+from typing import Any, Dict, Optional, Tuple
+
+import torch
+from lhotse import CutSet
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from kdlib import rnnt
+from kdlib.config import OptimConfig, TrainConfig, config_to_dict
+from kdlib.data import TransducerDataset, eval_loader, train_loader
+from kdlib.errors import RecipeError
+from kdlib.files import write_json
+from kdlib.lang import Lang
+from kdlib.training.checkpoint import load_checkpoint, load_state, save_checkpoint
+from kdlib.training.objective import Objective
+from kdlib.transducer import Transducer
+
+MAX_BAD_UPDATES = 20
+
+
+def learning_rate(config: OptimConfig, update: int, progress: float) -> float:
+    """Linear warm-up over updates, then a cosine over the training's progress (0 to 1)."""
+    warm = min(1.0, (update + 1) / max(1, config.warmup_updates))
+    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    return config.learning_rate * warm * (config.final_ratio + (1 - config.final_ratio) * cosine)
+
+
+def make_optimizer(objective: Objective, config: OptimConfig) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov and Hutter, arXiv 1711.05101); norms and biases do not decay."""
+    matrices = [p for p in objective.parameters() if p.requires_grad and p.dim() > 1]
+    vectors = [p for p in objective.parameters() if p.requires_grad and p.dim() <= 1]
+    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    # One kernel for all tensors instead of ten for each; torch has it for the CPU from 2.4 on.
+    fused = {"fused": True} if tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 4) else {}
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98), **fused)
+
+
+class MovingAverage:
+    """Exponential moving average of a model's weights; it follows quickly while the training is young."""
+
+    def __init__(self, model: nn.Module, decay: float):
+        self.decay = decay
+        self.state = {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, updates: int) -> None:
+        weight = 1 - min(self.decay, (1 + updates) / (10 + updates))
+        for name, value in model.state_dict().items():
+            self.state[name].lerp_(value, weight)
+
+
+class Trainer:
+    """Trains one model in the folder ``exp`` and resumes from what it finds there.
+
+    Leaves ``epoch-N.pt`` (weights and their moving average), ``checkpoint.pt`` (what resuming needs, overwritten),
+    ``tensorboard/`` and, at the end, ``done.json``.
+    """
+
+    def __init__(self, config: TrainConfig, exp: Path, lang: Lang, model: Transducer, train_cuts: CutSet,
+                 dev_cuts: CutSet, noise: Optional[CutSet], teacher: Optional[Transducer], device: torch.device):
+        self.config, self.exp, self.lang, self.device = config, exp, lang, device
+        self.train_cuts = train_cuts
+        self.dev = eval_loader(dev_cuts, lang, config.data, max_duration=4 * config.data.max_duration)
+        self.dataset = TransducerDataset(lang, config.data, noise=noise, train=True)
+        self.model = model.to(device)
+        self.objective = Objective(model, config.loss, None if teacher is None else teacher.to(device)).to(device)
+        self.optimizer = make_optimizer(self.objective, config.optim)
+        self.average = MovingAverage(model, config.optim.ema_decay)
+        self.epoch = 0 if config.data.curriculum.updates > 0 else 1
+        self.batch = 0  # batches of this epoch already trained on
+        self.updates = 0
+        self.bad_updates = self.bad_in_a_row = 0
+        self.seconds = 0.0
+
+    def train(self) -> Dict[str, Any]:
+        """Train to the end and return what ``done.json`` holds."""
+        self._resume()
+        self.clock = time.monotonic()
+        (self.exp / "tensorboard").mkdir(parents=True, exist_ok=True)
+        with SummaryWriter(str(self.exp / "tensorboard"), purge_step=self.updates) as self.board:
+            while self.epoch <= self.config.training.num_epochs:
+                self._train_epoch()
+                self._end_epoch()
+        done = {"updates": self.updates, "epoch": self.config.training.num_epochs, "seconds": round(self._elapsed(), 1),
+                "bad_updates": self.bad_updates, "rnnt_backend": rnnt.backend_in_use(self.config.loss.rnnt_backend),
+                "torch": torch.__version__, "device": str(self.device),
+                "parameters": self.model.parameter_counts()["total"]}
+        write_json(self.exp / "done.json", done)
+        return done
+
+    def _train_epoch(self) -> None:
+        config, epochs = self.config, self.config.training.num_epochs
+        cuts, limit, begin, end = self.train_cuts, None, (self.epoch - 1) / epochs, self.epoch / epochs
+        if self.epoch == 0:
+            most = config.data.curriculum.max_words
+            cuts = cuts.filter(lambda cut: len(cut.supervisions[0].text.split()) <= most).to_eager()
+            if len(cuts) == 0:
+                raise RecipeError(f"no training utterance has at most {most} words, which data.curriculum asks for: "
+                                  "raise data.curriculum.max_words or set data.curriculum.updates=0")
+            limit, begin, end = config.data.curriculum.updates, 0.0, 0.0
+        loader = train_loader(cuts, self.dataset, config.data, config.training.seed, self.epoch, self.batch,
+                              begin, end, limit)
+        self.model.train()
+        total = limit or math.ceil(sum(c.duration for c in cuts) / config.data.max_duration)
+        with tqdm(total=total, initial=self.batch, desc=f"epoch {self.epoch}", unit="update", mininterval=5) as bar:
+            for batch in loader:
+                parts, norm = self._update(batch.to(self.device))
+                self.batch += 1
+                bar.update()
+                if self.updates % config.training.log_every_updates == 0:
+                    values = {name: float(value) for name, value in parts.items()}
+                    bar.set_postfix({"loss": f"{values['total']:.3f}", "pruned": f"{values['pruned']:.3f}"},
+                                    refresh=False)
+                    for name, value in values.items():
+                        self.board.add_scalar(f"train/{name}", value, self.updates)
+                    self.board.add_scalar("train/grad_norm", norm, self.updates)
+                    self.board.add_scalar("train/learning_rate", self.optimizer.param_groups[0]["lr"], self.updates)
+                if self.updates % config.training.save_every_updates == 0:
+                    self._save_resumable()
+
+    def _update(self, batch) -> Tuple[Dict[str, Tensor], float]:
+        rate = learning_rate(self.config.optim, self.updates, batch.progress)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad(set_to_none=True)
+        # Dropout draws from a seed of the update's own, so that a resumed training goes on as if never stopped.
+        torch.manual_seed(self.config.training.seed * 1000003 + self.updates)
+        loss, parts = self.objective(batch, self.updates)
+        loss.backward()
+        norm = float(nn.utils.clip_grad_norm_(self.objective.parameters(), self.config.optim.clip_norm))
+        self.updates += 1
+        if math.isfinite(norm):
+            self.optimizer.step()
+            self.average.update(self.model, self.updates)
+            self.bad_in_a_row = 0
+        else:
+            self.bad_updates += 1
+            self.bad_in_a_row += 1
+            logging.warning("update %d: the gradient is not finite, the update is left out (utterances %s)",
+                            self.updates, ", ".join(batch.ids[:3]))
+            if self.bad_in_a_row >= MAX_BAD_UPDATES:
+                raise RecipeError(f"{MAX_BAD_UPDATES} updates in a row had gradients that are not finite: lower "
+                                  "optim.learning_rate or check the features")
+        return parts, norm
+
+    def _end_epoch(self) -> None:
+        dev = self._dev_loss()
+        for name, value in dev.items():
+            self.board.add_scalar(f"dev/{name}", value, self.updates)
+        logging.info("epoch %d of %d: %d updates, %.0f s, dev loss %.4f (pruned %.4f)", self.epoch,
+                     self.config.training.num_epochs, self.updates, self._elapsed(), dev["total"], dev["pruned"])
+        save_checkpoint(self.exp / f"epoch-{self.epoch}.pt",
+                        {**self._common(), "average": self.average.state, "epoch": self.epoch})
+        self.epoch, self.batch = self.epoch + 1, 0
+        self._save_resumable()
+
+    @torch.no_grad()
+    def _dev_loss(self) -> Dict[str, float]:
+        """The dev set's loss of the current weights, its parts weighted by utterances."""
+        self.model.eval()
+        sums: Dict[str, float] = {}
+        count = 0
+        for batch in self.dev:
+            _, parts = self.objective(batch.to(self.device), self.updates)
+            count += len(batch.ids)
+            for name, value in parts.items():
+                sums[name] = sums.get(name, 0.0) + float(value) * len(batch.ids)
+        self.model.train()
+        return {name: value / count for name, value in sums.items()}
+
+    def _elapsed(self) -> float:
+        return self.seconds + time.monotonic() - self.clock
+
+    def _common(self) -> Dict[str, Any]:
+        return {"model": self.model.state_dict(), "config": config_to_dict(self.config), "tokens": self.lang.tokens,
+                "updates": self.updates}
+
+    def _save_resumable(self) -> None:
+        save_checkpoint(self.exp / "checkpoint.pt", {
+            **self._common(), "objective": self.objective.state_dict(), "average": self.average.state,
+            "optimizer": self.optimizer.state_dict(), "epoch": self.epoch, "batch": self.batch,
+            "bad_updates": self.bad_updates, "seconds": self._elapsed()})
+
+    def _resume(self) -> None:
+        path = self.exp / "checkpoint.pt"
+        if not path.exists():
+            return
+        content = load_checkpoint(path, f"remove it to train {self.exp} from the start")
+        load_state(self.objective, content["objective"], path)
+        self.average.state = {name: value.to(self.device) for name, value in content["average"].items()}
+        self.optimizer.load_state_dict(content["optimizer"])
+        for name in ("epoch", "batch", "updates", "bad_updates", "seconds"):
+            setattr(self, name, content[name])
+        logging.info("resuming %s at update %d (epoch %d, batch %d)", self.exp, self.updates, self.epoch, self.batch)
+

@@ -1,0 +1,38 @@
+"""The whole model: encoder, predictor, joiner, and the heads that only training uses."""
+
+from typing import Dict
+
+from torch import nn
+
+from kdlib.config import ModelConfig
+from kdlib.conformer import Conformer
+from kdlib.joiner import Joiner
+from kdlib.predictor import Predictor
+
+DEPLOYED = ("encoder", "predictor", "joiner")
+
+
+class Transducer(nn.Module):
+    """A streaming Conformer transducer (Graves 2012, arXiv 1211.3711).
+
+    Only ``encoder``, ``predictor`` and ``joiner`` are deployed. ``simple_am`` and ``simple_lm`` are the simple joiner
+    of the pruned RNN-T (Kuang et al. 2022, arXiv 2206.13236), ``ctc`` is an auxiliary head; training drops them.
+    """
+
+    def __init__(self, config: ModelConfig, vocab_size: int, blank_id: int = 0):
+        super().__init__()
+        self.config = config
+        self.vocab_size = vocab_size
+        self.blank_id = blank_id
+        self.encoder = Conformer(config)
+        self.predictor = Predictor(config, vocab_size, blank_id)
+        self.joiner = Joiner(config, vocab_size)
+        self.simple_am = nn.Linear(config.encoder_dim, vocab_size)
+        self.simple_lm = nn.Linear(config.predictor_dim, vocab_size)
+        self.ctc = nn.Linear(config.encoder_dim, vocab_size) if config.ctc_head else None
+
+    def parameter_counts(self) -> Dict[str, int]:
+        """Parameters of each deployed part and, under ``total``, of all three."""
+        counts = {name: sum(p.numel() for p in getattr(self, name).parameters()) for name in DEPLOYED}
+        counts["total"] = sum(counts.values())
+        return counts

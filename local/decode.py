@@ -1,0 +1,90 @@
+#!/usr/bin/env python3
+"""Decode test sets with a trained model and count its errors (stages 5, 6 and 7)."""
+
+import argparse
+import time
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from kdlib.config import DecodeConfig, DataConfig, load_config
+from kdlib.data import eval_loader, load_cuts
+from kdlib.decoding import greedy_search, modified_beam_search
+from kdlib.errors import RecipeError, run_main
+from kdlib.files import write_json
+from kdlib.lang import Lang
+from kdlib.scoring import write_error_stats, write_recogs, write_wer_summary
+from kdlib.training.checkpoint import load_averaged
+
+FRAME_MS = 40.0
+
+
+def get_args():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--exp", type=Path, required=True, help="folder of the trained model")
+    parser.add_argument("--fbank", type=Path, required=True, help="folder of stage 2")
+    parser.add_argument("--lang", type=Path, required=True, help="folder of stage 3")
+    parser.add_argument("--config", type=Path, required=True, help="conf/decode.yaml")
+    parser.add_argument("--test-sets", required=True, help="names, separated by spaces")
+    parser.add_argument("--epoch", type=int, help="the last one unless given")
+    parser.add_argument("--avg", type=int, help="epochs to average; as the training's config says unless given")
+    parser.add_argument("--method", help="greedy_search or modified_beam_search")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    return parser.parse_args()
+
+
+@torch.no_grad()
+def decode(model, loader, lang: Lang, config: DecodeConfig, device, name: str):
+    """(utterance id, reference words, hypothesis words) of every utterance."""
+    results = []
+    for batch in tqdm(loader, desc=name, unit="batch", mininterval=5):
+        encoded, lengths, _ = model.encoder(batch.features.to(device), batch.feature_lengths.to(device))
+        if config.method == "greedy_search":
+            tokens = greedy_search(model, encoded, lengths, config.max_sym_per_frame)
+        else:
+            tokens = modified_beam_search(model, encoded, lengths, config.beam)
+        for id_, text, ids in zip(batch.ids, batch.texts, tokens):
+            results.append((id_, text.split(), lang.decode(ids).split()))
+    return results
+
+
+def main():
+    args = get_args()
+    options = {"epoch": args.epoch, "avg": args.avg, "method": args.method}
+    given = [f"{name}={value}" for name, value in options.items() if value is not None]
+    config = load_config(DecodeConfig, args.config, given + args.overrides)
+    if config.method not in ("greedy_search", "modified_beam_search"):
+        raise RecipeError(f"method '{config.method}' is unknown: choose greedy_search or modified_beam_search")
+    lang = Lang(args.lang)
+    model, train_config, which = load_averaged(args.exp, config.epoch, config.avg, tokens=lang.tokens)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model.to(device)
+    greedy = config.method == "greedy_search"
+    setting = config.method + (f"-max-sym-{config.max_sym_per_frame}" if greedy else f"-beam-{config.beam}")
+    suffix = f"epoch-{which['epoch']}-avg-{which['avg']}-{setting}"
+    folder = args.exp / "decode"
+    folder.mkdir(parents=True, exist_ok=True)
+    summary = {"model": args.exp.name, "parameters": model.parameter_counts()["total"], **which,
+               "method": config.method, "max_sym_per_frame": config.max_sym_per_frame if greedy else 1,
+               "chunk_ms": train_config.model.chunk_size * FRAME_MS,
+               "left_context_ms": train_config.model.left_context * FRAME_MS, "test_sets": {}}
+    begin = time.monotonic()
+    for name in args.test_sets.split():
+        cuts = load_cuts(args.fbank / f"cuts_{name}.jsonl.gz")
+        loader = eval_loader(cuts, lang, DataConfig(), config.max_duration)
+        results = decode(model, loader, lang, config, device, name)
+        write_recogs(folder / f"recogs-{name}-{suffix}.txt", results)
+        counts = write_error_stats(folder / f"errs-{name}-{suffix}.txt", name, results)
+        write_wer_summary(folder / f"wer-summary-{name}-{suffix}.txt", {setting: counts.wer})
+        summary["test_sets"][name] = {
+            "wer": round(counts.wer, 4), "errors": counts.errors, "words": counts.words, "ins": counts.ins,
+            "del": counts.del_, "sub": counts.sub, "utterances": counts.utterances, "skipped": 0}
+        print(f"{args.exp.name} {name}: WER {counts.wer:.2f} % ({counts.errors} errors in {counts.words} words) "
+              f"-> {folder}/errs-{name}-{suffix}.txt")
+    summary["seconds"] = round(time.monotonic() - begin, 1)
+    write_json(folder / "summary.json", summary)
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,82 @@
+#!/usr/bin/env python3
+"""Plan the students: the config of every stage and baseline, checked and counted before anything is trained."""
+
+import argparse
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from kdlib.config import ProgressiveConfig, TrainConfig, config_to_dict, load_config, merge_config, save_config
+from kdlib.errors import RecipeError, run_main
+from kdlib.files import write_json
+from kdlib.lang import Lang
+from kdlib.transducer import Transducer
+
+
+def get_args():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config", type=Path, required=True, help="conf/progressive.yaml")
+    parser.add_argument("--teacher-config", type=Path, required=True, help="conf/teacher.yaml")
+    parser.add_argument("--lang", type=Path, required=True, help="folder of stage 3, for the vocabulary size")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the configs and plan.json")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for every training of the plan")
+    return parser.parse_args()
+
+
+def make_configs(plan: ProgressiveConfig, teacher: TrainConfig, overrides, source: str):
+    """The training config of every model by name, the stages first and in order."""
+    if not plan.stages:
+        raise RecipeError(f"{source} names no stages: list at least one under 'stages'")
+    base = config_to_dict(teacher)
+    configs = {}
+    for number, stage in enumerate(plan.stages, start=1):
+        layers = OmegaConf.merge(plan.student, {"model": stage.model, "training": stage.training})
+        configs[f"stage{number}"] = merge_config(
+            TrainConfig, OmegaConf.merge(base, layers), overrides, source=f"{source}, stage {number}")
+    last = configs[f"stage{len(plan.stages)}"]
+    epochs = sum(config.training.num_epochs for config in configs.values())
+    if not last.loss.distill:
+        raise RecipeError(f"{source}: student.loss.distill is empty, so nothing would be distilled")
+    # The baselines are the last student's model, and differ in how they are trained alone. 'matched' means as many
+    # passes over the training data as all the stages had together.
+    final_model = {"model": config_to_dict(last)["model"]}
+    matched = [f"training.num_epochs={epochs}"]
+    configs["scratch"] = merge_config(TrainConfig, OmegaConf.merge(base, plan.scratch, final_model),
+                                      [*overrides, *matched], source=f"{source}, scratch")
+    configs["single"] = last
+    configs["single-matched"] = merge_config(TrainConfig, config_to_dict(last), matched, source=source)
+    return configs
+
+
+def main():
+    args = get_args()
+    teacher = load_config(TrainConfig, args.teacher_config, args.overrides)
+    plan = load_config(ProgressiveConfig, args.config)
+    configs = make_configs(plan, teacher, args.overrides, str(args.config))
+    vocab_size = len(Lang(args.lang))
+    whole = Transducer(teacher.model, vocab_size).parameter_counts()["total"]
+    print(f"{'model':<15} {'layers':>6} {'width':>6} {'ff':>5} {'heads':>5} {'epochs':>6} {'parameters':>11} {'of teacher':>10}")
+    previous = whole
+    for name, config in {"teacher": teacher, **configs}.items():
+        m = config.model
+        count = Transducer(m, vocab_size).parameter_counts()["total"]
+        print(f"{name:<15} {m.num_layers:>6} {m.encoder_dim:>6} {m.feedforward_dim:>5} {m.num_heads:>5} "
+              f"{config.training.num_epochs:>6} {count:>11,} {100 * count / whole:>9.1f}%")
+        if name.startswith("stage"):
+            if count >= previous:
+                raise RecipeError(f"{args.config}: {name} has {count} parameters, the stage before it {previous}; "
+                                  "each stage must make the model smaller")
+            previous = count
+    reached = 100 * (1 - previous / whole)
+    if reached < plan.target_compression:
+        raise RecipeError(f"{args.config}: the last stage is {reached:.1f}% smaller than the teacher, "
+                          f"target_compression asks for {plan.target_compression}%: make it smaller")
+    for name, config in configs.items():
+        save_config(config, args.output / f"{name}.yaml")
+    # Written last: the folder is whole when it is there.
+    write_json(args.output / "plan.json", {"stages": len(plan.stages), "compression": round(reached, 2)})
+    print(f"{len(plan.stages)} stages, {reached:.1f}% smaller at the end -> {args.output}")
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,291 @@
+# shellcheck shell=bash disable=SC2034,SC2154
+# Sourced by each egs/<corpus>/run.sh: options, the environment, the order of the stages, and the stages that every
+# corpus shares. A run.sh declares what is particular to its corpus and ends in `run_recipe "$@"`:
+#
+#   recipe=NAME                     for titles
+#   test_sets="A B"                 names of the test cuts
+#   noise_cuts="noise"              name of the noise cuts, where the corpus has any
+#   option NAME DEFAULT SMOKE TEXT  an option --NAME of its own, in the variable NAME ('-' becomes '_')
+#   path_option NAME TEXT           the same for a path, which may be relative to where the user stands
+#   stage N FUNCTION TEXT           what stage N does; its function calls `step`
+#
+# In the stages stand $data and $exp (folders), $manifests (the cuts that stage 1 makes), $jobs, $smoke and the recipe's
+# own options.
+
+set -euo pipefail
+invoked_from=$PWD
+cd "$(dirname "${BASH_SOURCE[1]}")"
+scripts=../../local
+source ../../tools/activate.sh
+
+noise_cuts=''
+stage_functions=() stage_texts=()
+option_names=() option_texts=() path_options=' '
+declare -A option_defaults option_smoke
+words=()
+stage='' stop_stage='' smoke='' force='' python='' data='' exp='' jobs=''
+
+usage_error() { printf 'error: %s (see run.sh --help)\n' "$1" >&2; exit 2; }
+
+stage() { stage_functions[$1]=$2 stage_texts[$1]=$3; }
+
+option() {
+  option_names+=("$1") option_texts+=("$4")
+  option_defaults[$1]=$2 option_smoke[$1]=$3
+}
+
+path_option() {
+  option "$1" "" "" "$2"
+  path_options+="$1 "
+}
+
+usage() {
+  local n
+  echo "usage: egs/$recipe/run.sh [options] [key=value ...]"
+  echo
+  echo "stages:"
+  for n in "${!stage_functions[@]}"; do printf '  %s  %s\n' "$n" "${stage_texts[n]}"; done
+  echo
+  echo "options:"
+  local last=$((${#stage_functions[@]} - 1))
+  printf '  %-22s %s\n' \
+    "--stage N" "begin with stage N (0)" \
+    "--stop-stage N" "end with stage N ($last)" \
+    "--smoke" "the same chain in minutes, on little data and with small models, in data-smoke/ and exp-smoke/" \
+    "--force" "run the stages again even where they are done" \
+    "--jobs N" "processes that work side by side on data (the number of cores)" \
+    "--python PATH" "the Python to use, or to make tools/venv from when it lacks packages" \
+    "--data DIR" "where data goes (data)" \
+    "--exp DIR" "where models and results go (exp)" \
+    "--help" "this text"
+  for n in "${!option_names[@]}"; do
+    local default=${option_defaults[${option_names[n]}]}
+    printf '  %-22s %s\n' "--${option_names[n]} VALUE" "${option_texts[n]}${default:+ ($default)}"
+  done
+  echo
+  echo "key=value changes a setting of the files in conf/: fbank.KEY of fbank.yaml, lang.KEY of lang.yaml, decode.KEY of"
+  echo "decode.yaml; any other key belongs to every training, for example training.num_epochs=2."
+}
+
+# A path that the user gave: a relative one starts from the folder that run.sh was called in.
+user_path() {
+  case $1 in
+    /*) printf '%s\n' "$1" ;;
+    *) realpath --canonicalize-missing --relative-to=. "$invoked_from/$1" ;;
+  esac
+}
+
+parse_options() {
+  local name value n last=$((${#stage_functions[@]} - 1))
+  declare -A given=()
+  while (($#)); do
+    case $1 in
+      -h|--help) usage; exit 0 ;;
+      --smoke) smoke=yes; shift; continue ;;
+      --force) force=yes; shift; continue ;;
+      --*=*) name=${1%%=*} name=${name#--} value=${1#*=}; shift ;;
+      --*)
+        name=${1#--}
+        case " stage stop-stage jobs python data exp ${option_names[*]} " in
+          *" $name "*) ;;
+          *) usage_error "unknown option $1" ;;
+        esac
+        (($# > 1)) || usage_error "--$name needs a value"
+        value=$2; shift 2 ;;
+      [a-z]*=*) words+=("$1"); shift; continue ;;
+      *) usage_error "unknown option $1" ;;
+    esac
+    [[ $value ]] || usage_error "--$name needs a value"
+    case " stage stop-stage jobs python data exp ${option_names[*]} " in
+      *" $name "*) given[$name]=$value ;;
+      *) usage_error "unknown option --$name" ;;
+    esac
+  done
+
+  for name in stage stop-stage; do
+    value=${given[$name]-0}
+    if [[ ! $value =~ ^[0-9]{1,4}$ ]] || ((10#$value > last)); then
+      usage_error "--$name $value: this recipe has the stages 0 to $last"
+    fi
+  done
+  stage=$((10#${given[stage]-0})) stop_stage=$((10#${given[stop-stage]-$last}))
+  ((stage <= stop_stage)) || usage_error "--stage $stage comes after --stop-stage $stop_stage"
+  jobs=${given[jobs]-$(nproc 2>/dev/null || echo 1)}
+  [[ $jobs =~ ^[1-9][0-9]*$ ]] || usage_error "--jobs $jobs: give the number of processes"
+  python=${given[python]-}
+  if [[ $python == */* ]]; then python=$(user_path "$python"); fi
+  data=data${smoke:+-smoke} exp=exp${smoke:+-smoke}
+  if [[ ${given[data]-} ]]; then data=$(user_path "${given[data]}"); fi
+  if [[ ${given[exp]-} ]]; then exp=$(user_path "${given[exp]}"); fi
+  fbank=$data/fbank lang=$data/lang
+  # shellcheck disable=SC2086  # names without spaces, to be split
+  mapfile -t manifests < <(cuts "$data/manifests" train dev $test_sets $noise_cuts)
+  report=$exp/RESULTS.md
+  if [[ $exp == exp ]]; then report=RESULTS.md; fi
+
+  for name in "${option_names[@]}"; do
+    value=${option_defaults[$name]}
+    if [[ $smoke && ${option_smoke[$name]} ]]; then value=${option_smoke[$name]}; fi
+    if [[ ${given[$name]+given} ]]; then
+      value=${given[$name]}
+      if [[ $path_options == *" $name "* ]]; then value=$(user_path "$value"); fi
+    fi
+    printf -v "${name//-/_}" %s "$value"
+  done
+
+  rerun="run.sh${smoke:+ --smoke}"
+  if [[ ${given[data]-} ]]; then rerun+=" --data ${given[data]}"; fi
+  if [[ ${given[exp]-} ]]; then rerun+=" --exp ${given[exp]}"; fi
+  if [[ $smoke ]]; then  # the user's own settings come after, and win
+    mapfile -t lines < <(grep -E '^[a-z]' conf/smoke.conf)
+    words=("${lines[@]}" "${words[@]}")
+  fi
+}
+
+# settings KIND: the key=value words for fbank, lang or decode, without that prefix, or for train; one a line.
+settings() {
+  local word kind
+  for word in "${words[@]}"; do
+    kind=${word%%.*}
+    case $kind in
+      fbank|lang|decode) word=${word#*.} ;;
+      *) kind=train ;;
+    esac
+    if [[ $kind == "$1" ]]; then printf '%s\n' "$word"; fi
+  done
+}
+
+# step NAME [--conf FILE...] [--from STAGE FILE...]... --makes FILE... -- python SCRIPT ...: see stage_stamp.py.
+step() {
+  local name=$1 folder=$exp
+  shift
+  if ((current < 4)); then folder=$data; fi
+  "$PYTHON" "$scripts/stage_stamp.py" --stamp "$folder/.stamps/stage$current-$name.json" \
+    --title "stage $current, $name" --stage "$current" --rerun "$rerun" ${force:+--force} "$@"
+}
+
+run_recipe() {
+  parse_options "$@"
+  activate_environment ${python:+--python "$python"}
+  echo "$recipe, stages $stage to $stop_stage, with $PYTHON"
+  local begin=$SECONDS
+  for ((current = stage; current <= stop_stage; current++)); do
+    printf '\n== stage %s: %s\n' "$current" "${stage_texts[current]}"
+    "${stage_functions[current]}"
+  done
+  printf '\nstages %s to %s of %s: done in %s min %s s\n' "$stage" "$stop_stage" "$recipe" \
+    $(((SECONDS - begin) / 60)) $(((SECONDS - begin) % 60))
+}
+
+# The stages that every corpus shares.
+
+# cuts FOLDER PART...: the cuts of these parts.
+cuts() {
+  local folder=$1 part
+  shift
+  for part; do printf '%s\n' "$folder/cuts_$part.jsonl.gz"; done
+}
+
+# json_value FILE KEY: what stands there; the file's own name where it is missing, for `step` to complain about.
+json_value() {
+  if [[ ! -e $1 ]]; then printf '%s\n' "$1"; return; fi
+  "$PYTHON" -c 'import json, sys; print(json.load(open(sys.argv[1], encoding="utf-8"))[sys.argv[2]])' "$1" "$2"
+}
+
+prepare_features() {  # stage 2
+  local extra
+  mapfile -t extra < <(settings fbank)
+  # shellcheck disable=SC2046,SC2086  # names without spaces, to be split
+  step fbank --conf conf/fbank.yaml --from 1 "${manifests[@]}" \
+    --makes $(cuts "$fbank" train dev $test_sets $noise_cuts) -- \
+    python "$scripts/prepare_features.py" --manifests "$data/manifests" --output "$fbank" --config conf/fbank.yaml \
+    --jobs "$jobs" "${extra[@]}"
+}
+
+prepare_tokens() {  # stage 3
+  local extra
+  mapfile -t extra < <(settings lang)
+  step lang --conf conf/lang.yaml --from 1 "$data/manifests/cuts_train.jsonl.gz" --makes "$lang/tokens.txt" -- \
+    python "$scripts/prepare_lang.py" --cuts "$data/manifests/cuts_train.jsonl.gz" --config conf/lang.yaml \
+    --output "$lang" "${extra[@]}"
+}
+
+# train NAME [--conf|--from STAGE] CONFIG [TEACHER TEACHER_STAGE] [-- key=value...]: train exp/NAME with a config that
+# comes with the recipe, or that an earlier stage wrote, from and towards exp/TEACHER if there is one.
+train() {
+  local name=$1 inputs=("$2" "$3") config=$3 teacher=() aside
+  shift 3
+  if [[ ${inputs[0]} == --from ]]; then inputs+=("$1") config=$1; shift; fi
+  # shellcheck disable=SC2046,SC2086,SC2207  # names without spaces, to be split
+  inputs+=(--from 2 $(cuts "$fbank" train dev $noise_cuts) --from 3 "$lang/tokens.txt")
+  if (($#)) && [[ $1 != -- ]]; then
+    teacher=(--init-from "$exp/$1" --teacher "$exp/$1")
+    inputs+=(--from "$2" "$exp/$1/done.json" "$exp/$1/epoch-*.pt")
+    shift 2
+  fi
+  if (($#)); then shift; fi
+  if [[ $force && -e $exp/$name ]]; then
+    aside=$exp/before-$(date +%Y%m%d-%H%M%S)
+    mkdir -p "$aside"
+    mv "$exp/$name" "$aside/"
+    echo "--force: the earlier $exp/$name is now in $aside"
+  fi
+  step "train-$name" "${inputs[@]}" --makes "$exp/$name/done.json" -- \
+    python "$scripts/train.py" --config "$config" --fbank "$fbank" --lang "$lang" --exp "$exp/$name" \
+    "${teacher[@]}" "$@"
+}
+
+# decode NAME TRAINED_IN: decode the test sets with exp/NAME, which stage TRAINED_IN trains.
+decode() {
+  local name=$1 trained_in=$2 extra
+  mapfile -t extra < <(settings decode)
+  # shellcheck disable=SC2046,SC2086  # names without spaces, to be split
+  step "decode-$name" --conf conf/decode.yaml --from 2 $(cuts "$fbank" $test_sets) --from 3 "$lang/tokens.txt" \
+    --from "$trained_in" "$exp/$name/done.json" "$exp/$name/epoch-*.pt" --makes "$exp/$name/decode/summary.json" -- \
+    python "$scripts/decode.py" --exp "$exp/$name" --fbank "$fbank" --lang "$lang" --config conf/decode.yaml \
+    --test-sets "$test_sets" "${extra[@]}"
+}
+
+train_teacher() {  # stage 4
+  local extra
+  mapfile -t extra < <(settings train)
+  train teacher --conf conf/teacher.yaml -- "${extra[@]}"
+}
+
+decode_teacher() { decode teacher 4; }  # stage 5
+
+distil() {  # stage 6
+  local k extra stages previous=teacher made_in=4
+  mapfile -t extra < <(settings train)
+  # The settings of the command line go into the configs that the plan writes, since some follow from others.
+  step plan --conf conf/progressive.yaml conf/teacher.yaml --from 3 "$lang/tokens.txt" --makes "$exp/conf/plan.json" -- \
+    python "$scripts/plan.py" --config conf/progressive.yaml --teacher-config conf/teacher.yaml --lang "$lang" \
+    --output "$exp/conf" "${extra[@]}"
+  stages=$(json_value "$exp/conf/plan.json" stages)
+  for ((k = 1; k <= stages; k++)); do
+    train "stage$k" --from 6 "$exp/conf/stage$k.yaml" "$previous" "$made_in"
+    decode "stage$k" 6
+    previous=stage$k made_in=6
+  done
+}
+
+train_baselines() {  # stage 7
+  train scratch --from 6 "$exp/conf/scratch.yaml"
+  decode scratch 7
+  train single --from 6 "$exp/conf/single.yaml" teacher 4
+  decode single 7
+  train single-matched --from 6 "$exp/conf/single-matched.yaml" teacher 4
+  decode single-matched 7
+}
+
+write_results() {  # stage 8
+  local k stages=1 students=()
+  if [[ -e $exp/conf/plan.json ]]; then stages=$(json_value "$exp/conf/plan.json" stages); fi
+  for ((k = 1; k <= stages; k++)); do students+=("$exp/stage$k/decode/summary.json"); done
+  step results --conf conf/progressive.yaml --from 5 "$exp/teacher/decode/summary.json" \
+    --from 6 "$exp/conf/plan.json" "${students[@]}" --from 7 "$exp/scratch/decode/summary.json" \
+    "$exp/single/decode/summary.json" "$exp/single-matched/decode/summary.json" \
+    --makes "$exp/results/results.json" "$exp/results/table.md" "$exp/results/wer_vs_size.png" "$report" -- \
+    python "$scripts/results.py" --exp "$exp" --config conf/progressive.yaml --recipe "$recipe" \
+    --output "$exp/results" --report "$report" --command "egs/$recipe/$rerun"
+}

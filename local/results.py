@@ -1,0 +1,171 @@
+#!/usr/bin/env python3
+"""Stage 8: the table, the plot and the report, from what the finished stages left behind.
+
+Reads exp/<model>/decode/summary.json of the teacher, of each stage of exp/plan.json and of the three baselines; writes
+results.json, table.md and wer_vs_size.png into --output and the report that is kept with the recipe. No figure comes
+from anywhere else.
+"""
+
+import argparse
+import datetime
+import shlex
+from pathlib import Path
+from typing import Any, Dict, List, Optional
+
+import yaml
+
+from kdlib.comparison import compare, is_number, legend, summary_problem, table
+from kdlib.errors import RecipeError, run_main
+from kdlib.files import read_json, write_json, write_text
+from kdlib.report import (SizedModel, describe_machine, format_duration, markdown_table, plain_table,
+                          plot_wer_against_size)
+
+# The baselines and how the plot calls them.
+BASELINES = {
+    "scratch": "scratch (no teacher)",
+    "single": "single (one step)",
+    "single-matched": "single-matched (one step, all updates)",
+}
+
+
+def main(argv: Optional[List[str]] = None) -> None:
+    args = parse_args(argv)
+    target = read_target(args.config)
+    chain = ["teacher", *(f"stage{number}" for number in range(1, read_stage_count(args.exp) + 1))]
+    summaries = {model: read_summary(args.exp, model) for model in [*chain, *BASELINES]}
+    check_same_test_sets(args.exp, summaries)
+    results = {**describe_run(args, summaries), **compare(summaries, chain, list(BASELINES), "single-matched", target)}
+
+    header, rows = table(results)
+    notes = legend(results) + [f"**Warning:** {warning}" for warning in results["warnings"]]
+    table_text = markdown_table(header, rows) + "\n" + "".join(f"- {note}\n" for note in notes)
+    points = {row["model"]: SizedModel(BASELINES.get(row["model"], row["model"]), row["parameters"],
+                                       {name: test["wer"] for name, test in row["test_sets"].items()})
+              for row in results["rows"]}
+    plot = args.output / "wer_vs_size.png"
+    write_json(args.output / "results.json", results)
+    write_text(args.output / "table.md", table_text)
+    plot_wer_against_size(plot, [points[model] for model in chain], [points[model] for model in BASELINES],
+                          results["test_sets"], f"{args.recipe}: word error rate against size")
+    write_text(args.report, report(args, results, table_text))
+    for path in (args.output / "results.json", args.output / "table.md", plot, args.report):
+        print(f"wrote {path}")
+    print("\n" + plain_table(header, rows))
+    print("\n".join(legend(results) + [f"warning: {warning}" for warning in results["warnings"]]))
+
+
+def parse_args(argv: Optional[List[str]]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Write the table, the plot and the report of a finished run.")
+    parser.add_argument("--exp", type=Path, required=True, help="folder with one folder a model")
+    parser.add_argument("--config", type=Path, required=True, help="progressive.yaml, for target_compression")
+    parser.add_argument("--recipe", required=True, help="name of the recipe, for titles")
+    parser.add_argument("--output", type=Path, required=True, help="folder for results.json, table.md and the plot")
+    parser.add_argument("--report", type=Path, required=True, help="the report to write, such as RESULTS.md")
+    parser.add_argument("--command", help="the command to name in the report (default: egs/RECIPE/run.sh)")
+    return parser.parse_args(argv)
+
+
+def read_target(config: Path) -> float:
+    """Per cent by which the last student shall be smaller than the teacher."""
+    try:
+        value = (yaml.safe_load(config.read_text(encoding="utf-8")) or {})["target_compression"]
+    except FileNotFoundError:
+        raise RecipeError(f"{config} is missing: give the recipe's progressive.yaml with --config") from None
+    except (yaml.YAMLError, KeyError, TypeError):
+        raise RecipeError(f"{config} has no target_compression: set it to a number of per cent, such as 60") from None
+    if not is_number(value) or not 0 < value < 100:
+        raise RecipeError(f"{config}: target_compression is {value!r}; it must be between 0 and 100 per cent")
+    return float(value)
+
+
+def read_stage_count(exp: Path) -> int:
+    path = next((path for path in (exp / "plan.json", exp / "conf" / "plan.json") if path.exists()), exp / "plan.json")
+    remedy = "run stage 6, which plans the distillation stages (run.sh --stage 6)"
+    plan = read_json(path, remedy)
+    stages = plan.get("stages") if isinstance(plan, dict) else None
+    count = len(stages) if isinstance(stages, list) else stages
+    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+        raise RecipeError(f"{path} names no stages: {remedy}")
+    return count
+
+
+def read_summary(exp: Path, model: str) -> Dict[str, Any]:
+    """The decoding summary of ``model``, checked, with what is known of its training under ``training``."""
+    path, done = exp / model / "decode" / "summary.json", exp / model / "done.json"
+    if model == "teacher":
+        remedy = "train and decode it with stages 4 and 5 (run.sh --stage 4 --stop-stage 5)"
+    else:
+        stage = 7 if model in BASELINES else 6
+        remedy = f"train and decode it with stage {stage} (run.sh --stage {stage} --stop-stage {stage})"
+    summary = read_json(path, remedy)
+    problem = summary_problem(summary, model)
+    if problem:
+        raise RecipeError(f"{path} {problem}: {remedy}")
+    summary["training"] = read_json(done, remedy) if done.exists() else {}
+    if not isinstance(summary["training"], dict) or not is_number(summary["training"].get("seconds", 0)):
+        raise RecipeError(f"{done} does not describe a training: {remedy}")
+    print(f"read {path}" + (f" and {done.name}" if done.exists() else ""))
+    return summary
+
+
+def check_same_test_sets(exp: Path, summaries: Dict[str, Dict[str, Any]]) -> None:
+    """Word error rates may be compared only when they were counted over the same words."""
+    expected = {name: test["words"] for name, test in summaries["teacher"]["test_sets"].items()}
+    for model, summary in summaries.items():
+        found = {name: test["words"] for name, test in summary["test_sets"].items()}
+        if found != expected:
+            path = exp / model / "decode" / "summary.json"
+            raise RecipeError(f"{path} was decoded on other test data than the teacher "
+                              f"(words {found}, not {expected}): run from stage 5 again (run.sh --stage 5)")
+
+
+def describe_run(args: argparse.Namespace, summaries: Dict[str, Dict[str, Any]]) -> Dict[str, Any]:
+    """What the run was: its command, when its last decoding ended (UTC), on what machine and with what software."""
+    newest = max((args.exp / model / "decode" / "summary.json").stat().st_mtime for model in summaries)
+    trainings = [summary["training"] for summary in summaries.values()]
+    return {
+        "recipe": args.recipe,
+        "command": args.command or f"egs/{args.recipe}/run.sh",
+        "date": datetime.datetime.fromtimestamp(newest, datetime.timezone.utc).date().isoformat(),
+        "machine": describe_machine(),
+        "software": {key: list(dict.fromkeys(str(training[key]) for training in trainings if training.get(key)))
+                     for key in ("torch", "k2", "rnnt_backend", "device")},
+    }
+
+
+def report(args: argparse.Namespace, results: Dict[str, Any], table_text: str) -> str:
+    machine, software = results["machine"], results["software"]
+    memory = f", {machine['memory_gib']:g} GiB of memory" if machine["memory_gib"] else ""
+    versions = [f"{name} {', '.join(software[key])}" for key, name in
+                (("torch", "torch"), ("k2", "k2"), ("rnnt_backend", "RNN-T backend"), ("device", "trained on"))
+                if software[key]]
+    times = markdown_table(
+        ["Model", "Updates", "Training time", "Decoding time", "Epoch", "Averaged"],
+        [[row["model"], f"{row['updates']:,}", format_duration(row["training"].get("seconds")),
+          format_duration(row["decode_seconds"]), str(row["epoch"]), str(row["avg"])] for row in results["rows"]])
+    return (
+        f"# Results of {results['recipe']}\n\n"
+        "Written by stage 8 of the recipe; every figure comes from the files of one run.\n\n"
+        f"- Command: `{results['command']}`, with `{shown(args.config)}`\n"
+        f"- Date of the run: {results['date']}\n"
+        f"- Machine: {machine['processor']}, {machine['cores']} cores{memory}; {machine['system']}, "
+        f"Python {machine['python']}\n"
+        + (f"- Software: {'; '.join(versions)}\n" if versions else "")
+        + f"\n## Word error rate and size\n\n{table_text}\n"
+        f"The plot of word error rate against size is `{shown(args.output / 'wer_vs_size.png')}`, the same figures for "
+        f"programs are `{shown(args.output / 'results.json')}`.\n\n"
+        f"## Time\n\n{times}\n"
+        "## How to reproduce\n\n"
+        f"```\n{results['command']}\n```\n\n"
+        "Stages that are done are skipped; `--stage 8 --stop-stage 8` writes this report again from a finished run. "
+        "Other processors and thread counts round otherwise, so figures differ a little between machines.\n"
+    )
+
+
+def shown(path: Path) -> str:
+    """``path`` for a file that other people read: as given when relative, else its last two parts."""
+    return shlex.quote((path if not path.is_absolute() else Path(*path.parts[-2:])).as_posix())
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,218 @@
+#!/usr/bin/env python3
+"""Run one step of a stage unless it is done: the skip and resume rule of every recipe.
+
+    stage_stamp.py --stamp FILE [--conf FILE...] [--from N FILE...]... [--makes FILE...] -- python script.py ...
+
+A step is done when its outputs exist and its stamp holds the same command and the same inputs as now. The stamp is
+removed when the step starts and written when it has ended well, so that a step that was killed is never taken for
+done. Inputs are files, folders or glob patterns; --from names the stage that makes them, --conf those that come with
+the recipe. Needs the standard library alone, so that skipping costs nothing.
+"""
+
+import argparse
+import ctypes
+import fcntl
+import glob
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Dict, Iterator, List, Optional, Sequence, Tuple
+
+HASHED_BELOW = 1_000_000  # bytes; a larger file is known by its size and time, since reading it would cost more
+NO_EFFECT = ("--jobs",)  # options that change the speed of a step and not its result
+
+
+class StepError(Exception):
+    """A line for the user."""
+
+
+def expand(pattern: str) -> List[Path]:
+    """The paths that a declared input stands for; empty when there are none."""
+    if glob.has_magic(pattern) and not os.path.exists(pattern):
+        return [Path(name) for name in sorted(glob.glob(pattern))]
+    return [Path(pattern)] if os.path.exists(pattern) else []
+
+
+def describe(path: Path) -> Iterator[Tuple[str, str]]:
+    """(name, what it is now) of a file, or of each file below a folder; hidden files are left out."""
+    if path.is_dir():
+        for folder, folders, names in os.walk(path, followlinks=True):
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            for name in sorted(name for name in names if not name.startswith(".")):
+                status = os.stat(os.path.join(folder, name))
+                yield os.path.join(folder, name), f"{status.st_size} {status.st_mtime_ns}"
+        return
+    status = path.stat()
+    if status.st_size < HASHED_BELOW:
+        yield str(path), hashlib.sha256(path.read_bytes()).hexdigest()
+    else:
+        yield str(path), f"{status.st_size} {status.st_mtime_ns}"
+
+
+def fingerprint(command: Sequence[str], inputs: Sequence[str]) -> Dict[str, str]:
+    """What the result of the step depends on: its command, and one digest for each declared input."""
+    words, skip = [], False
+    for word in command:
+        if skip or word in NO_EFFECT:
+            skip = not skip
+        else:
+            words.append(word)
+    result = {"command": " ".join(words)}
+    for pattern in inputs:
+        digest = hashlib.sha256()
+        for path in expand(pattern):
+            for name, state in describe(path):
+                digest.update(f"{name}\0{state}\n".encode())
+        result[pattern] = digest.hexdigest()
+    return result
+
+
+def difference(old: Optional[Dict[str, str]], new: Dict[str, str]) -> str:
+    """Why a step that has a stamp is run again."""
+    if old is None:
+        return ""
+    changed = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    return "its command" if changed == ["command"] else ", ".join(key for key in changed if key != "command")
+
+
+def read_stamp(path: Path) -> Optional[Dict[str, str]]:
+    """The stored fingerprint; None when there is none or it is unreadable, which both mean: not done."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        return value if isinstance(value, dict) else None
+    except (OSError, ValueError):
+        return None
+
+
+def lock(folder: Path) -> int:
+    """Hold the folder for this step: two runs at once would overwrite each other's results.
+
+    The descriptor is handed on to the command, so that the lock lasts as long as the command lives.
+    """
+    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.read(descriptor, 32).decode(errors="replace").strip()
+        raise StepError(f"another run is at work in {folder.parent} (process {holder or 'unknown'}): wait for its "
+                        "end, or stop it and run this command again") from None
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, str(os.getpid()).encode())
+    os.set_inheritable(descriptor, True)
+    return descriptor
+
+
+def die_with_parent() -> None:
+    """Ask Linux for a SIGTERM when the parent ends, so that a run.sh that is killed takes its step with it."""
+    try:
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1 is PR_SET_PDEATHSIG
+    except (AttributeError, OSError):
+        pass  # elsewhere the lock keeps a second run away until the step has ended
+
+
+def run(command: Sequence[str], descriptor: int) -> int:
+    """The exit code of the command; signals that end this process reach the command first."""
+    words = [sys.executable, *command[1:]] if command[0] == "python" else list(command)
+    child = subprocess.Popen(words, pass_fds=[descriptor], preexec_fn=die_with_parent)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda received, _: child.send_signal(received))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to the command as well
+    code = child.wait()
+    return 128 - code if code < 0 else code
+
+
+def size(path: Path) -> str:
+    """Size of a file in words; the number of files for a folder."""
+    if path.is_dir():
+        return f"{sum(1 for _ in describe(path))} files"
+    count = float(path.stat().st_size)
+    for unit in ("bytes", "kB", "MB"):
+        if count < 1000:
+            break
+        count /= 1000
+    else:
+        unit = "GB"
+    return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
+
+
+def step(args: argparse.Namespace, command: Sequence[str]) -> int:
+    """Check, run, stamp."""
+    stamp = Path(args.stamp)
+    title = args.title
+    for pattern in args.conf:
+        if not expand(pattern):
+            raise StepError(f"stage {args.stage} needs {pattern}, which comes with the recipe: take it from the repository again, "
+                            "or name another one")
+    for number, *patterns in sorted(args.sources, key=lambda source: int(source[0])):
+        for pattern in patterns:
+            if not expand(pattern):
+                raise StepError(f"stage {args.stage} needs {pattern}, which stage {number} makes: "
+                                f"{args.rerun} --stage {number} --stop-stage {number}")
+
+    inputs = args.conf + [pattern for source in args.sources for pattern in source[1:]]
+    now, before = fingerprint(command, inputs), read_stamp(stamp)
+    missing = [pattern for pattern in args.makes if not expand(pattern)]
+    if before == now and not missing and not args.force:
+        print(f"[{title}] done before, skipped: {', '.join(args.makes)}", flush=True)
+        return 0
+
+    stamp.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = lock(stamp.parent)
+    why = "--force" if args.force and before == now else difference(before, now)
+    if not why and before is not None:
+        why = f"{missing[0]} is missing"
+    stamp.unlink(missing_ok=True)
+    print(f"[{title}] {' '.join(command)}" + (f"\n[{title}] runs again because of: {why}" if why else ""))
+    if inputs:
+        print(f"[{title}] reads {', '.join(inputs)}")
+    sys.stdout.flush()
+    started = time.monotonic()
+    code = run(command, descriptor)
+    seconds = time.monotonic() - started
+    if code:
+        print(f"[{title}] stopped with exit code {code} after {seconds:.1f} s; what it has made so far is kept",
+              file=sys.stderr)
+        return code
+    for pattern in args.makes:
+        if not expand(pattern):
+            raise StepError(f"{title} ended without making {pattern}; run {args.rerun} --stage {args.stage} --force")
+    partial = stamp.with_name(stamp.name + ".part")
+    partial.write_text(json.dumps(now, indent=2) + "\n", encoding="utf-8")
+    os.replace(partial, stamp)
+    made = ", ".join(f"{path} ({size(path)})" for pattern in args.makes for path in expand(pattern))
+    print(f"[{title}] wrote {made} in {seconds:.1f} s", flush=True)
+    return 0
+
+
+def main() -> int:
+    words = sys.argv[1:]
+    end = words.index("--") if "--" in words else len(words)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--stamp", required=True, help="the step's own file that says it is done")
+    parser.add_argument("--title", required=True, help="how messages call the step")
+    parser.add_argument("--stage", required=True, help="number of the stage, for the messages")
+    parser.add_argument("--rerun", default="run.sh", help="how the user calls the recipe, for the messages")
+    parser.add_argument("--force", action="store_true", help="run it even if it is done")
+    parser.add_argument("--conf", nargs="+", default=[], help="inputs that come with the recipe")
+    parser.add_argument("--from", dest="sources", nargs="+", action="append", default=[],
+                        help="a stage's number, then inputs that it makes")
+    parser.add_argument("--makes", nargs="+", default=[], help="outputs")
+    args = parser.parse_args(words[:end])
+    command = words[end + 1:]
+    if not command:
+        parser.error("no command after --")
+    die_with_parent()
+    try:
+        return step(args, command)
+    except (StepError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

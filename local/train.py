@@ -1,0 +1,113 @@
+#!/usr/bin/env python3
+"""Train one model: a teacher, a student with its teacher, or a baseline (stages 4, 6 and 7)."""
+
+import argparse
+import hashlib
+import logging
+from pathlib import Path
+
+import torch
+
+from kdlib.compression import init_from_teacher
+from kdlib.config import TrainConfig, config_to_dict, load_config, save_config
+from kdlib.data import describe_skipped, feature_statistics, load_cuts, select_cuts
+from kdlib.errors import RecipeError, run_main
+from kdlib.files import read_json, write_json
+from kdlib.lang import Lang
+from kdlib.training.checkpoint import finished, load_averaged
+from kdlib.training.loop import Trainer
+from kdlib.transducer import Transducer
+
+
+def get_args():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config", type=Path, required=True, help="YAML of the model and its training")
+    parser.add_argument("--fbank", type=Path, required=True, help="folder of stage 2")
+    parser.add_argument("--lang", type=Path, required=True, help="folder of stage 3")
+    parser.add_argument("--exp", type=Path, required=True, help="folder for this model")
+    parser.add_argument("--init-from", type=Path, help="folder of a finished model whose weights to start from")
+    parser.add_argument("--teacher", type=Path, help="folder of a finished model to distil from")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    return parser.parse_args()
+
+
+def set_aside_if_changed(exp: Path, run: dict) -> None:
+    """Keep what another config or other data made, in a folder of its own, and begin anew."""
+    record = exp / "run.json"
+    if record.exists() and read_json(record, f"remove {exp}") != run:
+        number = 1 + sum(1 for _ in exp.glob("before-*"))
+        old = exp / f"before-{number}"
+        old.mkdir()
+        for item in [p for p in exp.iterdir() if not p.name.startswith("before-")]:
+            item.rename(old / item.name)
+        logging.info("the config, the data or the teacher of %s changed: what was there is now in %s", exp, old)
+    write_json(record, run)
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def build_model(args, config: TrainConfig, lang: Lang, cuts) -> Transducer:
+    torch.manual_seed(config.training.seed)
+    model = Transducer(config.model, len(lang))
+    if args.init_from is None:
+        model.encoder.set_feature_statistics(*feature_statistics(cuts))
+    else:
+        source, _, _ = load_averaged(args.init_from, tokens=lang.tokens)
+        layers = init_from_teacher(model, source)
+        logging.info("weights start from %s, its layers %s", args.init_from, " ".join(str(i + 1) for i in layers))
+    return model
+
+
+def main():
+    args = get_args()
+    config = load_config(TrainConfig, args.config, args.overrides)
+    args.exp.mkdir(parents=True, exist_ok=True)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", force=True,
+                        handlers=[logging.StreamHandler(), logging.FileHandler(args.exp / "train.log")])
+    lang = Lang(args.lang)
+    files = [args.fbank / "cuts_train.jsonl.gz", args.fbank / "cuts_dev.jsonl.gz", args.lang / "tokens.txt"]
+    modified = config.loss.rnnt_type == "modified"
+    train_cuts, skipped = select_cuts(load_cuts(files[0]), lang, config.data, modified)
+    dev_cuts, dev_skipped = select_cuts(load_cuts(files[1]), lang, config.data, modified)
+    for line in describe_skipped(skipped) + describe_skipped(dev_skipped):
+        logging.warning("%s", line)
+    for path, cuts in ((files[0], train_cuts), (files[1], dev_cuts)):
+        if len(cuts) == 0:
+            raise RecipeError(f"{path} holds no utterance that can be trained on: see the lines above")
+    if train_cuts[0].num_features != config.model.num_features:
+        raise RecipeError(f"{files[0]} has {train_cuts[0].num_features} feature bins, model.num_features is "
+                          f"{config.model.num_features}: make conf/fbank.yaml and {args.config} agree")
+    noise = None
+    if config.data.noise_probability > 0:
+        noise = load_cuts(args.fbank / "cuts_noise.jsonl.gz", "make the noise set or set data.noise_probability=0")
+
+    inputs = {path.name: digest(path) for path in files}
+    for name in (args.init_from, args.teacher):
+        if name is not None:
+            finished(name)
+            inputs[name.name] = digest(name / "done.json")
+    set_aside_if_changed(args.exp, {"config": config_to_dict(config), "inputs": inputs})
+    save_config(config, args.exp / "config.yaml")
+
+    model = build_model(args, config, lang, train_cuts)
+    teacher = None
+    if args.teacher is not None:
+        teacher, _, _ = load_averaged(args.teacher, tokens=lang.tokens)
+        sizes = model.parameter_counts()["total"], teacher.parameter_counts()["total"]
+        if sizes[0] >= sizes[1]:
+            raise RecipeError(f"{args.config}: the student has {sizes[0]} parameters, its teacher {sizes[1]}; a stage "
+                              "must make the model smaller")
+    elif config.loss.distill:
+        raise RecipeError(f"{args.config} asks for distillation losses: give --teacher")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    logging.info("%s: %d parameters deployed, %d training cuts (%.2f h), %s", args.exp,
+                 model.parameter_counts()["total"], len(train_cuts), sum(c.duration for c in train_cuts) / 3600, device)
+    done = Trainer(config, args.exp, lang, model, train_cuts, dev_cuts, noise, teacher, device).train()
+    logging.info("%s: done after %d updates and %.0f s (RNN-T: %s) -> %s", args.exp, done["updates"], done["seconds"],
+                 done["rnnt_backend"], args.exp / f"epoch-{done['epoch']}.pt")
+
+
+if __name__ == "__main__":
+    run_main(main)

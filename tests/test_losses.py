@@ -1,0 +1,127 @@
+"""The invariants that every distillation loss is held to, in float64, and plain references for their values."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kdlib.errors import RecipeError
+from kdlib.losses import REGISTRY, collapsed_kl, encoder_mse, find_loss, lattice_kl
+
+quick = settings(deadline=None, max_examples=40)
+
+
+def lattice(seed: int, vocab: int = 5, num: int = 2, frames: int = 4, nodes: int = 3):
+    """Random logits of both models, next labels (blank at some nodes) and a mask with unequal utterances."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = num, frames, nodes
+    student, teacher = (3 * torch.randn(*shape, vocab, generator=generator, dtype=torch.float64) for _ in range(2))
+    labels = torch.randint(0, vocab, shape, generator=generator)
+    mask = torch.rand(shape, generator=generator) < 0.7
+    mask[:, 0, 0] = True
+    return student, teacher, labels, mask
+
+
+@given(st.integers(0, 10 ** 6), st.integers(2, 7), st.sampled_from([0.5, 1.0, 2.0]))
+@quick
+def test_collapsed_is_between_zero_and_the_full_divergence(seed, vocab, temperature):
+    student, teacher, labels, mask = lattice(seed, vocab)
+    full = lattice_kl(student, teacher, mask, temperature)
+    collapsed = collapsed_kl(student, teacher, labels, mask, 0, temperature)
+    assert -1e-12 <= collapsed <= full + 1e-12
+
+
+@given(st.integers(0, 10 ** 6), st.integers(2, 7))
+@quick
+def test_agreement_costs_nothing_and_has_no_gradient(seed, vocab):
+    student, _, labels, mask = lattice(seed, vocab)
+    student.requires_grad_()
+    for value in (lattice_kl(student, student.detach(), mask), collapsed_kl(student, student.detach(), labels, mask)):
+        assert abs(value.item()) < 1e-12
+        gradient, = torch.autograd.grad(value, student)
+        assert gradient.abs().max() < 1e-12
+
+
+def test_values_by_their_definitions():
+    student, teacher, labels, mask = lattice(3)
+    tau = 2.0
+    p, q = (student / tau).softmax(-1), (teacher / tau).softmax(-1)
+    full, collapsed = [], []
+    for n in range(p.size(0)):
+        f, c = [], []
+        for t, r in mask[n].nonzero().tolist():
+            a, b, y = q[n, t, r], p[n, t, r], int(labels[n, t, r])
+            f.append((a * (a / b).log()).sum())
+            classes = [a[0], b[0]], [1 - a[0], 1 - b[0]]
+            if y != 0:
+                classes = [a[0], b[0]], [a[y], b[y]], [1 - a[0] - a[y], 1 - b[0] - b[y]]
+            c.append(sum(x * (x / z).log() for x, z in classes))
+        full.append(torch.stack(f).mean())
+        collapsed.append(torch.stack(c).mean())
+    torch.testing.assert_close(lattice_kl(student, teacher, mask, tau), tau ** 2 * torch.stack(full).mean())
+    torch.testing.assert_close(collapsed_kl(student, teacher, labels, mask, 0, tau),
+                               tau ** 2 * torch.stack(collapsed).mean())
+
+
+@pytest.mark.parametrize("vocab", [2, 3, 5])
+def test_gradients_match_finite_differences(vocab):
+    student, teacher, labels, mask = lattice(5, vocab)
+    student.requires_grad_()
+    assert torch.autograd.gradcheck(lambda s: lattice_kl(s, teacher, mask, 1.5), (student,))
+    assert torch.autograd.gradcheck(lambda s: collapsed_kl(s, teacher, labels, mask, 0, 1.5), (student,))
+    encoder = torch.randn(2, 4, 3, dtype=torch.float64, requires_grad=True)
+    target = torch.randn(2, 4, 3, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda e: encoder_mse(e, target, torch.tensor([4, 2])), (encoder,))
+
+
+def test_the_teacher_gets_no_gradient():
+    student, teacher, labels, mask = lattice(7)
+    teacher.requires_grad_()
+    student.requires_grad_()
+    encoder = torch.randn(2, 4, 3, requires_grad=True)
+    target = torch.randn(2, 4, 3, requires_grad=True)
+    (lattice_kl(student, teacher, mask) + collapsed_kl(student, teacher, labels, mask)
+     + encoder_mse(encoder, target, torch.tensor([4, 2]))).backward()
+    assert teacher.grad is None and target.grad is None
+    assert student.grad is not None and encoder.grad is not None
+
+
+@given(st.integers(0, 10 ** 6))
+@quick
+def test_padding_and_batching_change_nothing(seed):
+    student, teacher, labels, mask = lattice(seed)
+    lengths = torch.tensor([4, 2])
+    encoders = torch.randn(2, 2, 4, 3, dtype=torch.float64)
+
+    def losses(rows, pad):
+        def padded(x, axes=(1, 2)):
+            x = x[rows]
+            for axis in axes:
+                shape = list(x.shape)
+                shape[axis] = pad
+                filler = torch.zeros(shape, dtype=x.dtype) if x.dtype in (torch.bool, torch.int64) else \
+                    torch.full(shape, 9.0, dtype=x.dtype)
+                x = torch.cat([x, filler], dim=axis)
+            return x
+        s, t, y, m = padded(student), padded(teacher), padded(labels), padded(mask)
+        return torch.stack([lattice_kl(s, t, m), collapsed_kl(s, t, y, m),
+                            encoder_mse(padded(encoders[0], (1,)), padded(encoders[1], (1,)), lengths[rows])])
+
+    together, padded = losses([0, 1], 0), losses([0, 1], 3)
+    alone = (losses([0], 1) + losses([1], 2)) / 2
+    torch.testing.assert_close(together, padded)
+    torch.testing.assert_close(together, alone)
+
+
+def test_near_certainty_keeps_the_rest():
+    """1 - p_y - p_b would be 0 in float32 here; the rest's share must still be seen."""
+    student = torch.tensor([30.0, 0.0, 0.0, 0.0]).view(1, 1, 1, 4)
+    teacher = torch.tensor([30.0, 0.0, 5.0, 0.0]).view(1, 1, 1, 4)
+    value = collapsed_kl(student, teacher, torch.ones(1, 1, 1, dtype=torch.int64), torch.ones(1, 1, 1, dtype=torch.bool))
+    assert torch.isfinite(value) and value > 0
+
+
+def test_registry_names_an_unknown_loss():
+    assert set(REGISTRY) == {"pruned_lattice_kl", "collapsed_kl", "encoder_mse"}
+    with pytest.raises(RecipeError, match="unknown loss 'kl'; known are collapsed_kl"):
+        find_loss("kl")

@@ -1,0 +1,263 @@
+"""Stage 8 on made-up runs: the figures that go in come out, and what is unfair, missing or foreign is said."""
+
+import importlib.util
+import json
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kdlib.errors import RecipeError
+from kdlib.report import format_duration, format_relative, markdown_table, plain_table, relative_change
+
+SCRIPT = Path(__file__).resolve().parents[1] / "local" / "results.py"
+spec = importlib.util.spec_from_file_location("results", SCRIPT)
+stage8 = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(stage8)
+
+SIZES = {"teacher": 1_700_000, "stage1": 1_250_000, "stage2": 920_000, "stage3": 660_000}
+WERS = {  # test-clean, test-other
+    "teacher": (6.0, 18.0), "stage1": (6.3, 18.0), "stage2": (7.5, 17.1), "stage3": (9.0, 22.5),
+    "scratch": (38.25, 61.5), "single": (12.0, 27.0), "single-matched": (9.75, 24.0),
+}
+UPDATES = {"teacher": 2400, "stage1": 800, "stage2": 800, "stage3": 1000, "scratch": 1000, "single": 1000,
+           "single-matched": 2600}
+
+
+def summary(name, **changes):
+    words = {"test-clean": 2000, "test-other": 2400}
+    tests = {}
+    for (test_set, total), wer in zip(words.items(), WERS[name]):
+        errors = round(wer * total / 100)
+        tests[test_set] = {"wer": wer, "errors": errors, "words": total, "ins": 1, "del": 2, "sub": errors - 3,
+                       "utterances": 400, "skipped": 0}
+    return {"model": name, "parameters": SIZES.get(name, SIZES["stage3"]), "updates": UPDATES[name], "epoch": 9,
+            "avg": 3, "method": "greedy_search", "max_sym_per_frame": 1, "chunk_ms": 320.0, "left_context_ms": 1280.0,
+            "seconds": 31.4, "test_sets": tests, **changes}
+
+
+class Run:
+    """A finished run in a temporary folder, one part of which a test may change."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        for model in WERS:
+            self.write(model)
+            (folder / "exp" / model / "done.json").write_text(json.dumps(
+                {"rnnt_backend": "native", "seconds": 365.2, "torch": "2.11.0", "updates": UPDATES[model]}))
+        (folder / "exp" / "plan.json").write_text(json.dumps({"stages": [{}, {}, {}]}))
+        (folder / "progressive.yaml").write_text("target_compression: 60\nstages: 3\n")
+
+    def path(self, model: str) -> Path:
+        return self.folder / "exp" / model / "decode" / "summary.json"
+
+    def write(self, name: str, **changes) -> None:
+        self.path(name).parent.mkdir(parents=True, exist_ok=True)
+        self.path(name).write_text(json.dumps(summary(name, **changes)))
+
+    def arguments(self) -> list:
+        return ["--exp", str(self.folder / "exp"), "--config", str(self.folder / "progressive.yaml"), "--recipe",
+                "commands", "--output", str(self.folder / "out"), "--report", str(self.folder / "RESULTS.md")]
+
+    def results(self) -> dict:
+        stage8.main(self.arguments())
+        return json.loads((self.folder / "out" / "results.json").read_text())
+
+
+@pytest.fixture
+def run(tmp_path):
+    return Run(tmp_path)
+
+
+def test_every_figure_of_the_run_comes_out(run):
+    results = run.results()
+    assert [row["model"] for row in results["rows"]] == list(WERS)
+    assert results["test_sets"] == ["test-clean", "test-other"]
+    for row in results["rows"]:
+        made = summary(row["model"])
+        for key in ("parameters", "updates", "epoch", "avg", "method", "max_sym_per_frame", "chunk_ms"):
+            assert row[key] == made[key]
+        assert row["training"]["seconds"] == 365.2 and row["decode_seconds"] == 31.4
+        for name, test in made["test_sets"].items():
+            assert {key: row["test_sets"][name][key] for key in test} == test
+    by_model = {row["model"]: row for row in results["rows"]}
+    assert by_model["stage3"]["percent_of_teacher"] == pytest.approx(100 * 660 / 1700)
+    assert by_model["stage3"]["test_sets"]["test-clean"]["relative"] == pytest.approx(50.0)
+    assert by_model["stage2"]["test_sets"]["test-other"]["relative"] == pytest.approx(-5.0)
+    assert results["reached_compression"] == pytest.approx(100 - 100 * 660 / 1700)
+    assert results["software"] == {"torch": ["2.11.0"], "k2": [], "rnnt_backend": ["native"], "device": []}
+    assert results["stage_updates"] == 2600
+    assert results["warnings"] == []
+
+
+def test_markdown_table_has_one_row_a_model(run, capsys):
+    run.results()
+    lines = (run.folder / "out" / "table.md").read_text().splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    assert cells[0] == ["Model", "Params", "% of teacher", "Updates", "WER test-clean", "rel.", "WER test-other",
+                        "rel."]
+    assert cells[2] == ["teacher", "1,700,000", "100.0", "2,400", "6.00", "0.0%", "18.00", "0.0%"]
+    assert cells[5] == ["stage3", "660,000", "38.8", "1,000", "9.00", "+50.0%", "22.50", "+25.0%"]
+    assert cells[6] == ["scratch", "660,000", "38.8", "1,000", "38.25", "+537.5%", "61.50", "+241.7%"]
+    assert len(cells) == 2 + len(WERS)
+    text = "\n".join(lines)
+    assert "greedy_search, at most 1 symbol a frame, chunks of 320 ms with 1280 ms of left context" in text
+    assert "test-clean 2,000 in 400 utterances" in text
+    assert "61.1% smaller than the teacher (target 60%)" in text
+    assert "Warning" not in text
+    printed = capsys.readouterr().out
+    for model in WERS:
+        assert any(line.split()[:1] == [model] and len(line.split()) == 8 for line in printed.splitlines())
+
+
+def test_report_names_the_run_and_no_place_on_this_machine(run):
+    results = run.results()
+    text = (run.folder / "RESULTS.md").read_text()
+    assert text.startswith("# Results of commands\n")
+    assert "`egs/commands/run.sh`" in text
+    assert f"Date of the run: {results['date']}" in text
+    assert results["machine"]["processor"] in text
+    assert "torch 2.11.0; RNN-T backend native" in text
+    assert (run.folder / "out" / "table.md").read_text() in text
+    assert "6 min 05 s" in text
+    for written in (run.folder / "RESULTS.md", run.folder / "out" / "table.md", run.folder / "out" / "results.json"):
+        assert str(run.folder.parent) not in written.read_text()
+
+
+def test_plot_is_an_image(run):
+    run.results()
+    image = (run.folder / "out" / "wer_vs_size.png").read_bytes()
+    assert image[:8] == b"\x89PNG\r\n\x1a\n" and image[-8:-4] == b"IEND"
+    width, height = struct.unpack(">II", image[16:24])
+    assert 800 <= width <= 2400 and 400 <= height <= 1600
+    assert 10_000 < len(image) < 1_000_000
+
+
+def test_running_twice_gives_the_same_files(run):
+    def contents():
+        run.results()
+        files = [run.folder / "RESULTS.md", *sorted((run.folder / "out").iterdir())]
+        return [path.read_bytes() for path in files]
+
+    assert contents() == contents()
+
+
+def test_one_stage_one_test_set_and_a_faultless_teacher(run):
+    def only(model, wer):
+        test = dict(summary(model)["test_sets"]["test-clean"], wer=wer)
+        return {"test_sets": {"test": test}, "parameters": 1000 if model == "teacher" else 400, "updates": 10}
+
+    for model in ("teacher", "stage1", *stage8.BASELINES):
+        run.write(model, **only(model, 0.0 if model == "teacher" else 1.5))
+    (run.folder / "exp" / "plan.json").write_text('{"stages": 1}')
+    results = run.results()
+    assert [row["model"] for row in results["rows"]] == ["teacher", "stage1", *stage8.BASELINES]
+    assert all(row["test_sets"]["test"]["relative"] is None for row in results["rows"])
+    assert results["reached_compression"] == pytest.approx(60.0) and results["warnings"] == []
+    table = (run.folder / "out" / "table.md").read_text().splitlines()
+    assert [cell.strip() for cell in table[3].split("|")[1:-1]] == ["stage1", "400", "40.0", "10", "1.50", "-"]
+
+
+@pytest.mark.parametrize("model, changes, words", [
+    ("single-matched", {"updates": 2500}, "single-matched had 2,500 updates and all stages together had 2,600"),
+    ("scratch", {"parameters": 659_999}, "scratch has 659,999 parameters and stage3 has 660,000"),
+    ("stage2", {"max_sym_per_frame": 10}, "stage2 was decoded otherwise than the teacher: max_sym_per_frame 10"),
+])
+def test_unfair_comparisons_are_said(run, capsys, model, changes, words):
+    run.write(model, **changes)
+    assert any(words in warning for warning in run.results()["warnings"])
+    assert f"warning: {words}" in capsys.readouterr().out
+    for written in (run.folder / "RESULTS.md", run.folder / "out" / "table.md"):
+        assert f"**Warning:** {words}" in written.read_text()
+
+
+def test_a_few_updates_more_or_less_are_still_matched(run):
+    run.write("single-matched", updates=2590)
+    assert run.results()["warnings"] == []
+
+
+def test_missed_compression_is_said_and_not_rounded_away(run):
+    for model in ("stage3", *stage8.BASELINES):
+        run.write(model, parameters=680_500)  # 59.97% smaller
+    assert run.results()["warnings"] == ["the last stage is 59.9% smaller than the teacher; the target is 60%."]
+    run.write("teacher", parameters=1_800_000)
+    assert run.results()["warnings"] == []
+
+
+def test_skipped_utterances_are_said(run):
+    tests = summary("single")["test_sets"]
+    tests["test-other"]["skipped"] = 7
+    run.write("single", test_sets=tests)
+    assert run.results()["warnings"] == ["7 utterances of test-other were skipped when single was decoded."]
+
+
+@pytest.mark.parametrize("model, stage", [("teacher", "--stage 4 --stop-stage 5"), ("stage2", "--stage 6"),
+                                          ("single-matched", "--stage 7")])
+def test_a_missing_summary_names_the_file_and_the_stage(run, model, stage):
+    run.path(model).unlink()
+    with pytest.raises(RecipeError) as error:
+        run.results()
+    assert str(run.path(model)) in str(error.value) and stage in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not (run.folder / "RESULTS.md").exists()
+
+
+@pytest.mark.parametrize("changes, words", [
+    ({"model": "stage3"}, "belongs to model 'stage3', not to 'stage1'"),
+    ({"test_sets": {}}, "is not a decoding summary"),
+    ({"parameters": None}, "has no number as parameters"),
+    ({"parameters": 0}, "counts 0 parameters"),
+    ({"test_sets": {"test-clean": {"wer": 3.0}}}, "has no number errors for test set test-clean"),
+    ({"test_sets": {"test-clean": summary("stage1")["test_sets"]["test-clean"]}}, "was decoded on other test data"),
+])
+def test_a_foreign_summary_is_named(run, changes, words):
+    run.write("stage1", **changes)
+    with pytest.raises(RecipeError) as error:
+        run.results()
+    assert str(run.path("stage1")) in str(error.value) and words in str(error.value)
+
+
+@pytest.mark.parametrize("name, text, words", [
+    ("exp/plan.json", "{}", "names no stages: run stage 6"),
+    ("exp/plan.json", "{", "is not valid JSON"),
+    ("exp/plan.json", None, "is missing: run stage 6"),
+    ("progressive.yaml", None, "is missing"),
+    ("progressive.yaml", "stages: 3\n", "has no target_compression"),
+    ("progressive.yaml", "target_compression: sixty\n", "target_compression is 'sixty'"),
+    ("exp/stage1/done.json", "[]", "does not describe a training"),
+])
+def test_a_bad_plan_or_config_is_named(run, name, text, words):
+    path = run.folder / name
+    path.write_text(text) if text is not None else path.unlink()
+    with pytest.raises(RecipeError) as error:
+        run.results()
+    assert str(path) in str(error.value) and words in str(error.value)
+
+
+def test_the_script_ends_in_one_line_without_a_traceback(run):
+    run.path("scratch").write_text("{")
+    done = subprocess.run([sys.executable, str(SCRIPT), *run.arguments()], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert str(run.path("scratch")) in done.stderr and "--stage 7" in done.stderr
+
+
+def test_relative_changes_and_durations():
+    assert relative_change(9.0, 6.0) == pytest.approx(50.0)
+    assert relative_change(1.0, 0.0) is None
+    assert [format_relative(change) for change in (50.0, -5.0, -0.01, 0.0, None)] == \
+        ["+50.0%", "-5.0%", "0.0%", "0.0%", "-"]
+    assert [format_duration(seconds) for seconds in (None, 45.4, 59.7, 365.2, 3599.8, 7380)] == \
+        ["-", "45 s", "1 min 00 s", "6 min 05 s", "1 h 00 min", "2 h 03 min"]
+
+
+@given(st.lists(st.lists(st.text("ab|é -", max_size=9), min_size=3, max_size=3), max_size=4))
+def test_tables_are_aligned(rows):
+    lines = markdown_table(["A", "B", "C"], rows).splitlines()
+    assert len(lines) == len(rows) + 2 and len({len(line) for line in lines}) == 1
+    assert all(line.replace("\\|", "").count("|") == 4 for line in lines)
+    assert len(plain_table(["A", "B", "C"], rows).splitlines()) == len(rows) + 2

@@ -1,0 +1,111 @@
+"""The transducer functions at their edges: infinities, no path, reductions, bad arguments, a k2 that is not there."""
+
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from kdlib import rnnt
+from kdlib.errors import RecipeError
+
+TYPES = ("regular", "modified")
+
+
+def test_importing_needs_neither_k2_nor_torchaudio():
+    code = "import sys, kdlib.rnnt; print([m for m in ('k2', '_k2', 'torchaudio', 'lhotse') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_no_path_is_infinite_and_leaves_the_others_alone(kind):
+    torch.manual_seed(6)
+    logits = torch.randn(3, 4, 2, 5)
+    symbols = torch.randint(1, 5, (3, 3))
+    ranges = torch.tensor([0, 0, 1, 2])[:, None] + torch.arange(2)
+    blocked = torch.tensor([0, 0, 0, 0])[:, None] + torch.arange(2)  # never reaches the third label
+    ranges = torch.stack([ranges, blocked, ranges])
+    logits[2, 0, :, :] = -math.inf  # this one has no first frame
+    logits[2, 0, :, 0] = 0.0
+    logits[0, :, :, 4] = -math.inf  # a token that nobody may say
+    symbols[symbols == 4] = 3
+    logits.requires_grad_()
+    loss = rnnt.rnnt_loss_pruned(logits, symbols, ranges, 0, None, kind, reduction="none", backend="native")
+    assert loss[1] == math.inf and torch.isfinite(loss[[0, 2]]).all()
+    (grad,) = torch.autograd.grad(loss[[0, 2]].sum(), logits, retain_graph=True)
+    assert torch.isfinite(grad).all() and grad[0].abs().sum() > 0 and grad[2].abs().sum() > 0
+    assert torch.autograd.grad(loss[1], logits)[0].abs().sum() == 0
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_minus_infinity_is_never_nan(kind):
+    """A token that nobody may say, and padding of nothing but -inf."""
+    torch.manual_seed(9)
+    lm, am = torch.randn(2, 4, 6), torch.randn(2, 5, 6)
+    lm[:, :, 5], am[:, :, 5] = -math.inf, -math.inf
+    am[1, 3:], lm[1, 3:] = -math.inf, -math.inf
+    symbols, boundary = torch.randint(1, 5, (2, 3)), torch.tensor([[0, 0, 3, 5], [0, 0, 2, 3]])
+    lm, am = lm.requires_grad_(), am.requires_grad_()
+    loss = rnnt.rnnt_loss_smoothed(lm, am, symbols, 0, 0.25, 0.0, boundary, kind, backend="native")
+    pruned = rnnt.rnnt_loss_pruned(
+        am.unsqueeze(2) + lm.unsqueeze(1), symbols, torch.arange(4).expand(2, 5, 4), 0, boundary, kind, backend="native")
+    assert torch.isfinite(loss) and torch.isfinite(pruned)
+    for grad in (*torch.autograd.grad(loss, (lm, am)), *torch.autograd.grad(pruned, (lm, am))):
+        assert torch.isfinite(grad).all() and grad.abs().sum() > 0
+    am = am.detach().clone()
+    am[0, 2] = -math.inf
+    assert rnnt.rnnt_loss_smoothed(lm, am, symbols, 0, 0.25, 0.0, boundary, kind, backend="native") == math.inf
+
+
+def test_reductions_and_half_precision():
+    torch.manual_seed(8)
+    logits, symbols, ranges = torch.randn(3, 4, 3, 5), torch.randint(1, 5, (3, 2)), torch.arange(3).expand(3, 4, 3)
+    each = rnnt.rnnt_loss_pruned(logits, symbols, ranges, 0, reduction="none", backend="native")
+    assert each.shape == (3,)
+    torch.testing.assert_close(rnnt.rnnt_loss_pruned(logits, symbols, ranges, 0, backend="native"), each.mean())
+    total = rnnt.rnnt_loss_pruned(logits, symbols, ranges, 0, reduction="sum", backend="native")
+    torch.testing.assert_close(total, each.sum())
+    half = logits.bfloat16().requires_grad_()
+    loss = rnnt.rnnt_loss_pruned(half, symbols, ranges, 0, backend="native")
+    loss.backward()
+    assert loss.dtype == torch.float32 and half.grad.dtype == torch.bfloat16
+    torch.testing.assert_close(loss, each.mean(), rtol=0.05, atol=0.05)
+
+
+def test_k2_asked_for_and_missing(monkeypatch):
+    from kdlib.rnnt import k2_backend
+
+    monkeypatch.setitem(sys.modules, "k2", None)
+    k2_backend.load.cache_clear()
+    try:
+        assert rnnt.backend_in_use() == rnnt.backend_in_use("native") == "native"
+        with pytest.raises(RecipeError, match="tools/install.sh --k2"):
+            rnnt.backend_in_use("k2")
+    finally:
+        k2_backend.load.cache_clear()
+
+
+BAD = {
+    "rnnt_type 'constrained'": dict(rnnt_type="constrained"),
+    "reduction 'median'": dict(reduction="median"),
+    "backend 'cuda'": dict(backend="cuda"),
+    "delay_penalty": dict(delay_penalty=-1.0),
+    "termination_symbol 9": dict(termination_symbol=9),
+    "boundary must be int64": dict(boundary=torch.zeros(2, 4)),
+    "boundary of utterance 1 lies outside": dict(boundary=torch.tensor([[0, 0, 2, 3], [0, 0, 2, 9]])),
+    "symbols of utterance 0 lie outside": dict(symbols=torch.tensor([[9, 1], [1, 2]])),
+    "symbols of utterance 1 contain the termination symbol 0": dict(symbols=torch.tensor([[1, 1], [1, 0]])),
+    "ranges of utterance 1 are not consecutive": dict(ranges=torch.tensor([[[0, 1]] * 3, [[0, 2]] * 3])),
+    "ranges must be int64": dict(ranges=torch.zeros(2, 5, 2, dtype=torch.int64)),
+    "logits is empty": dict(logits=torch.zeros(0, 3, 2, 4)),
+}
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_bad_arguments_are_named(message):
+    arguments = dict(logits=torch.zeros(2, 3, 2, 4), symbols=torch.tensor([[1, 2], [3, 1]]), termination_symbol=0,
+                     ranges=torch.tensor([[[0, 1], [0, 1], [1, 2]]] * 2))
+    rnnt.rnnt_loss_pruned(**arguments)
+    with pytest.raises(ValueError, match=message):
+        rnnt.rnnt_loss_pruned(**{**arguments, **BAD[message]})

@@ -1,0 +1,381 @@
+"""run.sh: its options, and when a stage is skipped, run again, resumed or refused."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+RECIPES = ["voice_commands", "fsdd"]
+
+
+def run(*command, **options):
+    return subprocess.run([str(word) for word in command], stdin=subprocess.DEVNULL, capture_output=True, text=True,
+                          timeout=120, **options)
+
+
+class TestOptions:
+    """Told before anything is set up or started."""
+
+    @pytest.mark.parametrize("recipe", RECIPES)
+    def test_help_names_each_stage_and_option(self, recipe):
+        result = run(ROOT / "egs" / recipe / "run.sh", "--help")
+        assert result.returncode == 0 and not result.stderr
+        assert re.findall(r"^  (\d)  \S", result.stdout, re.MULTILINE) == [str(n) for n in range(9)]
+        for option in ("--stage", "--stop-stage", "--smoke", "--force", "--jobs", "--python", "--hours"):
+            assert f"  {option} " in result.stdout
+
+    @pytest.mark.parametrize("recipe", RECIPES)
+    @pytest.mark.parametrize("arguments, said", [
+        (["--nope"], "unknown option --nope"),
+        (["--nope=3"], "unknown option --nope"),
+        (["nope"], "unknown option nope"),
+        (["-s"], "unknown option -s"),
+        (["--stage"], "--stage needs a value"),
+        (["--stage="], "--stage needs a value"),
+        (["--stage", "9"], "--stage 9: this recipe has the stages 0 to 8"),
+        (["--stop-stage", "two"], "--stop-stage two: this recipe has the stages 0 to 8"),
+        (["--stage", "-1"], "--stage -1: this recipe has the stages 0 to 8"),
+        (["--stage", "5", "--stop-stage", "4"], "--stage 5 comes after --stop-stage 4"),
+        (["--jobs", "0"], "--jobs 0"),
+    ])
+    def test_a_bad_option_is_one_line(self, recipe, arguments, said):
+        result = run(ROOT / "egs" / recipe / "run.sh", *arguments)
+        assert result.returncode == 2 and not result.stdout
+        assert result.stderr.startswith(f"error: {said}") and result.stderr.count("\n") == 1
+
+
+SCRIPT = """\
+import json, pathlib, sys
+words = sys.argv[1:]
+value = lambda name: pathlib.Path(words[words.index(name) + 1])
+write = lambda path, text: (path.parent.mkdir(parents=True, exist_ok=True), path.write_text(text))
+"""
+SCRIPTS = {  # what each stage leaves behind, and nothing else
+    "local/prepare_features.py": """
+for cuts in value("--manifests").glob("cuts_*"): write(value("--output") / cuts.name, cuts.read_text())
+""",
+    "local/prepare_lang.py": 'write(value("--output") / "tokens.txt", value("--cuts").read_text())',
+    "local/train.py": """
+write(value("--exp") / "epoch-1.pt", " ".join(words))
+write(value("--exp") / "done.json", value("--config").read_text())
+""",
+    "local/decode.py": 'write(value("--exp") / "decode" / "summary.json", (value("--exp") / "done.json").read_text())',
+    "local/plan.py": """
+count = int(value("--config").read_text())
+for name in [f"stage{k + 1}" for k in range(count)] + ["scratch", "single", "single-matched"]:
+    write(value("--output") / f"{name}.yaml", value("--teacher-config").read_text() + " ".join(w for w in words if "=" in w))
+write(value("--output") / "plan.json", json.dumps({"stages": count}))
+""",
+    "local/results.py": """
+for name in ("results.json", "table.md", "wer_vs_size.png"): write(value("--output") / name, "")
+write(value("--report"), "")
+""",
+    "egs/toy/local/corpus.py": 'write(value("--output"), words[words.index("--size") + 1])',
+    "egs/toy/local/manifests.py": """
+for part in ("train", "dev", "test"): write(value("--output") / f"cuts_{part}.jsonl.gz", value("--corpus").read_text())
+""",
+}
+RUN_SH = """\
+#!/usr/bin/env bash
+source "$(dirname "${BASH_SOURCE[0]}")/../../local/recipe.sh"
+recipe=toy
+test_sets="test"
+option size 10 1 "size of the corpus"
+path_option corpus-dir "where it is"
+corpus() {
+  step corpus --makes "$data/corpus" -- python local/corpus.py --size "$size" --output "$data/corpus" --at "$corpus_dir"
+}
+manifests() {
+  step manifests --from 0 "$data/corpus" --makes "${manifests[@]}" -- \\
+    python local/manifests.py --corpus "$data/corpus" --output "$data/manifests"
+}
+stage 0 corpus "the corpus"
+stage 1 manifests "manifests"
+stage 2 prepare_features "features"
+stage 3 prepare_tokens "tokens"
+stage 4 train_teacher "teacher"
+stage 5 decode_teacher "decoding"
+stage 6 distil "distillation"
+stage 7 train_baselines "baselines"
+stage 8 write_results "table"
+run_recipe "$@"
+"""
+
+
+@pytest.fixture
+def toy(tmp_path):
+    """A recipe of the shared stages whose scripts only write files; called, it returns what ran and what it said."""
+    for name, text in SCRIPTS.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(SCRIPT + text)
+    for name in ("recipe.sh", "stage_stamp.py"):
+        shutil.copy(ROOT / "local" / name, tmp_path / "local" / name)
+    (tmp_path / "tools").mkdir()
+    (tmp_path / "tools" / "activate.sh").write_text(f"activate_environment() {{ PYTHON={sys.executable}; }}\n")
+    recipe = tmp_path / "egs" / "toy"
+    (recipe / "conf").mkdir()
+    for name, text in (("fbank.yaml", ""), ("lang.yaml", ""), ("teacher.yaml", "t"), ("decode.yaml", ""),
+                       ("progressive.yaml", "2"), ("smoke.conf", "# small\ntraining.num_epochs=1\nlang.vocab_size=9\n")):
+        (recipe / "conf" / name).write_text(text)
+    (recipe / "run.sh").write_text(RUN_SH)
+    (recipe / "run.sh").chmod(0o755)
+
+    def call(*arguments, cwd=recipe):
+        result = run(recipe / "run.sh", *arguments, cwd=cwd)
+        result.ran = re.findall(r"^\[stage \d, (\S+)\] python ", result.stdout, re.MULTILINE)
+        result.commands = re.findall(r"^\[stage \d, \S+\] (python .*)", result.stdout, re.MULTILINE)
+        return result
+
+    call.folder = recipe
+    return call
+
+
+CHAIN = ["corpus", "manifests", "fbank", "lang", "train-teacher", "decode-teacher", "plan", "train-stage1",
+         "decode-stage1", "train-stage2", "decode-stage2", "train-scratch", "decode-scratch", "train-single",
+         "decode-single", "train-single-matched", "decode-single-matched", "results"]
+
+
+class TestStages:
+    def test_the_whole_chain_once(self, toy):
+        first = toy()
+        assert first.returncode == 0, first.stderr
+        assert first.ran == CHAIN
+        assert (toy.folder / "RESULTS.md").exists()
+        second = toy()
+        assert second.returncode == 0 and second.ran == []
+        assert second.stdout.count("done before, skipped") == len(CHAIN)
+
+    def test_each_student_teaches_the_next(self, toy):
+        commands = {name: command for name, command in zip(CHAIN, toy().commands)}
+        assert "--teacher" not in commands["train-teacher"] and "--teacher" not in commands["train-scratch"]
+        for name, teacher in (("stage1", "teacher"), ("stage2", "stage1"), ("single", "teacher"),
+                              ("single-matched", "teacher")):
+            assert f"--config exp/conf/{name}.yaml" in commands[f"train-{name}"]
+            assert f"--init-from exp/{teacher} --teacher exp/{teacher}" in commands[f"train-{name}"]
+
+    def test_parts(self, toy):
+        assert toy("--stop-stage", "1").ran == CHAIN[:2]
+        assert toy("--stage", "2", "--stop-stage", "3").ran == CHAIN[2:4]
+        assert toy("--stage=4", "--stop-stage=5").ran == CHAIN[4:6]
+
+    @pytest.mark.parametrize("stage, missing, maker", [
+        (1, "data/corpus", 0), (2, "data/manifests/cuts_train.jsonl.gz", 1), (3, "data/manifests/cuts_train.jsonl.gz", 1),
+        (4, "data/fbank/cuts_train.jsonl.gz", 2), (5, "data/fbank/cuts_test.jsonl.gz", 2), (6, "data/lang/tokens.txt", 3),
+        (7, "data/fbank/cuts_train.jsonl.gz", 2), (8, "exp/teacher/decode/summary.json", 5)])
+    def test_a_stage_before_its_predecessor(self, toy, stage, missing, maker):
+        result = toy("--stage", stage, "--stop-stage", stage)
+        assert result.returncode == 1 and result.ran == []
+        assert result.stderr == (f"error: stage {stage} needs {missing}, which stage {maker} makes: "
+                                 f"run.sh --stage {maker} --stop-stage {maker}\n")
+
+    def test_a_config_that_is_gone(self, toy):
+        toy("--stop-stage", "3")
+        (toy.folder / "conf" / "teacher.yaml").unlink()
+        result = toy("--stage", "4", "--stop-stage", "4")
+        assert result.returncode == 1 and result.stderr.startswith("error: stage 4 needs conf/teacher.yaml, which comes")
+
+    def test_what_depends_on_a_change_runs_again_and_nothing_else(self, toy):
+        toy()
+        (toy.folder / "conf" / "decode.yaml").write_text("beam: 4")
+        assert toy().ran == [name for name in CHAIN if name.startswith("decode-")]  # to the same results: no new table
+        (toy.folder / "conf" / "progressive.yaml").write_text("3")
+        assert toy().ran == ["plan", "train-stage3", "decode-stage3", "results"]
+        changed = toy("--size", "20")
+        assert changed.ran[:5] == CHAIN[:5]
+        assert "runs again because of: its command" in changed.stdout
+        assert "runs again because of: data/corpus" in changed.stdout
+
+    def test_a_changed_config_trains_again(self, toy):
+        toy("--stop-stage", "5")
+        (toy.folder / "conf" / "teacher.yaml").write_text("larger")
+        result = toy("--stop-stage", "5")
+        assert result.ran == ["train-teacher", "decode-teacher"]
+        assert "runs again because of: conf/teacher.yaml" in result.stdout
+
+    def test_an_output_that_was_removed_is_made_again(self, toy):
+        toy("--stop-stage", "5")
+        (toy.folder / "data" / "lang" / "tokens.txt").unlink()
+        result = toy("--stop-stage", "5")
+        assert result.ran == ["lang"]
+        assert "runs again because of: data/lang/tokens.txt is missing" in result.stdout
+
+    def test_the_number_of_jobs_changes_no_result(self, toy):
+        assert toy("--stop-stage", "3", "--jobs", "1").ran == CHAIN[:4]
+        assert toy("--stop-stage", "3", "--jobs", "2").ran == []
+
+    def test_force(self, toy):
+        toy("--stop-stage", "5")
+        forced = toy("--stage", "4", "--stop-stage", "4", "--force")
+        assert forced.ran == ["train-teacher"]
+        assert len(list(toy.folder.glob("exp/before-*/teacher/done.json"))) == 1
+
+    def test_a_failed_stage_keeps_what_is_made_and_goes_on_when_mended(self, toy):
+        train = toy.folder / ".." / ".." / "local" / "train.py"
+        good = train.read_text()
+        train.write_text("raise SystemExit('error: no more memory')")
+        failed = toy()
+        assert failed.returncode == 1 and failed.ran == CHAIN[:5]
+        assert failed.stderr.splitlines()[0] == "error: no more memory"
+        assert "Traceback" not in failed.stderr
+        train.write_text(good)
+        assert toy().ran == CHAIN[4:]
+
+    def test_a_script_that_forgets_its_output_is_not_done(self, toy):
+        (toy.folder / "local" / "corpus.py").write_text("")
+        result = toy("--stop-stage", "0")
+        assert result.returncode == 1 and "ended without making data/corpus" in result.stderr
+
+
+class TestSettings:
+    def test_smoke_has_folders_sizes_and_settings_of_its_own(self, toy):
+        smoke = toy("--smoke")
+        assert smoke.returncode == 0 and smoke.ran == CHAIN
+        assert "--size 1 " in smoke.commands[0] and "data-smoke/corpus" in smoke.commands[0]
+        assert smoke.commands[3].endswith("vocab_size=9")
+        assert smoke.commands[4].endswith("training.num_epochs=1")
+        assert (toy.folder / "exp-smoke" / "RESULTS.md").exists()
+        assert not any((toy.folder / name).exists() for name in ("RESULTS.md", "data", "exp"))
+
+    def test_the_remedy_repeats_what_chose_the_folders(self, toy):
+        result = toy("--smoke", "--stage", "3", "--exp", "elsewhere")
+        assert result.stderr.endswith("run.sh --smoke --exp elsewhere --stage 1 --stop-stage 1\n")
+
+    def test_settings_go_where_their_name_says(self, toy):
+        words = ["lang.vocab_size=7", "fbank.num_filters=40", "decode.beam=2", "training.seed=5", "optim.clip_norm=1"]
+        commands = dict(zip(CHAIN, toy(*words).commands))
+        assert commands["lang"].endswith(" vocab_size=7")
+        assert commands["fbank"].endswith(" num_filters=40")
+        assert commands["decode-teacher"].endswith(" beam=2") and commands["decode-stage2"].endswith(" beam=2")
+        assert commands["train-teacher"].endswith(" training.seed=5 optim.clip_norm=1")
+        # The students' configs are the plan's, which works out what follows from a setting.
+        assert commands["plan"].endswith(" training.seed=5 optim.clip_norm=1")
+        assert "training.seed" not in commands["train-stage1"]
+
+    def test_the_users_settings_win_over_those_of_smoke(self, toy):
+        commands = toy("--smoke", "training.num_epochs=3", "--stop-stage", "4").commands
+        assert commands[4].endswith("training.num_epochs=1 training.num_epochs=3")
+
+    def test_paths_start_from_where_the_user_stands(self, toy, tmp_path):
+        elsewhere = tmp_path / "a folder"
+        elsewhere.mkdir()
+        result = toy("--stop-stage", "0", "--corpus-dir", "speech", "--data", "here", cwd=elsewhere)
+        assert result.returncode == 0, result.stderr
+        assert result.commands[0].endswith("--at ../../a folder/speech")
+        assert (elsewhere / "here" / "corpus").exists() and not (toy.folder / "data").exists()
+
+
+class TestKilled:
+    SLOW = "import time, pathlib, os; pathlib.Path('started').write_text(str(os.getpid())); time.sleep(60)"
+
+    def start(self, toy):
+        script = toy.folder / "local" / "corpus.py"
+        good = script.read_text()
+        script.write_text(self.SLOW)
+        process = subprocess.Popen([toy.folder / "run.sh", "--stop-stage", "0"], stdin=subprocess.DEVNULL,
+                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        started = toy.folder / "started"
+        self.wait_for(lambda: started.exists() and started.read_text())
+        script.write_text(good)
+        return process, int(started.read_text())
+
+    @staticmethod
+    def wait_for(condition, seconds=30):
+        end = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < end
+            time.sleep(0.02)
+
+    @staticmethod
+    def alive(number):
+        try:
+            state = Path(f"/proc/{number}/stat").read_text().rsplit(")", 1)[1].split()[0]
+        except FileNotFoundError:
+            return False
+        return state != "Z"
+
+    @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks /proc")
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+    def test_a_killed_run_takes_its_stage_along_and_is_not_done(self, toy, number):
+        process, script = self.start(toy)
+        process.send_signal(number)
+        process.wait()
+        self.wait_for(lambda: not self.alive(script))
+        assert toy("--stop-stage", "0").ran == ["corpus"]
+
+    def test_a_second_run_at_once_is_refused(self, toy):
+        process, script = self.start(toy)
+        try:
+            second = toy("--stop-stage", "0")
+            assert second.returncode == 1
+            assert second.stderr.startswith("error: another run is at work in data (process ")
+        finally:
+            process.kill()
+            process.wait()
+        self.wait_for(lambda: not self.alive(script))
+
+
+class TestStamp:
+    """stage_stamp.py by itself."""
+
+    @pytest.fixture
+    def step(self, tmp_path):
+        (tmp_path / "in").mkdir()
+        (tmp_path / "in" / "a").write_text("1")
+        (tmp_path / "in" / "large").write_bytes(bytes(2_000_000))
+
+        def call(*patterns, command=("python", "-c", "open('out', 'a').write('x')"), makes="out"):
+            result = run(sys.executable, ROOT / "local" / "stage_stamp.py", "--stamp", "stamps/s.json", "--title", "s",
+                         "--stage", "1", "--conf", *(patterns or ["in"]), "--makes", makes, "--", *command, cwd=tmp_path)
+            result.times = len((tmp_path / "out").read_text()) if (tmp_path / "out").exists() else 0
+            return result
+
+        call.folder = tmp_path
+        return call
+
+    def test_small_files_are_known_by_content(self, step):
+        assert step("in/a").times == 1
+        os.utime(step.folder / "in" / "a", (1, 1))
+        assert step("in/a").times == 1
+        (step.folder / "in" / "a").write_text("2")
+        assert step("in/a").times == 2
+
+    def test_large_files_are_known_by_size_and_time(self, step):
+        assert step("in/large").times == 1
+        os.utime(step.folder / "in" / "large", (1, 1))
+        assert step("in/large").times == 2
+
+    def test_folders_and_patterns_notice_a_new_file(self, step):
+        for pattern, times in (("in", 1), ("in/*", 3)):
+            assert step(pattern).times == times
+            assert step(pattern).times == times
+            (step.folder / "in" / f"new{times}").write_text("")
+            assert step(pattern).times == times + 1
+
+    def test_a_pattern_without_a_file_is_missing(self, step):
+        result = step("in/*.pt")
+        assert result.returncode == 1 and "needs in/*.pt" in result.stderr
+
+    def test_a_damaged_stamp_means_not_done(self, step):
+        step()
+        (step.folder / "stamps" / "s.json").write_text("{")
+        assert step().times == 2
+
+    def test_a_step_that_failed_midway_is_not_done_even_if_the_inputs_go_back(self, step):
+        assert step().times == 1
+        (step.folder / "in" / "a").write_text("2")
+        assert step(command=("python", "-c", "open('out', 'a').write('half'); raise SystemExit(3)")).returncode == 3
+        (step.folder / "in" / "a").write_text("1")
+        assert step().times == 6
+
+    def test_the_stamp_says_what_the_result_came_from(self, step):
+        step("in/a", "in/large")
+        stamp = json.loads((step.folder / "stamps" / "s.json").read_text())
+        assert list(stamp) == ["command", "in/a", "in/large"]

@@ -1,0 +1,161 @@
+"""Error counts against jiwer, a small example worked by hand, and the files read back."""
+
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kdlib.errors import RecipeError
+from kdlib.scoring import (ErrorCounts, align_words, count_errors, read_recogs, write_error_stats, write_recogs,
+                           write_wer_summary)
+
+WORD_LISTS = st.lists(st.sampled_from(["A", "B", "C", "*", "É"]), max_size=8)
+
+# Worked by hand: u1 has TWO -> TOO, then FOUR deleted; u2 has one insertion; u3 has no reference and two insertions.
+EXAMPLE = [
+    ("u2", ["STOP"], ["STOP", "NOW"]),
+    ("u1", ["ONE", "TWO", "THREE", "FOUR"], ["ONE", "TOO", "THREE"]),
+    ("u3", [], ["NOW", "THEN"]),
+]
+EXAMPLE_ERRS = """\
+%WER = 100.00
+Errors: 3 insertions, 1 deletions, 1 substitutions, over 5 reference words (3 correct)
+Search below for sections starting with PER-UTT DETAILS:, SUBSTITUTIONS:, DELETIONS:, INSERTIONS:, PER-WORD STATS:
+
+PER-UTT DETAILS: corr or (ref->hyp)\x20\x20
+u1:\tONE (TWO->TOO) THREE (FOUR->*)
+u2:\tSTOP (*->NOW)
+u3:\t(*->NOW THEN)
+
+SUBSTITUTIONS: count ref -> hyp
+1   TWO -> TOO
+
+DELETIONS: count ref
+1   FOUR
+
+INSERTIONS: count hyp
+2   NOW
+1   THEN
+
+PER-WORD STATS: word  corr tot_errs count_in_ref count_in_hyp
+NOW   0 2 0 2
+TWO   0 1 1 0
+TOO   0 1 0 1
+THEN   0 1 0 1
+FOUR   0 1 1 0
+THREE   1 0 1 1
+STOP   1 0 1 1
+ONE   1 0 1 1
+"""
+
+
+def test_errs_file_of_the_hand_worked_example(tmp_path):
+    counts = write_error_stats(tmp_path / "errs.txt", "test-clean", EXAMPLE)
+    assert (tmp_path / "errs.txt").read_text(encoding="utf-8") == EXAMPLE_ERRS
+    assert counts == ErrorCounts(ins=3, del_=1, sub=1, hits=3, utterances=3)
+    assert (counts.words, counts.errors, counts.wer) == (5, 5, 100.0)
+    assert counts.as_dict() == {"wer": 100.0, "errors": 5, "words": 5, "ins": 3, "del": 1, "sub": 1, "utterances": 3}
+
+
+def test_neighbouring_errors_are_shown_together(tmp_path):
+    write_error_stats(tmp_path / "errs.txt", "x", [("u", ["A", "B", "C", "D"], ["A", "X", "D"])])
+    assert "u:\tA (B C->X) D\n" in (tmp_path / "errs.txt").read_text()
+
+
+def test_recogs_file_has_two_lines_an_utterance_sorted_by_id(tmp_path):
+    write_recogs(tmp_path / "recogs.txt", EXAMPLE)
+    assert (tmp_path / "recogs.txt").read_text().splitlines() == [
+        "u1:\tref=['ONE', 'TWO', 'THREE', 'FOUR']", "u1:\thyp=['ONE', 'TOO', 'THREE']",
+        "u2:\tref=['STOP']", "u2:\thyp=['STOP', 'NOW']",
+        "u3:\tref=[]", "u3:\thyp=['NOW', 'THEN']",
+    ]
+
+
+def test_wer_summary_lists_the_best_setting_first(tmp_path):
+    write_wer_summary(tmp_path / "wer-summary.txt", {"greedy_search": 3.0551, "modified_beam_search": 2.9})
+    assert (tmp_path / "wer-summary.txt").read_text() == (
+        "settings\tWER\nmodified_beam_search\t2.90\ngreedy_search\t3.06\n")
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(WORD_LISTS.filter(bool), WORD_LISTS), min_size=1, max_size=5))
+def test_totals_equal_jiwer(pairs):
+    jiwer = pytest.importorskip("jiwer")
+    counts = count_errors([(str(index), ref, hyp) for index, (ref, hyp) in enumerate(pairs)])
+    other = jiwer.process_words([" ".join(ref) for ref, _ in pairs], [" ".join(hyp) for _, hyp in pairs])
+    # Alignments of equal cost may split the errors otherwise, so only their sum is comparable.
+    assert counts.errors == other.insertions + other.deletions + other.substitutions
+    assert counts.wer == pytest.approx(100 * other.wer)
+    assert counts.utterances == len(pairs)
+    assert counts.words == sum(len(ref) for ref, _ in pairs)
+
+
+@settings(deadline=None)
+@given(WORD_LISTS, WORD_LISTS)
+def test_alignment_spells_both_sides(ref, hyp):
+    alignment = align_words(ref, hyp)
+    assert [left for left, _ in alignment if left is not None] == ref
+    assert [right for _, right in alignment if right is not None] == hyp
+    assert (None, None) not in alignment
+
+
+@settings(deadline=None)
+@given(st.dictionaries(st.from_regex(r"[a-z0-9:_-]{1,12}", fullmatch=True), st.tuples(WORD_LISTS, WORD_LISTS),
+                       max_size=6))
+def test_recogs_are_read_back(tmp_path_factory, results):
+    path = tmp_path_factory.mktemp("recogs") / "recogs.txt"
+    write_recogs(path, [(cut_id, ref, hyp) for cut_id, (ref, hyp) in results.items()])
+    assert read_recogs(path) == [(cut_id, *results[cut_id]) for cut_id in sorted(results)]
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(WORD_LISTS, WORD_LISTS), min_size=1, max_size=5).filter(lambda ps: any(r for r, _ in ps)))
+def test_figures_in_the_errs_file_agree_with_each_other(tmp_path_factory, pairs):
+    path = tmp_path_factory.mktemp("errs") / "errs.txt"
+    results = [(f"{index:03d}", ref, hyp) for index, (ref, hyp) in enumerate(pairs)]
+    counts = write_error_stats(path, "t", results)
+    assert counts == count_errors(results)
+    text = path.read_text(encoding="utf-8")
+    assert text.startswith(f"%WER = {counts.wer:.2f}\n")
+
+    def total(section):
+        body = re.search(rf"^{section}: .*\n((?:\d+   .*\n)*)", text, re.MULTILINE).group(1)
+        return sum(int(line.split()[0]) for line in body.splitlines())
+
+    assert (total("SUBSTITUTIONS"), total("DELETIONS"), total("INSERTIONS")) == (counts.sub, counts.del_, counts.ins)
+    words = [line.split() for line in text.split("PER-WORD STATS:")[-1].splitlines()[1:]]
+    assert sum(int(row[1]) for row in words) == counts.hits
+    assert sum(int(row[2]) for row in words) == counts.ins + counts.del_ + 2 * counts.sub
+    assert sum(int(row[3]) for row in words) == counts.words
+
+
+@pytest.mark.parametrize("write", [lambda path, results: write_recogs(path, results),
+                                   lambda path, results: write_error_stats(path, "t", results)])
+def test_an_id_that_stands_twice_is_named_and_the_old_file_stays(tmp_path, write):
+    path = tmp_path / "file.txt"
+    path.write_text("before")
+    with pytest.raises(RecipeError, match="utterance u7 stands twice"):
+        write(path, [("u7", ["A"], ["A"]), ("u1", ["A"], []), ("u7", ["B"], ["B"])])
+    assert path.read_text() == "before"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file.txt"]
+
+
+def test_a_test_set_without_words_is_named(tmp_path):
+    with pytest.raises(RecipeError, match="test-other has no reference words"):
+        write_error_stats(tmp_path / "errs.txt", "test-other", [("u", [], ["A"])])
+    assert not (tmp_path / "errs.txt").exists()
+    with pytest.raises(RecipeError, match="reference words"):
+        count_errors([]).wer
+
+
+def test_a_string_is_not_taken_for_a_word_list():
+    with pytest.raises(TypeError, match="lists of words"):
+        align_words("ONE TWO", ["ONE"])
+
+
+@pytest.mark.parametrize("text", ["u1:\thyp=['A']\n", "nonsense\n", "u1:\tref=['A'\nu1:\thyp=[]\n", "u1:\tref=['A']\n"])
+def test_a_damaged_recogs_file_is_named(tmp_path, text):
+    (tmp_path / "recogs.txt").write_text(text)
+    with pytest.raises(RecipeError, match="recogs.txt"):
+        read_recogs(tmp_path / "recogs.txt")

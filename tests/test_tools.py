@@ -1,0 +1,219 @@
+"""Setting up: what check_env.py says of an environment, what install.sh says of a Python, and that it does nothing twice."""
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+INSTALL = ROOT / "tools" / "install.sh"
+
+
+@pytest.fixture(scope="module")
+def check_env():
+    spec = importlib.util.spec_from_file_location("check_env", ROOT / "tools" / "check_env.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def versions(check_env, **changes):
+    """A look-up of versions in an environment that has each package at its lowest, with these changes."""
+    found = {package: lowest or "1.0" for package, lowest in check_env.requirements(tests=True)}
+    found["torchaudio"] = "0.13.1"
+    found.update({name.replace("_", "-"): version for name, version in changes.items()})
+    return found.get
+
+
+def run(*command, **options):
+    return subprocess.run([str(word) for word in command], stdin=subprocess.DEVNULL, capture_output=True, text=True,
+                          timeout=120, **options)
+
+
+class TestCheckEnv:
+    def test_the_lowest_versions_serve(self, check_env):
+        assert check_env.package_problems(versions(check_env)) == []
+        assert check_env.package_problems(versions(check_env), tests=True) == []
+
+    def test_a_local_version_label_is_no_other_version(self, check_env):
+        found = versions(check_env, torch="2.11.0+cu130", torchaudio="2.11.0", numpy="2.4.6")
+        assert check_env.package_problems(found) == []
+
+    @pytest.mark.parametrize("package, version, said", [
+        ("lhotse", None, "lhotse is missing: pip install 'lhotse>=1.33'"),
+        ("urllib3", None, "urllib3 is missing: pip install 'urllib3'"),
+        ("lhotse", "1.9.0", "lhotse 1.9.0 is too old: pip install 'lhotse>=1.33'"),  # 9 < 33, though "9" > "3"
+        ("torch", "1.12.1", "torch 1.12.1 is too old: pip install 'torch>=1.13.1'"),
+    ])
+    def test_each_problem_comes_with_its_remedy(self, check_env, package, version, said):
+        assert said in check_env.package_problems(versions(check_env, **{package: version}))
+
+    def test_all_problems_are_told_at_once(self, check_env):
+        problems = check_env.package_problems(versions(check_env, tqdm=None, scipy="0.1", sentencepiece=None))
+        assert [problem.split()[0] for problem in problems] == ["scipy", "sentencepiece", "tqdm"]
+
+    @pytest.mark.parametrize("torch, torchaudio, fits", [
+        ("1.13.1", "0.13.1", True), ("2.11.0", "2.11.0", True), ("2.15.0", "2.11.0", False), ("2.0.1", "0.13.1", False),
+        ("2.13.0+cpu", "2.11.0", False), ("2.13.0+cpu", None, True)])
+    def test_torch_and_torchaudio_are_a_pair(self, check_env, torch, torchaudio, fits):
+        numpy = "2.4" if torch.startswith("2.1") else "1.26"
+        problems = check_env.package_problems(versions(check_env, torch=torch, torchaudio=torchaudio, numpy=numpy))
+        assert ([] if fits else ["torchaudio"]) == [problem.split()[0] for problem in problems]
+
+    def test_old_torch_wants_old_numpy(self, check_env):
+        problems = check_env.package_problems(versions(check_env, numpy="2.4.6"))
+        assert problems == ["torch 1.13.1 cannot use numpy 2.4.6: pip install 'numpy<2'"]
+
+    def test_old_python(self, check_env):
+        assert "3.9.18 is too old" in check_env.python_problems((3, 9, 18))[0]
+        assert check_env.python_problems((3, 12, 3)) == []
+
+    def test_this_environment_serves(self):
+        result = run(sys.executable, ROOT / "tools" / "check_env.py", "--tests")
+        assert result.returncode == 0, result.stdout
+        assert "serves" in result.stdout
+
+    def test_kdlib_of_another_checkout_does_not_serve(self, tmp_path):
+        for name in ("setup.py", "tools", "kdlib"):
+            (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(
+                ROOT / name, tmp_path / name, **({"ignore": lambda *_: ["venv", "venv-k2"]} if name == "tools" else {}))
+        result = run(sys.executable, tmp_path / "tools" / "check_env.py")
+        assert result.returncode == 1
+        assert f"not from this checkout: python -m pip install --no-deps -e {tmp_path}" in result.stdout
+
+    def test_without_packages_each_is_named(self):
+        # -S: no site-packages, so an environment in which nothing is installed.
+        result = run(sys.executable, "-S", "-I", ROOT / "tools" / "check_env.py", cwd="/")
+        assert result.returncode == 1
+        for name in ("torch", "lhotse", "kdlib"):
+            assert f"\n{name} is" in "\n" + result.stdout
+        assert "tools/install.sh" in result.stdout and not result.stderr
+
+
+class TestPins:
+    """The pinned environments lie within what setup.py allows, and its bounds are the lowest that are ever tested."""
+
+    @staticmethod
+    def pins(name):
+        pins = {}
+        for line in (ROOT / name).read_text(encoding="utf-8").splitlines():
+            line = line.split("#")[0].split(";")[0].split("--hash")[0].strip()
+            if line:
+                package, version = line.split("==")
+                pins.setdefault(package, []).append(version)
+        return pins
+
+    def test_bounds_are_honest(self, check_env):
+        modern, k2 = self.pins("requirements.txt"), self.pins("requirements-k2.txt")
+        for package, lowest in check_env.requirements():
+            tried = modern[package] + k2[package]
+            if lowest:
+                bound = check_env.release(lowest)
+                assert min(check_env.release(version)[:len(bound)] for version in tried) == bound, package
+
+    def test_what_tests_need_is_pinned(self, check_env):
+        for name in ("requirements.txt", "requirements-k2.txt"):
+            assert {package for package, _ in check_env.requirements(tests=True)} <= set(self.pins(name))
+
+
+class TestInstall:
+    @pytest.mark.parametrize("arguments, code, said", [
+        (["--nope"], 2, "unknown option --nope"),
+        (["--python"], 2, "--python needs the path"),
+        (["--python", "/no/such/python"], 1, "--python /no/such/python: there is no such program"),
+        (["--python", "/bin/false"], 1, "--python /bin/false does not run"),
+    ])
+    def test_bad_options(self, arguments, code, said):
+        result = run(INSTALL, *arguments)
+        assert result.returncode == code
+        assert result.stderr.startswith(f"error: {said}") and result.stderr.count("\n") == 1
+
+    @pytest.mark.parametrize("arguments, version, wanted", [([], "3.13", "3.10, 3.11 or 3.12"), (["--k2"], "3.11", "3.10")])
+    def test_a_python_of_a_wrong_version(self, tmp_path, arguments, version, wanted):
+        python = self.fake_python(tmp_path / "python3", version)
+        result = run(INSTALL, *arguments, "--python", python)
+        assert result.returncode == 1
+        assert f"is Python {version}; this environment needs Python {wanted}" in result.stderr
+
+    def test_no_python_says_how_to_get_one(self, tmp_path):
+        checkout = self.checkout(tmp_path)
+        self.fake_python(tmp_path / "bin" / "python3", "3.9")
+        for tool in ("bash", "dirname", "cat", "basename", "rm", "mv"):
+            (tmp_path / "bin" / tool).symlink_to(shutil.which(tool))
+        result = run(checkout / "tools" / "install.sh", "--k2",
+                     env={"PATH": str(tmp_path / "bin"), "HOME": str(tmp_path), "PYENV_ROOT": str(tmp_path)})
+        assert result.returncode == 1
+        for way in ("no Python 3.10", "pyenv install 3.10", "conda create", "uv python install 3.10", "--python PATH"):
+            assert way in result.stderr
+
+    def test_a_broken_python3_is_passed_over(self, tmp_path):
+        """A version manager's shim stands on PATH and fails; the next one that runs is taken."""
+        checkout = self.checkout(tmp_path)
+        self.fake_python(tmp_path / "bin" / "python3", "", code=127)
+        self.fake_python(tmp_path / "bin" / "python3.12", "", code=127)
+        self.fake_python(tmp_path / "bin" / "python3.11", "3.11")
+        path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+        result = run(checkout / "tools" / "install.sh",
+                     env={"PATH": path, "HOME": str(tmp_path), "PYENV_ROOT": str(tmp_path)})
+        assert f"making tools/venv with {tmp_path / 'bin' / 'python3.11'} (Python 3.11)" in result.stdout
+
+    def test_nothing_is_done_twice_and_a_change_is_noticed(self, tmp_path):
+        checkout = self.checkout(tmp_path)
+        calls = tmp_path / "calls"
+        self.fake_python(checkout / "tools" / "venv" / "bin" / "python", "3.11", calls=calls)
+        install = checkout / "tools" / "install.sh"
+        requirements = checkout / "requirements.txt"
+
+        def installed(log=calls):
+            lines = log.read_text().splitlines()
+            log.write_text("")
+            return [line for line in lines if " install " in line and "--requirement" in line]
+
+        assert run(install).returncode == 0
+        assert len(installed()) == 1  # the venv is there, but nothing says that it is whole
+        second = run(install)
+        assert second.returncode == 0 and "tools/venv is ready" in second.stdout
+        assert installed() == []
+
+        requirements.write_text(requirements.read_text() + "another-package==1.0\n")
+        assert run(install).returncode == 0
+        assert len(installed()) == 1
+
+    def test_an_installation_that_failed_is_not_taken_for_whole(self, tmp_path):
+        checkout = self.checkout(tmp_path)
+        python = checkout / "tools" / "venv" / "bin" / "python"
+        self.fake_python(python, "3.11", pip_code=1)
+        failed = run(checkout / "tools" / "install.sh")
+        assert failed.returncode == 1 and "pip failed" in failed.stderr
+        self.fake_python(python, "3.11")
+        again = run(checkout / "tools" / "install.sh")
+        assert again.returncode == 0 and "installing" in again.stdout
+
+    @staticmethod
+    def checkout(folder):
+        """A copy of what install.sh needs, without any environment."""
+        (folder / "checkout" / "tools").mkdir(parents=True)
+        (folder / "bin").mkdir()
+        for name in ("tools/install.sh", "tools/check_env.py", "requirements.txt", "requirements-k2.txt",
+                     "requirements-k2-wheel.txt", "setup.py", "pyproject.toml"):
+            shutil.copy(ROOT / name, folder / "checkout" / name)
+        return folder / "checkout"
+
+    @staticmethod
+    def fake_python(path, version, code=0, pip_code=0, calls=os.devnull):
+        """A program that answers as a Python of that version would, and installs nothing."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"""#!/bin/bash
+echo "python $*" >>{calls}
+case "$*" in
+  *version_info*) echo "{version}" ;;
+  *"pip install"*) exit {pip_code} ;;
+esac
+exit {code}
+""")
+        path.chmod(0o755)
+        return path

@@ -1,0 +1,310 @@
+"""Training on a made-up language: it learns, resumes exactly, distils, and names what is wrong with its inputs."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from lhotse import CutSet, Features, MonoCut, NumpyFilesWriter, SupervisionSegment
+
+from kdlib.compression import init_from_teacher
+from kdlib.config import DistillTerm, LangConfig, TrainConfig, load_config, merge_config
+from kdlib.data import describe_skipped, eval_loader, load_cuts, select_cuts, train_loader, TransducerDataset
+from kdlib.decoding import greedy_search, modified_beam_search
+from kdlib.errors import RecipeError
+from kdlib.lang import Lang, train_lang
+from kdlib.training.checkpoint import load_averaged, load_checkpoint, load_state
+from kdlib.training.loop import MovingAverage, Trainer, learning_rate
+from kdlib.transducer import Transducer
+
+WORDS = ["A", "B", "C", "D"]
+BINS = 16
+SETTINGS = {
+    "model": dict(num_features=BINS, subsampling_channels=4, encoder_dim=32, num_layers=2, num_heads=2, head_dim=8,
+                  feedforward_dim=32, kernel_size=5, chunk_size=4, left_context=8, predictor_dim=16, joiner_dim=16,
+                  dropout=0.05),
+    "loss": dict(warmup_updates=5, ctc_weight=0.3, prune_range=3, rnnt_backend="native"),
+    "optim": dict(learning_rate=1e-2, warmup_updates=5),
+    "data": dict(max_duration=4.0, num_workers=0, num_buckets=2, spec_augment=dict(enabled=True, frame_mask_size=4, feature_mask_size=3)),
+    "training": dict(num_epochs=2, save_every_updates=5, log_every_updates=5),
+}
+
+
+def settings(*overrides) -> TrainConfig:
+    return merge_config(TrainConfig, SETTINGS, overrides)
+
+
+def make_cuts(folder: Path, name: str, count: int, seed: int) -> CutSet:
+    """Each word is 0.24 s of its own four bins, in noise; 1 to 3 words an utterance."""
+    random = np.random.RandomState(seed)
+    cuts = []
+    with NumpyFilesWriter(folder / name) as writer:
+        for number in range(count):
+            words = random.choice(len(WORDS), 1 + random.randint(3))
+            frames = random.randn(24 * len(words) + 8, BINS).astype(np.float32)
+            for place, word in enumerate(words):
+                frames[24 * place:24 * (place + 1), 4 * word:4 * word + 4] += 4.0
+            id_ = f"{name}-{number}"
+            seconds = len(frames) / 100
+            features = Features(type="fbank", num_frames=len(frames), num_features=BINS, frame_shift=0.01,
+                                sampling_rate=16000, start=0, duration=seconds, storage_type=writer.name,
+                                storage_path=str(writer.storage_path), storage_key=writer.write(id_, frames),
+                                channels=0)
+            text = " ".join(WORDS[w] for w in words)
+            cuts.append(MonoCut(id=id_, start=0, duration=seconds, channel=0, features=features, supervisions=[
+                SupervisionSegment(id=id_, recording_id=id_, start=0, duration=seconds, text=text, speaker="s")]))
+    return CutSet.from_cuts(cuts)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("corpus")
+    train, dev = make_cuts(folder, "train", 90, 1), make_cuts(folder, "dev", 20, 2)
+    lang = train_lang([c.supervisions[0].text for c in train], LangConfig(type="char", vocab_size=20), folder / "lang")
+    return folder, lang, train, dev
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Tiny tensors: threads cost more than they give, and one thread sums in one order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def trainer(config, exp, corpus, teacher=None, start=None) -> Trainer:
+    folder, lang, train, dev = corpus
+    torch.manual_seed(config.training.seed)
+    model = Transducer(config.model, len(lang))
+    if start is not None:
+        init_from_teacher(model, start)
+    exp.mkdir(parents=True, exist_ok=True)
+    return Trainer(config, exp, lang, model, train, dev, None, teacher, torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def teacher_folder(corpus, tmp_path_factory):
+    exp = tmp_path_factory.mktemp("teacher")
+    torch.set_num_threads(1)
+    trainer(settings("training.num_epochs=12", "data.curriculum.updates=10", "data.curriculum.max_words=1"),
+            exp, corpus).train()
+    return exp
+
+
+def decode(model, corpus, method=greedy_search):
+    _, lang, _, dev = corpus
+    errors = words = 0
+    for batch in eval_loader(dev, lang, settings().data, 8.0):
+        encoded, lengths, _ = model.encoder(batch.features, batch.feature_lengths)
+        for text, ids in zip(batch.texts, method(model, encoded, lengths)):
+            errors += lang.decode(ids) != text
+            words += 1
+    return errors / words
+
+
+def test_it_learns_and_leaves_its_files(corpus, teacher_folder):
+    done = json.loads((teacher_folder / "done.json").read_text())
+    assert done["epoch"] == 12 and done["rnnt_backend"] == "native"
+    assert (teacher_folder / "epoch-0.pt").exists() and (teacher_folder / "epoch-12.pt").exists()
+    assert list((teacher_folder / "tensorboard").iterdir())
+    model, config, which = load_averaged(teacher_folder, avg=2, tokens=corpus[1].tokens)
+    assert which == {"updates": done["updates"], "epoch": 12, "avg": 2}
+    assert decode(model, corpus) < 0.3
+    assert decode(model, corpus, modified_beam_search) < 0.3
+
+
+def test_the_average_is_the_mean_of_the_epochs(teacher_folder):
+    model, _, _ = load_averaged(teacher_folder, epoch=11, avg=3)
+    parts = [torch.load(teacher_folder / f"epoch-{n}.pt", weights_only=True)["average"] for n in (9, 10, 11)]
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(value, sum(p[name] for p in parts) / 3)
+
+
+def test_resuming_gives_what_an_uninterrupted_training_gives(corpus, tmp_path, monkeypatch):
+    config = settings("data.curriculum.updates=4")
+    whole = trainer(config, tmp_path / "whole", corpus)
+    whole.train()
+
+    update, calls = Trainer._update, []
+
+    def dies(self, batch):
+        calls.append(1)
+        if len(calls) in (3, 13, 20):
+            raise RuntimeError("killed")
+        return update(self, batch)
+
+    monkeypatch.setattr(Trainer, "_update", dies)
+    for _ in range(3):
+        with pytest.raises(RuntimeError, match="killed"):
+            trainer(config, tmp_path / "resumed", corpus).train()
+    done = trainer(config, tmp_path / "resumed", corpus).train()
+    assert done["updates"] == whole.updates
+    first, second = (load_checkpoint(tmp_path / name / "epoch-2.pt", "") for name in ("whole", "resumed"))
+    for kind in ("model", "average"):
+        for name, value in first[kind].items():
+            assert torch.equal(value, second[kind][name]), (kind, name)
+
+
+def test_a_distilled_student_comes_closer_to_its_teacher(corpus, teacher_folder, tmp_path):
+    teacher, _, _ = load_averaged(teacher_folder)
+    terms = "loss.distill=[{name: pruned_lattice_kl, weight: 1.0}, {name: collapsed_kl}, {name: encoder_mse}]"
+    config = settings("model.num_layers=1", "model.encoder_dim=20", "model.feedforward_dim=24", terms,
+                      "training.num_epochs=6", "loss.warmup_updates=0")
+    run = trainer(config, tmp_path / "student", corpus, teacher, start=teacher)
+    before = run._dev_loss()
+    weights = {name: value.clone() for name, value in teacher.state_dict().items()}
+    run.train()
+    after = run._dev_loss()
+    for name in ("pruned_lattice_kl", "collapsed_kl", "encoder_mse", "pruned"):
+        assert after[name] < before[name], name
+    for name, value in teacher.state_dict().items():
+        assert torch.equal(value, weights[name]), f"the teacher's {name} changed"
+    assert run.objective.projection is not None  # widths differ, and the projection is no part of the model
+    assert not any("projection" in name for name in torch.load(tmp_path / "student" / "epoch-6.pt",
+                                                               weights_only=True)["model"])
+
+
+def test_batches_do_not_depend_on_workers_or_on_where_one_resumes(corpus):
+    _, lang, train, _ = corpus
+    dataset = TransducerDataset(lang, settings().data, train=True)
+
+    def batches(skip, workers):
+        config = settings(f"data.num_workers={workers}").data
+        return list(train_loader(train, dataset, config, seed=1, epoch=3, skip=skip, begin=0.5, end=1.0))
+
+    whole, late = batches(0, 0), batches(4, 1)
+    assert len(late) == len(whole) - 4
+    for a, b in zip(whole[4:], late):
+        assert a.ids == b.ids and torch.equal(a.features, b.features) and a.progress == b.progress
+    assert [b.progress for b in whole] == sorted(b.progress for b in whole) and whole[-1].progress == 1.0
+    assert sorted(i for b in whole for i in b.ids) == sorted(c.id for c in train)
+
+
+def test_utterances_that_cannot_be_learnt_from_are_counted(corpus):
+    folder, lang, train, _ = corpus
+    cuts = list(train)[:5]
+    empty = make_cuts(folder, "empty", 1, 3)[0]
+    empty.supervisions[0].text = " "
+    long = make_cuts(folder, "labels", 1, 4)[0]
+    long.supervisions[0].text = "A B C D " * 5  # more characters than frames after subsampling
+    kept, skipped = select_cuts(CutSet.from_cuts(cuts + [empty, long]), lang, settings().data, modified=True)
+    assert [c.id for c in kept] == [c.id for c in cuts]
+    assert skipped == {"empty transcript": ["empty-0"], "too short for its labels": ["labels-0"]}
+    assert "skipped 1 utterances (empty transcript): empty-0" in describe_skipped(skipped)
+    kept, _ = select_cuts(CutSet.from_cuts([long]), lang, settings().data, modified=False)
+    assert len(kept) == 1  # the regular lattice takes several labels a frame
+
+
+def test_learning_rate_warms_up_and_ends_low():
+    config = settings().optim
+    assert learning_rate(config, 0, 0.0) == pytest.approx(config.learning_rate / 5)
+    assert learning_rate(config, 10, 0.0) == pytest.approx(config.learning_rate)
+    assert learning_rate(config, 10, 1.0) == pytest.approx(config.learning_rate * config.final_ratio)
+
+
+def test_moving_average_of_a_constant_is_that_constant():
+    model = torch.nn.Linear(2, 2)
+    average = MovingAverage(model, 0.9)
+    with torch.no_grad():
+        model.weight.fill_(3.0)
+    for update in range(200):
+        average.update(model, update)
+    torch.testing.assert_close(average.state["weight"], torch.full((2, 2), 3.0))
+
+
+# What is wrong is named in one line.
+
+def test_damaged_and_foreign_checkpoints(corpus, teacher_folder, tmp_path):
+    good = teacher_folder / "epoch-12.pt"
+    with pytest.raises(RecipeError, match="nothing.pt is missing: do this"):
+        load_checkpoint(tmp_path / "nothing.pt", "do this")
+    cut = tmp_path / "cut.pt"
+    cut.write_bytes(good.read_bytes()[:2000])
+    with pytest.raises(RecipeError, match="cut.pt is damaged or no checkpoint"):
+        load_checkpoint(cut, "do this")
+    (tmp_path / "text.pt").write_text("not a checkpoint")
+    with pytest.raises(RecipeError, match="text.pt is damaged or no checkpoint"):
+        load_checkpoint(tmp_path / "text.pt", "do this")
+    torch.save({"weights": torch.zeros(1)}, tmp_path / "foreign.pt")
+    with pytest.raises(RecipeError, match="foreign.pt is no checkpoint of this project"):
+        load_checkpoint(tmp_path / "foreign.pt", "do this")
+    other = Transducer(settings("model.encoder_dim=20").model, len(corpus[1]))
+    with pytest.raises(RecipeError, match="is a checkpoint of another model: .* is .* the config makes"):
+        load_state(other, load_checkpoint(good, "")["model"], good)
+    with pytest.raises(RecipeError, match=r"trained with other tokens \(\d+ of them\) than the lang folder"):
+        load_averaged(teacher_folder, tokens=["<blk>"])
+    with pytest.raises(RecipeError, match="epoch-99.pt is missing: choose one of the epochs 0, 1, "):
+        load_averaged(teacher_folder, epoch=99)
+    with pytest.raises(RecipeError, match="done.json is missing: its training has not ended"):
+        load_averaged(tmp_path)
+
+
+def test_code_in_a_checkpoint_is_not_run(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "run",)
+
+    torch.save({"model": {}, "config": {}, "tokens": [], "evil": Evil()}, tmp_path / "evil.pt")
+    with pytest.raises(RecipeError, match="evil.pt is damaged or no checkpoint"):
+        load_checkpoint(tmp_path / "evil.pt", "remove it")
+    assert not (tmp_path / "run").exists()
+
+
+def test_configs_name_what_is_wrong(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text("model: {num_layer: 3}\n")
+    with pytest.raises(RecipeError, match=r"a.yaml: key 'model.num_layer'.*known keys there: .*num_layers"):
+        load_config(TrainConfig, path)
+    path.write_text("model: {num_layers: many}\n")
+    with pytest.raises(RecipeError, match="a.yaml: key 'model.num_layers'.*many"):
+        load_config(TrainConfig, path)
+    path.write_text("model: {num_layers: 3}\n")
+    assert load_config(TrainConfig, path, ["model.num_layers=5"]).model.num_layers == 5
+    with pytest.raises(RecipeError, match="command line: key 'modle'"):
+        load_config(TrainConfig, path, ["modle.num_layers=5"])
+    with pytest.raises(RecipeError, match="unknown option '--frobnicate'"):
+        load_config(TrainConfig, path, ["--frobnicate"])
+    path.write_text("model: {num_layers: [\n")
+    with pytest.raises(RecipeError, match="a.yaml is not valid YAML"):
+        load_config(TrainConfig, path)
+    path.write_text("- a list\n")
+    with pytest.raises(RecipeError, match="a.yaml holds no YAML mapping"):
+        load_config(TrainConfig, path)
+    with pytest.raises(RecipeError, match="b.yaml is missing"):
+        load_config(TrainConfig, tmp_path / "b.yaml")
+    assert load_config(TrainConfig, write(path, "loss: {distill: [{name: encoder_mse, weight: 2}]}")).loss.distill == [
+        DistillTerm("encoder_mse", 2.0)]
+
+
+def write(path, text):
+    path.write_text(text)
+    return path
+
+
+def test_lang_folders_that_do_not_fit(corpus, tmp_path):
+    folder = corpus[0] / "lang"
+    assert Lang(folder).tokens[:3] == ["<blk>", "<sos/eos>", "<unk>"]
+    assert Lang(folder).decode(Lang(folder).encode("A D")) == "A D"
+    with pytest.raises(RecipeError, match="tokens.txt is missing: run stage 3"):
+        Lang(tmp_path)
+    (tmp_path / "tokens.txt").write_text("<blk> 0\n")
+    (tmp_path / "bpe.model").write_bytes((folder / "bpe.model").read_bytes())
+    with pytest.raises(RecipeError, match="tokens.txt does not fit .*bpe.model"):
+        Lang(tmp_path)
+    (tmp_path / "bpe.model").write_bytes(b"junk")
+    with pytest.raises(RecipeError, match="bpe.model is no SentencePiece model"):
+        Lang(tmp_path)
+    with pytest.raises(RecipeError, match="there is no text"):
+        train_lang(["", " "], LangConfig(), tmp_path)
+    with pytest.raises(RecipeError, match="lang type 'word' is unknown"):
+        train_lang(["A"], LangConfig(type="word"), tmp_path)
+
+
+def test_cut_manifests_that_cannot_be_read(tmp_path):
+    with pytest.raises(RecipeError, match="cuts.jsonl.gz is missing: run stage 2"):
+        load_cuts(tmp_path / "cuts.jsonl.gz")
+    (tmp_path / "cuts.jsonl.gz").write_bytes(b"not gzip")
+    with pytest.raises(RecipeError, match="cuts.jsonl.gz cannot be read as a Lhotse cut manifest"):
+        load_cuts(tmp_path / "cuts.jsonl.gz")

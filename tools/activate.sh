@@ -1,0 +1,28 @@
+# shellcheck shell=bash
+# Sourced by whatever runs the project's Python: the active environment when it serves, else the one of install.sh.
+
+# activate_environment [--k2] [--tests] [--python PATH]: sets PYTHON and puts its folder first on PATH.
+activate_environment() {
+  local tools k2='' tests='' chosen='' candidate
+  tools=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+  while (($#)); do
+    case $1 in
+      --k2) k2=--k2; shift ;;
+      --tests) tests=--tests; shift ;;
+      --python) chosen=$2; shift 2 ;;
+    esac
+  done
+
+  PYTHON=
+  for candidate in "${chosen:-python3}" "${chosen:-python}"; do
+    if "$candidate" "$tools/check_env.py" $k2 $tests --quiet >/dev/null 2>&1 </dev/null; then
+      PYTHON=$("$candidate" -c 'import sys; print(sys.executable)')
+      break
+    fi
+  done
+  if [[ ! $PYTHON ]]; then
+    "$tools/install.sh" $k2 ${chosen:+--python "$chosen"} || return
+    PYTHON=$tools/venv${k2:+-k2}/bin/python
+  fi
+  export PATH="${PYTHON%/*}:$PATH"
+}

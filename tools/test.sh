@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# Runs the tests, in an environment that is made first where the active one does not serve.
+#
+#   tools/test.sh [pytest arguments]        all tests but those that need the real k2
+#   tools/test.sh --k2 [pytest arguments]   those that need it: comparisons with k2, and a smoke run of
+#                                           egs/voice_commands that trains with it
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+source "$root/tools/activate.sh"
+
+if [[ ${1-} == --k2 ]]; then
+  shift
+  activate_environment --k2 --tests
+  selection=(-m k2)
+else
+  activate_environment --tests
+  selection=()
+fi
+cd "$root"
+echo "testing with $PYTHON"
+exec "$PYTHON" -m pytest "${selection[@]}" "$@"
