@@ -9,10 +9,12 @@ REQUIRES = [
     "numpy>=1.26",
     "scipy>=1.15",
     "lhotse>=1.33",
+    "lilcom>=1.8",  # how Lhotse compresses features
     "urllib3",  # lhotse imports it without asking for it
     "sentencepiece>=0.2",
     "kaldialign>=0.12",
     "omegaconf>=2.4",
+    "PyYAML>=6",
     "soundfile>=0.14",
     "tensorboard>=2.21",
     "matplotlib>=3.10",

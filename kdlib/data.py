@@ -3,13 +3,14 @@
 import random
 import warnings
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Dict, Iterator, List, Optional, Tuple
+from typing import Dict, Iterable, Iterator, List, Optional, Tuple
 
 import numpy as np
 import torch
 from lhotse import CutSet
+from lhotse.cut import Cut
 from lhotse.dataset import CutMix, DynamicBucketingSampler, SpecAugment
 from lhotse.dataset.collation import collate_features
 from torch import Tensor
@@ -24,20 +25,30 @@ from kdlib.lang import Lang
 
 @dataclass
 class PlannedBatch:
-    """The cuts of one batch, what seeds its augmentation, and how far the training has come (0 to 1)."""
+    """One process's share of a batch, what seeds its augmentation, and how far the training has come (0 to 1)."""
 
     cuts: CutSet
     seed: int
     progress: float
+    total_frames: int
+    total_utterances: int
+
+
+def plan_batch(cuts: Iterable[Cut], seed: int, progress: float, rank: int = 0, world_size: int = 1) -> PlannedBatch:
+    """Deal the cuts of a batch out, so that each process gets as many and as long ones as the others."""
+    cuts = sorted(cuts, key=lambda cut: -cut.duration)
+    return PlannedBatch(CutSet.from_cuts(cuts[rank::world_size]), seed, progress,
+                        sum(subsampled_length(cut.num_frames) for cut in cuts), len(cuts))
 
 
 @dataclass
 class Batch:
-    """One padded batch.
+    """One process's share of a batch, padded; it may be empty.
 
     features: (N, T0, F) float32; feature_lengths: (N,) int64;
     symbols: (N, U) int64, padded with 0; symbol_lengths: (N,) int64; texts and ids of the utterances;
-    seconds: of audio; progress: of the training when the batch ends.
+    progress: of the training when the batch ends; total_frames (after subsampling) and total_utterances: of the whole
+    batch, over all processes.
     """
 
     features: Tensor
@@ -46,12 +57,13 @@ class Batch:
     symbol_lengths: Tensor
     texts: List[str]
     ids: List[str]
-    seconds: float
     progress: float
+    total_frames: int
+    total_utterances: int
 
     def to(self, device) -> "Batch":
-        return Batch(self.features.to(device), self.feature_lengths.to(device), self.symbols.to(device),
-                     self.symbol_lengths.to(device), self.texts, self.ids, self.seconds, self.progress)
+        return replace(self, features=self.features.to(device), feature_lengths=self.feature_lengths.to(device),
+                       symbols=self.symbols.to(device), symbol_lengths=self.symbol_lengths.to(device))
 
 
 def load_cuts(path: PathLike, remedy: str = "run stage 2 first") -> CutSet:
@@ -140,8 +152,12 @@ class TransducerDataset(Dataset):
                 frames_mask_size=s.frame_mask_size, max_frames_mask_fraction=s.max_frames_fraction)
 
     def __getitem__(self, planned: PlannedBatch) -> Batch:
+        if len(planned.cuts) == 0:
+            nothing = torch.zeros(0, 0, dtype=torch.int64)
+            return Batch(torch.zeros(0, 0, 0), nothing.flatten(), nothing, nothing.flatten(), [], [],
+                         planned.progress, planned.total_frames, planned.total_utterances)
         with seeded(planned.seed):
-            cuts = planned.cuts.sort_by_duration(ascending=False)
+            cuts = planned.cuts
             texts = [cut.supervisions[0].text if cut.supervisions else "" for cut in cuts]
             ids = [cut.id for cut in cuts]
             if self.noise is not None:
@@ -154,56 +170,65 @@ class TransducerDataset(Dataset):
         for row, label in zip(symbols, labels):
             row[:len(label)] = torch.tensor(label, dtype=torch.int64)
         return Batch(features, lengths.to(torch.int64), symbols, torch.tensor([len(label) for label in labels]),
-                     texts, ids, float(sum(cut.duration for cut in planned.cuts)), planned.progress)
+                     texts, ids, planned.progress, planned.total_frames, planned.total_utterances)
 
 
 class PlannedSampler(Sampler):
     """Gives a Lhotse sampler's batches their seeds and the training's progress; skips those already trained on.
 
-    The seed depends on the epoch and the batch's number alone, so a resumed training sees what an uninterrupted one
-    would have seen, however many workers read.
+    The batches and their seeds depend on the epoch and the batch's number alone, so a resumed training sees what an
+    uninterrupted one would have seen, however many workers read; and every process sees its share of the same batches.
     """
 
-    def __init__(self, sampler, seed: int, epoch: int, skip: int, begin: float, end: float, seconds: float,
-                 limit: Optional[int] = None):
-        self.sampler = sampler
-        self.seed, self.epoch, self.skip, self.limit = seed, epoch, skip, limit
-        self.begin, self.end, self.seconds = begin, end, seconds
+    def __init__(self, sampler, phase: "Phase", skip: int, seconds: float, rank: int, world_size: int):
+        self.sampler, self.phase, self.skip, self.seconds = sampler, phase, skip, seconds
+        self.rank, self.world_size = rank, world_size
 
     def __iter__(self) -> Iterator[PlannedBatch]:
-        consumed = 0.0
-        number = 0
+        phase, number, consumed = self.phase, 0, 0.0
         while True:
             for cuts in self.sampler:
                 consumed += sum(cut.duration for cut in cuts)
-                part = (number + 1) / self.limit if self.limit else min(1.0, consumed / self.seconds)
+                part = (number + 1) / phase.updates if phase.updates else min(1.0, consumed / self.seconds)
                 if number >= self.skip:
-                    seed = (self.seed * 1000003 + self.epoch) * 1000003 + number
-                    yield PlannedBatch(cuts, seed % 2 ** 63, self.begin + part * (self.end - self.begin))
+                    seed = ((phase.seed * 1000003 + phase.epoch) * 1000003 + number) * 1009 + self.rank
+                    yield plan_batch(cuts, seed % 2 ** 63, phase.begin + part * (phase.end - phase.begin), self.rank,
+                                     self.world_size)
                 number += 1
-                if self.limit and number >= self.limit:
+                if number == phase.updates:
                     return
-            if not self.limit:
+            if not phase.updates:
                 return
             # A phase of a fixed number of updates goes round its cuts again, in a new order.
             self.sampler.set_epoch(self.sampler.epoch + 1)
 
 
-def train_loader(cuts: CutSet, dataset: TransducerDataset, config: DataConfig, seed: int, epoch: int, skip: int,
-                 begin: float, end: float, limit: Optional[int] = None) -> DataLoader:
-    """Batches of one epoch, from batch ``skip`` on.
+@dataclass
+class Phase:
+    """A part of the training: an epoch, or that many ``updates`` round and round the cuts.
 
-    Args:
-        begin, end: the training's progress, 0 to 1, before and after the epoch.
-        limit: end after that many batches, going round ``cuts`` as often as it takes.
+    ``begin`` and ``end``: the training's progress before and after it, 0 to 1.
     """
+
+    epoch: int
+    seed: int
+    begin: float = 0.0
+    end: float = 1.0
+    updates: Optional[int] = None
+
+
+def train_loader(cuts: CutSet, dataset: TransducerDataset, config: DataConfig, phase: Phase, skip: int = 0,
+                 rank: int = 0, world_size: int = 1) -> DataLoader:
+    """Process ``rank``'s shares of the batches of a phase, from batch ``skip`` on."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # it advises lazy manifests; these are checked whole, so read
-        sampler = DynamicBucketingSampler(cuts, max_duration=config.max_duration, shuffle=True, seed=seed,
-                                          num_buckets=min(config.num_buckets, max(2, len(cuts) // 20)))
-    # A fixed-length phase counts its rounds from 1000 on, away from the epochs' own shuffles.
-    sampler.set_epoch(1000 if limit else epoch)
-    planned = PlannedSampler(sampler, seed, epoch, skip, begin, end, sum(c.duration for c in cuts), limit)
+        # Not told of the processes: each batch is dealt out here, so that their number changes none.
+        sampler = DynamicBucketingSampler(cuts, max_duration=config.max_duration, shuffle=True, seed=phase.seed,
+                                          num_buckets=min(config.num_buckets, max(2, len(cuts) // 20)),
+                                          rank=0, world_size=1)
+    # A phase of a fixed length counts its rounds from 1000 on, away from the epochs' own shuffles.
+    sampler.set_epoch(1000 if phase.updates else phase.epoch)
+    planned = PlannedSampler(sampler, phase, skip, sum(c.duration for c in cuts), rank, world_size)
     workers = config.num_workers
     return DataLoader(dataset, sampler=planned, batch_size=None, num_workers=workers,
                       **({"prefetch_factor": 8} if workers else {}))
@@ -211,17 +236,15 @@ def train_loader(cuts: CutSet, dataset: TransducerDataset, config: DataConfig, s
 
 def eval_loader(cuts: CutSet, lang: Lang, config: DataConfig, max_duration: float) -> DataLoader:
     """Every cut once, in batches of similar durations, without augmentation."""
-    ordered = cuts.sort_by_duration(ascending=False)
     batches: List[PlannedBatch] = []
-    batch: List = []
-    for cut in ordered:
+    batch: List[Cut] = []
+    for cut in cuts.sort_by_duration(ascending=False):
         # Sorted by duration, the first cut is the longest: the batch costs its length times the count.
         if batch and batch[0].duration * (len(batch) + 1) > max_duration:
-            batches.append(PlannedBatch(CutSet.from_cuts(batch), 0, 1.0))
+            batches.append(plan_batch(batch, 0, 1.0))
             batch = []
         batch.append(cut)
-    if batch:
-        batches.append(PlannedBatch(CutSet.from_cuts(batch), 0, 1.0))
+    batches.append(plan_batch(batch, 0, 1.0))
     return DataLoader(TransducerDataset(lang, config), sampler=batches, batch_size=None, num_workers=0)
 
 

@@ -1,5 +1,6 @@
 """The whole model: encoder, predictor, joiner, and the heads that only training uses."""
 
+import math
 from typing import Dict
 
 from torch import nn
@@ -9,6 +10,7 @@ from kdlib.conformer import Conformer
 from kdlib.joiner import Joiner
 from kdlib.predictor import Predictor
 
+BLANK_PRIOR = 0.9
 DEPLOYED = ("encoder", "predictor", "joiner")
 
 
@@ -30,6 +32,20 @@ class Transducer(nn.Module):
         self.simple_am = nn.Linear(config.encoder_dim, vocab_size)
         self.simple_lm = nn.Linear(config.predictor_dim, vocab_size)
         self.ctc = nn.Linear(config.encoder_dim, vocab_size) if config.ctc_head else None
+        self._start_at_the_prior()
+
+    def _start_at_the_prior(self) -> None:
+        """Let every output layer begin by saying 'blank' nine times in ten.
+
+        It is what training learns first in any case; learnt from scratch, it bends the whole encoder towards a constant
+        output, out of which it then takes hundreds of updates to come.
+        """
+        # Of the simple joiner, whose logits are a sum, the predictor's side: it is also smoothed in alone.
+        for layer in (self.joiner.out, self.simple_lm, self.ctc):
+            if layer is not None:
+                nn.init.zeros_(layer.bias)
+                nn.init.constant_(layer.bias[self.blank_id], math.log(BLANK_PRIOR / (1 - BLANK_PRIOR) * self.vocab_size))
+        nn.init.zeros_(self.simple_am.bias)
 
     def parameter_counts(self) -> Dict[str, int]:
         """Parameters of each deployed part and, under ``total``, of all three."""

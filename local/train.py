@@ -4,6 +4,7 @@
 import argparse
 import hashlib
 import logging
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from kdlib.files import read_json, write_json
 from kdlib.lang import Lang
 from kdlib.training.checkpoint import finished, load_averaged
 from kdlib.training.loop import Trainer
+from kdlib.training.parallel import default_world_size, launch
 from kdlib.transducer import Transducer
 
 
@@ -27,6 +29,8 @@ def get_args():
     parser.add_argument("--exp", type=Path, required=True, help="folder for this model")
     parser.add_argument("--init-from", type=Path, help="folder of a finished model whose weights to start from")
     parser.add_argument("--teacher", type=Path, help="folder of a finished model to distil from")
+    parser.add_argument("--world-size", type=int, default=default_world_size(),
+                        help="processes that share each batch: one for each GPU, or for each core up to four")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     return parser.parse_args()
 
@@ -60,8 +64,17 @@ def build_model(args, config: TrainConfig, lang: Lang, cuts) -> Transducer:
     return model
 
 
+def train(config, exp, lang, model, train_cuts, dev_cuts, noise, teacher, rank, device):
+    """What each process does."""
+    Trainer(config, exp, lang, model, train_cuts, dev_cuts, noise, teacher, device, rank).train()
+
+
 def main():
     args = get_args()
+    if args.world_size < 1:
+        raise RecipeError(f"--world-size must be at least 1, got {args.world_size}")
+    # Processes are forked from this one, which is safe as long as it has not started threads.
+    torch.set_num_threads(1)
     config = load_config(TrainConfig, args.config, args.overrides)
     args.exp.mkdir(parents=True, exist_ok=True)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", force=True,
@@ -101,10 +114,11 @@ def main():
                               "must make the model smaller")
     elif config.loss.distill:
         raise RecipeError(f"{args.config} asks for distillation losses: give --teacher")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    logging.info("%s: %d parameters deployed, %d training cuts (%.2f h), %s", args.exp,
-                 model.parameter_counts()["total"], len(train_cuts), sum(c.duration for c in train_cuts) / 3600, device)
-    done = Trainer(config, args.exp, lang, model, train_cuts, dev_cuts, noise, teacher, device).train()
+    logging.info("%s: %d parameters deployed, %d training cuts (%.2f h), %d processes", args.exp,
+                 model.parameter_counts()["total"], len(train_cuts), sum(c.duration for c in train_cuts) / 3600,
+                 args.world_size)
+    launch(partial(train, config, args.exp, lang, model, train_cuts, dev_cuts, noise, teacher), args.world_size)
+    done = finished(args.exp)
     logging.info("%s: done after %d updates and %.0f s (RNN-T: %s) -> %s", args.exp, done["updates"], done["seconds"],
                  done["rnnt_backend"], args.exp / f"epoch-{done['epoch']}.pt")
 

@@ -1,6 +1,7 @@
 """Training on a made-up language: it learns, resumes exactly, distils, and names what is wrong with its inputs."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,13 @@ from lhotse import CutSet, Features, MonoCut, NumpyFilesWriter, SupervisionSegme
 
 from kdlib.compression import init_from_teacher
 from kdlib.config import DistillTerm, LangConfig, TrainConfig, load_config, merge_config
-from kdlib.data import describe_skipped, eval_loader, load_cuts, select_cuts, train_loader, TransducerDataset
+from kdlib.data import Phase, describe_skipped, eval_loader, load_cuts, select_cuts, train_loader, TransducerDataset
 from kdlib.decoding import greedy_search, modified_beam_search
 from kdlib.errors import RecipeError
 from kdlib.lang import Lang, train_lang
 from kdlib.training.checkpoint import load_averaged, load_checkpoint, load_state
 from kdlib.training.loop import MovingAverage, Trainer, learning_rate
+from kdlib.training.parallel import launch
 from kdlib.transducer import Transducer
 
 WORDS = ["A", "B", "C", "D"]
@@ -172,7 +174,7 @@ def test_batches_do_not_depend_on_workers_or_on_where_one_resumes(corpus):
 
     def batches(skip, workers):
         config = settings(f"data.num_workers={workers}").data
-        return list(train_loader(train, dataset, config, seed=1, epoch=3, skip=skip, begin=0.5, end=1.0))
+        return list(train_loader(train, dataset, config, Phase(3, seed=1, begin=0.5, end=1.0), skip))
 
     whole, late = batches(0, 0), batches(4, 1)
     assert len(late) == len(whole) - 4
@@ -180,6 +182,37 @@ def test_batches_do_not_depend_on_workers_or_on_where_one_resumes(corpus):
         assert a.ids == b.ids and torch.equal(a.features, b.features) and a.progress == b.progress
     assert [b.progress for b in whole] == sorted(b.progress for b in whole) and whole[-1].progress == 1.0
     assert sorted(i for b in whole for i in b.ids) == sorted(c.id for c in train)
+
+
+def test_two_processes_train_what_one_trains(corpus, tmp_path):
+    """Batches of an odd number of utterances, of one among them: shares of unequal size must weigh what they hold."""
+    config = settings("model.dropout=0", "data.spec_augment.enabled=false", "training.num_epochs=1",
+                      "data.max_duration=1.5", "optim.learning_rate=1e-3")
+    teacher = Transducer(config.model, len(corpus[1]))
+    config.loss.distill = [DistillTerm("pruned_lattice_kl"), DistillTerm("encoder_mse")]
+
+    def work(exp, rank, device):
+        torch.manual_seed(1)
+        model = Transducer(config.model, len(corpus[1]))
+        exp.mkdir(exist_ok=True)
+        Trainer(config, exp, *corpus[1:2], model, *corpus[2:], None, teacher, device, rank).train()
+
+    for name, processes in (("one", 1), ("two", 2)):
+        launch(partial(work, tmp_path / name), processes)
+    assert json.loads((tmp_path / "two" / "done.json").read_text())["processes"] == 2
+    one, two = (load_checkpoint(tmp_path / name / "epoch-1.pt", "")["model"] for name in ("one", "two"))
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=0, atol=2e-4, msg=name)
+
+
+def test_an_error_in_a_process_ends_all(tmp_path, capfd):
+    def work(rank, device):
+        raise RecipeError("the remedy")
+
+    with pytest.raises(SystemExit) as end:
+        launch(work, 2)
+    assert end.value.code == 1
+    assert capfd.readouterr().err.count("error: the remedy") == 1
 
 
 def test_utterances_that_cannot_be_learnt_from_are_counted(corpus):

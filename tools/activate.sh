@@ -1,6 +1,10 @@
 # shellcheck shell=bash
 # Sourced by whatever runs the project's Python: the active environment when it serves, else the one of install.sh.
 
+# OpenMP's threads spin while they wait for each other. When anything else wants the cores (another training, a data
+# loader), a spinning thread keeps the one that it waits for from running: training then takes twenty times as long.
+export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
+
 # activate_environment [--k2] [--tests] [--python PATH]: sets PYTHON and puts its folder first on PATH.
 activate_environment() {
   local tools k2='' tests='' chosen='' candidate

@@ -14,12 +14,13 @@ from tqdm import tqdm
 
 from kdlib import rnnt
 from kdlib.config import OptimConfig, TrainConfig, config_to_dict
-from kdlib.data import TransducerDataset, eval_loader, train_loader
+from kdlib.data import Batch, Phase, TransducerDataset, eval_loader, train_loader
 from kdlib.errors import RecipeError
 from kdlib.files import write_json
 from kdlib.lang import Lang
 from kdlib.training.checkpoint import load_checkpoint, load_state, save_checkpoint
 from kdlib.training.objective import Objective
+from kdlib.training.parallel import sum_gradients, world_size
 from kdlib.transducer import Transducer
 
 MAX_BAD_UPDATES = 20
@@ -60,12 +61,14 @@ class Trainer:
     """Trains one model in the folder ``exp`` and resumes from what it finds there.
 
     Leaves ``epoch-N.pt`` (weights and their moving average), ``checkpoint.pt`` (what resuming needs, overwritten),
-    ``tensorboard/`` and, at the end, ``done.json``.
+    ``tensorboard/`` and, at the end, ``done.json``. With several processes (see :mod:`kdlib.training.parallel`) each
+    computes its share of every batch, all make the same updates, and rank 0 writes.
     """
 
     def __init__(self, config: TrainConfig, exp: Path, lang: Lang, model: Transducer, train_cuts: CutSet,
-                 dev_cuts: CutSet, noise: Optional[CutSet], teacher: Optional[Transducer], device: torch.device):
-        self.config, self.exp, self.lang, self.device = config, exp, lang, device
+                 dev_cuts: CutSet, noise: Optional[CutSet], teacher: Optional[Transducer], device: torch.device,
+                 rank: int = 0):
+        self.config, self.exp, self.lang, self.device, self.rank = config, exp, lang, device, rank
         self.train_cuts = train_cuts
         self.dev = eval_loader(dev_cuts, lang, config.data, max_duration=4 * config.data.max_duration)
         self.dataset = TransducerDataset(lang, config.data, noise=noise, train=True)
@@ -83,57 +86,67 @@ class Trainer:
         """Train to the end and return what ``done.json`` holds."""
         self._resume()
         self.clock = time.monotonic()
-        (self.exp / "tensorboard").mkdir(parents=True, exist_ok=True)
-        with SummaryWriter(str(self.exp / "tensorboard"), purge_step=self.updates) as self.board:
-            while self.epoch <= self.config.training.num_epochs:
-                self._train_epoch()
-                self._end_epoch()
+        self.board = None
+        if self.rank == 0:
+            (self.exp / "tensorboard").mkdir(parents=True, exist_ok=True)
+            self.board = SummaryWriter(str(self.exp / "tensorboard"), purge_step=self.updates)
+        while self.epoch <= self.config.training.num_epochs:
+            self._train_epoch()
+            self._end_epoch()
         done = {"updates": self.updates, "epoch": self.config.training.num_epochs, "seconds": round(self._elapsed(), 1),
                 "bad_updates": self.bad_updates, "rnnt_backend": rnnt.backend_in_use(self.config.loss.rnnt_backend),
                 "torch": torch.__version__, "device": str(self.device),
-                "parameters": self.model.parameter_counts()["total"]}
-        write_json(self.exp / "done.json", done)
+                "processes": world_size(), "parameters": self.model.parameter_counts()["total"]}
+        if self.rank == 0:
+            self.board.close()
+            write_json(self.exp / "done.json", done)
         return done
 
     def _train_epoch(self) -> None:
         config, epochs = self.config, self.config.training.num_epochs
-        cuts, limit, begin, end = self.train_cuts, None, (self.epoch - 1) / epochs, self.epoch / epochs
+        cuts = self.train_cuts
+        phase = Phase(self.epoch, config.training.seed, (self.epoch - 1) / epochs, self.epoch / epochs)
         if self.epoch == 0:
             most = config.data.curriculum.max_words
             cuts = cuts.filter(lambda cut: len(cut.supervisions[0].text.split()) <= most).to_eager()
             if len(cuts) == 0:
                 raise RecipeError(f"no training utterance has at most {most} words, which data.curriculum asks for: "
                                   "raise data.curriculum.max_words or set data.curriculum.updates=0")
-            limit, begin, end = config.data.curriculum.updates, 0.0, 0.0
-        loader = train_loader(cuts, self.dataset, config.data, config.training.seed, self.epoch, self.batch,
-                              begin, end, limit)
+            phase = Phase(0, config.training.seed, 0.0, 0.0, config.data.curriculum.updates)
+        loader = train_loader(cuts, self.dataset, config.data, phase, self.batch, self.rank, world_size())
         self.model.train()
-        total = limit or math.ceil(sum(c.duration for c in cuts) / config.data.max_duration)
-        with tqdm(total=total, initial=self.batch, desc=f"epoch {self.epoch}", unit="update", mininterval=5) as bar:
+        total = phase.updates or math.ceil(sum(c.duration for c in cuts) / config.data.max_duration)
+        with tqdm(total=total, initial=self.batch, desc=f"epoch {self.epoch}", unit="update", mininterval=5,
+                  disable=self.rank > 0) as bar:
             for batch in loader:
-                parts, norm = self._update(batch.to(self.device))
+                parts, norm = self._update(batch)
                 self.batch += 1
                 bar.update()
-                if self.updates % config.training.log_every_updates == 0:
-                    values = {name: float(value) for name, value in parts.items()}
-                    bar.set_postfix({"loss": f"{values['total']:.3f}", "pruned": f"{values['pruned']:.3f}"},
-                                    refresh=False)
-                    for name, value in values.items():
-                        self.board.add_scalar(f"train/{name}", value, self.updates)
-                    self.board.add_scalar("train/grad_norm", norm, self.updates)
-                    self.board.add_scalar("train/learning_rate", self.optimizer.param_groups[0]["lr"], self.updates)
+                if self.rank == 0 and parts and self.updates % config.training.log_every_updates == 0:
+                    self._log(parts, norm, bar)
                 if self.updates % config.training.save_every_updates == 0:
                     self._save_resumable()
 
-    def _update(self, batch) -> Tuple[Dict[str, Tensor], float]:
+    def _log(self, parts: Dict[str, Tensor], norm: float, bar: tqdm) -> None:
+        values = {name: float(value) for name, value in parts.items()}
+        bar.set_postfix({"loss": f"{values['total']:.3f}", "pruned": f"{values['pruned']:.3f}"}, refresh=False)
+        for name, value in values.items():
+            self.board.add_scalar(f"train/{name}", value, self.updates)
+        self.board.add_scalar("train/grad_norm", norm, self.updates)
+        self.board.add_scalar("train/learning_rate", self.optimizer.param_groups[0]["lr"], self.updates)
+
+    def _update(self, batch: Batch) -> Tuple[Dict[str, Tensor], float]:
         rate = learning_rate(self.config.optim, self.updates, batch.progress)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
         # Dropout draws from a seed of the update's own, so that a resumed training goes on as if never stopped.
-        torch.manual_seed(self.config.training.seed * 1000003 + self.updates)
-        loss, parts = self.objective(batch, self.updates)
-        loss.backward()
+        torch.manual_seed((self.config.training.seed * 1000003 + self.updates) * 1009 + self.rank)
+        parts: Dict[str, Tensor] = {}
+        if batch.ids:  # the smallest batches have no share for every process
+            loss, parts = self.objective(batch.to(self.device), self.updates)
+            loss.backward()
+        sum_gradients(self.objective.parameters())
         norm = float(nn.utils.clip_grad_norm_(self.objective.parameters(), self.config.optim.clip_norm))
         self.updates += 1
         if math.isfinite(norm):
@@ -151,6 +164,12 @@ class Trainer:
         return parts, norm
 
     def _end_epoch(self) -> None:
+        if self.rank == 0:
+            self._write_epoch()
+        self.epoch, self.batch = self.epoch + 1, 0
+        self._save_resumable()
+
+    def _write_epoch(self) -> None:
         dev = self._dev_loss()
         for name, value in dev.items():
             self.board.add_scalar(f"dev/{name}", value, self.updates)
@@ -158,8 +177,6 @@ class Trainer:
                      self.config.training.num_epochs, self.updates, self._elapsed(), dev["total"], dev["pruned"])
         save_checkpoint(self.exp / f"epoch-{self.epoch}.pt",
                         {**self._common(), "average": self.average.state, "epoch": self.epoch})
-        self.epoch, self.batch = self.epoch + 1, 0
-        self._save_resumable()
 
     @torch.no_grad()
     def _dev_loss(self) -> Dict[str, float]:
@@ -183,6 +200,8 @@ class Trainer:
                 "updates": self.updates}
 
     def _save_resumable(self) -> None:
+        if self.rank:
+            return
         save_checkpoint(self.exp / "checkpoint.pt", {
             **self._common(), "objective": self.objective.state_dict(), "average": self.average.state,
             "optimizer": self.optimizer.state_dict(), "epoch": self.epoch, "batch": self.batch,

@@ -18,7 +18,8 @@ class Objective(nn.Module):
     """A student, what only its training needs, and (outside the parameters) its teacher.
 
     total = RNN-T + ctc_weight * CTC + sum over the configured distillation losses of weight * loss. RNN-T and CTC
-    are sums of nats over the batch divided by its frames after subsampling.
+    are sums of nats over the batch divided by its frames after subsampling; the distillation losses are means over its
+    utterances. Of a batch dealt out to several processes each computes its part, and the parts add up to the whole.
     """
 
     def __init__(self, student: Transducer, config: LossConfig, teacher: Optional[Transducer] = None):
@@ -51,7 +52,7 @@ class Objective(nn.Module):
             batch: see :class:`kdlib.data.Batch`; every utterance has a path through the lattice.
             update: the number of updates made so far; it sets the warm-ups.
         Returns:
-            the total, a scalar, and its parts by name, detached.
+            this process's part of the batch's total, a scalar, and the means over its own utterances by name, detached.
         """
         c, student = self.config, self.student
         encoded, lengths, _ = student.encoder(batch.features, batch.feature_lengths)
@@ -79,13 +80,15 @@ class Objective(nn.Module):
                              reduction="sum", zero_infinity=True) / frames
             parts["ctc"] = ctc.detach()
             total = 0.1 * total + ctc if update < c.ctc_first_updates else total + c.ctc_weight * ctc
+        parts["total"] = total.detach()
+        total = total * (frames / batch.total_frames)
         if self.terms:
             inputs = self._distill_inputs(batch, encoded, lengths, logits, ranges, boundary)
             for term, loss in self.terms:
                 value = loss.compute(inputs, term.temperature)
                 parts[term.name] = value.detach()
-                total = total + term.weight * value
-        parts["total"] = total.detach()
+                parts["total"] = parts["total"] + term.weight * value.detach()
+                total = total + term.weight * value * (len(batch.ids) / batch.total_utterances)
         return total, parts
 
     def _logits(self, model: Transducer, encoded: Tensor, predicted: Tensor, ranges: Tensor) -> Tensor:

@@ -1,0 +1,89 @@
+"""Data-parallel training on one machine: a process for each GPU, or a few single-threaded ones on a CPU.
+
+On two cores, two processes of one thread each train a small model nearly twice as fast as one of two threads, whose
+threads wait for each other at every small operation.
+"""
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Callable, Iterable, Optional
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor
+
+from kdlib.errors import run_main
+
+MAX_CPU_PROCESSES = 4
+
+
+def default_world_size() -> int:
+    """A process for each GPU; without one, a process for each core that this one may use, up to four."""
+    if torch.cuda.is_available():
+        return torch.cuda.device_count()
+    return min(MAX_CPU_PROCESSES, len(os.sched_getaffinity(0)))
+
+
+def launch(work: Callable[[int, torch.device], None], world_size: int) -> None:
+    """Run ``work(rank, device)`` in ``world_size`` processes that can talk to each other; one runs in this process.
+
+    An error in any of them ends them all and this process, after rank 0 has told its own.
+    """
+    if world_size == 1:
+        work(0, _device(0))
+        return
+    # Forking spares each process the seconds of the imports; CUDA cannot be used in a forked process.
+    method = "spawn" if torch.cuda.is_available() else "fork"
+    # All processes are on this machine: its name need not resolve.
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            mp.start_processes(_process, args=(work, world_size, str(Path(folder) / "store")), nprocs=world_size,
+                               start_method=method)
+        except (mp.ProcessExitedException, mp.ProcessRaisedException) as error:
+            if isinstance(error, mp.ProcessRaisedException) or getattr(error, "exit_code", 1) < 0:
+                raise
+            sys.exit(error.exit_code)
+
+
+def _device(rank: int) -> torch.device:
+    return torch.device("cuda", rank) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def _process(rank: int, work: Callable[[int, torch.device], None], world_size: int, store: str) -> None:
+    device = _device(rank)
+    if device.type == "cpu":
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // world_size))
+    else:
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", init_method=f"file://{store}", rank=rank,
+                            world_size=world_size)
+    if rank:  # what is wrong is told once
+        sys.stderr = open(os.devnull, "w")
+    run_main(lambda: work(rank, device))
+    dist.destroy_process_group()
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
+    """Replace every parameter's gradient by its sum over the processes; a missing one counts as zero."""
+    if world_size() == 1:
+        return
+    parameters = [p for p in parameters if p.requires_grad]
+    flat = torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in parameters])
+    dist.all_reduce(flat)
+    for p, part in zip(parameters, flat.split([p.numel() for p in parameters])):
+        p.grad = part.view_as(p)
+
+
+def sum_scalars(values: Tensor) -> Optional[Tensor]:
+    """Sum a small tensor over the processes, in place, and return it."""
+    if world_size() > 1:
+        dist.all_reduce(values)
+    return values
