@@ -111,6 +111,7 @@ class DataConfig:
 @dataclass
 class TrainingConfig:
     num_epochs: int = 5
+    updates_per_epoch: int = 0  # 0: an epoch is once through the training cuts
     avg: int = 1  # epochs whose moving averages make the finished model
     seed: int = 42
     save_every_updates: int = 400

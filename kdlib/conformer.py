@@ -76,8 +76,8 @@ class ConvSubsampling(nn.Module):
         self.conv1 = nn.Conv2d(1, channels, 3, stride=2)
         self.conv2 = nn.Conv2d(channels, channels, 3, stride=2)
         self.out = nn.Linear(channels * subsampled_length(num_features), encoder_dim)
-        # Keep the signal's variance through the rectifiers: with torch's own initialisation what varies over time
-        # reaches the layers at a tenth of what does not, and training first spends hundreds of updates on that.
+        # Keep the signal's variance through the rectifiers: torch's own initialisation shrinks it tenfold, below the
+        # biases of the layers that follow.
         for conv in (self.conv1, self.conv2):
             nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
             nn.init.zeros_(conv.bias)

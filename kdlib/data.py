@@ -205,7 +205,7 @@ class PlannedSampler(Sampler):
 
 @dataclass
 class Phase:
-    """A part of the training: an epoch, or that many ``updates`` round and round the cuts.
+    """A part of the training: once through the cuts, or that many ``updates``, round and round if it takes that.
 
     ``begin`` and ``end``: the training's progress before and after it, 0 to 1.
     """
@@ -214,7 +214,7 @@ class Phase:
     seed: int
     begin: float = 0.0
     end: float = 1.0
-    updates: Optional[int] = None
+    updates: int = 0
 
 
 def train_loader(cuts: CutSet, dataset: TransducerDataset, config: DataConfig, phase: Phase, skip: int = 0,
@@ -226,8 +226,8 @@ def train_loader(cuts: CutSet, dataset: TransducerDataset, config: DataConfig, p
         sampler = DynamicBucketingSampler(cuts, max_duration=config.max_duration, shuffle=True, seed=phase.seed,
                                           num_buckets=min(config.num_buckets, max(2, len(cuts) // 20)),
                                           rank=0, world_size=1)
-    # A phase of a fixed length counts its rounds from 1000 on, away from the epochs' own shuffles.
-    sampler.set_epoch(1000 if phase.updates else phase.epoch)
+    # A phase that goes round several times shuffles anew each time; a thousand rounds are kept for each.
+    sampler.set_epoch(1000 * phase.epoch)
     planned = PlannedSampler(sampler, phase, skip, sum(c.duration for c in cuts), rank, world_size)
     workers = config.num_workers
     return DataLoader(dataset, sampler=planned, batch_size=None, num_workers=workers,

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Stage 8: the table, the plot and the report, from what the finished stages left behind.
 
-Reads exp/<model>/decode/summary.json of the teacher, of each stage of exp/plan.json and of the three baselines; writes
+Reads exp/<model>/decode/summary.json of the teacher, of each stage of exp/conf/plan.json and of the three baselines; writes
 results.json, table.md and wer_vs_size.png into --output and the report that is kept with the recipe. No figure comes
 from anywhere else.
 """
@@ -12,9 +12,9 @@ import shlex
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
-import yaml
 
 from kdlib.comparison import compare, is_number, legend, summary_problem, table
+from kdlib.config import ProgressiveConfig, load_config
 from kdlib.errors import RecipeError, run_main
 from kdlib.files import read_json, write_json, write_text
 from kdlib.report import (SizedModel, describe_machine, format_duration, markdown_table, plain_table,
@@ -30,7 +30,7 @@ BASELINES = {
 
 def main(argv: Optional[List[str]] = None) -> None:
     args = parse_args(argv)
-    target = read_target(args.config)
+    target = load_config(ProgressiveConfig, args.config).target_compression
     chain = ["teacher", *(f"stage{number}" for number in range(1, read_stage_count(args.exp) + 1))]
     summaries = {model: read_summary(args.exp, model) for model in [*chain, *BASELINES]}
     check_same_test_sets(args.exp, summaries)
@@ -65,28 +65,13 @@ def parse_args(argv: Optional[List[str]]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def read_target(config: Path) -> float:
-    """Per cent by which the last student shall be smaller than the teacher."""
-    try:
-        value = (yaml.safe_load(config.read_text(encoding="utf-8")) or {})["target_compression"]
-    except FileNotFoundError:
-        raise RecipeError(f"{config} is missing: give the recipe's progressive.yaml with --config") from None
-    except (yaml.YAMLError, KeyError, TypeError):
-        raise RecipeError(f"{config} has no target_compression: set it to a number of per cent, such as 60") from None
-    if not is_number(value) or not 0 < value < 100:
-        raise RecipeError(f"{config}: target_compression is {value!r}; it must be between 0 and 100 per cent")
-    return float(value)
-
-
 def read_stage_count(exp: Path) -> int:
-    path = next((path for path in (exp / "plan.json", exp / "conf" / "plan.json") if path.exists()), exp / "plan.json")
-    remedy = "run stage 6, which plans the distillation stages (run.sh --stage 6)"
+    path, remedy = exp / "conf" / "plan.json", "run stage 6, which plans the distillation stages (run.sh --stage 6)"
     plan = read_json(path, remedy)
     stages = plan.get("stages") if isinstance(plan, dict) else None
-    count = len(stages) if isinstance(stages, list) else stages
-    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+    if not isinstance(stages, int) or isinstance(stages, bool) or stages < 1:
         raise RecipeError(f"{path} names no stages: {remedy}")
-    return count
+    return stages
 
 
 def read_summary(exp: Path, model: str) -> Dict[str, Any]:

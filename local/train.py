@@ -94,7 +94,8 @@ def main():
                           f"{config.model.num_features}: make conf/fbank.yaml and {args.config} agree")
     noise = None
     if config.data.noise_probability > 0:
-        noise = load_cuts(args.fbank / "cuts_noise.jsonl.gz", "make the noise set or set data.noise_probability=0")
+        files.append(args.fbank / "cuts_noise.jsonl.gz")
+        noise = load_cuts(files[-1], "make the noise set or set data.noise_probability=0")
 
     inputs = {path.name: digest(path) for path in files}
     for name in (args.init_from, args.teacher):

@@ -49,8 +49,9 @@ class Run:
             self.write(model)
             (folder / "exp" / model / "done.json").write_text(json.dumps(
                 {"rnnt_backend": "native", "seconds": 365.2, "torch": "2.11.0", "updates": UPDATES[model]}))
-        (folder / "exp" / "plan.json").write_text(json.dumps({"stages": [{}, {}, {}]}))
-        (folder / "progressive.yaml").write_text("target_compression: 60\nstages: 3\n")
+        (folder / "exp" / "conf").mkdir()
+        (folder / "exp" / "conf" / "plan.json").write_text(json.dumps({"stages": 3}))
+        (folder / "progressive.yaml").write_text("target_compression: 60\n")
 
     def path(self, model: str) -> Path:
         return self.folder / "exp" / model / "decode" / "summary.json"
@@ -153,7 +154,7 @@ def test_one_stage_one_test_set_and_a_faultless_teacher(run):
 
     for model in ("teacher", "stage1", *stage8.BASELINES):
         run.write(model, **only(model, 0.0 if model == "teacher" else 1.5))
-    (run.folder / "exp" / "plan.json").write_text('{"stages": 1}')
+    (run.folder / "exp" / "conf" / "plan.json").write_text('{"stages": 1}')
     results = run.results()
     assert [row["model"] for row in results["rows"]] == ["teacher", "stage1", *stage8.BASELINES]
     assert all(row["test_sets"]["test"]["relative"] is None for row in results["rows"])
@@ -222,12 +223,12 @@ def test_a_foreign_summary_is_named(run, changes, words):
 
 
 @pytest.mark.parametrize("name, text, words", [
-    ("exp/plan.json", "{}", "names no stages: run stage 6"),
-    ("exp/plan.json", "{", "is not valid JSON"),
-    ("exp/plan.json", None, "is missing: run stage 6"),
+    ("exp/conf/plan.json", "{}", "names no stages: run stage 6"),
+    ("exp/conf/plan.json", "{", "is not valid JSON"),
+    ("exp/conf/plan.json", None, "is missing: run stage 6"),
     ("progressive.yaml", None, "is missing"),
-    ("progressive.yaml", "stages: 3\n", "has no target_compression"),
-    ("progressive.yaml", "target_compression: sixty\n", "target_compression is 'sixty'"),
+    ("progressive.yaml", "stage: 3\n", "key 'stage'"),
+    ("progressive.yaml", "target_compression: sixty\n", "key 'target_compression'"),
     ("exp/stage1/done.json", "[]", "does not describe a training"),
 ])
 def test_a_bad_plan_or_config_is_named(run, name, text, words):

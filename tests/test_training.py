@@ -184,6 +184,16 @@ def test_batches_do_not_depend_on_workers_or_on_where_one_resumes(corpus):
     assert sorted(i for b in whole for i in b.ids) == sorted(c.id for c in train)
 
 
+def test_an_epoch_of_so_many_updates(corpus):
+    _, lang, train, _ = corpus
+    dataset = TransducerDataset(lang, settings().data, train=True)
+    epochs = [list(train_loader(train, dataset, settings().data, Phase(epoch, seed=1, updates=25))) for epoch in (1, 2)]
+    assert [len(batches) for batches in epochs] == [25, 25]  # more than the cuts make once
+    assert epochs[0][-1].progress == 1.0 and epochs[0][0].progress == pytest.approx(1 / 25)
+    assert [b.ids for b in epochs[0]] != [b.ids for b in epochs[1]]
+    assert {i for b in epochs[0] for i in b.ids} == {c.id for c in train}
+
+
 def test_two_processes_train_what_one_trains(corpus, tmp_path):
     """Batches of an odd number of utterances, of one among them: shares of unequal size must weigh what they hold."""
     config = settings("model.dropout=0", "data.spec_augment.enabled=false", "training.num_epochs=1",

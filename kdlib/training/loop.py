@@ -105,7 +105,8 @@ class Trainer:
     def _train_epoch(self) -> None:
         config, epochs = self.config, self.config.training.num_epochs
         cuts = self.train_cuts
-        phase = Phase(self.epoch, config.training.seed, (self.epoch - 1) / epochs, self.epoch / epochs)
+        phase = Phase(self.epoch, config.training.seed, (self.epoch - 1) / epochs, self.epoch / epochs,
+                      config.training.updates_per_epoch)
         if self.epoch == 0:
             most = config.data.curriculum.max_words
             cuts = cuts.filter(lambda cut: len(cut.supervisions[0].text.split()) <= most).to_eager()

@@ -42,6 +42,32 @@ def pad(speech: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return normalise_level((padded + floor).astype(np.float32), _SPEECH_LEVEL + rng.uniform(-3.0, 3.0))
 
 
+def into_room(speech: np.ndarray, rng: np.random.Generator, conditions: Dict) -> np.ndarray:
+    """Return ``speech`` in a random room, which is noted in ``conditions``."""
+    conditions["rt60"] = round(float(rng.uniform(0.15, 0.5)), 3)
+    conditions["direct_ratio"] = round(float(rng.uniform(0.0, 8.0)), 2)
+    return reverberate(speech, room_response(RATE, conditions["rt60"], conditions["direct_ratio"], rng))
+
+
+def vary(speech: np.ndarray, rng: np.random.Generator) -> Tuple[np.ndarray, Dict]:
+    """Return a training utterance at another speed, in a room, through a channel, each by chance; and what was done.
+
+    The speeds are more voices to the recogniser than espeak-ng has. A channel's limits are drawn from a range, not from
+    the test's; noise is left to the training, which mixes in other noise each time.
+    """
+    conditions: Dict = {}
+    if rng.random() < 0.6:
+        conditions["speed"] = round(float(rng.uniform(0.88, 1.14)), 2)
+        speech = change_speed(speech, conditions["speed"])
+    if rng.random() < 0.25:
+        speech = into_room(speech, rng, conditions)
+    if rng.random() < 0.2:
+        low = round(float(rng.uniform(100, 350))) if rng.random() < 0.5 else None
+        conditions["band"] = [low, round(float(rng.uniform(2800, 6500)))]
+        speech = band_limit(speech, RATE, *conditions["band"])
+    return normalise_level(speech, _SPEECH_LEVEL), conditions
+
+
 def disturb(speech: np.ndarray, crowd: List[np.ndarray], kind: str,
             rng: np.random.Generator) -> Tuple[np.ndarray, Dict]:
     """Return ``speech`` in a room, with noise of ``kind``, through a narrow channel; and what was done to it.
@@ -52,9 +78,7 @@ def disturb(speech: np.ndarray, crowd: List[np.ndarray], kind: str,
     conditions["speed"] = round(float(rng.uniform(0.9, 1.1)), 2)
     speech = change_speed(speech, conditions["speed"])
     if rng.random() < 0.6:
-        conditions["rt60"] = round(float(rng.uniform(0.15, 0.5)), 3)
-        conditions["direct_ratio"] = round(float(rng.uniform(0.0, 8.0)), 2)
-        speech = reverberate(speech, room_response(RATE, conditions["rt60"], conditions["direct_ratio"], rng))
+        speech = into_room(speech, rng, conditions)
     noise = sounds.make(kind, sounds.TEST_MAKERS, crowd, len(speech), RATE, rng)
     if rng.random() < 0.5:
         low, high = [(300, 3400), (None, 3000), (None, 4500), (200, 5500)][int(rng.integers(4))]
@@ -77,7 +101,10 @@ def render(shard: Dict, corpus: Path) -> None:
         if shard["part"] == "noise":
             samples = sounds.make(item["noise"], sounds.TRAIN_MAKERS, crowd, int(item["seconds"] * RATE), RATE, rng)
         else:
-            samples = pad(say(synthesizer, item), rng)
+            samples = say(synthesizer, item)
+            if shard["part"] == "train":
+                samples, entry["conditions"] = vary(samples, rng)
+            samples = pad(samples, rng)
             if "noise" in item:
                 samples, entry["conditions"] = disturb(samples, crowd, entry.pop("noise"), rng)
         soundfile.write(corpus / entry["audio"], samples, RATE, subtype="PCM_16")
