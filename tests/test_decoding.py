@@ -1,0 +1,80 @@
+"""Greedy and beam search against plain references on small random models."""
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kdlib.config import ModelConfig
+from kdlib.decoding import greedy_search, modified_beam_search
+from kdlib.transducer import Transducer
+
+VOCAB, UNK = 5, 2
+
+
+def model_of(seed: int) -> Transducer:
+    torch.manual_seed(seed)
+    model = Transducer(ModelConfig(num_features=16, encoder_dim=8, num_layers=1, num_heads=1, head_dim=4,
+                                   feedforward_dim=8, predictor_dim=8, joiner_dim=8), VOCAB).eval()
+    with torch.no_grad():  # random outputs that prefer blank a little, so that all things happen
+        model.joiner.out.weight.normal_(0, 2.0)
+        model.joiner.out.bias.zero_()
+        model.joiner.out.bias[0] = 0.5
+    return model
+
+
+def log_probs(model, frame, tokens):
+    """(V,) of one encoder frame (C,) after the labels so far."""
+    context = torch.tensor([([-1, 0] + list(tokens))[-2:]])
+    predicted = model.joiner.predictor_proj(model.predictor(context))[0, 0]
+    return model.joiner(model.joiner.encoder_proj(frame), predicted).log_softmax(-1)
+
+
+@given(st.integers(0, 10 ** 6), st.integers(1, 3))
+@settings(deadline=None, max_examples=25)
+def test_greedy_search_frame_by_frame(seed, cap):
+    model = model_of(seed)
+    frames, lengths = torch.randn(3, 9, 8), torch.tensor([9, 1, 6])
+    results = greedy_search(model, frames, lengths, max_sym_per_frame=cap, unk_id=UNK)
+    for row, length, result in zip(frames, lengths, results):
+        tokens = []
+        for frame in row[:length]:
+            for _ in range(cap):
+                best = int(log_probs(model, frame, tokens).argmax())
+                if best in (0, UNK):
+                    break
+                tokens.append(best)
+        assert result == tokens
+
+
+@given(st.integers(0, 10 ** 6))
+@settings(deadline=None, max_examples=15)
+def test_a_beam_that_holds_everything_finds_the_best_label_sequence(seed):
+    model = model_of(seed)
+    frames = torch.randn(1, 4, 8)
+    totals = {}
+    symbols = [token for token in range(VOCAB) if token != UNK]
+    with torch.no_grad():
+        for path in itertools.product(symbols, repeat=4):  # one symbol or a blank at each frame
+            tokens, score = [], 0.0
+            for frame, symbol in zip(frames[0], path):
+                score += float(log_probs(model, frame, tokens)[symbol])
+                if symbol:
+                    tokens.append(symbol)
+            totals.setdefault(tuple(tokens), []).append(score)
+    totals = {tokens: float(torch.tensor(scores, dtype=torch.float64).logsumexp(0)) for tokens, scores in totals.items()}
+    best = max(totals, key=lambda tokens: totals[tokens] / (len(tokens) + 2))
+    found = tuple(modified_beam_search(model, frames, torch.tensor([4]), beam=1000, unk_id=UNK)[0])
+    # Two sequences may be equally good to float32.
+    assert found == best or totals[found] / (len(found) + 2) == pytest.approx(totals[best] / (len(best) + 2), abs=1e-5)
+
+
+@pytest.mark.parametrize("method", [greedy_search, modified_beam_search])
+def test_batching_changes_nothing(method):
+    model = model_of(3)
+    frames, lengths = torch.randn(4, 12, 8), torch.tensor([12, 3, 7, 0])
+    together = method(model, frames, lengths)
+    alone = [method(model, frames[n:n + 1, :max(1, lengths[n])], lengths[n:n + 1])[0] for n in range(4)]
+    assert together == alone and together[3] == []
