@@ -77,18 +77,17 @@ def main():
     torch.set_num_threads(1)
     config = load_config(TrainConfig, args.config, args.overrides)
     args.exp.mkdir(parents=True, exist_ok=True)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", force=True,
-                        handlers=[logging.StreamHandler(), logging.FileHandler(args.exp / "train.log")])
+    line = "%(asctime)s %(levelname)s %(message)s"
+    logging.basicConfig(level=logging.INFO, format=line, force=True)
     lang = Lang(args.lang)
     files = [args.fbank / "cuts_train.jsonl.gz", args.fbank / "cuts_dev.jsonl.gz", args.lang / "tokens.txt"]
     modified = config.loss.rnnt_type == "modified"
     train_cuts, skipped = select_cuts(load_cuts(files[0]), lang, config.data, modified)
     dev_cuts, dev_skipped = select_cuts(load_cuts(files[1]), lang, config.data, modified)
-    for line in describe_skipped(skipped) + describe_skipped(dev_skipped):
-        logging.warning("%s", line)
     for path, cuts in ((files[0], train_cuts), (files[1], dev_cuts)):
         if len(cuts) == 0:
-            raise RecipeError(f"{path} holds no utterance that can be trained on: see the lines above")
+            raise RecipeError("; ".join([f"{path} holds no utterance that can be trained on",
+                                         *describe_skipped(skipped), *describe_skipped(dev_skipped)]))
     if train_cuts[0].num_features != config.model.num_features:
         raise RecipeError(f"{files[0]} has {train_cuts[0].num_features} feature bins, model.num_features is "
                           f"{config.model.num_features}: make conf/fbank.yaml and {args.config} agree")
@@ -104,6 +103,11 @@ def main():
             inputs[name.name] = digest(name / "done.json")
     set_aside_if_changed(args.exp, {"config": config_to_dict(config), "inputs": inputs})
     save_config(config, args.exp / "config.yaml")
+    log = logging.FileHandler(args.exp / "train.log")
+    log.setFormatter(logging.Formatter(line))
+    logging.getLogger().addHandler(log)
+    for line in describe_skipped(skipped) + describe_skipped(dev_skipped):
+        logging.warning("%s", line)
 
     model = build_model(args, config, lang, train_cuts)
     teacher = None

@@ -215,16 +215,6 @@ def test_two_processes_train_what_one_trains(corpus, tmp_path):
         torch.testing.assert_close(two[name], value, rtol=0, atol=2e-4, msg=name)
 
 
-def test_an_error_in_a_process_ends_all(tmp_path, capfd):
-    def work(rank, device):
-        raise RecipeError("the remedy")
-
-    with pytest.raises(SystemExit) as end:
-        launch(work, 2)
-    assert end.value.code == 1
-    assert capfd.readouterr().err.count("error: the remedy") == 1
-
-
 def test_utterances_that_cannot_be_learnt_from_are_counted(corpus):
     folder, lang, train, _ = corpus
     cuts = list(train)[:5]

@@ -5,6 +5,7 @@ threads wait for each other at every small operation.
 """
 
 import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -54,6 +55,8 @@ def _device(rank: int) -> torch.device:
 
 
 def _process(rank: int, work: Callable[[int, torch.device], None], world_size: int, store: str) -> None:
+    # torch has the kernel send SIGINT when the launching process ends; a shell's background jobs are born deaf to it.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     device = _device(rank)
     if device.type == "cpu":
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // world_size))
