@@ -16,6 +16,16 @@ from kdlib.files import PathLike, write_text
 T = TypeVar("T")
 
 
+def _require(holds: bool, key: str, value: Any, wanted: str) -> None:
+    if not holds:
+        raise RecipeError(f"{key} is {value!r}; it must be {wanted}")
+
+
+def _positive(section: Any, name: str, *keys: str) -> None:
+    for key in keys:
+        _require(getattr(section, key) > 0, f"{name}.{key}", getattr(section, key), "above 0")
+
+
 @dataclass
 class ModelConfig:
     """Sizes of a streaming Conformer transducer. Frames are counted after subsampling by 4 (40 ms each)."""
@@ -35,6 +45,14 @@ class ModelConfig:
     joiner_dim: int = 144
     dropout: float = 0.1
     ctc_head: bool = True  # a training aid: it is left out of the deployed model and of its parameter count
+
+    def __post_init__(self) -> None:
+        _positive(self, "model", *(f.name for f in fields(self) if f.type is int and f.name not in
+                                   ("chunk_size", "left_context")))
+        _require(self.num_features >= 7, "model.num_features", self.num_features, "at least 7")
+        _require(self.head_dim % 2 == 0, "model.head_dim", self.head_dim, "even, for rotary positions")
+        _require(self.chunk_size >= 0, "model.chunk_size", self.chunk_size, "0 (full context) or more")
+        _require(0 <= self.dropout < 1, "model.dropout", self.dropout, "from 0 to below 1")
 
 
 @dataclass
@@ -61,6 +79,12 @@ class LossConfig:
     ctc_weight: float = 0.0
     ctc_first_updates: int = 0  # so long CTC stands at full weight and the RNN-T loss at a tenth
     distill: List[DistillTerm] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        _require(self.rnnt_type in ("regular", "modified"), "loss.rnnt_type", self.rnnt_type, "regular or modified")
+        _require(self.rnnt_backend in ("auto", "k2", "native"), "loss.rnnt_backend", self.rnnt_backend,
+                 "auto, k2 or native")
+        _require(self.prune_range >= 2, "loss.prune_range", self.prune_range, "at least 2")
 
 
 @dataclass
@@ -107,6 +131,12 @@ class DataConfig:
     spec_augment: SpecAugmentConfig = field(default_factory=SpecAugmentConfig)
     curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
 
+    def __post_init__(self) -> None:
+        _positive(self, "data", "max_duration", "num_buckets")
+        _require(self.num_workers >= 0, "data.num_workers", self.num_workers, "0 or more")
+        _require(len(self.noise_snr) == 2 and self.noise_snr[0] <= self.noise_snr[1], "data.noise_snr", self.noise_snr,
+                 "the lowest and the highest ratio, in dB")
+
 
 @dataclass
 class TrainingConfig:
@@ -116,6 +146,10 @@ class TrainingConfig:
     seed: int = 42
     save_every_updates: int = 400
     log_every_updates: int = 25
+
+    def __post_init__(self) -> None:
+        _positive(self, "training", "num_epochs", "avg", "save_every_updates", "log_every_updates")
+        _require(self.updates_per_epoch >= 0, "training.updates_per_epoch", self.updates_per_epoch, "0 or more")
 
 
 @dataclass
@@ -137,6 +171,11 @@ class DecodeConfig:
     max_duration: float = 200.0
     epoch: int = -1  # -1: the last one
     avg: int = -1  # -1: as the training's config says
+
+    def __post_init__(self) -> None:
+        _require(self.method in ("greedy_search", "modified_beam_search"), "method", self.method,
+                 "greedy_search or modified_beam_search")
+        _positive(self, "decode", "max_sym_per_frame", "beam", "max_duration")
 
 
 @dataclass
@@ -199,16 +238,24 @@ def merge_config(schema: Type[T], content: Any, overrides: Sequence[str] = (), s
     for word in overrides:
         if "=" not in word or word.startswith(("=", "-")):
             raise RecipeError(f"unknown option '{word}': settings are given as key=value, for example training.seed=7")
+    try:
+        words = OmegaConf.from_dotlist(list(overrides))
+    except Exception as error:  # PyYAML's errors, of a value such as [1
+        raise RecipeError(f"command line: {' '.join(overrides)}: {' '.join(str(error).split())}") from None
     merged = OmegaConf.structured(schema)
-    for origin, layer in ((source, content), ("command line", OmegaConf.from_dotlist(list(overrides)))):
+    for origin, layer in ((source, content), ("command line", words)):
         try:
             merged = OmegaConf.merge(merged, layer)
+            OmegaConf.to_container(merged, resolve=True)  # what refers to nothing
         except OmegaConfBaseException as error:
             key = getattr(error, "full_key", None) or getattr(error, "key", None)
             reason = str(error).splitlines()[0]
             known = _keys_near(schema, str(key))
             raise RecipeError(f"{origin}: key '{key}': {reason}{known}") from None
-    return OmegaConf.to_object(merged)
+    try:
+        return OmegaConf.to_object(merged)
+    except RecipeError as error:
+        raise RecipeError(f"{source}: {error}") from None
 
 
 def save_config(config: Any, path: PathLike) -> None:

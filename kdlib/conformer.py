@@ -52,7 +52,7 @@ def chunk_mask(num_frames: int, chunk_size: int, left_context: int, device=None)
 
 
 def rotary_table(num_positions: int, head_dim: int, like: Tensor) -> Tuple[Tensor, Tensor]:
-    """Cosines and sines of the rotary angles, each (num_positions, head_dim / 2), on the device and dtype of ``like``."""
+    """Cosines and sines of the rotary angles, each (num_positions, head_dim / 2), of ``like``'s device and dtype."""
     frequency = torch.exp(torch.arange(0, head_dim, 2, device=like.device, dtype=torch.float32)
                           * (-math.log(10000.0) / head_dim))
     angle = torch.arange(num_positions, device=like.device, dtype=torch.float32).unsqueeze(1) * frequency
@@ -186,6 +186,7 @@ class ConformerLayer(nn.Module):
 
     def forward(self, x: Tensor, bias: Tensor, rotary: Tuple[Tensor, Tensor], attention_cache: Optional[Tensor] = None,
                 convolution_cache: Optional[Tensor] = None) -> Tuple[Tensor, Tensor, Tensor]:
+        """(N, T, C) to (N, T, C) and the two caches; the arguments are those of the attention and the convolution."""
         x = x + 0.5 * self.feed_forward1(x)
         attended, attention_cache = self.attention(x, bias, rotary, attention_cache)
         x = x + attended
@@ -200,8 +201,6 @@ class Conformer(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        if config.head_dim % 2:
-            raise ValueError(f"head_dim must be even for rotary positions, got {config.head_dim}")
         self.config = config
         self.subsampling = ConvSubsampling(config.num_features, config.subsampling_channels, config.encoder_dim)
         self.dropout = nn.Dropout(config.dropout)

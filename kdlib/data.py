@@ -5,7 +5,7 @@ import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Dict, Iterable, Iterator, List, Optional, Tuple
+from typing import Dict, Iterable, Iterator, List, Optional, Tuple, Union
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from lhotse.cut import Cut
 from lhotse.dataset import CutMix, DynamicBucketingSampler, SpecAugment
 from lhotse.dataset.collation import collate_features
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from kdlib.config import DataConfig
@@ -139,11 +140,9 @@ class TransducerDataset(Dataset):
 
     def __init__(self, lang: Lang, config: DataConfig, noise: Optional[CutSet] = None, train: bool = False):
         self.lang = lang
-        self.spec_augment_start = config.spec_augment.start
-        self.noise = self.spec_augment = None
-        if train and noise is not None and config.noise_probability > 0:
-            self.noise = CutMix(noise, snr=tuple(config.noise_snr), p=config.noise_probability,
-                                preserve_id=True, seed=None, pad_to_longest=False)
+        self.config = config
+        self.noise = noise if train and config.noise_probability > 0 else None
+        self.spec_augment = None
         if train and config.spec_augment.enabled:
             s = config.spec_augment
             self.spec_augment = SpecAugment(
@@ -151,20 +150,30 @@ class TransducerDataset(Dataset):
                 features_mask_size=s.feature_mask_size, num_frame_masks=s.num_frame_masks,
                 frames_mask_size=s.frame_mask_size, max_frames_mask_fraction=s.max_frames_fraction)
 
-    def __getitem__(self, planned: PlannedBatch) -> Batch:
+    def __getitem__(self, planned: PlannedBatch) -> Union[Batch, RecipeError]:
+        """The batch; or what is wrong with its features, as a value, since a worker's exceptions arrive as tracebacks."""
         if len(planned.cuts) == 0:
             nothing = torch.zeros(0, 0, dtype=torch.int64)
             return Batch(torch.zeros(0, 0, 0), nothing.flatten(), nothing, nothing.flatten(), [], [],
                          planned.progress, planned.total_frames, planned.total_utterances)
+        cuts = planned.cuts
+        texts = [(cut.supervisions[0].text or "") if cut.supervisions else "" for cut in cuts]
+        ids = [cut.id for cut in cuts]
         with seeded(planned.seed):
-            cuts = planned.cuts
-            texts = [cut.supervisions[0].text if cut.supervisions else "" for cut in cuts]
-            ids = [cut.id for cut in cuts]
             if self.noise is not None:
-                cuts = self.noise(cuts)
-            features, lengths = collate_features(cuts)
-            if self.spec_augment is not None and planned.progress >= self.spec_augment_start:
+                cuts = CutMix(self.noise, snr=tuple(self.config.noise_snr), p=self.config.noise_probability,
+                              preserve_id=True, pad_to_longest=False, random_mix_offset=True,
+                              seed=random.Random(planned.seed))(cuts)
+            try:
+                features, lengths = collate_features(cuts)
+            except Exception as error:  # each storage has exceptions of its own
+                reason = " ".join(str(error).split())[:200]
+                return RecipeError(f"the features of {ids[0]} or of another utterance in its batch cannot be read "
+                                   f"({type(error).__name__}: {reason}): run stage 2 again with --force")
+            if self.spec_augment is not None and planned.progress >= self.config.spec_augment.start:
                 features = self.spec_augment(features)
+        # The subsampling needs seven frames even to say that there is nothing.
+        features = F.pad(features, (0, 0, 0, max(0, 7 - features.size(1))))
         labels = [self.lang.encode(text) for text in texts]
         symbols = torch.zeros(len(labels), max(1, max(map(len, labels))), dtype=torch.int64)
         for row, label in zip(symbols, labels):
@@ -217,9 +226,20 @@ class Phase:
     updates: int = 0
 
 
+def checked(loader: DataLoader) -> Iterator[Batch]:
+    """The loader's batches; raises the :class:`RecipeError` that took a batch's place."""
+    for batch in loader:
+        if isinstance(batch, RecipeError):
+            raise batch
+        yield batch
+
+
 def train_loader(cuts: CutSet, dataset: TransducerDataset, config: DataConfig, phase: Phase, skip: int = 0,
                  rank: int = 0, world_size: int = 1) -> DataLoader:
     """Process ``rank``'s shares of the batches of a phase, from batch ``skip`` on."""
+    if len(cuts) <= 2:
+        raise RecipeError(f"{len(cuts)} training utterances are too few to make batches of: use more data, or a larger "
+                          "data.curriculum.max_words where the curriculum asks for short ones")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # it advises lazy manifests; these are checked whole, so read
         # Not told of the processes: each batch is dealt out here, so that their number changes none.

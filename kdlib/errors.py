@@ -2,33 +2,39 @@
 
 import errno
 import sys
-from typing import Callable
+from typing import Callable, Optional
 
 
 class RecipeError(Exception):
     """Something the user can mend: the message names the thing and the remedy."""
 
 
+def known_failure(error: BaseException) -> Optional[str]:
+    """What to tell the user of an error that is no defect of the program, or None."""
+    if isinstance(error, RecipeError):
+        return str(error)
+    if isinstance(error, OSError):
+        if error.errno == errno.ENOSPC:
+            return (f"no space left on the disk while writing {error.filename or 'a file'}; free some space and run the "
+                    "same command again")
+        if error.errno in (errno.ENOENT, errno.EACCES, errno.EISDIR, errno.ENOTDIR):
+            return f"{error.filename}: {error.strerror}"
+    return None
+
+
 def run_main(main: Callable[[], object]) -> None:
     """Run a script's ``main`` and end the process; a known failure is one line on stderr.
 
-    A full disk, a missing file or a missing permission comes from the system and is shown as it is named there; an
-    unexpected exception keeps its traceback, since that is a defect to report.
+    An unexpected exception keeps its traceback, since that is a defect to report.
     """
     try:
         main()
-    except RecipeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
     except KeyboardInterrupt:
         print("error: interrupted; run the same command again to resume", file=sys.stderr)
         sys.exit(130)
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            print(f"error: no space left on the disk while writing {error.filename or 'a file'}; free some "
-                  "space and run the same command again", file=sys.stderr)
-        elif error.errno in (errno.ENOENT, errno.EACCES, errno.EISDIR, errno.ENOTDIR):
-            print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
-        else:
+    except Exception as error:
+        message = known_failure(error)
+        if message is None:
             raise
+        print(f"error: {message}", file=sys.stderr)
         sys.exit(1)

@@ -11,6 +11,10 @@ from kdlib.errors import RecipeError
 
 PathLike = Union[str, Path]
 
+# It can be read only by setting it, for the whole process: once, before there are threads that make files.
+_UMASK = os.umask(0)
+os.umask(_UMASK)
+
 
 @contextmanager
 def atomic_path(path: PathLike) -> Iterator[Path]:
@@ -27,9 +31,7 @@ def atomic_path(path: PathLike) -> Iterator[Path]:
     try:
         yield temporary
         # mkstemp makes private files; give the result the permissions that the user's umask asks for.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
+        os.chmod(temporary, 0o666 & ~_UMASK)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -17,10 +17,11 @@ REMEDY = "run stage 3 again to make it"
 def train_lang(texts: Iterable[str], config: LangConfig, output: PathLike) -> "Lang":
     """Train SentencePiece on ``texts`` and write ``bpe.model`` and ``tokens.txt`` into the folder ``output``.
 
-    A vocabulary larger than the text can fill ends in fewer tokens for ``bpe``; ``char`` takes every character.
+    ``char`` takes every character, whatever the vocabulary's size.
 
     Raises:
-        RecipeError: the type is unknown, there is no text, or the vocabulary is too small for the characters.
+        RecipeError: the type is unknown, there is no text, or the vocabulary is too small for the characters or larger
+            than the text can fill (the message gives the limit).
     """
     if config.type not in ("unigram", "bpe", "char"):
         raise RecipeError(f"lang type '{config.type}' is unknown: choose unigram, bpe or char")

@@ -19,6 +19,7 @@ class Predictor(nn.Module):
                               groups=config.predictor_dim)
 
     def embed(self, y: Tensor) -> Tensor:
+        """(N, U) int64 labels to (N, U, predictor_dim); zeros for -1."""
         return self.embedding(y.clamp(min=0)) * (y >= 0).unsqueeze(-1)
 
     def forward(self, y: Tensor) -> Tensor:

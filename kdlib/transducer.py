@@ -44,7 +44,8 @@ class Transducer(nn.Module):
         for layer in (self.joiner.out, self.simple_lm, self.ctc):
             if layer is not None:
                 nn.init.zeros_(layer.bias)
-                nn.init.constant_(layer.bias[self.blank_id], math.log(BLANK_PRIOR / (1 - BLANK_PRIOR) * self.vocab_size))
+                odds = BLANK_PRIOR / (1 - BLANK_PRIOR) * self.vocab_size
+                nn.init.constant_(layer.bias[self.blank_id], math.log(odds))
         nn.init.zeros_(self.simple_am.bias)
 
     def parameter_counts(self) -> Dict[str, int]:

@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from kdlib.config import DecodeConfig, DataConfig, load_config
-from kdlib.data import eval_loader, load_cuts
+from kdlib.config import DataConfig, DecodeConfig, load_config
+from kdlib.data import checked, eval_loader, load_cuts
 from kdlib.decoding import greedy_search, modified_beam_search
-from kdlib.errors import RecipeError, run_main
+from kdlib.errors import run_main
 from kdlib.files import write_json
 from kdlib.lang import Lang
 from kdlib.scoring import write_error_stats, write_recogs, write_wer_summary
@@ -36,9 +36,9 @@ def get_args():
 
 @torch.no_grad()
 def decode(model, loader, lang: Lang, config: DecodeConfig, device, name: str):
-    """(utterance id, reference words, hypothesis words) of every utterance."""
+    """(utterance id, reference words, hypothesis words) of every utterance; one too short for a frame has no words."""
     results = []
-    for batch in tqdm(loader, desc=name, unit="batch", mininterval=5):
+    for batch in checked(tqdm(loader, desc=name, unit="batch", mininterval=5)):
         encoded, lengths, _ = model.encoder(batch.features.to(device), batch.feature_lengths.to(device))
         if config.method == "greedy_search":
             tokens = greedy_search(model, encoded, lengths, config.max_sym_per_frame)
@@ -54,8 +54,6 @@ def main():
     options = {"epoch": args.epoch, "avg": args.avg, "method": args.method}
     given = [f"{name}={value}" for name, value in options.items() if value is not None]
     config = load_config(DecodeConfig, args.config, given + args.overrides)
-    if config.method not in ("greedy_search", "modified_beam_search"):
-        raise RecipeError(f"method '{config.method}' is unknown: choose greedy_search or modified_beam_search")
     lang = Lang(args.lang)
     model, train_config, which = load_averaged(args.exp, config.epoch, config.avg, tokens=lang.tokens)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

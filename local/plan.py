@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Plan the students: the config of every stage and baseline, checked and counted before anything is trained."""
+"""Plan the students: the config of every stage and baseline, checked and counted before any of them is trained."""
 
 import argparse
 from pathlib import Path
@@ -28,6 +28,8 @@ def make_configs(plan: ProgressiveConfig, teacher: TrainConfig, overrides, sourc
     if not plan.stages:
         raise RecipeError(f"{source} names no stages: list at least one under 'stages'")
     base = config_to_dict(teacher)
+    # The teacher's own sizes are in the base already; a stage's sizes are its own.
+    overrides = [word for word in overrides if not word.startswith("model.")]
     configs = {}
     for number, stage in enumerate(plan.stages, start=1):
         layers = OmegaConf.merge(plan.student, {"model": stage.model, "training": stage.training})
@@ -35,12 +37,15 @@ def make_configs(plan: ProgressiveConfig, teacher: TrainConfig, overrides, sourc
             TrainConfig, OmegaConf.merge(base, layers), overrides, source=f"{source}, stage {number}")
     last = configs[f"stage{len(plan.stages)}"]
     epochs = sum(config.training.num_epochs for config in configs.values())
+    if len({config.training.updates_per_epoch for config in configs.values()}) > 1:
+        raise RecipeError(f"{source}: training.updates_per_epoch must be the same in all stages, so that a baseline can "
+                          "have as many updates as all of them; vary training.num_epochs")
     if not last.loss.distill:
         raise RecipeError(f"{source}: student.loss.distill is empty, so nothing would be distilled")
     # The baselines are the last student's model, and differ in how they are trained alone. 'matched' means as many
-    # passes over the training data as all the stages had together.
+    # epochs as all the stages had together.
     final_model = {"model": config_to_dict(last)["model"]}
-    matched = [f"training.num_epochs={epochs}"]
+    matched = [f"training.num_epochs={epochs}", f"training.updates_per_epoch={last.training.updates_per_epoch}"]
     configs["scratch"] = merge_config(TrainConfig, OmegaConf.merge(base, plan.scratch, final_model),
                                       [*overrides, *matched], source=f"{source}, scratch")
     configs["single"] = last
@@ -55,7 +60,8 @@ def main():
     configs = make_configs(plan, teacher, args.overrides, str(args.config))
     vocab_size = len(Lang(args.lang))
     whole = Transducer(teacher.model, vocab_size).parameter_counts()["total"]
-    print(f"{'model':<15} {'layers':>6} {'width':>6} {'ff':>5} {'heads':>5} {'epochs':>6} {'parameters':>11} {'of teacher':>10}")
+    print(f"{'model':<15} {'layers':>6} {'width':>6} {'ff':>5} {'heads':>5} {'epochs':>6} {'parameters':>11} "
+          f"{'of teacher':>10}")
     previous = whole
     for name, config in {"teacher": teacher, **configs}.items():
         m = config.model

@@ -5,14 +5,17 @@ import argparse
 import shutil
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Iterable
 
 import torch
 from lhotse import CutSet, Fbank, FbankConfig as LhotseFbankConfig, LilcomChunkyWriter
+from lhotse.cut import Cut
 
 from kdlib.config import FbankConfig, load_config
 from kdlib.data import load_cuts
 from kdlib.errors import RecipeError, run_main
 from kdlib.files import atomic_path
+from kdlib.processes import end_with_parent
 
 
 def get_args():
@@ -25,7 +28,7 @@ def get_args():
     return parser.parse_args()
 
 
-def readable(cuts: CutSet, sampling_rate: int, part: str):
+def readable(cuts: Iterable[Cut], sampling_rate: int, part: str):
     """Leave out the cuts whose audio cannot be decoded: named and counted, the rest goes on."""
     kept, broken = [], []
     for cut in cuts:
@@ -40,27 +43,42 @@ def readable(cuts: CutSet, sampling_rate: int, part: str):
     return kept, broken
 
 
+def start_worker() -> None:
+    end_with_parent()
+    torch.set_num_threads(1)  # their threads would fight for the cores, which costs many times what they gain
+
+
+def report_skipped(part: str, count: int, broken) -> None:
+    print(f"{part}: skipped {len(broken)} of {count} cuts with unreadable audio:")
+    for name, reason in broken[:10]:
+        print(f"  {name}: {reason}")
+    if len(broken) == count:
+        raise RecipeError(f"{part}: no audio can be read; make the corpus again (stage 0)")
+
+
 def extract(cuts: CutSet, part: str, output: Path, extractor: Fbank, jobs: int) -> CutSet:
     # More pieces than processes, so that the progress bar moves.
     pieces = max(1, min(len(cuts) // 50, 10 * jobs))
+    rate = extractor.config.sampling_rate
     try:
-        # One thread a process: their threads would fight for the cores, which costs many times what they gain.
-        with ProcessPoolExecutor(jobs, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            return cuts.compute_and_store_features(
+        with ProcessPoolExecutor(jobs, initializer=start_worker) as pool:
+            done = cuts.compute_and_store_features(
                 extractor=extractor, storage_path=output / part, num_jobs=pieces, executor=pool,
-                storage_type=LilcomChunkyWriter, progress_bar=True)
-    except Exception as failure:
+                storage_type=LilcomChunkyWriter, progress_bar=True).to_eager()
+    except Exception:
         # Reading every file twice on every run would be dear; only a run that met a bad file looks for it.
-        kept, broken = readable(cuts, extractor.config.sampling_rate, part)
+        kept, broken = readable(cuts, rate, part)
         if not broken:
             raise
-        print(f"{part}: skipped {len(broken)} of {len(cuts)} cuts with unreadable audio ({type(failure).__name__}):")
-        for name, reason in broken[:10]:
-            print(f"  {name}: {reason}")
-        if not kept:
-            raise RecipeError(f"{part}: no audio can be read; make the corpus again (stage 0)") from None
+        report_skipped(part, len(cuts), broken)
         shutil.rmtree(output / part, ignore_errors=True)
         return extract(CutSet.from_cuts(kept), part, output, extractor, jobs)
+    if len(done) < len(cuts):  # Lhotse leaves out what it knows to be unreadable, and does not count it
+        there = set(done.ids)
+        left_out = [cut for cut in cuts if cut.id not in there]
+        reasons = dict(readable(left_out, rate, part)[1])
+        report_skipped(part, len(cuts), [(cut.id, reasons.get(cut.id, "Lhotse left it out")) for cut in left_out])
+    return done
 
 
 def main():
@@ -85,7 +103,9 @@ def main():
             for factor in config.speed_factors:
                 cuts = cuts + load_cuts(manifest).perturb_speed(factor)
             cuts = cuts.to_eager()
-        shutil.rmtree(args.output / part, ignore_errors=True)  # what a killed run left
+        # The old cuts go first: after a kill they would stand beside features that are gone or others'.
+        (args.output / manifest.name).unlink(missing_ok=True)
+        shutil.rmtree(args.output / part, ignore_errors=True)
         cuts = extract(cuts, part, args.output, extractor, args.jobs)
         with atomic_path(args.output / manifest.name) as temporary:
             cuts.to_eager().to_file(temporary)

@@ -133,9 +133,20 @@ parse_options() {
     printf -v "${name//-/_}" %s "$value"
   done
 
+  # The call that gives the same results, for the user; and for the report, where this machine's paths say nothing.
   rerun="run.sh${smoke:+ --smoke}"
-  if [[ ${given[data]-} ]]; then rerun+=" --data ${given[data]}"; fi
-  if [[ ${given[exp]-} ]]; then rerun+=" --exp ${given[exp]}"; fi
+  reported=$rerun
+  for name in python data exp "${option_names[@]}"; do
+    if [[ ! ${given[$name]+given} ]]; then continue; fi
+    printf -v value %q "${given[$name]}"
+    rerun+=" --$name $value"
+    case " data exp$path_options" in *" $name "*) value=DIR ;; esac
+    if [[ $name != python ]]; then reported+=" --$name $value"; fi
+  done
+  for value in "${words[@]}"; do
+    printf -v value %q "$value"
+    rerun+=" $value" reported+=" $value"
+  done
   if [[ $smoke ]]; then  # the user's own settings come after, and win
     mapfile -t lines < <(grep -E '^[a-z]' conf/smoke.conf)
     words=("${lines[@]}" "${words[@]}")
@@ -155,7 +166,8 @@ settings() {
   done
 }
 
-# step NAME [--conf FILE...] [--from STAGE FILE...]... --makes FILE... -- python SCRIPT ...: see stage_stamp.py.
+# step NAME [--conf FILE...] [--from STAGE FILE...]... [--aside FOLDER] --makes FILE... -- python SCRIPT ...: see
+# stage_stamp.py.
 step() {
   local name=$1 folder=$exp
   shift
@@ -186,10 +198,21 @@ cuts() {
   for part; do printf '%s\n' "$folder/cuts_$part.jsonl.gz"; done
 }
 
-# json_value FILE KEY: what stands there; the file's own name where it is missing, for `step` to complain about.
+# json_value FILE KEY TYPE STAGE: the str or int of a file that STAGE makes; the file's own name where it is missing, for
+# `step` to complain about.
 json_value() {
   if [[ ! -e $1 ]]; then printf '%s\n' "$1"; return; fi
-  "$PYTHON" -c 'import json, sys; print(json.load(open(sys.argv[1], encoding="utf-8"))[sys.argv[2]])' "$1" "$2"
+  "$PYTHON" -c '
+import json, sys
+try:
+    value = json.load(open(sys.argv[1], encoding="utf-8"))[sys.argv[2]]
+except (OSError, ValueError, LookupError, TypeError):
+    sys.exit(1)
+if type(value).__name__ != sys.argv[3]:
+    sys.exit(1)
+print(value)' "$1" "$2" "$3" && return
+  echo "error: $1 is damaged, stage $4 makes it anew: $rerun --stage $4 --stop-stage $4" >&2
+  return 1
 }
 
 prepare_features() {  # stage 2
@@ -205,7 +228,8 @@ prepare_features() {  # stage 2
 prepare_tokens() {  # stage 3
   local extra
   mapfile -t extra < <(settings lang)
-  step lang --conf conf/lang.yaml --from 1 "$data/manifests/cuts_train.jsonl.gz" --makes "$lang/tokens.txt" -- \
+  step lang --conf conf/lang.yaml --from 1 "$data/manifests/cuts_train.jsonl.gz" --makes "$lang/tokens.txt" \
+    "$lang/bpe.model" -- \
     python "$scripts/prepare_lang.py" --cuts "$data/manifests/cuts_train.jsonl.gz" --config conf/lang.yaml \
     --output "$lang" "${extra[@]}"
 }
@@ -213,7 +237,7 @@ prepare_tokens() {  # stage 3
 # train NAME [--conf|--from STAGE] CONFIG [TEACHER TEACHER_STAGE] [-- key=value...]: train exp/NAME with a config that
 # comes with the recipe, or that an earlier stage wrote, from and towards exp/TEACHER if there is one.
 train() {
-  local name=$1 inputs=("$2" "$3") config=$3 teacher=() aside
+  local name=$1 inputs=("$2" "$3") config=$3 teacher=()
   shift 3
   if [[ ${inputs[0]} == --from ]]; then inputs+=("$1") config=$1; shift; fi
   # shellcheck disable=SC2046,SC2086,SC2207  # names without spaces, to be split
@@ -224,13 +248,7 @@ train() {
     shift 2
   fi
   if (($#)); then shift; fi
-  if [[ $force && -e $exp/$name ]]; then
-    aside=$exp/before-$(date +%Y%m%d-%H%M%S)
-    mkdir -p "$aside"
-    mv "$exp/$name" "$aside/"
-    echo "--force: the earlier $exp/$name is now in $aside"
-  fi
-  step "train-$name" "${inputs[@]}" --makes "$exp/$name/done.json" -- \
+  step "train-$name" "${inputs[@]}" --aside "$exp/$name" --makes "$exp/$name/done.json" -- \
     python "$scripts/train.py" --config "$config" --fbank "$fbank" --lang "$lang" --exp "$exp/$name" \
     "${teacher[@]}" "$@"
 }
@@ -258,10 +276,11 @@ distil() {  # stage 6
   local k extra stages previous=teacher made_in=4
   mapfile -t extra < <(settings train)
   # The settings of the command line go into the configs that the plan writes, since some follow from others.
-  step plan --conf conf/progressive.yaml conf/teacher.yaml --from 3 "$lang/tokens.txt" --makes "$exp/conf/plan.json" -- \
+  step plan --conf conf/progressive.yaml conf/teacher.yaml --from 3 "$lang/tokens.txt" \
+    --makes "$exp/conf/plan.json" "$exp/conf/*.yaml" -- \
     python "$scripts/plan.py" --config conf/progressive.yaml --teacher-config conf/teacher.yaml --lang "$lang" \
     --output "$exp/conf" "${extra[@]}"
-  stages=$(json_value "$exp/conf/plan.json" stages)
+  stages=$(json_value "$exp/conf/plan.json" stages int 6)
   for ((k = 1; k <= stages; k++)); do
     train "stage$k" --from 6 "$exp/conf/stage$k.yaml" "$previous" "$made_in"
     decode "stage$k" 6
@@ -280,12 +299,12 @@ train_baselines() {  # stage 7
 
 write_results() {  # stage 8
   local k stages=1 students=()
-  if [[ -e $exp/conf/plan.json ]]; then stages=$(json_value "$exp/conf/plan.json" stages); fi
+  if [[ -e $exp/conf/plan.json ]]; then stages=$(json_value "$exp/conf/plan.json" stages int 6); fi
   for ((k = 1; k <= stages; k++)); do students+=("$exp/stage$k/decode/summary.json"); done
   step results --conf conf/progressive.yaml --from 5 "$exp/teacher/decode/summary.json" \
     --from 6 "$exp/conf/plan.json" "${students[@]}" --from 7 "$exp/scratch/decode/summary.json" \
     "$exp/single/decode/summary.json" "$exp/single-matched/decode/summary.json" \
     --makes "$exp/results/results.json" "$exp/results/table.md" "$exp/results/wer_vs_size.png" "$report" -- \
     python "$scripts/results.py" --exp "$exp" --config conf/progressive.yaml --recipe "$recipe" \
-    --output "$exp/results" --report "$report" --command "egs/$recipe/$rerun"
+    --output "$exp/results" --report "$report" --command "egs/$recipe/$reported"
 }

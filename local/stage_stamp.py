@@ -3,10 +3,10 @@
 
     stage_stamp.py --stamp FILE [--conf FILE...] [--from N FILE...]... [--makes FILE...] -- python script.py ...
 
-A step is done when its outputs exist and its stamp holds the same command and the same inputs as now. The stamp is
-removed when the step starts and written when it has ended well, so that a step that was killed is never taken for
-done. Inputs are files, folders or glob patterns; --from names the stage that makes them, --conf those that come with
-the recipe. Needs the standard library alone, so that skipping costs nothing.
+A step is done when its stamp holds the same command and the same inputs as now, and its outputs as they are now. The
+stamp is removed when the step starts and written when it has ended well, so that a step that was killed is never taken
+for done. Inputs and outputs are files, folders or glob patterns; --from names the stage that makes an input, --conf
+those that come with the recipe. Needs the standard library alone, so that skipping costs nothing.
 """
 
 import argparse
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Dict, Iterator, List, Optional, Sequence, Tuple
 
 HASHED_BELOW = 1_000_000  # bytes; a larger file is known by its size and time, since reading it would cost more
+MADE = "made"  # the stamp's key of the outputs
 NO_EFFECT = ("--jobs",)  # options that change the speed of a step and not its result
 
 
@@ -32,7 +33,7 @@ class StepError(Exception):
 
 
 def expand(pattern: str) -> List[Path]:
-    """The paths that a declared input stands for; empty when there are none."""
+    """The paths that a declared input or output stands for; empty when there are none."""
     if glob.has_magic(pattern) and not os.path.exists(pattern):
         return [Path(name) for name in sorted(glob.glob(pattern))]
     return [Path(pattern)] if os.path.exists(pattern) else []
@@ -54,6 +55,18 @@ def describe(path: Path) -> Iterator[Tuple[str, str]]:
         yield str(path), f"{status.st_size} {status.st_mtime_ns}"
 
 
+def digests(patterns: Sequence[str]) -> Dict[str, str]:
+    """What each pattern's files are now."""
+    result = {}
+    for pattern in patterns:
+        digest = hashlib.sha256()
+        for path in expand(pattern):
+            for name, state in describe(path):
+                digest.update(f"{name}\0{state}\n".encode())
+        result[pattern] = digest.hexdigest()
+    return result
+
+
 def fingerprint(command: Sequence[str], inputs: Sequence[str]) -> Dict[str, str]:
     """What the result of the step depends on: its command, and one digest for each declared input."""
     words, skip = [], False
@@ -62,14 +75,7 @@ def fingerprint(command: Sequence[str], inputs: Sequence[str]) -> Dict[str, str]
             skip = not skip
         else:
             words.append(word)
-    result = {"command": " ".join(words)}
-    for pattern in inputs:
-        digest = hashlib.sha256()
-        for path in expand(pattern):
-            for name, state in describe(path):
-                digest.update(f"{name}\0{state}\n".encode())
-        result[pattern] = digest.hexdigest()
-    return result
+    return {"command": " ".join(words), **digests(inputs)}
 
 
 def difference(old: Optional[Dict[str, str]], new: Dict[str, str]) -> str:
@@ -80,19 +86,26 @@ def difference(old: Optional[Dict[str, str]], new: Dict[str, str]) -> str:
     return "its command" if changed == ["command"] else ", ".join(key for key in changed if key != "command")
 
 
-def read_stamp(path: Path) -> Optional[Dict[str, str]]:
-    """The stored fingerprint; None when there is none or it is unreadable, which both mean: not done."""
+def read_stamp(path: Path) -> Tuple[Optional[Dict[str, str]], Optional[Dict[str, str]]]:
+    """The stored fingerprint and the digests of what the step made; None for either that the stamp does not hold.
+
+    No fingerprint means: not done. Stamps once did not hold what was made.
+    """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-        return value if isinstance(value, dict) else None
     except (OSError, ValueError):
-        return None
+        return None, None
+    if not isinstance(value, dict) or not isinstance(value.get(MADE, {}), dict):
+        return None, None
+    made = value.pop(MADE, None)
+    return value, made
 
 
-def lock(folder: Path) -> int:
+def lock(folder: Path) -> None:
     """Hold the folder for this step: two runs at once would overwrite each other's results.
 
-    The descriptor is handed on to the command, so that the lock lasts as long as the command lives.
+    The lock lasts as long as this process. The command gets no share in it, since helpers that it left behind when it
+    was killed would hold the folder on; the command itself ends with this process (:func:`die_with_parent`).
     """
     descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o666)
     try:
@@ -103,8 +116,15 @@ def lock(folder: Path) -> int:
                         "end, or stop it and run this command again") from None
     os.ftruncate(descriptor, 0)
     os.write(descriptor, str(os.getpid()).encode())
-    os.set_inheritable(descriptor, True)
-    return descriptor
+
+
+def set_aside(folder: Path, title: str) -> None:
+    """Keep what a forced step made before, in a folder beside it."""
+    if folder.exists():
+        keep = folder.with_name(time.strftime("before-%Y%m%d-%H%M%S"))
+        keep.mkdir(exist_ok=True)
+        folder.rename(keep / folder.name)
+        print(f"[{title}] --force: the earlier {folder} is now in {keep}")
 
 
 def die_with_parent() -> None:
@@ -112,13 +132,13 @@ def die_with_parent() -> None:
     try:
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1 is PR_SET_PDEATHSIG
     except (AttributeError, OSError):
-        pass  # elsewhere the lock keeps a second run away until the step has ended
+        pass  # elsewhere a run.sh that is killed leaves this process to end its step, and to hold the lock until then
 
 
-def run(command: Sequence[str], descriptor: int) -> int:
+def run(command: Sequence[str]) -> int:
     """The exit code of the command; signals that end this process reach the command first."""
     words = [sys.executable, *command[1:]] if command[0] == "python" else list(command)
-    child = subprocess.Popen(words, pass_fds=[descriptor], preexec_fn=die_with_parent)
+    child = subprocess.Popen(words, preexec_fn=die_with_parent)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda received, _: child.send_signal(received))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to the command as well
@@ -155,24 +175,28 @@ def step(args: argparse.Namespace, command: Sequence[str]) -> int:
                                 f"{args.rerun} --stage {number} --stop-stage {number}")
 
     inputs = args.conf + [pattern for source in args.sources for pattern in source[1:]]
-    now, before = fingerprint(command, inputs), read_stamp(stamp)
+    now, (before, made) = fingerprint(command, inputs), read_stamp(stamp)
     missing = [pattern for pattern in args.makes if not expand(pattern)]
-    if before == now and not missing and not args.force:
+    there = digests(args.makes)
+    changed = [] if made is None else [pattern for pattern in args.makes if there[pattern] != made.get(pattern)]
+    if before == now and not missing and not changed and not args.force:
         print(f"[{title}] done before, skipped: {', '.join(args.makes)}", flush=True)
         return 0
 
     stamp.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = lock(stamp.parent)
+    lock(stamp.parent)
     why = "--force" if args.force and before == now else difference(before, now)
     if not why and before is not None:
-        why = f"{missing[0]} is missing"
+        why = f"{missing[0]} is missing" if missing else f"{changed[0]} is not as this stage left it"
     stamp.unlink(missing_ok=True)
+    if args.force and args.aside:
+        set_aside(Path(args.aside), title)
     print(f"[{title}] {' '.join(command)}" + (f"\n[{title}] runs again because of: {why}" if why else ""))
     if inputs:
         print(f"[{title}] reads {', '.join(inputs)}")
     sys.stdout.flush()
     started = time.monotonic()
-    code = run(command, descriptor)
+    code = run(command)
     seconds = time.monotonic() - started
     if code:
         print(f"[{title}] stopped with exit code {code} after {seconds:.1f} s; what it has made so far is kept",
@@ -182,7 +206,7 @@ def step(args: argparse.Namespace, command: Sequence[str]) -> int:
         if not expand(pattern):
             raise StepError(f"{title} ended without making {pattern}; run {args.rerun} --stage {args.stage} --force")
     partial = stamp.with_name(stamp.name + ".part")
-    partial.write_text(json.dumps(now, indent=2) + "\n", encoding="utf-8")
+    partial.write_text(json.dumps({**now, MADE: digests(args.makes)}, indent=2) + "\n", encoding="utf-8")
     os.replace(partial, stamp)
     made = ", ".join(f"{path} ({size(path)})" for pattern in args.makes for path in expand(pattern))
     print(f"[{title}] wrote {made} in {seconds:.1f} s", flush=True)
@@ -198,6 +222,7 @@ def main() -> int:
     parser.add_argument("--stage", required=True, help="number of the stage, for the messages")
     parser.add_argument("--rerun", default="run.sh", help="how the user calls the recipe, for the messages")
     parser.add_argument("--force", action="store_true", help="run it even if it is done")
+    parser.add_argument("--aside", metavar="FOLDER", help="with --force: keep this folder elsewhere before the step runs")
     parser.add_argument("--conf", nargs="+", default=[], help="inputs that come with the recipe")
     parser.add_argument("--from", dest="sources", nargs="+", action="append", default=[],
                         help="a stage's number, then inputs that it makes")

@@ -2,6 +2,7 @@
 """Train one model: a teacher, a student with its teacher, or a baseline (stages 4, 6 and 7)."""
 
 import argparse
+import gzip
 import hashlib
 import logging
 from functools import partial
@@ -39,17 +40,20 @@ def set_aside_if_changed(exp: Path, run: dict) -> None:
     """Keep what another config or other data made, in a folder of its own, and begin anew."""
     record = exp / "run.json"
     if record.exists() and read_json(record, f"remove {exp}") != run:
-        number = 1 + sum(1 for _ in exp.glob("before-*"))
+        number = 1 + max([int(p.name[7:]) for p in exp.glob("before-*") if p.name[7:].isdigit()], default=0)
         old = exp / f"before-{number}"
         old.mkdir()
-        for item in [p for p in exp.iterdir() if not p.name.startswith("before-")]:
+        # The record goes last: a move that was cut short is seen, and ended, by the next run.
+        for item in [p for p in exp.iterdir() if not p.name.startswith("before-") and p != record] + [record]:
             item.rename(old / item.name)
         logging.info("the config, the data or the teacher of %s changed: what was there is now in %s", exp, old)
     write_json(record, run)
 
 
 def digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    """Of what a file says: the bytes of a gzip file hold the time of its writing too."""
+    content = path.read_bytes()
+    return hashlib.sha256(gzip.decompress(content) if path.suffix == ".gz" else content).hexdigest()
 
 
 def build_model(args, config: TrainConfig, lang: Lang, cuts) -> Transducer:

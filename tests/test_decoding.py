@@ -11,6 +11,8 @@ from kdlib.config import ModelConfig
 from kdlib.decoding import greedy_search, modified_beam_search
 from kdlib.transducer import Transducer
 
+pytestmark = pytest.mark.both
+
 VOCAB, UNK = 5, 2
 
 

@@ -70,6 +70,14 @@ def test_another_sampling_rate_is_an_error_that_says_so(manifests):
     assert "has 16000 Hz" in done.stderr and "says 8000" in done.stderr and "Traceback" not in done.stderr
 
 
+def test_old_cuts_do_not_outlive_their_features(manifests):
+    assert prepare(manifests).returncode == 0
+    for path in manifests.glob("*.wav"):
+        path.unlink()
+    assert prepare(manifests).returncode == 1
+    assert not list((manifests / "fbank").glob("cuts_*"))
+
+
 def test_before_stage_1(tmp_path):
     (tmp_path / "fbank.yaml").write_text("{}\n")
     done = prepare(tmp_path)

@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 from kdlib.errors import RecipeError
 from kdlib.losses import REGISTRY, collapsed_kl, encoder_mse, find_loss, lattice_kl
 
+pytestmark = pytest.mark.both
+
 quick = settings(deadline=None, max_examples=40)
 
 

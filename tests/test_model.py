@@ -11,6 +11,8 @@ from kdlib.conformer import chunk_mask, subsampled_length
 from kdlib.errors import RecipeError
 from kdlib.transducer import Transducer
 
+pytestmark = pytest.mark.both
+
 VOCAB = 11
 
 

@@ -11,6 +11,8 @@ import pytest
 from kdlib.errors import RecipeError
 from kdlib.training.parallel import launch
 
+pytestmark = pytest.mark.both
+
 WAITS = """
 import os, sys, time
 from kdlib.training.parallel import launch
@@ -23,14 +25,15 @@ launch(work, 2)
 """
 
 
-def test_an_error_in_a_process_ends_all_and_is_told_once(capfd):
+@pytest.mark.parametrize("failing", [0, 1])
+def test_an_error_in_any_process_ends_all_and_is_told(failing):
     def work(rank, device):
-        raise RecipeError("the remedy")
+        if rank == failing:
+            raise RecipeError(f"the remedy of rank {rank}")
+        time.sleep(600)
 
-    with pytest.raises(SystemExit) as end:
+    with pytest.raises(RecipeError, match=f"the remedy of rank {failing}"):
         launch(work, 2)
-    assert end.value.code == 1
-    assert capfd.readouterr().err.count("error: the remedy") == 1
 
 
 def alive(pid: int) -> bool:

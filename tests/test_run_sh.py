@@ -62,7 +62,9 @@ SCRIPTS = {  # what each stage leaves behind, and nothing else
     "local/prepare_features.py": """
 for cuts in value("--manifests").glob("cuts_*"): write(value("--output") / cuts.name, cuts.read_text())
 """,
-    "local/prepare_lang.py": 'write(value("--output") / "tokens.txt", value("--cuts").read_text())',
+    "local/prepare_lang.py": """
+for name in ("bpe.model", "tokens.txt"): write(value("--output") / name, value("--cuts").read_text())
+""",
     "local/train.py": """
 write(value("--exp") / "epoch-1.pt", " ".join(words))
 write(value("--exp") / "done.json", value("--config").read_text())
@@ -76,7 +78,7 @@ write(value("--output") / "plan.json", json.dumps({"stages": count}))
 """,
     "local/results.py": """
 for name in ("results.json", "table.md", "wer_vs_size.png"): write(value("--output") / name, "")
-write(value("--report"), "")
+write(value("--report"), words[words.index("--command") + 1])
 """,
     "egs/toy/local/corpus.py": 'write(value("--output"), words[words.index("--size") + 1])',
     "egs/toy/local/manifests.py": """
@@ -207,6 +209,33 @@ class TestStages:
         assert result.ran == ["lang"]
         assert "runs again because of: data/lang/tokens.txt is missing" in result.stdout
 
+    @pytest.mark.parametrize("output, step", [("data/manifests/cuts_dev.jsonl.gz", "manifests"),
+                                              ("data/lang/bpe.model", "lang"), ("exp/teacher/done.json", "train-teacher")])
+    def test_an_output_that_was_damaged_is_made_again(self, toy, output, step):
+        toy("--stop-stage", "5")
+        whole = (toy.folder / output).read_text()
+        (toy.folder / output).write_text("")
+        result = toy("--stop-stage", "5")
+        assert step in result.ran and (toy.folder / output).read_text() == whole
+        assert f"runs again because of: {output} is not as this stage left it" in result.stdout
+        assert toy("--stop-stage", "5").ran == []
+
+    def test_a_config_of_the_plan_that_was_removed_is_planned_again(self, toy):
+        toy()
+        (toy.folder / "exp" / "conf" / "stage1.yaml").unlink()
+        result = toy()
+        assert result.returncode == 0 and result.ran == ["plan"]
+
+    @pytest.mark.parametrize("text", ["{", "[]", '{"stages": "two"}', "{}"])
+    def test_a_damaged_plan_is_one_line(self, toy, text):
+        toy()
+        (toy.folder / "exp" / "conf" / "plan.json").write_text(text)
+        result = toy("--stage", "8")
+        assert result.returncode == 1 and result.ran == []
+        assert result.stderr == ("error: exp/conf/plan.json is damaged, stage 6 makes it anew: "
+                                 "run.sh --stage 6 --stop-stage 6\n")
+        assert toy("--stage", "6", "--stop-stage", "6").ran == ["plan"]
+
     def test_the_number_of_jobs_changes_no_result(self, toy):
         assert toy("--stop-stage", "3", "--jobs", "1").ran == CHAIN[:4]
         assert toy("--stop-stage", "3", "--jobs", "2").ran == []
@@ -216,6 +245,13 @@ class TestStages:
         forced = toy("--stage", "4", "--stop-stage", "4", "--force")
         assert forced.ran == ["train-teacher"]
         assert len(list(toy.folder.glob("exp/before-*/teacher/done.json"))) == 1
+
+    def test_force_leaves_everything_where_it_is_when_the_stage_cannot_run(self, toy):
+        toy("--stop-stage", "4")
+        (toy.folder / "data" / "fbank" / "cuts_dev.jsonl.gz").unlink()
+        refused = toy("--stage", "4", "--stop-stage", "4", "--force")
+        assert refused.returncode == 1 and refused.ran == []
+        assert (toy.folder / "exp" / "teacher" / "done.json").exists()
 
     def test_a_failed_stage_keeps_what_is_made_and_goes_on_when_mended(self, toy):
         train = toy.folder / ".." / ".." / "local" / "train.py"
@@ -248,6 +284,15 @@ class TestSettings:
         result = toy("--smoke", "--stage", "3", "--exp", "elsewhere")
         assert result.stderr.endswith("run.sh --smoke --exp elsewhere --stage 1 --stop-stage 1\n")
 
+    def test_the_remedy_repeats_the_options_and_settings(self, toy):
+        result = toy("--stage", "3", "--size", "20", "--corpus-dir=my speech", "optim.betas=[0.9,0.98]", "--jobs", "2")
+        assert result.stderr.endswith(r"run.sh --size 20 --corpus-dir my\ speech optim.betas=\[0.9\,0.98\] "
+                                      "--stage 1 --stop-stage 1\n")
+
+    def test_the_report_names_the_options_and_no_path_of_this_machine(self, toy, tmp_path):
+        toy("--size", "20", "--corpus-dir", tmp_path, "training.seed=5")
+        assert (toy.folder / "RESULTS.md").read_text() == "egs/toy/run.sh --size 20 --corpus-dir DIR training.seed=5"
+
     def test_settings_go_where_their_name_says(self, toy):
         words = ["lang.vocab_size=7", "fbank.num_filters=40", "decode.beam=2", "training.seed=5", "optim.clip_norm=1"]
         commands = dict(zip(CHAIN, toy(*words).commands))
@@ -275,10 +320,10 @@ class TestSettings:
 class TestKilled:
     SLOW = "import time, pathlib, os; pathlib.Path('started').write_text(str(os.getpid())); time.sleep(60)"
 
-    def start(self, toy):
+    def start(self, toy, first=""):
         script = toy.folder / "local" / "corpus.py"
         good = script.read_text()
-        script.write_text(self.SLOW)
+        script.write_text("import os, pathlib\n" + first + self.SLOW)
         process = subprocess.Popen([toy.folder / "run.sh", "--stop-stage", "0"], stdin=subprocess.DEVNULL,
                                    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         started = toy.folder / "started"
@@ -309,6 +354,35 @@ class TestKilled:
         process.wait()
         self.wait_for(lambda: not self.alive(script))
         assert toy("--stop-stage", "0").ran == ["corpus"]
+
+    @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks /proc")
+    def test_what_a_killed_step_leaves_behind_does_not_hold_the_folder(self, toy):
+        process, script = self.start(toy, "left = os.fork()\nif not left: __import__('time').sleep(60)\n"
+                                          "pathlib.Path('left').write_text(str(left))\n")
+        left = int((toy.folder / "left").read_text())
+        try:
+            os.kill(script, signal.SIGKILL)
+            process.wait()
+            assert self.alive(left)
+            assert toy("--stop-stage", "0").ran == ["corpus"]
+        finally:
+            os.kill(left, signal.SIGKILL)
+
+    @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks /proc")
+    def test_force_moves_nothing_while_another_run_is_at_work(self, toy):
+        toy()
+        train = toy.folder / ".." / ".." / "local" / "train.py"
+        train.write_text(self.SLOW)
+        process = subprocess.Popen([toy.folder / "run.sh", "--stage", "7", "--force"], stdin=subprocess.DEVNULL,
+                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            self.wait_for(lambda: (toy.folder / "started").exists())
+            refused = toy("--stage", "4", "--stop-stage", "4", "--force")
+            assert "another run is at work" in refused.stderr and refused.ran == []
+            assert (toy.folder / "exp" / "teacher" / "done.json").exists()
+        finally:
+            process.kill()
+            process.wait()
 
     def test_a_second_run_at_once_is_refused(self, toy):
         process, script = self.start(toy)
@@ -368,6 +442,14 @@ class TestStamp:
         (step.folder / "stamps" / "s.json").write_text("{")
         assert step().times == 2
 
+    def test_a_stamp_without_outputs_serves_as_long_as_they_are_there(self, step):
+        step()
+        path = step.folder / "stamps" / "s.json"
+        stamp = json.loads(path.read_text())
+        del stamp["made"]
+        path.write_text(json.dumps(stamp))
+        assert step().times == 1
+
     def test_a_step_that_failed_midway_is_not_done_even_if_the_inputs_go_back(self, step):
         assert step().times == 1
         (step.folder / "in" / "a").write_text("2")
@@ -378,4 +460,4 @@ class TestStamp:
     def test_the_stamp_says_what_the_result_came_from(self, step):
         step("in/a", "in/large")
         stamp = json.loads((step.folder / "stamps" / "s.json").read_text())
-        assert list(stamp) == ["command", "in/a", "in/large"]
+        assert list(stamp) == ["command", "in/a", "in/large", "made"] and list(stamp["made"]) == ["out"]

@@ -10,7 +10,7 @@ import torch
 from lhotse import CutSet, Features, MonoCut, NumpyFilesWriter, SupervisionSegment
 
 from kdlib.compression import init_from_teacher
-from kdlib.config import DistillTerm, LangConfig, TrainConfig, load_config, merge_config
+from kdlib.config import DecodeConfig, DistillTerm, LangConfig, TrainConfig, load_config, merge_config
 from kdlib.data import Phase, describe_skipped, eval_loader, load_cuts, select_cuts, train_loader, TransducerDataset
 from kdlib.decoding import greedy_search, modified_beam_search
 from kdlib.errors import RecipeError
@@ -19,6 +19,8 @@ from kdlib.training.checkpoint import load_averaged, load_checkpoint, load_state
 from kdlib.training.loop import MovingAverage, Trainer, learning_rate
 from kdlib.training.parallel import launch
 from kdlib.transducer import Transducer
+
+pytestmark = pytest.mark.both
 
 WORDS = ["A", "B", "C", "D"]
 BINS = 16
@@ -59,6 +61,12 @@ def make_cuts(folder: Path, name: str, count: int, seed: int) -> CutSet:
     return CutSet.from_cuts(cuts)
 
 
+def make_noise(folder: Path) -> CutSet:
+    """Three backgrounds of 2 s."""
+    noise = make_cuts(folder, "noise", 3, 9)
+    return CutSet.from_cuts(cut.drop_supervisions() for cut in noise)
+
+
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
     folder = tmp_path_factory.mktemp("corpus")
@@ -83,7 +91,8 @@ def trainer(config, exp, corpus, teacher=None, start=None) -> Trainer:
     if start is not None:
         init_from_teacher(model, start)
     exp.mkdir(parents=True, exist_ok=True)
-    return Trainer(config, exp, lang, model, train, dev, None, teacher, torch.device("cpu"))
+    noise = make_noise(folder) if config.data.noise_probability > 0 else None
+    return Trainer(config, exp, lang, model, train, dev, noise, teacher, torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +102,15 @@ def teacher_folder(corpus, tmp_path_factory):
     trainer(settings("training.num_epochs=12", "data.curriculum.updates=10", "data.curriculum.max_words=1"),
             exp, corpus).train()
     return exp
+
+
+def test_an_utterance_too_short_for_a_frame_has_no_words(corpus):
+    folder, lang, _, _ = corpus
+    cut = make_cuts(folder, "short", 1, 6)[0].truncate(duration=0.04)
+    batch = next(iter(eval_loader(CutSet.from_cuts([cut]), lang, settings().data, 8.0)))
+    model = Transducer(settings().model, len(lang)).eval()
+    encoded, lengths, _ = model.encoder(batch.features, batch.feature_lengths)
+    assert greedy_search(model, encoded, lengths) == modified_beam_search(model, encoded, lengths) == [[]]
 
 
 def decode(model, corpus, method=greedy_search):
@@ -125,7 +143,7 @@ def test_the_average_is_the_mean_of_the_epochs(teacher_folder):
 
 
 def test_resuming_gives_what_an_uninterrupted_training_gives(corpus, tmp_path, monkeypatch):
-    config = settings("data.curriculum.updates=4")
+    config = settings("data.curriculum.updates=4", "data.noise_probability=0.5")
     whole = trainer(config, tmp_path / "whole", corpus)
     whole.train()
 
@@ -169,14 +187,17 @@ def test_a_distilled_student_comes_closer_to_its_teacher(corpus, teacher_folder,
 
 
 def test_batches_do_not_depend_on_workers_or_on_where_one_resumes(corpus):
-    _, lang, train, _ = corpus
-    dataset = TransducerDataset(lang, settings().data, train=True)
+    folder, lang, train, _ = corpus
+    dataset = TransducerDataset(lang, settings("data.noise_probability=0.5").data, make_noise(folder), train=True)
 
     def batches(skip, workers):
         config = settings(f"data.num_workers={workers}").data
         return list(train_loader(train, dataset, config, Phase(3, seed=1, begin=0.5, end=1.0), skip))
 
     whole, late = batches(0, 0), batches(4, 1)
+    clean = list(train_loader(train, TransducerDataset(lang, settings().data, train=True), settings().data,
+                              Phase(3, seed=1, begin=0.5, end=1.0)))
+    assert not all(torch.equal(a.features, b.features) for a, b in zip(whole, clean))  # there is noise in it
     assert len(late) == len(whole) - 4
     for a, b in zip(whole[4:], late):
         assert a.ids == b.ids and torch.equal(a.features, b.features) and a.progress == b.progress
@@ -230,6 +251,26 @@ def test_utterances_that_cannot_be_learnt_from_are_counted(corpus):
     assert len(kept) == 1  # the regular lattice takes several labels a frame
 
 
+def test_features_that_are_gone_are_named(corpus, tmp_path):
+    cuts = make_cuts(tmp_path, "gone", 30, 5)
+    for path in (tmp_path / "gone").rglob("*.npy"):
+        path.unlink()
+    _, lang, _, dev = corpus
+    for workers in (0, 1):
+        config = settings(f"data.num_workers={workers}")
+        run = Trainer(config, tmp_path, lang, Transducer(config.model, len(lang)), cuts, dev, None, None,
+                      torch.device("cpu"))
+        with pytest.raises(RecipeError, match="the features of gone-.* cannot be read .*: run stage 2 again"):
+            run.train()
+
+
+def test_a_finished_training_is_left_as_it_is(corpus, teacher_folder):
+    before = (teacher_folder / "done.json").read_bytes()
+    config = settings("training.num_epochs=12", "data.curriculum.updates=10", "data.curriculum.max_words=1")
+    assert trainer(config, teacher_folder, corpus).train()["epoch"] == 12
+    assert (teacher_folder / "done.json").read_bytes() == before
+
+
 def test_learning_rate_warms_up_and_ends_low():
     config = settings().optim
     assert learning_rate(config, 0, 0.0) == pytest.approx(config.learning_rate / 5)
@@ -261,11 +302,13 @@ def test_damaged_and_foreign_checkpoints(corpus, teacher_folder, tmp_path):
     with pytest.raises(RecipeError, match="text.pt is damaged or no checkpoint"):
         load_checkpoint(tmp_path / "text.pt", "do this")
     torch.save({"weights": torch.zeros(1)}, tmp_path / "foreign.pt")
-    with pytest.raises(RecipeError, match="foreign.pt is no checkpoint of this project"):
+    with pytest.raises(RecipeError, match="foreign.pt is no checkpoint of this kind"):
         load_checkpoint(tmp_path / "foreign.pt", "do this")
     other = Transducer(settings("model.encoder_dim=20").model, len(corpus[1]))
     with pytest.raises(RecipeError, match="is a checkpoint of another model: .* is .* the config makes"):
         load_state(other, load_checkpoint(good, "")["model"], good)
+    with pytest.raises(RecipeError, match="epoch-12.pt is no checkpoint of this kind"):
+        load_checkpoint(good, "do this", needs=("optimizer",))
     with pytest.raises(RecipeError, match=r"trained with other tokens \(\d+ of them\) than the lang folder"):
         load_averaged(teacher_folder, tokens=["<blk>"])
     with pytest.raises(RecipeError, match="epoch-99.pt is missing: choose one of the epochs 0, 1, "):
@@ -299,6 +342,16 @@ def test_configs_name_what_is_wrong(tmp_path):
         load_config(TrainConfig, path, ["modle.num_layers=5"])
     with pytest.raises(RecipeError, match="unknown option '--frobnicate'"):
         load_config(TrainConfig, path, ["--frobnicate"])
+    with pytest.raises(RecipeError, match=r"command line: data.noise_snr=\[1"):
+        load_config(TrainConfig, path, ["data.noise_snr=[1"])
+    with pytest.raises(RecipeError, match="command line: .*nothing"):
+        load_config(TrainConfig, path, ["training.seed=${nothing}"])
+    for word, wanted in (("model.head_dim=35", "even"), ("model.dropout=2", "below 1"), ("model.num_heads=0", "above 0"),
+                         ("loss.rnnt_type=x", "regular or modified"), ("training.save_every_updates=0", "above 0")):
+        with pytest.raises(RecipeError, match=f"a.yaml: {word.split('=')[0]} is .*; it must be .*{wanted}"):
+            load_config(TrainConfig, path, [word])
+    with pytest.raises(RecipeError, match="method is 'best'; it must be greedy_search or modified_beam_search"):
+        merge_config(DecodeConfig, {}, ["method=best"])
     path.write_text("model: {num_layers: [\n")
     with pytest.raises(RecipeError, match="a.yaml is not valid YAML"):
         load_config(TrainConfig, path)

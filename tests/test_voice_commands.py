@@ -92,6 +92,16 @@ def test_a_killed_run_resumes_to_the_same_bytes(corpus, copy):
     assert "there already" in synthesize(half).stdout
 
 
+def test_a_damaged_or_missing_list_is_made_again_without_speaking(corpus, copy):
+    spoiled = copy / "data" / "corpus"
+    (spoiled / "train" / "metadata.jsonl").write_text('{"id": ')
+    (spoiled / "noise" / "metadata.jsonl").unlink()
+    before = (spoiled / "corpus.json").read_bytes()
+    ended = synthesize(spoiled)
+    assert "shards are there already" in ended.stdout
+    assert tree(spoiled) == tree(corpus) and (spoiled / "corpus.json").read_bytes() == before
+
+
 def test_another_seed_makes_another_corpus_in_place_of_the_first(corpus, copy):
     synthesize(copy / "data" / "corpus", "--seed", "2")
     assert json.loads((copy / "data" / "corpus" / "corpus.json").read_text())["options"]["seed"] == 2

@@ -3,7 +3,8 @@
 #
 #   tools/test.sh [pytest arguments]        all tests but those that need the real k2
 #   tools/test.sh --k2 [pytest arguments]   those that need it: comparisons with k2, and a smoke run of
-#                                           egs/voice_commands that trains with it
+#                                           egs/voice_commands that trains with it; and what depends on the
+#                                           version of torch
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 source "$root/tools/activate.sh"
@@ -11,7 +12,7 @@ source "$root/tools/activate.sh"
 if [[ ${1-} == --k2 ]]; then
   shift
   activate_environment --k2 --tests
-  selection=(-m k2)
+  selection=(-m "k2 or both")
 else
   activate_environment --tests
   selection=()

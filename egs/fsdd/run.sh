@@ -18,8 +18,9 @@ get_corpus() {
 }
 
 make_manifests() {
-  step manifests --from 0 "$data/corpus.json" "$(json_value "$data/corpus.json" recordings)" \
-    --makes "${manifests[@]}" -- \
+  local recordings
+  recordings=$(json_value "$data/corpus.json" recordings str 0)
+  step manifests --from 0 "$data/corpus.json" "$recordings" --makes "${manifests[@]}" -- \
     python local/prepare_manifests.py --corpus "$data/corpus.json" --strings "$data/strings" \
     --output "$data/manifests" --hours "$hours" --test-words "$test_words" --jobs "$jobs"
 }

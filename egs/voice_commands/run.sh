@@ -10,7 +10,10 @@ option test-words 2400 150 "reference words in each test set, at least"
 option noise-minutes 10 1 "minutes of background sound for augmentation"
 
 make_corpus() {
-  step corpus --makes "$data/corpus/corpus.json" -- \
+  local part lists=()
+  for part in train dev $test_sets $noise_cuts; do lists+=("$data/corpus/$part/metadata.jsonl"); done
+  step corpus --conf local/{espeak,grammar,render,sounds,synthesize,voices}.py ../../kdlib/audio.py \
+    --makes "$data/corpus/corpus.json" "${lists[@]}" -- \
     python local/synthesize.py --output "$data/corpus" --hours "$hours" --test-words "$test_words" \
     --noise-minutes "$noise_minutes" --jobs "$jobs"
 }

@@ -2,7 +2,7 @@
 
 import pickle
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
@@ -25,8 +25,12 @@ def save_checkpoint(path: PathLike, content: Dict[str, Any]) -> None:
                           "command again, it resumes") from None
 
 
-def load_checkpoint(path: PathLike, remedy: str) -> Dict[str, Any]:
-    """Read tensors and plain containers only; a missing, truncated or foreign file is a :class:`RecipeError`."""
+def load_checkpoint(path: PathLike, remedy: str, needs: Sequence[str] = ("model", "average", "updates")) -> Dict[str, Any]:
+    """Read tensors and plain containers only.
+
+    Raises:
+        RecipeError: the file is missing, truncated, or no checkpoint that holds all that ``needs`` names.
+    """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
@@ -34,8 +38,8 @@ def load_checkpoint(path: PathLike, remedy: str) -> Dict[str, Any]:
     except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, OSError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
         raise RecipeError(f"{path} is damaged or no checkpoint ({reason}): {remedy}") from None
-    if not isinstance(content, dict) or not {"model", "config", "tokens"} <= set(content):
-        raise RecipeError(f"{path} is no checkpoint of this project: {remedy}")
+    if not isinstance(content, dict) or not {"model", "config", "tokens", *needs} <= set(content):
+        raise RecipeError(f"{path} is no checkpoint of this kind: {remedy}")
     return content
 
 

@@ -3,6 +3,7 @@
 import logging
 import math
 import time
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Dict, Optional, Tuple
 
@@ -14,16 +15,17 @@ from tqdm import tqdm
 
 from kdlib import rnnt
 from kdlib.config import OptimConfig, TrainConfig, config_to_dict
-from kdlib.data import Batch, Phase, TransducerDataset, eval_loader, train_loader
+from kdlib.data import Batch, Phase, TransducerDataset, checked, eval_loader, train_loader
 from kdlib.errors import RecipeError
 from kdlib.files import write_json
 from kdlib.lang import Lang
-from kdlib.training.checkpoint import load_checkpoint, load_state, save_checkpoint
+from kdlib.training.checkpoint import finished, load_checkpoint, load_state, save_checkpoint
 from kdlib.training.objective import Objective
 from kdlib.training.parallel import sum_gradients, world_size
 from kdlib.transducer import Transducer
 
 MAX_BAD_UPDATES = 20
+RESUMABLE = ("objective", "average", "optimizer", "epoch", "batch", "updates", "bad_updates", "seconds")
 
 
 def learning_rate(config: OptimConfig, update: int, progress: float) -> float:
@@ -85,6 +87,8 @@ class Trainer:
     def train(self) -> Dict[str, Any]:
         """Train to the end and return what ``done.json`` holds."""
         self._resume()
+        if self.epoch > self.config.training.num_epochs and (self.exp / "done.json").exists():
+            return finished(self.exp)  # unwritten: what was made from this model stays up to date
         self.clock = time.monotonic()
         self.board = None
         if self.rank == 0:
@@ -97,6 +101,8 @@ class Trainer:
                 "bad_updates": self.bad_updates, "rnnt_backend": rnnt.backend_in_use(self.config.loss.rnnt_backend),
                 "torch": torch.__version__, "device": str(self.device),
                 "processes": world_size(), "parameters": self.model.parameter_counts()["total"]}
+        if done["rnnt_backend"] == "k2":
+            done["k2"] = metadata.version("k2")
         if self.rank == 0:
             self.board.close()
             write_json(self.exp / "done.json", done)
@@ -119,7 +125,7 @@ class Trainer:
         total = phase.updates or math.ceil(sum(c.duration for c in cuts) / config.data.max_duration)
         with tqdm(total=total, initial=self.batch, desc=f"epoch {self.epoch}", unit="update", mininterval=5,
                   disable=self.rank > 0) as bar:
-            for batch in loader:
+            for batch in checked(loader):
                 parts, norm = self._update(batch)
                 self.batch += 1
                 bar.update()
@@ -185,7 +191,7 @@ class Trainer:
         self.model.eval()
         sums: Dict[str, float] = {}
         count = 0
-        for batch in self.dev:
+        for batch in checked(self.dev):
             _, parts = self.objective(batch.to(self.device), self.updates)
             count += len(batch.ids)
             for name, value in parts.items():
@@ -212,11 +218,11 @@ class Trainer:
         path = self.exp / "checkpoint.pt"
         if not path.exists():
             return
-        content = load_checkpoint(path, f"remove it to train {self.exp} from the start")
+        content = load_checkpoint(path, f"remove it to train {self.exp} from the start", needs=RESUMABLE)
         load_state(self.objective, content["objective"], path)
         self.average.state = {name: value.to(self.device) for name, value in content["average"].items()}
         self.optimizer.load_state_dict(content["optimizer"])
-        for name in ("epoch", "batch", "updates", "bad_updates", "seconds"):
+        for name in RESUMABLE[3:]:
             setattr(self, name, content[name])
         logging.info("resuming %s at update %d (epoch %d, batch %d)", self.exp, self.updates, self.epoch, self.batch)
 

@@ -9,14 +9,13 @@ import signal
 import sys
 import tempfile
 from pathlib import Path
-from typing import Callable, Iterable, Optional
+from typing import Callable, Iterable
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from torch import Tensor
 
-from kdlib.errors import run_main
+from kdlib.errors import RecipeError, known_failure
 
 MAX_CPU_PROCESSES = 4
 
@@ -31,42 +30,54 @@ def default_world_size() -> int:
 def launch(work: Callable[[int, torch.device], None], world_size: int) -> None:
     """Run ``work(rank, device)`` in ``world_size`` processes that can talk to each other; one runs in this process.
 
-    An error in any of them ends them all and this process, after rank 0 has told its own.
+    An error in any of them ends them all.
+
+    Raises:
+        RecipeError: the one that a process raised; of several, that of the lowest rank.
     """
     if world_size == 1:
-        work(0, _device(0))
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
+        work(0, _device(0, 1))
         return
     # Forking spares each process the seconds of the imports; CUDA cannot be used in a forked process.
-    method = "spawn" if torch.cuda.is_available() else "fork"
+    method = "spawn" if _device(0, world_size).type == "cuda" else "fork"
     # All processes are on this machine: its name need not resolve.
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     with tempfile.TemporaryDirectory() as folder:
         try:
-            mp.start_processes(_process, args=(work, world_size, str(Path(folder) / "store")), nprocs=world_size,
-                               start_method=method)
-        except (mp.ProcessExitedException, mp.ProcessRaisedException) as error:
-            if isinstance(error, mp.ProcessRaisedException) or getattr(error, "exit_code", 1) < 0:
+            mp.start_processes(_process, args=(work, world_size, folder), nprocs=world_size, start_method=method)
+        except mp.ProcessExitedException:
+            told = sorted(Path(folder).glob("error-*"))
+            if not told:
                 raise
-            sys.exit(error.exit_code)
+            raise RecipeError(told[0].read_text(encoding="utf-8")) from None
 
 
-def _device(rank: int) -> torch.device:
-    return torch.device("cuda", rank) if torch.cuda.is_available() else torch.device("cpu")
+def _device(rank: int, world_size: int) -> torch.device:
+    """A GPU for each process, or the CPU for all."""
+    if torch.cuda.is_available() and world_size <= torch.cuda.device_count():
+        return torch.device("cuda", rank)
+    return torch.device("cpu")
 
 
-def _process(rank: int, work: Callable[[int, torch.device], None], world_size: int, store: str) -> None:
+def _process(rank: int, work: Callable[[int, torch.device], None], world_size: int, folder: str) -> None:
     # torch has the kernel send SIGINT when the launching process ends; a shell's background jobs are born deaf to it.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    device = _device(rank)
+    device = _device(rank, world_size)
     if device.type == "cpu":
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // world_size))
     else:
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", init_method=f"file://{store}", rank=rank,
-                            world_size=world_size)
-    if rank:  # what is wrong is told once
-        sys.stderr = open(os.devnull, "w")
-    run_main(lambda: work(rank, device))
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", init_method=f"file://{folder}/store",
+                            rank=rank, world_size=world_size)
+    try:
+        work(rank, device)
+    except (RecipeError, OSError) as error:
+        message = known_failure(error)
+        if message is None:
+            raise
+        Path(folder, f"error-{rank}").write_text(message, encoding="utf-8")
+        sys.exit(1)
     dist.destroy_process_group()
 
 
@@ -84,9 +95,3 @@ def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
     for p, part in zip(parameters, flat.split([p.numel() for p in parameters])):
         p.grad = part.view_as(p)
 
-
-def sum_scalars(values: Tensor) -> Optional[Tensor]:
-    """Sum a small tensor over the processes, in place, and return it."""
-    if world_size() > 1:
-        dist.all_reduce(values)
-    return values

@@ -28,6 +28,7 @@ from tqdm import tqdm
 from kdlib.errors import RecipeError, run_main
 from kdlib.files import read_json
 from kdlib.manifests import BadAudio, Skipped, describe, read_audio, write_manifests
+from kdlib.processes import end_with_parent
 from strings import expected_seconds, join, plan
 from takes import SAMPLING_RATE, SPEAKERS, Take, split
 
@@ -63,7 +64,8 @@ def plan_part(part: str, takes: List[Take], durations: Dict[Take, float], option
     return strings
 
 
-def _share(samples: Dict[Take, np.ndarray]) -> None:
+def _start_worker(samples: Dict[Take, np.ndarray]) -> None:
+    end_with_parent()
     _samples.update(samples)
 
 
@@ -115,7 +117,7 @@ def main() -> None:
     # A folder of its own for each plan: manifests of an earlier run stay right until the new ones replace them.
     settings = json.dumps([options.seed, options.voice_spread, planned])
     home = options.strings / hashlib.sha256(settings.encode()).hexdigest()[:12]
-    with ProcessPoolExecutor(options.jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_share,
+    with ProcessPoolExecutor(options.jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker,
                              initargs=(samples,)) as pool:
         for part, strings in planned.items():
             folder = home / part

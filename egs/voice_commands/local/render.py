@@ -19,6 +19,7 @@ from kdlib.audio import (band_limit, change_speed, level, mix_at_snr, normalise_
                          room_response, trim_silence)
 from kdlib.errors import RecipeError, run_main
 from kdlib.files import read_json, write_text
+from kdlib.processes import end_with_parent
 
 RATE = 16000
 _SPEECH_LEVEL = -25.0
@@ -118,6 +119,7 @@ def main() -> None:
     parser.add_argument("shard", type=Path, help="the shard's plan, a JSON file")
     parser.add_argument("--corpus", type=Path, required=True, help="the corpus's folder")
     options = parser.parse_args()
+    end_with_parent()
     render(read_json(options.shard, "run synthesize.py, which writes it"), options.corpus)
 
 

@@ -14,6 +14,7 @@ from typing import Dict, Iterator, List
 from tqdm import tqdm
 
 import grammar
+import kdlib.audio
 from kdlib.errors import RecipeError, run_main
 from kdlib.files import read_json, write_json, write_text
 from sounds import TEST_MAKERS, TRAIN_MAKERS
@@ -128,16 +129,16 @@ def write_lists(shards: List[Dict], corpus: Path) -> Dict[str, Dict]:
     return parts
 
 
-def prepare_folder(corpus: Path, options: Dict) -> bool:
-    """Make ``corpus`` ready for these options; return True when the corpus they ask for is there, whole.
+def prepare_folder(corpus: Path, options: Dict) -> None:
+    """Make ``corpus`` ready for these options.
 
-    A corpus of other options is replaced. A folder that this script did not make is left alone: RecipeError.
+    A corpus of other options is removed. A folder that this script did not make is left alone: RecipeError.
     """
     marker = corpus / "options.json"
     if marker.exists():
         remedy = f"remove the folder {corpus} and run stage 0 again"
         if read_json(marker, remedy) == options:
-            return (corpus / "corpus.json").exists()
+            return
         print(f"{corpus} was made with other options: making it anew")
         (corpus / "corpus.json").unlink(missing_ok=True)
         for name in _PARTS + (".shards",):
@@ -145,13 +146,13 @@ def prepare_folder(corpus: Path, options: Dict) -> bool:
     elif corpus.exists() and (not corpus.is_dir() or any(corpus.iterdir())):
         raise RecipeError(f"{corpus} holds something that this script did not make: move it, or give another --output")
     write_json(marker, options)
-    return False
 
 
 def fingerprint() -> str:
     """Return a digest of the code that decides how the corpus sounds, so that a change of it makes the corpus anew."""
     names = ("espeak.py", "grammar.py", "render.py", "sounds.py", "synthesize.py", "voices.py")
-    return hashlib.sha256(b"".join(Path(__file__).with_name(name).read_bytes() for name in names)).hexdigest()[:16]
+    paths = [Path(__file__).with_name(name) for name in names] + [Path(kdlib.audio.__file__)]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()[:16]
 
 
 def main() -> None:
@@ -169,11 +170,10 @@ def main() -> None:
 
     wanted = {"hours": options.hours, "test_words": options.test_words, "noise_minutes": options.noise_minutes,
               "seed": options.seed, "code": fingerprint()}
-    if prepare_folder(options.output, wanted):
-        print(f"{options.output}/corpus.json: this corpus is there already")
-        return
+    prepare_folder(options.output, wanted)
     shards = plan_shards(wanted)
     render_all(shards, options.output, options.jobs)
+    # Written even where all shards are there already: a list that was damaged or removed is whole again.
     parts = write_lists(shards, options.output)
     write_json(options.output / "corpus.json",
                {"options": wanted, "sampling_rate": 16000, "vocabulary": len(grammar.vocabulary()), "parts": parts})

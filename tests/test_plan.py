@@ -1,0 +1,79 @@
+"""local/plan.py: the configs of all students and baselines, checked before they are trained."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from kdlib.config import LangConfig, TrainConfig, load_config
+from kdlib.lang import train_lang
+
+SCRIPT = Path(__file__).resolve().parents[1] / "local" / "plan.py"
+TEACHER = {"model": {"num_layers": 4, "encoder_dim": 32, "head_dim": 8, "feedforward_dim": 96, "dropout": 0.2},
+           "training": {"num_epochs": 5}, "data": {"curriculum": {"updates": 7}}}
+PLAN = {"target_compression": 40,
+        "stages": [{"model": {"num_layers": 3}}, {"model": {"num_layers": 2, "feedforward_dim": 32}}],
+        "student": {"loss": {"distill": [{"name": "encoder_mse"}]}, "training": {"num_epochs": 2, "updates_per_epoch": 9},
+                    "data": {"curriculum": {"updates": 0}}}}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    train_lang(["AB BA"], LangConfig(type="char", vocab_size=10), tmp_path / "lang")
+    return tmp_path
+
+
+def plan(folder, *overrides, teacher=TEACHER, stages=PLAN):
+    (folder / "teacher.yaml").write_text(yaml.safe_dump(teacher))
+    (folder / "progressive.yaml").write_text(yaml.safe_dump(stages))
+    return subprocess.run(
+        [sys.executable, str(SCRIPT), "--config", str(folder / "progressive.yaml"), "--teacher-config",
+         str(folder / "teacher.yaml"), "--lang", str(folder / "lang"), "--output", str(folder / "conf"), *overrides],
+        capture_output=True, text=True)
+
+
+def config(folder, name) -> TrainConfig:
+    return load_config(TrainConfig, folder / "conf" / f"{name}.yaml")
+
+
+def test_every_model_gets_its_config(folder):
+    done = plan(folder)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((folder / "conf" / "plan.json").read_text())["stages"] == 2
+    first, last, scratch = config(folder, "stage1"), config(folder, "stage2"), config(folder, "scratch")
+    assert (first.model.num_layers, first.model.feedforward_dim, first.model.dropout) == (3, 96, 0.2)
+    assert last.model == scratch.model == config(folder, "single").model == config(folder, "single-matched").model
+    assert scratch.loss.distill == [] and scratch.data.curriculum.updates == 7
+    for name in ("scratch", "single-matched"):  # as many updates as the two stages have together
+        assert (config(folder, name).training.num_epochs, config(folder, name).training.updates_per_epoch) == (4, 9)
+    assert config(folder, "single").training.num_epochs == 2
+    assert "single-matched" in done.stdout and "2 stages" in done.stdout
+
+
+def test_words_of_the_command_line_reach_trainings_but_not_the_students_sizes(folder):
+    done = plan(folder, "model.num_layers=8", "optim.clip_norm=3")
+    assert done.returncode == 0, done.stderr
+    assert config(folder, "stage1").model.num_layers == 3
+    assert config(folder, "stage1").optim.clip_norm == config(folder, "scratch").optim.clip_norm == 3
+
+
+@pytest.mark.parametrize("change,said", [
+    ({"stages": []}, "names no stages"),
+    ({"target_compression": 90}, "target_compression asks for 90"),
+    ({"stages": [{"model": {"num_layers": 2}}, {"model": {"num_layers": 4}}]},
+     "stage2 has .* each stage must make the model"),
+    ({"stages": [{"model": {"layers": 2}}]}, "stage 1: key 'model.layers'"),
+    ({"student": {}}, "nothing would be distilled"),
+    ({"target": 90}, "key 'target'"),
+    ({"stages": [{"training": {"updates_per_epoch": 3}}, {}]}, "updates_per_epoch must be the same in all stages"),
+])
+def test_what_is_wrong_is_one_line(folder, change, said):
+    done = plan(folder, stages={**PLAN, **change})
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert re.search(said, done.stderr), done.stderr
+    assert not (folder / "conf" / "plan.json").exists()

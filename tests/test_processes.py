@@ -1,0 +1,52 @@
+"""Files and helper processes: permissions, and workers that end with their owner."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+POOL = """
+import multiprocessing, os, sys, time
+from concurrent.futures import ProcessPoolExecutor
+from kdlib.processes import end_with_parent
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context(sys.argv[1])
+    with ProcessPoolExecutor(2, mp_context=context, initializer=end_with_parent) as pool:
+        print(pool.submit(os.getpid).result(), flush=True)
+        pool.submit(time.sleep, 600).result()
+"""
+
+
+def gone(number: int) -> bool:
+    try:
+        return Path(f"/proc/{number}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the kernel of Linux ends them")
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_workers_end_with_a_killed_owner(tmp_path, method):
+    (tmp_path / "pool.py").write_text(POOL)
+    owner = subprocess.Popen([sys.executable, tmp_path / "pool.py", method], stdout=subprocess.PIPE, text=True)
+    worker = int(owner.stdout.readline())
+    assert not gone(worker)
+    owner.send_signal(signal.SIGKILL)
+    owner.wait()
+    owner.stdout.close()
+    end = time.monotonic() + 30
+    while not gone(worker):
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_written_files_have_the_permissions_of_the_users_umask(tmp_path):
+    code = ("import os, sys; os.umask(0o027); from kdlib.files import write_text; write_text(sys.argv[1], 'x'); "
+            "print(os.umask(0))")
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "a"], capture_output=True, text=True, check=True)
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o640
+    assert int(done.stdout) == 0o027
