@@ -1,0 +1,80 @@
+"""stage_stamp.py: when a step counts as done."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class TestStamp:
+    """stage_stamp.py by itself."""
+
+    @pytest.fixture
+    def step(self, tmp_path):
+        (tmp_path / "in").mkdir()
+        (tmp_path / "in" / "a").write_text("1")
+        (tmp_path / "in" / "large").write_bytes(bytes(2_000_000))
+
+        def call(*patterns, command=("python", "-c", "open('out', 'a').write('x')"), makes="out"):
+            result = subprocess.run(
+                [sys.executable, ROOT / "local" / "stage_stamp.py", "--stamp", "stamps/s.json", "--title", "s", "--stage",
+                 "1", "--conf", *(patterns or ["in"]), "--makes", makes, "--", *command],
+                cwd=tmp_path, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+            result.times = len((tmp_path / "out").read_text()) if (tmp_path / "out").exists() else 0
+            return result
+
+        call.folder = tmp_path
+        return call
+
+    def test_small_files_are_known_by_content(self, step):
+        assert step("in/a").times == 1
+        os.utime(step.folder / "in" / "a", (1, 1))
+        assert step("in/a").times == 1
+        (step.folder / "in" / "a").write_text("2")
+        assert step("in/a").times == 2
+
+    def test_large_files_are_known_by_size_and_time(self, step):
+        assert step("in/large").times == 1
+        os.utime(step.folder / "in" / "large", (1, 1))
+        assert step("in/large").times == 2
+
+    def test_folders_and_patterns_notice_a_new_file(self, step):
+        for pattern, times in (("in", 1), ("in/*", 3)):
+            assert step(pattern).times == times
+            assert step(pattern).times == times
+            (step.folder / "in" / f"new{times}").write_text("")
+            assert step(pattern).times == times + 1
+
+    def test_a_pattern_without_a_file_is_missing(self, step):
+        result = step("in/*.pt")
+        assert result.returncode == 1 and "needs in/*.pt" in result.stderr
+
+    def test_a_damaged_stamp_means_not_done(self, step):
+        step()
+        (step.folder / "stamps" / "s.json").write_text("{")
+        assert step().times == 2
+
+    def test_a_stamp_without_outputs_serves_as_long_as_they_are_there(self, step):
+        step()
+        path = step.folder / "stamps" / "s.json"
+        stamp = json.loads(path.read_text())
+        del stamp["made"]
+        path.write_text(json.dumps(stamp))
+        assert step().times == 1
+
+    def test_a_step_that_failed_midway_is_not_done_even_if_the_inputs_go_back(self, step):
+        assert step().times == 1
+        (step.folder / "in" / "a").write_text("2")
+        assert step(command=("python", "-c", "open('out', 'a').write('half'); raise SystemExit(3)")).returncode == 3
+        (step.folder / "in" / "a").write_text("1")
+        assert step().times == 6
+
+    def test_the_stamp_says_what_the_result_came_from(self, step):
+        step("in/a", "in/large")
+        stamp = json.loads((step.folder / "stamps" / "s.json").read_text())
+        assert list(stamp) == ["command", "in/a", "in/large", "made"] and list(stamp["made"]) == ["out"]
