@@ -151,7 +151,7 @@ class TransducerDataset(Dataset):
                 frames_mask_size=s.frame_mask_size, max_frames_mask_fraction=s.max_frames_fraction)
 
     def __getitem__(self, planned: PlannedBatch) -> Union[Batch, RecipeError]:
-        """The batch; or what is wrong with its features, as a value, since a worker's exceptions arrive as tracebacks."""
+        """The batch; or what is wrong with its features: as a value, since a worker's exceptions become tracebacks."""
         if len(planned.cuts) == 0:
             nothing = torch.zeros(0, 0, dtype=torch.int64)
             return Batch(torch.zeros(0, 0, 0), nothing.flatten(), nothing, nothing.flatten(), [], [],
@@ -180,6 +180,17 @@ class TransducerDataset(Dataset):
             row[:len(label)] = torch.tensor(label, dtype=torch.int64)
         return Batch(features, lengths.to(torch.int64), symbols, torch.tensor([len(label) for label in labels]),
                      texts, ids, planned.progress, planned.total_frames, planned.total_utterances)
+
+
+class _WithoutSource(Sampler):
+    """Stands in for torch's own base, which up to 1.13 wants a data source that Lhotse's samplers do not give it."""
+
+    def __init__(self) -> None:
+        pass
+
+
+class _BucketingSampler(DynamicBucketingSampler, _WithoutSource):
+    pass
 
 
 class PlannedSampler(Sampler):
@@ -243,9 +254,8 @@ def train_loader(cuts: CutSet, dataset: TransducerDataset, config: DataConfig, p
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # it advises lazy manifests; these are checked whole, so read
         # Not told of the processes: each batch is dealt out here, so that their number changes none.
-        sampler = DynamicBucketingSampler(cuts, max_duration=config.max_duration, shuffle=True, seed=phase.seed,
-                                          num_buckets=min(config.num_buckets, max(2, len(cuts) // 20)),
-                                          rank=0, world_size=1)
+        sampler = _BucketingSampler(cuts, max_duration=config.max_duration, shuffle=True, seed=phase.seed,
+                                    num_buckets=min(config.num_buckets, max(2, len(cuts) // 20)), rank=0, world_size=1)
     # A phase that goes round several times shuffles anew each time; a thousand rounds are kept for each.
     sampler.set_epoch(1000 * phase.epoch)
     planned = PlannedSampler(sampler, phase, skip, sum(c.duration for c in cuts), rank, world_size)
