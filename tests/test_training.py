@@ -322,7 +322,7 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path):
         def __reduce__(self):
             return Path.touch, (tmp_path / "run",)
 
-    torch.save({"model": {}, "config": {}, "tokens": [], "evil": Evil()}, tmp_path / "evil.pt")
+    torch.save({"model": {}, "config": "{}", "tokens": [], "average": {}, "updates": 1, "evil": Evil()}, tmp_path / "evil.pt")
     with pytest.raises(RecipeError, match="evil.pt is damaged or no checkpoint"):
         load_checkpoint(tmp_path / "evil.pt", "remove it")
     assert not (tmp_path / "run").exists()

@@ -1,5 +1,6 @@
 """Checkpoints: written whole, read without running code, and averaged into a finished model."""
 
+import json
 import pickle
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
@@ -14,7 +15,11 @@ from kdlib.transducer import Transducer
 
 
 def save_checkpoint(path: PathLike, content: Dict[str, Any]) -> None:
-    """``torch.save``, atomically; a full disk is a :class:`RecipeError` and leaves the previous file."""
+    """``torch.save``, atomically; a full disk is a :class:`RecipeError` and leaves the previous file.
+
+    ``content`` may hold tensors, strings and integers in dicts and lists: no floats, which torch 1.13 writes and then
+    refuses to load with ``weights_only``.
+    """
     try:
         with atomic_path(path) as temporary:
             torch.save(content, temporary)
@@ -80,7 +85,7 @@ def load_averaged(exp: PathLike, epoch: int = -1, avg: int = -1,
         epoch = finished(exp)["epoch"]
     paths = [exp / f"epoch-{epoch}.pt"]
     contents = [load_checkpoint(paths[0], f"choose one of {_epochs(exp)} or train longer")]
-    config = merge_config(TrainConfig, contents[0]["config"], source=str(paths[0]))
+    config = merge_config(TrainConfig, json.loads(contents[0]["config"]), source=str(paths[0]))
     avg = config.training.avg if avg < 0 else avg
     if avg < 1 or avg > epoch:
         raise RecipeError(f"avg must be between 1 and the epoch, {epoch}; got {avg}")

@@ -1,5 +1,6 @@
 """The training loop: epochs of bucketed batches, moving average of the weights, checkpoints that resume exactly."""
 
+import json
 import logging
 import math
 import time
@@ -203,7 +204,7 @@ class Trainer:
         return self.seconds + time.monotonic() - self.clock
 
     def _common(self) -> Dict[str, Any]:
-        return {"model": self.model.state_dict(), "config": config_to_dict(self.config), "tokens": self.lang.tokens,
+        return {"model": self.model.state_dict(), "config": json.dumps(config_to_dict(self.config)), "tokens": self.lang.tokens,
                 "updates": self.updates}
 
     def _save_resumable(self) -> None:
@@ -211,8 +212,8 @@ class Trainer:
             return
         save_checkpoint(self.exp / "checkpoint.pt", {
             **self._common(), "objective": self.objective.state_dict(), "average": self.average.state,
-            "optimizer": self.optimizer.state_dict(), "epoch": self.epoch, "batch": self.batch,
-            "bad_updates": self.bad_updates, "seconds": self._elapsed()})
+            "optimizer": self.optimizer.state_dict()["state"], "epoch": self.epoch, "batch": self.batch,
+            "bad_updates": self.bad_updates, "seconds": round(self._elapsed())})
 
     def _resume(self) -> None:
         path = self.exp / "checkpoint.pt"
@@ -221,7 +222,8 @@ class Trainer:
         content = load_checkpoint(path, f"remove it to train {self.exp} from the start", needs=RESUMABLE)
         load_state(self.objective, content["objective"], path)
         self.average.state = {name: value.to(self.device) for name, value in content["average"].items()}
-        self.optimizer.load_state_dict(content["optimizer"])
+        # What else an optimizer's state holds follows from the config.
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": content["optimizer"]})
         for name in RESUMABLE[3:]:
             setattr(self, name, content[name])
         logging.info("resuming %s at update %d (epoch %d, batch %d)", self.exp, self.updates, self.epoch, self.batch)
