@@ -1,5 +1,6 @@
 """Files that are either whole or absent."""
 
+import errno
 import json
 import os
 import tempfile
@@ -30,6 +31,12 @@ def atomic_path(path: PathLike) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
+    except OSError as error:
+        # A failed write does not know its file; tell the one that the user knows.
+        if error.errno == errno.ENOSPC:
+            error.filename = str(path)
+        raise
+    else:
         # mkstemp makes private files; give the result the permissions that the user's umask asks for.
         os.chmod(temporary, 0o666 & ~_UMASK)
         os.replace(temporary, path)

@@ -1,5 +1,6 @@
 """Checkpoints: written whole, read without running code, and averaged into a finished model."""
 
+import io
 import json
 import pickle
 from pathlib import Path
@@ -15,19 +16,16 @@ from kdlib.transducer import Transducer
 
 
 def save_checkpoint(path: PathLike, content: Dict[str, Any]) -> None:
-    """``torch.save``, atomically; a full disk is a :class:`RecipeError` and leaves the previous file.
+    """``torch.save``, atomically; an OSError, of a full disk for instance, leaves the previous file.
 
     ``content`` may hold tensors, strings and integers in dicts and lists: no floats, which torch 1.13 writes and then
     refuses to load with ``weights_only``.
     """
-    try:
-        with atomic_path(path) as temporary:
-            torch.save(content, temporary)
-    except RuntimeError as error:  # torch's file writer hides the system's error in one of its own
-        if "write" not in str(error).lower() and "stream" not in str(error).lower():
-            raise
-        raise RecipeError(f"{path} cannot be written, the disk may be full; free some space and run the same "
-                          "command again, it resumes") from None
+    # By way of memory: on a full disk torch's own writer raises what does not say so, or aborts the process.
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
 
 
 def load_checkpoint(path: PathLike, remedy: str, needs: Sequence[str] = ("model", "average", "updates")) -> Dict[str, Any]:

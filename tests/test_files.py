@@ -1,0 +1,58 @@
+"""Files are whole or absent, and a full disk is told by the name of the file that did not fit."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from kdlib.errors import known_failure, run_main
+from kdlib.files import atomic_path, write_json, write_text
+from kdlib.training.checkpoint import load_checkpoint, save_checkpoint
+
+CHECKPOINT = {"model": {"w": torch.zeros(3)}, "config": "{}", "tokens": [], "average": {}, "updates": 1}
+
+
+def test_a_file_takes_its_place_at_the_end(tmp_path):
+    path = tmp_path / "folder" / "cuts.jsonl.gz"
+    with atomic_path(path) as temporary:
+        assert temporary.parent == path.parent and temporary.name.endswith(".jsonl.gz")
+        temporary.write_bytes(b"1")
+        assert not path.exists()
+    assert path.read_bytes() == b"1" and os.listdir(path.parent) == [path.name]
+
+
+def test_an_error_leaves_what_was_there(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, [1])
+    with pytest.raises(KeyError):
+        with atomic_path(path) as temporary:
+            temporary.write_text("half")
+            raise KeyError
+    assert path.read_text() == "[\n  1\n]\n" and os.listdir(tmp_path) == ["a.json"]
+
+
+@pytest.mark.parametrize("method,write", [
+    ("write_bytes", lambda path: save_checkpoint(path, CHECKPOINT)),
+    ("write_text", lambda path: write_text(path, "new")),
+])
+def test_a_full_disk(tmp_path, monkeypatch, capsys, method, write):
+    path = tmp_path / "epoch-1.pt"
+    save_checkpoint(path, CHECKPOINT)
+
+    def full(self, *args, **kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, method, full)
+        with pytest.raises(SystemExit) as end:
+            run_main(lambda: write(path))
+    assert end.value.code == 1
+    assert capsys.readouterr().err == (f"error: no space left on the disk while writing {path}; free some space and run "
+                                       "the same command again\n")
+    assert load_checkpoint(path, "")["updates"] == 1 and os.listdir(tmp_path) == [path.name]
+
+
+def test_an_unknown_failure_is_no_message():
+    assert known_failure(ValueError("a defect")) is None
