@@ -41,7 +41,8 @@ def load_checkpoint(path: PathLike, remedy: str, needs: Sequence[str] = ("model"
     except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, OSError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
         raise RecipeError(f"{path} is damaged or no checkpoint ({reason}): {remedy}") from None
-    if not isinstance(content, dict) or not {"model", "config", "tokens", *needs} <= set(content):
+    if (not isinstance(content, dict) or not {"model", "config", "tokens", *needs} <= set(content)
+            or not isinstance(content["config"], str)):
         raise RecipeError(f"{path} is no checkpoint of this kind: {remedy}")
     return content
 
