@@ -212,6 +212,10 @@ class ProgressiveConfig:
     student: Dict[str, Any] = field(default_factory=dict)  # settings of every student's training
     scratch: Dict[str, Any] = field(default_factory=dict)  # settings of the baseline without a teacher
 
+    def __post_init__(self) -> None:
+        _require(0 < self.target_compression < 100, "target_compression", self.target_compression,
+                 "between 0 and 100 per cent")
+
 
 def load_config(schema: Type[T], path: PathLike, overrides: Sequence[str] = ()) -> T:
     """Fill ``schema`` (a dataclass type) from the YAML file ``path``, then from ``key=value`` words.

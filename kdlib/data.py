@@ -182,6 +182,20 @@ class TransducerDataset(Dataset):
                      texts, ids, planned.progress, planned.total_frames, planned.total_utterances)
 
 
+@dataclass
+class Phase:
+    """A part of the training: once through the cuts, or that many ``updates``, round and round if it takes that.
+
+    ``begin`` and ``end``: the training's progress before and after it, 0 to 1.
+    """
+
+    epoch: int
+    seed: int
+    begin: float = 0.0
+    end: float = 1.0
+    updates: int = 0
+
+
 class _WithoutSource(Sampler):
     """Stands in for torch's own base, which up to 1.13 wants a data source that Lhotse's samplers do not give it."""
 
@@ -200,7 +214,7 @@ class PlannedSampler(Sampler):
     uninterrupted one would have seen, however many workers read; and every process sees its share of the same batches.
     """
 
-    def __init__(self, sampler, phase: "Phase", skip: int, seconds: float, rank: int, world_size: int):
+    def __init__(self, sampler, phase: Phase, skip: int, seconds: float, rank: int, world_size: int):
         self.sampler, self.phase, self.skip, self.seconds = sampler, phase, skip, seconds
         self.rank, self.world_size = rank, world_size
 
@@ -221,20 +235,6 @@ class PlannedSampler(Sampler):
                 return
             # A phase of a fixed number of updates goes round its cuts again, in a new order.
             self.sampler.set_epoch(self.sampler.epoch + 1)
-
-
-@dataclass
-class Phase:
-    """A part of the training: once through the cuts, or that many ``updates``, round and round if it takes that.
-
-    ``begin`` and ``end``: the training's progress before and after it, 0 to 1.
-    """
-
-    epoch: int
-    seed: int
-    begin: float = 0.0
-    end: float = 1.0
-    updates: int = 0
 
 
 def checked(loader: DataLoader) -> Iterator[Batch]:

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Stage 8: the table, the plot and the report, from what the finished stages left behind.
 
-Reads exp/<model>/decode/summary.json of the teacher, of each stage of exp/conf/plan.json and of the three baselines; writes
-results.json, table.md and wer_vs_size.png into --output and the report that is kept with the recipe. No figure comes
+Reads exp/<model>/decode/summary.json of the teacher, of each stage of exp/conf/plan.json and of the three baselines;
+writes results.json, table.md and wer_vs_size.png into --output and the report that is kept with the recipe. No figure comes
 from anywhere else.
 """
 

@@ -69,6 +69,7 @@ def test_words_of_the_command_line_reach_trainings_but_not_the_students_sizes(fo
     ({"stages": [{"model": {"layers": 2}}]}, "stage 1: key 'model.layers'"),
     ({"student": {}}, "nothing would be distilled"),
     ({"target": 90}, "key 'target'"),
+    ({"target_compression": 100}, "target_compression is 100.0; it must be between 0 and 100 per cent"),
     ({"stages": [{"training": {"updates_per_epoch": 3}}, {}]}, "updates_per_epoch must be the same in all stages"),
 ])
 def test_what_is_wrong_is_one_line(folder, change, said):

@@ -70,7 +70,7 @@ def test_a_second_run_does_nothing_again(commands):
 
 
 @pytest.mark.slow
-def test_a_student_of_other_tokens_is_refused(commands):
+def test_a_model_of_other_tokens_is_refused(commands):
     folder, _ = commands
     output = run("voice_commands", folder, "--stage", "3", "--stop-stage", "3", "lang.vocab_size=90")
     assert "90 tokens" in output

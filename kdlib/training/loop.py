@@ -204,8 +204,8 @@ class Trainer:
         return self.seconds + time.monotonic() - self.clock
 
     def _common(self) -> Dict[str, Any]:
-        return {"model": self.model.state_dict(), "config": json.dumps(config_to_dict(self.config)), "tokens": self.lang.tokens,
-                "updates": self.updates}
+        return {"model": self.model.state_dict(), "config": json.dumps(config_to_dict(self.config)),
+                "tokens": self.lang.tokens, "updates": self.updates}
 
     def _save_resumable(self) -> None:
         if self.rank:

@@ -5,7 +5,6 @@ threads wait for each other at every small operation.
 """
 
 import os
-import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from kdlib.errors import RecipeError, known_failure
+from kdlib.processes import end_with_parent
 
 MAX_CPU_PROCESSES = 4
 
@@ -61,8 +61,8 @@ def _device(rank: int, world_size: int) -> torch.device:
 
 
 def _process(rank: int, work: Callable[[int, torch.device], None], world_size: int, folder: str) -> None:
-    # torch has the kernel send SIGINT when the launching process ends; a shell's background jobs are born deaf to it.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    # In place of torch's own way, a SIGINT, to which a shell's background jobs are born deaf.
+    end_with_parent()
     device = _device(rank, world_size)
     if device.type == "cpu":
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // world_size))
