@@ -28,13 +28,10 @@ def get_args():
     return parser.parse_args()
 
 
-def readable(cuts: Iterable[Cut], sampling_rate: int, part: str):
-    """Leave out the cuts whose audio cannot be decoded: named and counted, the rest goes on."""
+def readable(cuts: Iterable[Cut]):
+    """The cuts whose audio can be decoded; and the ids of the others, each with the reason."""
     kept, broken = [], []
     for cut in cuts:
-        if cut.sampling_rate != sampling_rate:
-            raise RecipeError(f"{part}: {cut.id} has {cut.sampling_rate} Hz, conf/fbank.yaml says {sampling_rate}: "
-                              "resample the corpus in stage 1 or change the config")
         try:
             cut.load_audio()
             kept.append(cut)
@@ -59,7 +56,6 @@ def report_skipped(part: str, count: int, broken) -> None:
 def extract(cuts: CutSet, part: str, output: Path, extractor: Fbank, jobs: int) -> CutSet:
     # More pieces than processes, so that the progress bar moves.
     pieces = max(1, min(len(cuts) // 50, 10 * jobs))
-    rate = extractor.config.sampling_rate
     try:
         with ProcessPoolExecutor(jobs, initializer=start_worker) as pool:
             done = cuts.compute_and_store_features(
@@ -67,7 +63,7 @@ def extract(cuts: CutSet, part: str, output: Path, extractor: Fbank, jobs: int) 
                 storage_type=LilcomChunkyWriter, progress_bar=True).to_eager()
     except Exception:
         # Reading every file twice on every run would be dear; only a run that met a bad file looks for it.
-        kept, broken = readable(cuts, rate, part)
+        kept, broken = readable(cuts)
         if not broken:
             raise
         report_skipped(part, len(cuts), broken)
@@ -76,7 +72,7 @@ def extract(cuts: CutSet, part: str, output: Path, extractor: Fbank, jobs: int) 
     if len(done) < len(cuts):  # Lhotse leaves out what it knows to be unreadable, and does not count it
         there = set(done.ids)
         left_out = [cut for cut in cuts if cut.id not in there]
-        reasons = dict(readable(left_out, rate, part)[1])
+        reasons = dict(readable(left_out)[1])
         report_skipped(part, len(cuts), [(cut.id, reasons.get(cut.id, "Lhotse left it out")) for cut in left_out])
     return done
 
