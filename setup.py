@@ -8,6 +8,7 @@ REQUIRES = [
     "torch>=1.13.1",
     "numpy>=1.26",
     "scipy>=1.15",
+    "numba>=0.68",  # compiles the loops of kdlib.rnnt for the CPU
     "lhotse>=1.33",
     "lilcom>=1.8",  # how Lhotse compresses features
     "urllib3",  # lhotse imports it without asking for it

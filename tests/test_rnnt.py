@@ -98,6 +98,10 @@ def test_pruned_loss_sums_every_path_of_the_band(seed, labels, frames, kept, kin
     symbols = labels_for(1, labels, tokens, blank)
     ranges = make_band(frames, labels, kept, min(step, 1) if modified else step).unsqueeze(0).clamp(min=0)
     logits = torch.randn(1, frames, kept, tokens, dtype=torch.float64, requires_grad=True)
+    if ranges[0, -1, -1] + (modified and labels > 0) < labels <= (frames if modified else labels):
+        with pytest.raises(ValueError, match="ranges of utterance 0 do not cover its labels"):
+            rnnt.rnnt_loss_pruned(logits, symbols, ranges, blank, None, kind, backend="native")
+        return
     loss = rnnt.rnnt_loss_pruned(logits, symbols, ranges, blank, None, kind, reduction="sum", backend="native")
     expected = -every_path_in_band(logits[0], symbols[0].tolist(), ranges[0], blank, labels, frames, modified)
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-12)

@@ -22,14 +22,15 @@ def test_importing_needs_neither_k2_nor_torchaudio():
 def test_no_path_is_infinite_and_leaves_the_others_alone(kind):
     torch.manual_seed(6)
     logits = torch.randn(3, 4, 2, 5)
-    symbols = torch.randint(1, 5, (3, 3))
-    ranges = torch.tensor([0, 0, 1, 2])[:, None] + torch.arange(2)
-    blocked = torch.tensor([0, 0, 0, 0])[:, None] + torch.arange(2)  # never reaches the third label
+    symbols = torch.randint(1, 5, (3, 4))
+    ranges = torch.tensor([0, 1, 2, 3])[:, None] + torch.arange(2)
+    blocked = torch.tensor([0, 0, 0, 3])[:, None] + torch.arange(2)  # no arc leads into its last frame
     ranges = torch.stack([ranges, blocked, ranges])
-    logits[2, 0, :, :] = -math.inf  # this one has no first frame
-    logits[2, 0, :, 0] = 0.0
     logits[0, :, :, 4] = -math.inf  # a token that nobody may say
     symbols[symbols == 4] = 3
+    logits[2, 0] = -math.inf  # one way through the first frame
+    logits[2, 0, 0, symbols[2, 0]] = 0.0
+    logits[2, 0, 1, 0] = 0.0
     logits.requires_grad_()
     loss = rnnt.rnnt_loss_pruned(logits, symbols, ranges, 0, None, kind, reduction="none", backend="native")
     assert loss[1] == math.inf and torch.isfinite(loss[[0, 2]]).all()

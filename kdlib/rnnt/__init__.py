@@ -20,11 +20,10 @@ from typing import Optional, Tuple, Union
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from kdlib.errors import RecipeError
 from kdlib.rnnt import checks, k2_backend, native
-from kdlib.rnnt.lattice import full_boundary
+from kdlib.rnnt.lattice import full_boundary, lattice_nodes
 
 BACKENDS = ("auto", "k2", "native")
 
@@ -107,7 +106,8 @@ def rnnt_loss_smoothed(
 
     Returns:
       The loss, in nats: (N,) for "none", else a scalar. An utterance without a path has loss +inf (in native, with
-      zero gradient). With return_grad: (loss, (px_grad, py_grad)), the posteriors of the label arcs, (N, U, T+1)
+      zero gradient), one with a nan loss nan; the others are what they are without it (with a > 0 only where no lm is
+      nan, since all share its mean). With return_grad: (loss, (px_grad, py_grad)), the posteriors of the label arcs, (N, U, T+1)
       (regular) or (N, U, T) (modified), and of the blank arcs, (N, U+1, T); no gradient flows through them.
 
     Raises:
@@ -129,7 +129,7 @@ def rnnt_loss_smoothed(
     checks.check_symbols(symbols, boundary, count, tokens, termination_symbol)
     checks.require(symbols.shape[1] == labels, f"symbols has {symbols.shape[1]} labels, lm is for {labels}")
     with torch.autocast(am.device.type, enabled=False):
-        return _implementation(backend, labels, frames, am).rnnt_loss_smoothed(
+        result = _implementation(backend, labels, frames, am).rnnt_loss_smoothed(
             lm=_widened(lm),
             am=_widened(am),
             symbols=symbols,
@@ -142,6 +142,14 @@ def rnnt_loss_smoothed(
             reduction=reduction,
             return_grad=return_grad,
         )
+    loss = result[0] if return_grad else result
+    if not bool(torch.isfinite(loss.detach()).all()):
+        bounds = full_boundary(count, labels, frames, am.device) if boundary is None else boundary
+        u_begin, t_begin, u_end, t_end = bounds.unsqueeze(2).unbind(1)
+        t, u = torch.arange(frames, device=am.device), torch.arange(labels + 1, device=am.device)
+        checks.check_no_infinity("am", am, (t >= t_begin) & (t < t_end))
+        checks.check_no_infinity("lm", lm, (u >= u_begin) & (u <= u_end))
+    return result
 
 
 def get_rnnt_prune_ranges(
@@ -228,8 +236,9 @@ def rnnt_loss_pruned(
     delay_penalty: float = 0.0,
     reduction: Optional[str] = "mean",
     *,
+    return_occupancies: bool = False,
     backend: str = "auto",
-) -> Tensor:
+) -> Union[Tensor, Tuple[Tensor, Tuple[Tensor, Tensor]]]:
     """RNN-T loss over the kept nodes; with R = U + 1 it is the full RNN-T loss.
 
     Kuang et al. 2022, section 3.2; Graves 2012, section 2.4.
@@ -240,10 +249,14 @@ def rnnt_loss_pruned(
       ranges: (N, T, R) int64, from ``get_rnnt_prune_ranges``.
       termination_symbol: the blank.
       boundary, rnnt_type, delay_penalty, reduction, backend: as in ``rnnt_loss_smoothed``.
+      return_occupancies: whether to return the arc posteriors as well; they are always computed natively, since
+        k2 does not give them here.
 
     Returns:
-      The loss, in nats: (N,) for "none", else a scalar. An utterance without a path in the band has loss +inf (in
-      native, with zero gradient).
+      The loss, in nats: (N,) for "none", else a scalar. An utterance without a path in the band has loss +inf, one
+      with a nan at a node loss nan (in native both have zero gradient); the others are what they are without it. With
+      return_occupancies: (loss, (label, blank)), (N, T, R) each, the posteriors of the arcs that leave each kept node,
+      0 outside the lattice; their sum is the posterior of the node. No gradient flows through them.
 
     Raises:
       ValueError: an argument does not fit; it is named. RecipeError: backend "k2" without k2.
@@ -259,17 +272,28 @@ def rnnt_loss_pruned(
     checks.require(ranges.shape[2] == kept, f"ranges keeps {ranges.shape[2]} nodes a frame, logits has {kept}")
     checks.check_boundary(boundary, count, labels, frames)
     checks.check_symbols(symbols, boundary, count, tokens, termination_symbol)
+    bounds = full_boundary(count, labels, frames, logits.device) if boundary is None else boundary
+    checks.check_coverage(ranges, bounds, rnnt_type == "modified")
+    arguments = dict(
+        logits=_widened(logits),
+        symbols=symbols,
+        ranges=ranges,
+        termination_symbol=termination_symbol,
+        boundary=boundary,
+        rnnt_type=rnnt_type,
+        delay_penalty=delay_penalty,
+        reduction=reduction,
+    )
     with torch.autocast(logits.device.type, enabled=False):
-        return _implementation(backend, labels, frames, logits).rnnt_loss_pruned(
-            logits=_widened(logits),
-            symbols=symbols,
-            ranges=ranges,
-            termination_symbol=termination_symbol,
-            boundary=boundary,
-            rnnt_type=rnnt_type,
-            delay_penalty=delay_penalty,
-            reduction=reduction,
-        )
+        if return_occupancies:
+            checks.require(backend != "k2", "return_occupancies: k2 does not give them; use the backend 'native'")
+            loss, occupancies = native.rnnt_loss_pruned(**arguments, return_occupancies=True)
+        else:
+            loss = _implementation(backend, labels, frames, logits).rnnt_loss_pruned(**arguments)
+    if not bool(torch.isfinite(loss.detach()).all()):
+        _, mask = lattice_nodes(symbols, ranges, bounds, termination_symbol)
+        checks.check_no_infinity("logits", logits, mask)
+    return (loss, occupancies) if return_occupancies else loss
 
 
 def node_symbols(
@@ -300,10 +324,4 @@ def node_symbols(
     checks.check_boundary(boundary, count, labels, frames)
     if boundary is None:
         boundary = full_boundary(count, labels, frames, ranges.device)
-    u_begin, t_begin, u_end, t_end = boundary.to(ranges.device).reshape(count, 4, 1, 1).unbind(1)
-    padded = F.pad(symbols, (0, 1), value=termination_symbol)
-    next_symbols = padded.gather(1, ranges.reshape(count, -1)).view(count, frames, kept)
-    next_symbols = next_symbols.masked_fill(ranges >= u_end, termination_symbol)
-    t = torch.arange(frames, device=ranges.device).reshape(1, frames, 1)
-    mask = (t >= t_begin) & (t < t_end) & (ranges >= u_begin) & (ranges <= u_end)
-    return next_symbols, mask
+    return lattice_nodes(symbols, ranges, boundary.to(ranges.device), termination_symbol)

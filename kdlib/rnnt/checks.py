@@ -95,3 +95,26 @@ def check_ranges(ranges: Tensor, count: int, frames: int, labels: int) -> None:
         raise ValueError(
             f"ranges of utterance {_utterances(bad)} are not consecutive label counts between 0 and {labels}"
         )
+
+
+def check_coverage(ranges: Tensor, boundary: Tensor, modified: bool) -> None:
+    """The kept nodes hold the last one of each utterance, where the lattice has a path to it at all."""
+    u_end, t_end = boundary[:, 2], boundary[:, 3]
+    first = ranges[:, :, 0].gather(1, (t_end - 1).clamp(min=0).unsqueeze(1)).squeeze(1)
+    last = first + ranges.shape[2] - 1
+    reach = last + (u_end > 0).long() if modified else last  # a modified lattice's last arc may be a label
+    has_path = (t_end > boundary[:, 1]) & (u_end <= t_end if modified else t_end > 0)
+    bad = has_path & ((u_end < first) | (u_end > reach))
+    if bool(bad.any()):
+        n = int(bad.nonzero()[0])
+        raise ValueError(
+            f"ranges of utterance {_utterances(bad)} do not cover its labels: at its last frame they keep "
+            f"{int(first[n])} to {int(last[n])} of {int(u_end[n])} labels"
+        )
+
+
+def check_no_infinity(name: str, tensor: Tensor, mask: Tensor) -> None:
+    """No +inf in the last dimension of ``tensor`` where ``mask`` is true."""
+    bad = (torch.isposinf(tensor.detach()).any(-1) & mask).flatten(1).any(1)
+    if bool(bad.any()):
+        raise ValueError(f"{name} of utterance {_utterances(bad)} is +inf at a node of its lattice")

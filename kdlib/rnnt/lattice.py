@@ -18,16 +18,17 @@ The arithmetic is float64 whatever the arcs are: a score of a few hundred nats l
 occupancies, and beside the logits the lattice is small.
 """
 
-from typing import NamedTuple, Optional
+from typing import NamedTuple, Optional, Tuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 NEG_INF = float("-inf")
 
 
 class LatticeResult(NamedTuple):
-    """``score`` (N,) float64; the posteriors of the arcs (N, T, R) float64, or None where not asked for."""
+    """``score`` (N,) float64; the posteriors of the arcs (N, T, R), or None where not asked for."""
 
     score: Tensor
     label_occupancy: Optional[Tensor]
@@ -135,7 +136,8 @@ def score_lattice(
       occupancies: whether to compute the posteriors (this runs the backward recursion as well).
 
     Returns:
-      LatticeResult. An utterance without a path has score -inf and zero occupancies.
+      LatticeResult. An utterance without a path has score -inf, one with a nan on a path score nan; both have zero
+      occupancies.
     """
     count, frames, kept = label_arcs.shape
     band = _lay_out(starts, kept, boundary, modified)
@@ -170,12 +172,22 @@ def score_lattice(
     alive = band.label_exists | band.blank_exists
     node = (band.step * rows + row) * (band.slots + 1) + 1 + band.slot
     alpha = state.view(-1)[torch.where(alive, node, 0).reshape(-1)]
-    # Without a path every product below is exp(-inf) already; it only must not become -inf - -inf.
-    base = score.masked_fill(score == NEG_INF, 0.0)
-    alpha = (alpha.view(count, -1) - base.unsqueeze(1)).view(-1)
-    label_occupancy = (alpha + cells[labels_from]).exp_().view(count, frames, kept)
-    blank_occupancy = (alpha + cells[blanks_from]).exp_().view(count, frames, kept)
-    return LatticeResult(score, label_occupancy, blank_occupancy)
+    alpha = (alpha.view(count, -1) - score.unsqueeze(1)).view(-1)
+    no_path = ~torch.isfinite(score).reshape(count, 1, 1)
+    return LatticeResult(score, *(
+        (alpha + cells[place]).exp_().view(count, frames, kept).masked_fill_(no_path, 0.0)
+        for place in (labels_from, blanks_from)))
+
+
+def lattice_nodes(symbols: Tensor, ranges: Tensor, boundary: Tensor, blank: int) -> Tuple[Tensor, Tensor]:
+    """See ``kdlib.rnnt.node_symbols``; the boundary is given."""
+    count, frames, kept = ranges.shape
+    u_begin, t_begin, u_end, t_end = boundary.reshape(count, 4, 1, 1).unbind(1)
+    labels = F.pad(symbols, (0, 1), value=blank).gather(1, ranges.reshape(count, -1)).view(count, frames, kept)
+    labels = labels.masked_fill(ranges >= u_end, blank)
+    t = torch.arange(frames, device=ranges.device).reshape(1, frames, 1)
+    mask = (t >= t_begin) & (t < t_end) & (ranges >= u_begin) & (ranges <= u_end)
+    return labels, mask
 
 
 def as_ranges(starts: Tensor, kept: int) -> Tensor:

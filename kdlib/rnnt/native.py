@@ -1,16 +1,23 @@
-"""The pruned RNN-T functions in plain torch: any device, float32 and float64.
+"""The pruned RNN-T functions wherever torch runs: any device, float32 and float64.
 
 Dimensions: N utterances, T frames, U labels (the longest), R nodes kept a frame, V tokens.
 The argument checks are the package's (``kdlib.rnnt``); the functions here trust their arguments.
 """
 
-from typing import Optional, Tuple
+from types import ModuleType
+from typing import Optional, Tuple, Union
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdlib.rnnt.lattice import as_ranges, delay_offsets, full_boundary, score_lattice
+from kdlib.rnnt import cpu, plain
+from kdlib.rnnt.lattice import as_ranges, delay_offsets, full_boundary, lattice_nodes
+
+
+def kernels_for(tensor: Tensor) -> ModuleType:
+    """The fastest kernels that take the tensor."""
+    return cpu if cpu.takes(tensor) else plain
 
 
 class _WithOccupancies(torch.autograd.Function):
@@ -32,42 +39,44 @@ class _WithOccupancies(torch.autograd.Function):
 class _PrunedScore(torch.autograd.Function):
     """From logits (N, T, R, V) to scores (N,): softmax, lattice and their gradient together.
 
-    The gradient is written in one buffer of the logits' size; autograd over the parts would make four.
+    The one tensor of the logits' size that is made is their gradient, in the backward pass.
     """
 
     @staticmethod
-    def forward(ctx, logits, labels, blank, starts, boundary, modified, penalty, with_grad):
-        # A node of nothing but -inf has arcs of -inf, not of -inf - -inf.
-        normaliser = logits.logsumexp(dim=3).clamp_(min=torch.finfo(logits.dtype).min)
-        label_arcs = logits.gather(3, labels.unsqueeze(3)).squeeze(3) - normaliser
-        blank_arcs = logits[..., blank] - normaliser
+    def forward(ctx, logits, labels, blank, wanted, starts, boundary, modified, penalty, occupancies):
+        logits = logits.contiguous()
+        kernels = kernels_for(logits)
+        flat = logits.view(-1, logits.shape[3])
+        normaliser, *arcs = kernels.log_softmax_at(flat, labels.reshape(-1), blank, wanted.reshape(-1))
+        label_arcs, blank_arcs = (arc.view(labels.shape) for arc in arcs)
         if penalty is not None:
             label_arcs = label_arcs + penalty
-        result = score_lattice(label_arcs, blank_arcs, starts, boundary, modified, occupancies=with_grad)
-        if with_grad:
-            ctx.blank = blank
-            ctx.save_for_backward(
-                logits,
-                labels,
-                normaliser,
-                result.label_occupancy.to(logits.dtype),
-                result.blank_occupancy.to(logits.dtype),
-            )
-        return result.score.to(logits.dtype)
+        result = kernels.score_lattice(label_arcs, blank_arcs, starts, boundary, modified, occupancies)
+        score = result.score.to(logits.dtype)
+        if not occupancies:
+            return score, None, None
+        label_occupancy, blank_occupancy = (x.to(logits.dtype) for x in result[1:])
+        ctx.blank = blank
+        ctx.save_for_backward(logits, labels, normaliser, label_occupancy, blank_occupancy)
+        ctx.mark_non_differentiable(label_occupancy, blank_occupancy)
+        return score, label_occupancy, blank_occupancy
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad):
-        logits, labels, normaliser, label_grad, blank_grad = ctx.saved_tensors
+    def backward(ctx, grad, *_):
+        logits, labels, normaliser, label_occupancy, blank_occupancy = ctx.saved_tensors
         grad = grad.reshape(-1, 1, 1)
-        label_grad, blank_grad = label_grad * grad, blank_grad * grad
-        both = label_grad + blank_grad
-        # A node that no path visits must not pass on what its logits are (padding may hold anything).
-        normaliser = normaliser.masked_fill(both == 0, float("inf"))
-        logit_grad = (logits - normaliser.unsqueeze(3)).exp_().mul_(-both.unsqueeze(3))
-        logit_grad.scatter_add_(3, labels.unsqueeze(3), label_grad.unsqueeze(3))
-        logit_grad[..., ctx.blank] += blank_grad
-        return (logit_grad,) + (None,) * 7
+        out = torch.empty_like(logits)
+        kernels_for(logits).logit_gradient(
+            logits.view(-1, logits.shape[3]),
+            labels.reshape(-1),
+            ctx.blank,
+            normaliser,
+            (label_occupancy * grad).view(-1),
+            (blank_occupancy * grad).view(-1),
+            out=out.view(-1, logits.shape[3]),
+        )
+        return (out,) + (None,) * 8
 
 
 def reduce_loss(loss: Tensor, reduction: str) -> Tensor:
@@ -146,7 +155,7 @@ def rnnt_loss_smoothed(
     starts = torch.zeros((count, frames), dtype=torch.int64, device=am.device)
     with_grad = torch.is_grad_enabled() and label_arcs.requires_grad
     with torch.no_grad():
-        score, label_occupancy, blank_occupancy = score_lattice(
+        score, label_occupancy, blank_occupancy = kernels_for(am).score_lattice(
             label_arcs, blank_arcs, starts, bounds, modified, occupancies=with_grad or return_grad
         )
         score = score.to(am.dtype)
@@ -210,18 +219,18 @@ def rnnt_loss_pruned(
     rnnt_type: str,
     delay_penalty: float,
     reduction: str,
-) -> Tensor:
+    return_occupancies: bool = False,
+) -> Union[Tensor, Tuple[Tensor, Tuple[Tensor, Tensor]]]:
     """See ``kdlib.rnnt.rnnt_loss_pruned``."""
-    count, frames, kept, _ = logits.shape
-    starts = ranges[:, :, 0]
-    next_symbols = F.pad(symbols, (0, 1), value=termination_symbol)
-    labels = next_symbols.gather(1, ranges.reshape(count, -1)).view(count, frames, kept)
+    count, frames, _, _ = logits.shape
+    bounds = full_boundary(count, symbols.shape[1], frames, logits.device) if boundary is None else boundary
+    labels, mask = lattice_nodes(symbols, ranges, bounds, termination_symbol)
     penalty = None
     if delay_penalty > 0.0:
         penalty = (delay_offsets(boundary, frames, logits) * delay_penalty).unsqueeze(2).to(logits.dtype)
-    bounds = full_boundary(count, symbols.shape[1], frames, logits.device) if boundary is None else boundary
-    with_grad = torch.is_grad_enabled() and logits.requires_grad
-    score = _PrunedScore.apply(
-        logits, labels, termination_symbol, starts, bounds, rnnt_type == "modified", penalty, with_grad
+    occupancies = return_occupancies or (torch.is_grad_enabled() and logits.requires_grad)
+    score, label_occupancy, blank_occupancy = _PrunedScore.apply(
+        logits, labels, termination_symbol, mask, ranges[:, :, 0], bounds, rnnt_type == "modified", penalty, occupancies
     )
-    return reduce_loss(-score, reduction)
+    loss = reduce_loss(-score, reduction)
+    return (loss, (label_occupancy, blank_occupancy)) if return_occupancies else loss
