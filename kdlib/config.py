@@ -70,6 +70,7 @@ class LossConfig:
 
     rnnt_type: str = "modified"
     rnnt_backend: str = "auto"
+    fused: str = "auto"  # always: never all logits of the lattice at once; never; auto: where it is not slower
     prune_range: int = 5
     lm_scale: float = 0.25
     am_scale: float = 0.0
@@ -84,6 +85,9 @@ class LossConfig:
         _require(self.rnnt_type in ("regular", "modified"), "loss.rnnt_type", self.rnnt_type, "regular or modified")
         _require(self.rnnt_backend in ("auto", "k2", "native"), "loss.rnnt_backend", self.rnnt_backend,
                  "auto, k2 or native")
+        _require(self.fused in ("auto", "always", "never"), "loss.fused", self.fused, "auto, always or never")
+        _require(self.fused != "always" or self.rnnt_backend != "k2", "loss.fused", self.fused,
+                 "auto or never where loss.rnnt_backend is k2, which has no fused loss")
         _require(self.prune_range >= 2, "loss.prune_range", self.prune_range, "at least 2")
 
 

@@ -15,6 +15,10 @@ class Joiner(nn.Module):
         self.predictor_proj = nn.Linear(config.predictor_dim, config.joiner_dim)
         self.out = nn.Linear(config.joiner_dim, vocab_size)
 
+    def hidden(self, encoder: Tensor, predictor: Tensor) -> Tensor:
+        """Two projected (..., joiner_dim) that broadcast together to what the output layer takes, (..., joiner_dim)."""
+        return torch.tanh(encoder + predictor)
+
     def forward(self, encoder: Tensor, predictor: Tensor) -> Tensor:
-        """Two projected (..., joiner_dim) that broadcast together to logits (..., V)."""
-        return self.out(torch.tanh(encoder + predictor))
+        """The same to logits (..., V)."""
+        return self.out(self.hidden(encoder, predictor))

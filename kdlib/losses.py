@@ -9,7 +9,7 @@ N utterances, T frames, R nodes kept a frame (or U + 1 for the full lattice), V 
 """
 
 from dataclasses import dataclass
-from typing import Callable, Dict, Optional
+from typing import Callable, Dict, Union
 
 import torch
 from torch import Tensor
@@ -18,10 +18,20 @@ from torch.nn import functional as F
 from kdlib.errors import RecipeError
 
 
+def node_weights(mask: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """What makes a sum over nodes a mean over those of each utterance, then over the utterances.
+
+    Args:
+        mask: (N, T, R) bool, true at the real nodes.
+    Returns:
+        (N, T, R) of ``dtype``, 1 / (N * nodes of the utterance) where the mask is true, else 0.
+    """
+    return mask.to(dtype) / (mask.flatten(1).sum(1).clamp(min=1) * mask.size(0)).reshape(-1, 1, 1)
+
+
 def _node_mean(per_node: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the nodes of each utterance, then over utterances; (N, T, R) and its bool mask to a scalar."""
-    per_node = per_node.masked_fill(~mask, 0.0).flatten(1).sum(1)
-    return (per_node / mask.flatten(1).sum(1).clamp(min=1)).mean()
+    """(N, T, R) and its bool mask to a scalar."""
+    return (per_node.masked_fill(~mask, 0.0) * node_weights(mask, per_node.dtype)).sum()
 
 
 def _kl(teacher: Tensor, student: Tensor) -> Tensor:
@@ -30,6 +40,13 @@ def _kl(teacher: Tensor, student: Tensor) -> Tensor:
     empty = torch.isneginf(teacher)
     difference = teacher.masked_fill(empty, 0.0) - student.masked_fill(empty, 0.0)
     return (teacher.exp() * difference).sum(-1)
+
+
+def lattice_kl_at(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+    """:func:`lattice_kl` node by node: logits (..., V) of both to (...)."""
+    teacher = F.log_softmax(teacher.detach() / temperature, dim=-1)
+    student = F.log_softmax(student / temperature, dim=-1)
+    return temperature ** 2 * _kl(teacher, student)
 
 
 def lattice_kl(student: Tensor, teacher: Tensor, mask: Tensor, temperature: float = 1.0) -> Tensor:
@@ -44,9 +61,7 @@ def lattice_kl(student: Tensor, teacher: Tensor, mask: Tensor, temperature: floa
     Returns:
         A scalar, in nats a node.
     """
-    teacher = F.log_softmax(teacher.detach() / temperature, dim=-1)
-    student = F.log_softmax(student / temperature, dim=-1)
-    return temperature ** 2 * _node_mean(_kl(teacher, student), mask)
+    return _node_mean(lattice_kl_at(student, teacher, temperature), mask)
 
 
 def _collapse(log_probs: Tensor, next_symbols: Tensor, blank_id: int) -> Tensor:
@@ -67,6 +82,14 @@ def _collapse(log_probs: Tensor, next_symbols: Tensor, blank_id: int) -> Tensor:
     return torch.cat([label, blank, rest], dim=-1)
 
 
+def collapsed_kl_at(student: Tensor, teacher: Tensor, next_symbols: Tensor, blank_id: int = 0,
+                    temperature: float = 1.0) -> Tensor:
+    """:func:`collapsed_kl` node by node: logits (..., V) of both and next labels (...) to (...)."""
+    teacher = _collapse(F.log_softmax(teacher.detach() / temperature, dim=-1), next_symbols, blank_id)
+    student = _collapse(F.log_softmax(student / temperature, dim=-1), next_symbols, blank_id)
+    return temperature ** 2 * _kl(teacher, student)
+
+
 def collapsed_kl(student: Tensor, teacher: Tensor, next_symbols: Tensor, mask: Tensor, blank_id: int = 0,
                  temperature: float = 1.0) -> Tensor:
     """KL over three classes a node: the next label, blank, the rest (Panchapagesan et al. 2021, arXiv 2011.06110).
@@ -79,9 +102,7 @@ def collapsed_kl(student: Tensor, teacher: Tensor, next_symbols: Tensor, mask: T
     Returns:
         A scalar, in nats a node, times ``temperature`` squared; never above :func:`lattice_kl` of the same nodes.
     """
-    teacher = _collapse(F.log_softmax(teacher.detach() / temperature, dim=-1), next_symbols, blank_id)
-    student = _collapse(F.log_softmax(student / temperature, dim=-1), next_symbols, blank_id)
-    return temperature ** 2 * _node_mean(_kl(teacher, student), mask)
+    return _node_mean(collapsed_kl_at(student, teacher, next_symbols, blank_id, temperature), mask)
 
 
 def encoder_mse(student: Tensor, teacher: Tensor, lengths: Tensor) -> Tensor:
@@ -99,37 +120,37 @@ def encoder_mse(student: Tensor, teacher: Tensor, lengths: Tensor) -> Tensor:
 
 
 @dataclass
-class DistillInputs:
-    """What a training step can offer to the registered losses; a field is None where no configured loss reads it."""
+class EncoderPair:
+    """The encoders' outputs of a batch."""
 
-    blank_id: int = 0
-    student_logits: Optional[Tensor] = None  # (N, T, R, V)
-    teacher_logits: Optional[Tensor] = None  # (N, T, R, V)
-    next_symbols: Optional[Tensor] = None  # (N, T, R) int64
-    mask: Optional[Tensor] = None  # (N, T, R) bool
-    student_encoder: Optional[Tensor] = None  # (N, T, C), projected to the teacher's width
-    teacher_encoder: Optional[Tensor] = None  # (N, T, C)
-    lengths: Optional[Tensor] = None  # (N,) int64
+    student: Tensor  # (N, T, C), projected to the teacher's width
+    teacher: Tensor  # (N, T, C)
+    lengths: Tensor  # (N,) int64
 
 
 @dataclass(frozen=True)
-class RegisteredLoss:
-    reads: str  # "lattice" or "encoder"
-    compute: Callable[[DistillInputs, float], Tensor]
+class LatticeLoss:
+    """A loss of each node, from logits (..., V) of student and teacher, next labels (...), the blank, temperature."""
+
+    at_nodes: Callable[[Tensor, Tensor, Tensor, int, float], Tensor]
 
 
-REGISTRY: Dict[str, RegisteredLoss] = {
-    "pruned_lattice_kl": RegisteredLoss(
-        "lattice", lambda x, tau: lattice_kl(x.student_logits, x.teacher_logits, x.mask, tau)),
-    "collapsed_kl": RegisteredLoss(
-        "lattice", lambda x, tau: collapsed_kl(x.student_logits, x.teacher_logits, x.next_symbols, x.mask,
-                                               x.blank_id, tau)),
-    "encoder_mse": RegisteredLoss(
-        "encoder", lambda x, tau: encoder_mse(x.student_encoder, x.teacher_encoder, x.lengths)),
+@dataclass(frozen=True)
+class EncoderLoss:
+    """A loss of the two encoders' outputs."""
+
+    of_pair: Callable[[EncoderPair], Tensor]
+
+
+REGISTRY: Dict[str, Union[LatticeLoss, EncoderLoss]] = {
+    "pruned_lattice_kl": LatticeLoss(
+        lambda student, teacher, labels, blank_id, tau: lattice_kl_at(student, teacher, tau)),
+    "collapsed_kl": LatticeLoss(collapsed_kl_at),
+    "encoder_mse": EncoderLoss(lambda pair: encoder_mse(pair.student, pair.teacher, pair.lengths)),
 }
 
 
-def find_loss(name: str) -> RegisteredLoss:
+def find_loss(name: str) -> Union[LatticeLoss, EncoderLoss]:
     """The loss of that name; an unknown one is a :class:`RecipeError` that lists the known ones."""
     if name not in REGISTRY:
         raise RecipeError(f"loss.distill: unknown loss '{name}'; known are {', '.join(sorted(REGISTRY))}")

@@ -23,16 +23,23 @@ from torch import Tensor
 
 from kdlib.errors import RecipeError
 from kdlib.rnnt import checks, k2_backend, native
+from kdlib.rnnt.fused import FusedLosses, NodeTerm, Side, fused_pays, lattice_losses_fused, rnnt_loss_fused
 from kdlib.rnnt.lattice import full_boundary, lattice_nodes
 
 BACKENDS = ("auto", "k2", "native")
 
 __all__ = [
     "BACKENDS",
+    "FusedLosses",
+    "NodeTerm",
+    "Side",
     "backend_in_use",
     "do_rnnt_pruning",
+    "fused_pays",
     "get_rnnt_prune_ranges",
+    "lattice_losses_fused",
     "node_symbols",
+    "rnnt_loss_fused",
     "rnnt_loss_pruned",
     "rnnt_loss_smoothed",
 ]
@@ -268,12 +275,9 @@ def rnnt_loss_pruned(
     checks.check_alike(("logits", "symbols", "ranges"), (logits, symbols, ranges), dtype=False)
     checks.require(symbols.dim() == 2, f"symbols must be int64 ({count}, U), not {tuple(symbols.shape)}")
     labels = symbols.shape[1]
-    checks.check_ranges(ranges, count, frames, labels)
-    checks.require(ranges.shape[2] == kept, f"ranges keeps {ranges.shape[2]} nodes a frame, logits has {kept}")
-    checks.check_boundary(boundary, count, labels, frames)
-    checks.check_symbols(symbols, boundary, count, tokens, termination_symbol)
     bounds = full_boundary(count, labels, frames, logits.device) if boundary is None else boundary
-    checks.check_coverage(ranges, bounds, rnnt_type == "modified")
+    checks.check_lattice(symbols, ranges, bounds, count, frames, labels, tokens, termination_symbol, rnnt_type)
+    checks.require(ranges.shape[2] == kept, f"ranges keeps {ranges.shape[2]} nodes a frame, logits has {kept}")
     arguments = dict(
         logits=_widened(logits),
         symbols=symbols,

@@ -19,6 +19,12 @@ def _utterances(bad: Tensor) -> str:
     return ", ".join(str(n) for n in bad.nonzero().flatten().tolist()[:8])
 
 
+def require_utterances(good: Tensor, name: str, complaint: str) -> None:
+    """``good`` (N,) bool; a ValueError "<name> of utterance 1, 4 <complaint>" where it is not all true."""
+    if not bool(good.all()):
+        raise ValueError(f"{name} of utterance {_utterances(~good)} {complaint}")
+
+
 def check_options(rnnt_type: str, reduction: str, delay_penalty: float) -> None:
     require(rnnt_type in RNNT_TYPES, f"rnnt_type {rnnt_type!r} is not supported: use one of {', '.join(RNNT_TYPES)}")
     require(reduction in REDUCTIONS, f"reduction {reduction!r} is not known: use one of {', '.join(REDUCTIONS)}")
@@ -67,18 +73,14 @@ def check_symbols(symbols: Tensor, boundary: Optional[Tensor], count: int, token
         f"symbols must be int64 ({count}, U), not {symbols.dtype} {tuple(symbols.shape)}",
     )
     require(0 <= blank < tokens, f"termination_symbol {blank} lies outside the vocabulary of {tokens}")
-    outside = ((symbols < 0) | (symbols >= tokens)).any(dim=1)
-    if bool(outside.any()):
-        raise ValueError(f"symbols of utterance {_utterances(outside)} lie outside the vocabulary of {tokens} tokens")
+    inside = ((symbols >= 0) & (symbols < tokens)).all(dim=1)
+    require_utterances(inside, "symbols", f"lie outside the vocabulary of {tokens} tokens")
     is_blank = symbols == blank
     if boundary is not None:
         u = torch.arange(symbols.shape[1], device=symbols.device)
         is_blank = is_blank & (u >= boundary[:, 0:1]) & (u < boundary[:, 2:3])
-    is_blank = is_blank.any(dim=1)
-    if bool(is_blank.any()):
-        raise ValueError(
-            f"symbols of utterance {_utterances(is_blank)} contain the termination symbol {blank}, which is no label"
-        )
+    complaint = f"contain the termination symbol {blank}, which is no label"
+    require_utterances(~is_blank.any(dim=1), "symbols", complaint)
 
 
 def check_ranges(ranges: Tensor, count: int, frames: int, labels: int) -> None:
@@ -89,12 +91,9 @@ def check_ranges(ranges: Tensor, count: int, frames: int, labels: int) -> None:
     kept = ranges.shape[2]
     require(1 <= kept <= labels + 1, f"ranges keeps {kept} nodes a frame of the {labels + 1} that there are")
     steps = torch.arange(kept, device=ranges.device)
-    bad = (ranges != ranges[:, :, :1] + steps) | (ranges < 0) | (ranges > labels)
-    bad = bad.flatten(1).any(dim=1)
-    if bool(bad.any()):
-        raise ValueError(
-            f"ranges of utterance {_utterances(bad)} are not consecutive label counts between 0 and {labels}"
-        )
+    good = (ranges == ranges[:, :, :1] + steps) & (ranges >= 0) & (ranges <= labels)
+    complaint = f"are not consecutive label counts between 0 and {labels}"
+    require_utterances(good.flatten(1).all(dim=1), "ranges", complaint)
 
 
 def check_coverage(ranges: Tensor, boundary: Tensor, modified: bool) -> None:
@@ -113,8 +112,26 @@ def check_coverage(ranges: Tensor, boundary: Tensor, modified: bool) -> None:
         )
 
 
+def check_lattice(
+    symbols: Tensor,
+    ranges: Tensor,
+    boundary: Tensor,
+    count: int,
+    frames: int,
+    labels: int,
+    tokens: int,
+    blank: int,
+    rnnt_type: str,
+) -> None:
+    """Everything about a pruned lattice but its logits."""
+    check_ranges(ranges, count, frames, labels)
+    check_boundary(boundary, count, labels, frames)
+    check_symbols(symbols, boundary, count, tokens, blank)
+    require(symbols.shape[1] == labels, f"symbols has {symbols.shape[1]} labels, lm is for {labels}")
+    check_coverage(ranges, boundary, rnnt_type == "modified")
+
+
 def check_no_infinity(name: str, tensor: Tensor, mask: Tensor) -> None:
     """No +inf in the last dimension of ``tensor`` where ``mask`` is true."""
-    bad = (torch.isposinf(tensor.detach()).any(-1) & mask).flatten(1).any(1)
-    if bool(bad.any()):
-        raise ValueError(f"{name} of utterance {_utterances(bad)} is +inf at a node of its lattice")
+    bad = torch.isposinf(tensor.detach()).any(-1) & mask
+    require_utterances(~bad.flatten(1).any(1), name, "is +inf at a node of its lattice")

@@ -10,12 +10,12 @@ import math
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, prange, types
+from numba import njit, types
 from numba.extending import intrinsic, overload
 
 # Sums may be reordered, which is what vectors need; infinities and nan keep their meaning.
 SUMS = {"reassoc", "contract", "nsz"}
-OPTIONS = dict(nogil=True, cache=True, parallel=True, fastmath=SUMS, error_model="numpy")
+OPTIONS = dict(nogil=True, cache=True, fastmath=SUMS, error_model="numpy")
 
 LOG2_E = np.float32(1.44269504)
 LN2_HIGH, LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)  # Cody and Waite: n * LN2_HIGH is exact
@@ -99,14 +99,14 @@ def _row_max_for(row):
 
 
 @njit(**OPTIONS)
-def log_softmax_at(logits, labels, blank, wanted, normaliser, label_logp, blank_logp):
+def log_softmax_at(logits, labels, wanted, normaliser, label_logp, blank_logp, blank):
     """The log of each row's sum of exponentials, and the log-probabilities of its label and of the blank.
 
     Rows that are not wanted are not read; theirs are 0. A row with a nan gives nan, one with +inf a normaliser of
     +inf and nan, one of nothing but -inf log-probabilities of -inf.
     """
     rows, tokens = logits.shape
-    for i in prange(rows):
+    for i in range(rows):
         if not wanted[i]:
             normaliser[i] = 0
             label_logp[i] = 0
@@ -128,13 +128,14 @@ def log_softmax_at(logits, labels, blank, wanted, normaliser, label_logp, blank_
 
 
 @njit(**OPTIONS)
-def logit_gradient(logits, labels, blank, normaliser, label_weight, blank_weight, out, add):
+def logit_gradient(logits, labels, normaliser, label_weight, blank_weight, out, blank, in_place, add):
     """out (+)= d(label_weight * log p(label) + blank_weight * log p(blank)) / d logits, row by row.
 
-    ``out`` may be ``logits`` itself. A row of no weight is not read: its gradient is zero whatever it holds.
+    ``in_place`` says that ``out`` is ``logits`` itself. A row of no weight is not read: its gradient is zero whatever
+    it holds.
     """
     rows, tokens = logits.shape
-    for i in prange(rows):
+    for i in range(rows):
         weight = label_weight[i] + blank_weight[i]
         source, target = logits[i], out[i]
         if weight == 0:
@@ -145,6 +146,9 @@ def logit_gradient(logits, labels, blank, normaliser, label_weight, blank_weight
         if add:
             for k in range(tokens):
                 target[k] -= weight * _exp(source[k] - shift)
+        elif in_place:  # a loop for itself, since only for one array does the compiler know that it may use vectors
+            for k in range(tokens):
+                target[k] = -weight * _exp(target[k] - shift)
         else:
             for k in range(tokens):
                 target[k] = -weight * _exp(source[k] - shift)
@@ -162,13 +166,16 @@ def _log_add(a, b):
 
 
 @njit(**{**OPTIONS, "fastmath": {"contract"}})
-def lattice(label_arcs, blank_arcs, starts, boundary, modified, alpha, score, label_occupancy, blank_occupancy):
-    """Forward and (where the occupancies are not empty) backward over each utterance's band of nodes, in float64.
+def lattice(
+    label_arcs, blank_arcs, starts, boundary, alpha, score, label_occupancy, blank_occupancy, modified, least, occupancies
+):
+    """Forward and, for the occupancies, backward over each utterance's band of nodes, in float64.
 
-    See ``kdlib.rnnt.lattice.score_lattice``. ``alpha`` (N, T, R) float64 is room to work in.
+    See ``kdlib.rnnt.lattice.score_lattice``. ``alpha`` (N, T, R) float64 is room to work in; posteriors whose
+    log is below ``least`` are given as 0.
     """
     utterances, _, kept = label_arcs.shape
-    for n in prange(utterances):
+    for n in range(utterances):
         u_begin, t_begin, u_end, t_end = boundary[n, 0], boundary[n, 1], boundary[n, 2], boundary[n, 3]
         label, blank, first = label_arcs[n], blank_arcs[n], starts[n]
         forward = alpha[n]
@@ -200,7 +207,7 @@ def lattice(label_arcs, blank_arcs, starts, boundary, modified, alpha, score, la
             if modified and u_end > u_begin and 1 <= at <= kept:
                 total = _log_add(total, forward[t_end - 1, at - 1] + label[t_end - 1, at - 1])
         score[n] = total
-        if label_occupancy.shape[0] == 0:
+        if not occupancies:
             continue
         if not (NEG_INF < total < math.inf):  # no path, or nan on it
             label_occupancy[n] = 0
@@ -233,6 +240,6 @@ def lattice(label_arcs, blank_arcs, starts, boundary, modified, alpha, score, la
                         by_label = label[t, r] + here[r + 1]
                 here[r] = _log_add(by_label, by_blank)
                 reach = forward[t, r] - total
-                label_occupancy[n, t, r] = math.exp(reach + by_label)
-                blank_occupancy[n, t, r] = math.exp(reach + by_blank)
+                label_occupancy[n, t, r] = math.exp(reach + by_label) if reach + by_label > least else 0.0
+                blank_occupancy[n, t, r] = math.exp(reach + by_blank) if reach + by_blank > least else 0.0
             later, here = here, later

@@ -5,13 +5,19 @@ NUMBA_CACHE_DIR). Without Numba ``kdlib.rnnt.plain`` does the same work.
 """
 
 import importlib.util
+import os
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from typing import Tuple
+from typing import Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
 
 from kdlib.rnnt.lattice import LatticeResult
+
+# In float32, smaller posteriors are zero: beside the 1 that those of a frame add up to they are nothing, but their
+# products are denormal numbers, with which the matrix multiplications that follow take several times as long.
+LEAST_LOG_POSTERIOR = -46.0
 
 
 @lru_cache(maxsize=None)
@@ -24,22 +30,41 @@ def takes(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.float64) and available()
 
 
-def _loops():
-    import numba
+@lru_cache(maxsize=1)
+def _pool(process: int, threads: int) -> ThreadPoolExecutor:
+    """Threads of this process: one that was forked off has none of its parent's."""
+    return ThreadPoolExecutor(threads)
 
+
+def _run(loop: str, columns: Sequence[Optional[Tensor]], options: Sequence[object], parts: int) -> None:
+    """Call the compiled loop on ``parts`` runs of rows of the columns, on as many threads as torch uses.
+
+    Threads of our own, which the compiled code frees of Python's lock, rather than Numba's: those cannot be used in a
+    process that was forked after their first use.
+    """
     from kdlib.rnnt import compiled
 
-    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
-    return compiled
+    function = getattr(compiled, loop)
+    rows = len(columns[0])
+    arrays = [column.detach().numpy() for column in columns]
+    bounds = [rows * i // parts for i in range(parts + 1)]
+    threads = torch.get_num_threads()
+    jobs = [[array[first:last] for array in arrays] for first, last in zip(bounds, bounds[1:]) if first < last]
+    if threads == 1 or len(jobs) <= 1:
+        for job in jobs:
+            function(*job, *options)
+        return
+    futures = [_pool(os.getpid(), threads).submit(function, *job, *options) for job in jobs[1:]]
+    function(*jobs[0], *options)
+    for future in futures:
+        future.result()
 
 
 def log_softmax_at(logits: Tensor, labels: Tensor, blank: int, wanted: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
     """See ``kdlib.rnnt.plain.log_softmax_at``."""
-    results = [logits.new_empty(logits.shape[0]) for _ in range(3)]
-    _loops().log_softmax_at(
-        logits.detach().numpy(), labels.numpy(), blank, wanted.numpy(), *(result.numpy() for result in results)
-    )
-    return tuple(results)
+    results = tuple(logits.new_empty(logits.shape[0]) for _ in range(3))
+    _run("log_softmax_at", (logits, labels, wanted, *results), (blank,), torch.get_num_threads())
+    return results
 
 
 def logit_gradient(
@@ -53,10 +78,9 @@ def logit_gradient(
     add: bool = False,
 ) -> None:
     """See ``kdlib.rnnt.plain.logit_gradient``."""
-    tensors = (normaliser, label_weight, blank_weight, out)
-    _loops().logit_gradient(
-        logits.detach().numpy(), labels.numpy(), blank, *(tensor.detach().numpy() for tensor in tensors), add
-    )
+    columns = (logits, labels, normaliser, label_weight, blank_weight, out)
+    in_place = out.data_ptr() == logits.data_ptr()
+    _run("logit_gradient", columns, (blank, in_place, add), torch.get_num_threads())
 
 
 def score_lattice(
@@ -64,11 +88,11 @@ def score_lattice(
 ) -> LatticeResult:
     """See ``kdlib.rnnt.lattice.score_lattice``; the posteriors are of the arcs' dtype."""
     label_arcs, blank_arcs = label_arcs.detach().contiguous(), blank_arcs.detach().contiguous()
-    score = label_arcs.new_empty(label_arcs.shape[0], dtype=torch.float64)
-    alpha = torch.empty_like(label_arcs, dtype=torch.float64)
-    shape = label_arcs.shape if occupancies else (0, 0, 0)
-    label_occupancy, blank_occupancy = label_arcs.new_empty(shape), label_arcs.new_empty(shape)
-    tensors = (label_arcs, blank_arcs, starts.contiguous(), boundary.contiguous())
-    results = (alpha, score, label_occupancy, blank_occupancy)
-    _loops().lattice(*(x.numpy() for x in tensors), modified, *(x.numpy() for x in results))
-    return LatticeResult(score, label_occupancy, blank_occupancy) if occupancies else LatticeResult(score, None, None)
+    count = label_arcs.shape[0]
+    score = label_arcs.new_empty(count, dtype=torch.float64)
+    alpha = torch.empty_like(label_arcs, dtype=torch.float64)  # room to work in
+    posteriors = [label_arcs.new_empty(label_arcs.shape if occupancies else (count, 0, 0)) for _ in range(2)]
+    least = LEAST_LOG_POSTERIOR if label_arcs.dtype == torch.float32 else float("-inf")
+    columns = (label_arcs, blank_arcs, starts.contiguous(), boundary.contiguous(), alpha, score, *posteriors)
+    _run("lattice", columns, (modified, least, occupancies), count)
+    return LatticeResult(score, *(posteriors if occupancies else (None, None)))

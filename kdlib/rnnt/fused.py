@@ -1,0 +1,390 @@
+"""From encoder and predictor through the joiner to the losses of the lattice, a few nodes at a time.
+
+The logits of all kept nodes, (N, T, R, V), are the largest tensor of a transducer's training, and their gradient is as
+large again. Here they exist only for as many nodes as fit a small buffer. The first pass over the nodes keeps two
+log-probabilities of each, which is all that the lattice asks for; once the lattice has said how often each node is
+visited, the second pass computes the logits again, now with their gradient, and sends it through the joiner. Padding
+is never computed. Both passes are part of the forward call, as in fused cross-entropies: it leaves the gradients of
+am, lm and the joiner's parameters, which ``backward`` only scales.
+
+Source of the loss: Kuang et al. 2022, arXiv 2206.13236; of recomputing instead of keeping: Chen et al. 2016, arXiv
+1604.06174.
+
+Dimensions: N utterances, T frames, U labels, R nodes kept a frame, V tokens, C channels, M nodes of a chunk.
+"""
+
+from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
+
+import torch
+from torch import Tensor, nn
+
+from kdlib.rnnt import checks
+from kdlib.rnnt.lattice import LatticeResult, delay_offsets, full_boundary, lattice_nodes
+from kdlib.rnnt.native import kernels_for, reduce_loss
+
+# Nodes are taken so many at a time that their logits are this many: 16 MiB in float32, enough for the matrix products
+# to be efficient. The logits of that many chunks are kept, which the second pass need not compute again.
+LOGITS_AT_ONCE = 2**22
+CHUNKS_KEPT = 3
+
+
+class NodeTerm(NamedTuple):
+    """A distillation loss: the sum over the nodes of ``weights`` (N, T, R) float times ``per_node``.
+
+    ``per_node`` takes the logits of M nodes of the student and of the teacher, (M, V) each, and their next labels,
+    (M,) int64, blank where there is none; it returns (M,). ``scale`` is the loss's weight in the total.
+    """
+
+    per_node: Callable[[Tensor, Tensor, Tensor], Tensor]
+    weights: Tensor
+    scale: float = 1.0
+
+
+class Side(NamedTuple):
+    """One model at its lattice.
+
+    ``joiner`` is a module with ``hidden``, of (M, C1) and (M, C2) to (M, C), and its output layer ``out``, an
+    nn.Linear of (M, C) to (M, V), as ``kdlib.joiner.Joiner``; ``am`` is (N, T, C1), ``lm`` (N, U+1, C2).
+    """
+
+    joiner: nn.Module
+    am: Tensor
+    lm: Tensor
+
+
+class FusedLosses(NamedTuple):
+    """``total``, a scalar that can be differentiated; detached, ``rnnt`` (N,) in nats and ``terms`` (K,), unscaled."""
+
+    total: Tensor
+    rnnt: Tensor
+    terms: Tensor
+
+
+class _Nodes(NamedTuple):
+    """Lattice nodes laid end to end, (M,) int64 each: their place in (N, T, R), frame, history and next label."""
+
+    place: Tensor
+    frame: Tensor
+    history: Tensor
+    labels: Tensor
+
+    def pick(self, index) -> "_Nodes":
+        return _Nodes(*(column[index] for column in self))
+
+    def inputs(self, side: Side) -> Tuple[Tensor, Tensor]:
+        """am (M, C1) and lm (M, C2), detached."""
+        return tuple(
+            x.detach().flatten(0, 1).index_select(0, index) for x, index in ((side.am, self.frame), (side.lm, self.history))
+        )
+
+
+class _Lattice(NamedTuple):
+    """All that does not depend on the models."""
+
+    chunks: Sequence[_Nodes]
+    at_once: int  # the most nodes of a chunk
+    starts: Tensor  # (N, T) int64
+    shape: torch.Size  # (N, T, R)
+    boundary: Tensor  # (N, 4) int64
+    blank: int
+    modified: bool
+    penalty: Optional[Tensor]  # (N or 1, T, 1)
+
+
+class _Output:
+    """A joiner's output layer. Its logits lie in a few buffers, which are taken in turn.
+
+    It computes in the dtype of the hidden layer, so in half precision where autocast made that so.
+    """
+
+    def __init__(self, layer: nn.Linear, rows: int):
+        self.layer, self.rows = layer, rows
+        self.buffers: Dict[int, Tensor] = {}
+        self.kept: Dict[int, Tensor] = {}
+
+    def logits(self, chunk: int, hidden: Tensor) -> Tensor:
+        """(M, C) to (M, V), in float32 or float64, which is what the sums of log-probabilities need."""
+        weight, bias = self.layer.weight.detach().to(hidden.dtype), self.layer.bias
+        slot = chunk % CHUNKS_KEPT
+        if slot not in self.buffers:
+            self.buffers[slot] = hidden.new_empty(self.rows, weight.shape[0])
+        logits = torch.mm(hidden, weight.t(), out=self.buffers[slot][: len(hidden)])
+        if bias is not None:
+            logits += bias.detach()
+        self.kept.pop(chunk - CHUNKS_KEPT, None)
+        self.kept[chunk] = logits
+        return _summable(logits)
+
+
+def _summable(logits: Tensor) -> Tensor:
+    return logits if logits.dtype in (torch.float32, torch.float64) else logits.float()
+
+
+def _score(student: Side, output: _Output, lattice: _Lattice, occupancies: bool) -> Tuple[Tensor, LatticeResult]:
+    """The first pass: the normaliser of each place (N * T * R,), and what the lattice makes of the arcs."""
+    columns = None
+    for i, nodes in enumerate(lattice.chunks):
+        logits = output.logits(i, student.joiner.hidden(*nodes.inputs(student)))
+        if columns is None:
+            columns = [logits.new_zeros(lattice.shape.numel()) for _ in range(3)]
+        wanted = torch.ones_like(nodes.place, dtype=torch.bool)
+        parts = kernels_for(logits).log_softmax_at(logits, nodes.labels, lattice.blank, wanted)
+        for column, part in zip(columns, parts):
+            column.index_copy_(0, nodes.place, part)
+    normaliser, label_arcs, blank_arcs = columns
+    infinite = torch.isposinf(normaliser).view(lattice.shape[0], -1).any(1)
+    checks.require_utterances(~infinite, "the joiner's logits", "are +inf at a node of the lattice")
+    label_arcs, blank_arcs = label_arcs.view(lattice.shape), blank_arcs.view(lattice.shape)
+    if lattice.penalty is not None:
+        label_arcs = label_arcs + lattice.penalty.to(label_arcs.dtype)
+    return normaliser, kernels_for(label_arcs).score_lattice(
+        label_arcs, blank_arcs, lattice.starts, lattice.boundary, lattice.modified, occupancies
+    )
+
+
+class _Gradients:
+    """Sums of the gradients of am, lm and the joiner's parameters."""
+
+    def __init__(self, side: Side):
+        self.joiner = side.joiner
+        self.am, self.lm = torch.zeros_like(side.am), torch.zeros_like(side.lm)
+        # None for a parameter that the joiner does not use, as autograd would have it.
+        self.by_parameter: Dict[Tensor, Optional[Tensor]] = dict.fromkeys(side.joiner.parameters())
+        outer = (side.joiner.out.weight, side.joiner.out.bias)
+        self.by_parameter.update((p, torch.zeros_like(p)) for p in outer if p is not None and p.requires_grad)
+        self.inner = [p for p in self.by_parameter if p.requires_grad and all(p is not other for other in outer)]
+
+    def add(self, nodes: _Nodes, am: Tensor, lm: Tensor, hidden: Tensor, slope: Tensor) -> None:
+        """Send the gradient ``slope`` (M, V) of the logits back to what they were computed from."""
+        weight, bias = self.joiner.out.weight, self.joiner.out.bias
+        slope = slope.to(hidden.dtype)
+        if weight.requires_grad and weight.dtype == hidden.dtype:
+            self.by_parameter[weight].addmm_(slope.t(), hidden.detach())
+        elif weight.requires_grad:
+            self.by_parameter[weight].add_(slope.t() @ hidden.detach())
+        if bias is not None and bias.requires_grad:
+            self.by_parameter[bias].add_(slope.sum(0))
+        slope = slope @ weight.detach().to(hidden.dtype)
+        by_am, by_lm, *parts = torch.autograd.grad(hidden, [am, lm, *self.inner], slope, allow_unused=True)
+        for total, part, index in ((self.am, by_am, nodes.frame), (self.lm, by_lm, nodes.history)):
+            if part is not None:
+                total.flatten(0, 1).index_add_(0, index, part)
+        for parameter, part in zip(self.inner, parts):
+            if part is not None:
+                total = self.by_parameter[parameter]
+                self.by_parameter[parameter] = part if total is None else total.add_(part)
+
+    def all(self) -> List[Optional[Tensor]]:
+        return [self.am, self.lm, *self.by_parameter.values()]
+
+
+def _differentiate(
+    student: Side,
+    teacher: Optional[Side],
+    output: _Output,
+    lattice: _Lattice,
+    normaliser: Tensor,
+    arc_weights: Sequence[Tensor],
+    terms: Sequence[NodeTerm],
+    gradients: Optional[_Gradients],
+) -> List[Tensor]:
+    """The second pass: the values of the terms and, with ``gradients``, the gradients of everything."""
+    learning = gradients is not None
+    if learning:
+        label_weight, blank_weight = (weight.reshape(-1) for weight in arc_weights)
+        # What less than a hundredth of the resolution of the numbers goes through has no gradient worth computing.
+        least = torch.finfo(label_weight.dtype).eps / 100 * max(weight.abs().max() for weight in arc_weights)
+        visited = label_weight.abs() + blank_weight.abs() > least
+    values = [normaliser.new_zeros(()) for _ in terms]
+    teacher_output = _Output(teacher.joiner.out, lattice.at_once) if terms else None
+    # Backwards, since the first pass has left the logits of its last chunks.
+    for i, chunk in reversed(list(enumerate(lattice.chunks))):
+        logits = output.kept.pop(i, None)
+        if logits is None and not terms:
+            chunk = chunk.pick(visited[chunk.place].nonzero().squeeze(1))
+        am, lm = chunk.inputs(student)
+        with torch.set_grad_enabled(learning):
+            hidden = student.joiner.hidden(am.requires_grad_(learning), lm.requires_grad_(learning))
+        logits = slope = output.logits(i, hidden.detach()) if logits is None else _summable(logits)
+        if terms:
+            teacher_logits = teacher_output.logits(0, teacher.joiner.hidden(*chunk.inputs(teacher))).to(logits.dtype)
+            leaf = logits.detach().requires_grad_(learning)
+            with torch.set_grad_enabled(learning):
+                losses = [
+                    term.per_node(leaf, teacher_logits, chunk.labels) @ term.weights.reshape(-1)[chunk.place].to(leaf)
+                    for term in terms
+                ]
+                together = sum(term.scale * loss for term, loss in zip(terms, losses))
+            values = [value + loss.detach() for value, loss in zip(values, losses)]
+            if learning:
+                (slope,) = torch.autograd.grad(together, leaf)
+        if learning:
+            kernels_for(logits).logit_gradient(
+                logits,
+                chunk.labels,
+                lattice.blank,
+                normaliser[chunk.place],
+                label_weight[chunk.place],
+                blank_weight[chunk.place],
+                out=slope,
+                add=bool(terms),
+            )
+            gradients.add(chunk, am, lm, hidden, slope)
+    return values
+
+
+class _Fused(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, student, teacher, lattice, weight, terms, learning, *differentiable):
+        output = _Output(student.joiner.out, lattice.at_once)
+        normaliser, result = _score(student, output, lattice, occupancies=learning)
+        gradients = _Gradients(student) if learning else None
+        values = []
+        if learning or terms:
+            arc_weights = [-weight * occupancy for occupancy in result[1:]] if learning else ()
+            values = _differentiate(
+                student, teacher, output, lattice, normaliser, arc_weights, terms, gradients
+            )
+        ctx.gradients = gradients.all() if learning else None
+        rnnt = -result.score.to(normaliser.dtype)
+        total = weight * rnnt.sum() + sum(term.scale * value for term, value in zip(terms, values))
+        values = torch.stack(values) if values else rnnt.new_empty(0)
+        ctx.mark_non_differentiable(rnnt, values)
+        return total, rnnt, values
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad, *_):
+        if ctx.gradients is None:
+            raise RuntimeError("the fused losses can be differentiated once only: their gradients are scaled in place")
+        gradients, ctx.gradients = ctx.gradients, None
+        return (None,) * 6 + tuple(None if total is None else total.mul_(grad) for total in gradients)
+
+
+def lattice_losses_fused(
+    joiner: nn.Module,
+    am: Tensor,
+    lm: Tensor,
+    symbols: Tensor,
+    ranges: Tensor,
+    termination_symbol: int,
+    boundary: Optional[Tensor] = None,
+    rnnt_type: str = "regular",
+    delay_penalty: float = 0.0,
+    *,
+    weight: float = 1.0,
+    teacher: Optional[Side] = None,
+    terms: Sequence[NodeTerm] = (),
+    logits_at_once: int = LOGITS_AT_ONCE,
+) -> FusedLosses:
+    """The pruned RNN-T loss and losses of distillation at the same nodes, without a tensor (N, T, R, V).
+
+    Args:
+      joiner: as ``Side`` has it; each node by itself and without randomness, since it is run twice.
+      am: (N, T, C1) float; lm: (N, U+1, C2) float: what ``do_rnnt_pruning`` would be given.
+      symbols, ranges, termination_symbol, boundary, rnnt_type, delay_penalty: as in ``rnnt_loss_pruned``.
+      weight: of the sum over utterances of the RNN-T loss in the total.
+      teacher: the teacher's joiner, am and lm, which get no gradient; wanted where there are terms.
+      terms: the distillation losses.
+      logits_at_once: M * V, which sets the memory.
+
+    Returns:
+      FusedLosses: total = weight * sum(rnnt) + sum(scale * term); gradients flow through the total alone, and only once.
+
+    Raises:
+      ValueError: an argument does not fit; it is named.
+    """
+    checks.check_options(rnnt_type, "sum", delay_penalty)
+    for name, side in (("", Side(joiner, am, lm)), *((("the teacher's ", teacher),) if teacher is not None else ())):
+        checks.check_float(f"{name}am", side.am, 3)
+        checks.check_float(f"{name}lm", side.lm, 3)
+        checks.require(
+            side.am.shape[:2] == am.shape[:2] and side.lm.shape[:2] == (am.shape[0], lm.shape[1]),
+            f"{name}am {tuple(side.am.shape)} and lm {tuple(side.lm.shape)} are not of one batch with "
+            f"am {tuple(am.shape)} and lm {tuple(lm.shape)}",
+        )
+    checks.require(teacher is not None or not terms, "terms need a teacher")
+    checks.check_alike(("am", "lm", "symbols", "ranges"), (am, lm, symbols, ranges), dtype=False)
+    count, frames, labels = am.shape[0], am.shape[1], lm.shape[1] - 1
+    boundary = full_boundary(count, labels, frames, am.device) if boundary is None else boundary.to(am.device)
+    student = Side(joiner, am, lm)
+    for side in (student, *((teacher,) if teacher is not None else ())):
+        checks.require(
+            hasattr(side.joiner, "hidden") and isinstance(getattr(side.joiner, "out", None), nn.Linear),
+            f"joiner: a {type(side.joiner).__name__} lacks a method hidden(am, lm) or an output layer out, an nn.Linear",
+        )
+    tokens = joiner.out.out_features
+    checks.check_lattice(symbols, ranges, boundary, count, frames, labels, tokens, termination_symbol, rnnt_type)
+
+    next_symbols, mask = lattice_nodes(symbols, ranges, boundary, termination_symbol)
+    place = mask.flatten().nonzero().squeeze(1)
+    frame = torch.div(place, ranges.shape[2], rounding_mode="floor")
+    history = torch.div(frame, frames, rounding_mode="floor") * (labels + 1) + ranges.flatten()[place]
+    penalty = None
+    if delay_penalty > 0.0:
+        penalty = (delay_offsets(boundary, frames, am) * delay_penalty).unsqueeze(2)
+    nodes = _Nodes(place, frame, history, next_symbols.flatten()[place])
+    at_once = min(max(1, logits_at_once // tokens), len(place))
+    lattice = _Lattice(
+        chunks=[nodes.pick(slice(first, first + at_once)) for first in range(0, len(place), at_once)],
+        at_once=at_once,
+        starts=ranges[:, :, 0],
+        shape=ranges.shape,
+        boundary=boundary,
+        blank=termination_symbol,
+        modified=rnnt_type == "modified",
+        penalty=penalty,
+    )
+    differentiable = (am, lm, *joiner.parameters())
+    learning = torch.is_grad_enabled() and any(x.requires_grad for x in differentiable)
+    return FusedLosses(*_Fused.apply(student, teacher, lattice, weight, terms, learning, *differentiable))
+
+
+def rnnt_loss_fused(
+    joiner: nn.Module,
+    am: Tensor,
+    lm: Tensor,
+    symbols: Tensor,
+    ranges: Tensor,
+    termination_symbol: int,
+    boundary: Optional[Tensor] = None,
+    rnnt_type: str = "regular",
+    delay_penalty: float = 0.0,
+    reduction: str = "mean",
+) -> Tensor:
+    """``rnnt_loss_pruned(joiner(*do_rnnt_pruning(am, lm, ranges)), ...)`` without a tensor (N, T, R, V).
+
+    Args: as in ``lattice_losses_fused`` and ``rnnt_loss_pruned``; ``reduction`` is "mean" or "sum", or, where nothing
+      is differentiated, "none".
+
+    Returns: as ``rnnt_loss_pruned``.
+
+    Raises:
+      ValueError: an argument does not fit; it is named.
+    """
+    learning = torch.is_grad_enabled() and any(x.requires_grad for x in (am, lm, *joiner.parameters()))
+    checks.require(
+        reduction != "none" or not learning,
+        "reduction 'none' has no gradient in the fused loss: use 'sum' or 'mean', or rnnt_loss_pruned",
+    )
+    checks.check_options(rnnt_type, reduction, delay_penalty)
+    weight = 1.0 / am.shape[0] if reduction == "mean" else 1.0
+    total, each, _ = lattice_losses_fused(
+        joiner, am, lm, symbols, ranges, termination_symbol, boundary, rnnt_type, delay_penalty, weight=weight
+    )
+    return total if learning else reduce_loss(each, reduction)
+
+
+def fused_pays(mask: Tensor, output: nn.Linear) -> bool:
+    """Whether the fused losses are expected to take no more time than a tensor of all logits.
+
+    They compute one matrix product in four twice, but none of the padding: they win where enough of the kept nodes
+    are no real ones, and only where the output layer is what takes the time (``tools/bench_rnnt.py --fused``).
+
+    Args:
+      mask: (N, T, R) bool, the real nodes.
+      output: the joiner's output layer.
+    """
+    if output.out_features < 4 * output.in_features or mask.numel() * output.out_features < LOGITS_AT_ONCE:
+        return False
+    return bool(mask.sum() <= 0.8 * mask.numel())
