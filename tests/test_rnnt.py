@@ -110,6 +110,38 @@ def test_pruned_loss_sums_every_path_of_the_band(seed, labels, frames, kept, kin
     torch.testing.assert_close(grad, expected_grad, rtol=1e-10, atol=1e-12)
 
 
+@QUICK
+@given(seed=st.integers(0, 10**6), labels=st.integers(0, 4), frames=st.integers(1, 5), kept=st.integers(1, 5),
+       kind=st.sampled_from(TYPES))
+def test_occupancies_are_the_posteriors_of_the_arcs(seed, labels, frames, kept, kind):
+    """The derivative of the log of the sum over paths with respect to each arc's log-probability."""
+    torch.manual_seed(seed)
+    modified, tokens, kept = kind == "modified", 4, min(kept, labels + 1)
+    labels = min(labels, frames) if modified else labels
+    kept = min(kept, labels + 1) if modified else labels + 1
+    symbols = labels_for(1, labels, tokens, 0)
+    ranges = make_band(frames, labels, kept, 1 if modified else 0)
+    logits = torch.randn(1, frames, kept, tokens, dtype=torch.float64, requires_grad=True)
+    loss, (label, blank) = rnnt.rnnt_loss_pruned(
+        logits, symbols, ranges[None], 0, None, kind, reduction="sum", return_occupancies=True, backend="native")
+    assert label.shape == blank.shape == (1, frames, kept) and not label.requires_grad
+    log_probs = logits.detach()[0].log_softmax(-1).requires_grad_()
+    want = [torch.zeros(frames, kept + 1, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+
+    def arc(kind, t, u, token):
+        r = u - int(ranges[t, 0])
+        return log_probs[t, r, token].detach() + want[kind][t, r] if 0 <= r < kept else None
+
+    score = every_path(lambda t, u: arc(0, t, u, int(symbols[0, u])), lambda t, u: arc(1, t, u, 0), labels, frames,
+                       modified)
+    torch.testing.assert_close(loss, -score.detach(), rtol=1e-12, atol=1e-12)
+    for got, expected in zip((label, blank), torch.autograd.grad(score, want, allow_unused=True)):
+        expected = torch.zeros_like(want[0]) if expected is None else expected
+        torch.testing.assert_close(got[0], expected[:, :kept], rtol=1e-10, atol=1e-12)
+    loss.backward()  # asking for them leaves the loss differentiable
+    assert logits.grad is not None
+
+
 @pytest.mark.parametrize("kind", TYPES)
 def test_a_wide_lattice_in_a_narrow_band_sums_every_path(kind):
     """Many more labels than kept nodes: the layout that wraps round."""

@@ -97,6 +97,11 @@ BAD = {
     "boundary of utterance 1 lies outside": dict(boundary=torch.tensor([[0, 0, 2, 3], [0, 0, 2, 9]])),
     "symbols of utterance 0 lie outside": dict(symbols=torch.tensor([[9, 1], [1, 2]])),
     "symbols of utterance 1 contain the termination symbol 0": dict(symbols=torch.tensor([[1, 1], [1, 0]])),
+    "ranges of utterance 1 do not cover its labels: at its last frame they keep 0 to 0 of 2 labels": dict(
+        ranges=torch.tensor([[[0], [1], [2]], [[0], [0], [0]]]), logits=torch.zeros(2, 3, 1, 4)),
+    "logits of utterance 1 is .inf": dict(logits=torch.tensor([0.0, math.inf]).view(2, 1, 1, 1).expand(2, 3, 2, 4)),
+    "symbols lies on meta, logits on cpu": dict(symbols=torch.zeros(2, 2, dtype=torch.int64, device="meta")),
+    "return_occupancies: k2 does not give them": dict(return_occupancies=True, backend="k2"),
     "ranges of utterance 1 are not consecutive": dict(ranges=torch.tensor([[[0, 1]] * 3, [[0, 2]] * 3])),
     "ranges must be int64": dict(ranges=torch.zeros(2, 5, 2, dtype=torch.int64)),
     "logits is empty": dict(logits=torch.zeros(0, 3, 2, 4)),
@@ -110,3 +115,45 @@ def test_bad_arguments_are_named(message):
     rnnt.rnnt_loss_pruned(**arguments)
     with pytest.raises(ValueError, match=message):
         rnnt.rnnt_loss_pruned(**{**arguments, **BAD[message]})
+
+
+def test_bad_arguments_of_the_smoothed_loss():
+    lm, am, symbols = torch.zeros(2, 3, 4), torch.zeros(2, 5, 4), torch.tensor([[1, 2], [3, 1]])
+    infinite = am.clone()
+    infinite[1, 2, 0] = math.inf
+    for message, change in {
+        "lm is torch.float64, am is torch.float32": dict(lm=lm.double()),
+        "am is empty": dict(am=am[:, :0]),
+        "lm .* and am .* must agree": dict(am=am[:, :, :3]),
+        "symbols has 1 labels, lm is for 2": dict(symbols=symbols[:, :1]),
+        "am of utterance 1 is .inf": dict(am=infinite),
+        "lm of utterance 0, 1 is .inf": dict(lm=torch.full_like(lm, math.inf)),
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            rnnt.rnnt_loss_smoothed(**{**dict(lm=lm, am=am, symbols=symbols, termination_symbol=0), **change})
+    # What lies outside an utterance may hold anything.
+    infinite[0, 4] = math.inf
+    boundary = torch.tensor([[0, 0, 2, 4], [0, 0, 2, 2]])
+    assert torch.isfinite(rnnt.rnnt_loss_smoothed(lm, infinite, symbols, 0, 0.1, 0.0, boundary, backend="native"))
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_nan_stays_in_its_utterance(kind):
+    torch.manual_seed(3)
+    logits, symbols, ranges = torch.randn(3, 4, 3, 5), torch.randint(1, 5, (3, 2)), torch.arange(3).expand(3, 4, 3)
+    lm, am = torch.randn(3, 3, 5), torch.randn(3, 4, 5)
+
+    def losses(logits, lm, am):
+        logits, lm, am = (x.clone().requires_grad_() for x in (logits, lm, am))
+        pruned = rnnt.rnnt_loss_pruned(logits, symbols, ranges, 0, None, kind, reduction="none", backend="native")
+        simple = rnnt.rnnt_loss_smoothed(lm, am, symbols, 0, 0.25, 0.0, None, kind, reduction="none", backend="native")
+        return pruned, simple, torch.autograd.grad(pruned.sum() + simple.sum(), (logits, lm, am))
+
+    clean = losses(logits, lm, am)
+    logits[1, 1, 1, 3] = am[1, 0, 2] = math.nan
+    pruned, simple, grads = losses(logits, lm, am)
+    assert pruned[1].isnan() and simple[1].isnan()
+    assert torch.equal(pruned[[0, 2]], clean[0][[0, 2]]) and torch.equal(simple[[0, 2]], clean[1][[0, 2]])
+    assert grads[0][1].abs().sum() == 0
+    for got, want in zip(grads, clean[2]):
+        torch.testing.assert_close(got[[0, 2]], want[[0, 2]], rtol=0, atol=0)

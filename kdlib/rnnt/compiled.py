@@ -80,7 +80,7 @@ def _row_max_for(row):
         def plainly(row):
             best = NEG_INF
             for k in range(row.shape[0]):
-                if not row[k] <= best:
+                if row[k] > best or row[k] != row[k]:
                     best = row[k]
             return best
 
@@ -165,6 +165,12 @@ def _log_add(a, b):
     return a + math.log1p(math.exp(b - a))
 
 
+@njit(fastmath={"contract"}, error_model="numpy")
+def _along(value, arc):
+    """What cannot be reached passes nothing on, not even a nan."""
+    return NEG_INF if value == NEG_INF else value + arc
+
+
 @njit(**{**OPTIONS, "fastmath": {"contract"}})
 def lattice(
     label_arcs, blank_arcs, starts, boundary, alpha, score, label_occupancy, blank_occupancy, modified, least, occupancies
@@ -192,20 +198,20 @@ def lattice(
                 else:
                     before = u - first[t - 1]
                     if 0 <= before < kept:
-                        value = forward[t - 1, before] + blank[t - 1, before]
+                        value = _along(forward[t - 1, before], blank[t - 1, before])
                     if modified and 1 <= before <= kept and u > u_begin:
-                        value = _log_add(value, forward[t - 1, before - 1] + label[t - 1, before - 1])
+                        value = _log_add(value, _along(forward[t - 1, before - 1], label[t - 1, before - 1]))
                 if not modified and r > 0 and u > u_begin:
-                    value = _log_add(value, forward[t, r - 1] + label[t, r - 1])
+                    value = _log_add(value, _along(forward[t, r - 1], label[t, r - 1]))
                 forward[t, r] = value
 
         total = 0.0 if t_begin == t_end and u_begin == u_end else NEG_INF
         if t_end > t_begin:
             at = u_end - first[t_end - 1]
             if 0 <= at < kept:
-                total = forward[t_end - 1, at] + blank[t_end - 1, at]
+                total = _along(forward[t_end - 1, at], blank[t_end - 1, at])
             if modified and u_end > u_begin and 1 <= at <= kept:
-                total = _log_add(total, forward[t_end - 1, at - 1] + label[t_end - 1, at - 1])
+                total = _log_add(total, _along(forward[t_end - 1, at - 1], label[t_end - 1, at - 1]))
         score[n] = total
         if not occupancies:
             continue

@@ -166,6 +166,9 @@ def score_lattice(
 
     state = _recurse(cells[:size].view(band.steps, 2, rows, band.slots), band.wraps)
     score = state[band.last_step, row.reshape(count), 1 + band.last_slot]
+    u_begin, t_begin, u_end, t_end = boundary.unbind(1)
+    # Of no frames there is a path to where it began alone, whatever shares its slot.
+    score = score.masked_fill((t_begin == t_end) & (u_begin != u_end), NEG_INF)
     if not occupancies:
         return LatticeResult(score, None, None)
 

@@ -28,7 +28,8 @@ def log_softmax_at(logits: Tensor, labels: Tensor, blank: int, wanted: Tensor) -
     """
     logits = logits.detach()
     # A row of nothing but -inf has arcs of -inf, not of -inf - -inf.
-    normaliser = logits.logsumexp(dim=1).clamp_(min=torch.finfo(logits.dtype).min)
+    normaliser = logits.logsumexp(dim=1)
+    normaliser = normaliser.masked_fill(torch.isneginf(normaliser), 0.0)
     label_logp = logits.gather(1, labels.unsqueeze(1)).squeeze(1) - normaliser
     blank_logp = logits[:, blank] - normaliser
     return tuple(result.masked_fill(~wanted, 0.0) for result in (normaliser, label_logp, blank_logp))

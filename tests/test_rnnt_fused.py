@@ -1,0 +1,206 @@
+"""The fused losses against the same losses by way of all logits; the memory that they leave unused."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kdlib import rnnt
+from kdlib.config import ModelConfig
+from kdlib.joiner import Joiner
+from kdlib.losses import collapsed_kl, collapsed_kl_at, lattice_kl, lattice_kl_at, node_weights
+from kdlib.rnnt import fused
+
+pytestmark = pytest.mark.both
+
+TYPES = ("regular", "modified")
+
+
+def make_batch(seed, count=3, frames=7, labels=4, tokens=11, kept=3, channels=5, dtype=torch.float64):
+    """A student's and a teacher's side, and the lattice's arguments, of utterances of different lengths."""
+    torch.manual_seed(seed)
+    sides = []
+    for width in (channels, channels + 2):
+        joiner = Joiner(ModelConfig(joiner_dim=width), tokens).to(dtype)
+        am, lm = torch.randn(count, frames, width, dtype=dtype), torch.randn(count, labels + 1, width, dtype=dtype)
+        sides.append(rnnt.Side(joiner, am.requires_grad_(), lm.requires_grad_()))
+    blank = seed % tokens
+    symbols = torch.randint(0, tokens - 1, (count, labels))
+    symbols += (symbols >= blank).long()
+    boundary = torch.tensor([[0, 0, labels, frames]]).repeat(count, 1)
+    for n in range(1, count):
+        boundary[n, 3] = torch.randint(1, frames + 1, ())
+        boundary[n, 2] = torch.randint(0, min(labels, int(boundary[n, 3])) + 1, ())
+    px_grad = torch.rand(count, labels, frames, dtype=dtype)
+    py_grad = torch.rand(count, labels + 1, frames, dtype=dtype)
+    ranges = rnnt.get_rnnt_prune_ranges(px_grad, py_grad, boundary, kept, backend="native")
+    return *sides, dict(symbols=symbols, ranges=ranges, termination_symbol=blank, boundary=boundary)
+
+
+def all_logits(side, ranges):
+    return side.joiner(*rnnt.do_rnnt_pruning(side.am, side.lm, ranges, backend="native"))
+
+
+def gradients(loss, side):
+    return torch.autograd.grad(loss, [side.am, side.lm, side.joiner.out.weight, side.joiner.out.bias])
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 10**6), kind=st.sampled_from(TYPES), at_once=st.sampled_from([1, 33, 10**6]),
+       penalty=st.sampled_from([0.0, 0.1]), count=st.integers(1, 4), tokens=st.integers(2, 30),
+       labels=st.integers(0, 5), frames=st.integers(5, 9), terms=st.booleans())
+def test_the_same_numbers(seed, kind, at_once, penalty, count, tokens, labels, frames, terms):
+    student, teacher, lattice = make_batch(seed, count, frames, labels, tokens, 2)
+    options = dict(rnnt_type=kind, delay_penalty=penalty)
+    next_symbols, mask = rnnt.node_symbols(lattice["symbols"], lattice["ranges"], lattice["boundary"],
+                                           lattice["termination_symbol"])
+    logits, target = all_logits(student, lattice["ranges"]), all_logits(teacher, lattice["ranges"])
+    each = rnnt.rnnt_loss_pruned(logits, **lattice, **options, reduction="none", backend="native")
+    want, kds, given_terms = 0.7 * each.sum(), [], ()
+    if terms:
+        blank = lattice["termination_symbol"]
+        kds = [lattice_kl(logits, target, mask, 2.0), collapsed_kl(logits, target, next_symbols, mask, blank)]
+        want = want + 3.0 * kds[0] + 5.0 * kds[1]
+        weights = node_weights(mask, torch.float64)
+        given_terms = [rnnt.NodeTerm(lambda s, t, y: lattice_kl_at(s, t, 2.0), weights, 3.0),
+                       rnnt.NodeTerm(lambda s, t, y: collapsed_kl_at(s, t, y, blank), weights, 5.0)]
+    got = rnnt.lattice_losses_fused(*student, **lattice, **options, weight=0.7, teacher=teacher, terms=given_terms,
+                                    logits_at_once=at_once)
+    torch.testing.assert_close(got.total, want, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(got.rnnt, each, rtol=1e-10, atol=1e-12)
+    assert got.terms.tolist() == pytest.approx([kd.item() for kd in kds], rel=1e-9, abs=1e-12)
+    for one, other in zip(gradients(3 * got.total, student), gradients(3 * want, student)):
+        torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-10)
+    assert teacher.am.grad is None and teacher.joiner.out.weight.grad is None
+    with torch.no_grad():
+        alone = rnnt.lattice_losses_fused(*student, **lattice, **options, weight=0.7, teacher=teacher,
+                                          terms=given_terms, logits_at_once=at_once)
+    torch.testing.assert_close(alone.total, want.detach(), rtol=1e-10, atol=1e-12)
+
+
+def test_gradients_by_finite_differences():
+    student, teacher, lattice = make_batch(5, tokens=4, channels=3)
+    _, mask = rnnt.node_symbols(*(lattice[key] for key in ("symbols", "ranges", "boundary", "termination_symbol")))
+    terms = [rnnt.NodeTerm(lambda s, t, y: lattice_kl_at(s, t), node_weights(mask, torch.float64), 2.0)]
+    def total():
+        return rnnt.lattice_losses_fused(*student, **lattice, teacher=teacher, terms=terms).total
+
+    sources = [student.am, student.lm, student.joiner.out.weight, student.joiner.out.bias]
+    for source, slope in zip(sources, gradients(total(), student)):
+        flat, step = source.detach().view(-1), 1e-5
+        for i in torch.randperm(len(flat))[:12].tolist():
+            old = flat[i].item()
+            ends = []
+            for flat[i] in (old + step, old - step):
+                ends.append(total().item())
+            flat[i] = old
+            assert slope.flatten()[i].item() == pytest.approx((ends[0] - ends[1]) / (2 * step), rel=1e-6, abs=1e-8)
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+def test_the_loss_alone_is_the_pruned_loss(reduction):
+    student, _, lattice = make_batch(6, dtype=torch.float32)
+    want = rnnt.rnnt_loss_pruned(all_logits(student, lattice["ranges"]), **lattice, reduction=reduction,
+                                 backend="native")
+    with torch.set_grad_enabled(reduction != "none"):
+        got = rnnt.rnnt_loss_fused(*student, **lattice, reduction=reduction)
+    torch.testing.assert_close(got, want.detach() if reduction == "none" else want)
+    if reduction != "none":
+        got.backward()
+        assert student.joiner.encoder_proj.weight.grad is None  # not used by the joiner itself
+        grads = [x.grad.clone() for x in (student.am, student.lm, student.joiner.out.weight)]
+        for x in (student.am, student.lm, student.joiner.out.weight):
+            x.grad = None
+        want.backward()
+        for one, x in zip(grads, (student.am, student.lm, student.joiner.out.weight)):
+            torch.testing.assert_close(one, x.grad, rtol=1e-4, atol=1e-6)
+    else:
+        with pytest.raises(ValueError, match="reduction 'none' has no gradient"):
+            rnnt.rnnt_loss_fused(*student, **lattice, reduction="none")
+
+
+def test_frozen_parts_and_no_bias():
+    student, _, lattice = make_batch(7)
+    student.joiner.out = torch.nn.Linear(5, 11, bias=False).double()
+    student.joiner.out.weight.requires_grad_(False)
+    side = student._replace(lm=student.lm.detach())
+    got, want = (
+        torch.autograd.grad(loss, side.am)[0]
+        for loss in (rnnt.rnnt_loss_fused(*side, **lattice),
+                     rnnt.rnnt_loss_pruned(all_logits(side, lattice["ranges"]), **lattice, backend="native")))
+    torch.testing.assert_close(got, want, rtol=1e-8, atol=1e-10)
+
+
+def test_half_precision_of_the_joiner():
+    student, _, lattice = make_batch(8, dtype=torch.float32)
+    side = rnnt.Side(student.joiner, student.am, student.lm)
+    whole = rnnt.rnnt_loss_fused(*side, **lattice)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        halves = rnnt.rnnt_loss_fused(student.joiner, side.am.bfloat16(), side.lm.bfloat16(), **lattice)
+    assert halves.dtype == torch.float32
+    torch.testing.assert_close(halves, whole, rtol=0.05, atol=0.05)
+    for one, other in zip(gradients(halves, side), gradients(whole, side)):
+        assert one.dtype == other.dtype
+        torch.testing.assert_close(one, other, rtol=0.2, atol=0.02)
+
+
+def test_nan_stays_in_its_utterance():
+    student, _, lattice = make_batch(9)
+    clean = rnnt.lattice_losses_fused(*student, **lattice).rnnt.detach()
+    am = student.am.detach().clone()
+    am[1, 0] = math.nan
+    each = rnnt.lattice_losses_fused(student.joiner, am, student.lm, **lattice).rnnt
+    assert each[1].isnan() and torch.equal(each[[0, 2]], clean[[0, 2]])
+
+
+def test_only_a_few_logits_at_a_time(monkeypatch):
+    """No tensor that the joiner makes has more rows than one chunk."""
+    student, teacher, lattice = make_batch(10, count=4, frames=40, labels=20, kept=5)
+    rows = []
+    for side in (student, teacher):
+        hidden = side.joiner.hidden
+        monkeypatch.setattr(side.joiner, "hidden", lambda am, lm, hidden=hidden: rows.append(len(am)) or hidden(am, lm))
+    _, mask = rnnt.node_symbols(*(lattice[key] for key in ("symbols", "ranges", "boundary", "termination_symbol")))
+    terms = [rnnt.NodeTerm(lambda s, t, y: lattice_kl_at(s, t), node_weights(mask))]
+    rnnt.lattice_losses_fused(*student, **lattice, teacher=teacher, terms=terms, logits_at_once=11 * 16)
+    nodes = int(mask.sum())
+    chunks = -(-nodes // 16)
+    # Each node once in the first pass, and once of each model in the second.
+    assert max(rows) == 16 and len(rows) == 3 * chunks and sum(rows) == 3 * nodes
+
+
+def test_differentiated_once_only():
+    student, _, lattice = make_batch(11)
+    loss = rnnt.rnnt_loss_fused(*student, **lattice)
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="once only"):
+        loss.backward()
+
+
+def test_bad_arguments_are_named():
+    student, teacher, lattice = make_batch(12)
+    for message, change in {
+        "terms need a teacher": dict(terms=[rnnt.NodeTerm(lambda s, t, y: 0, torch.ones(3, 7, 3))]),
+        "the teacher's am .* are not of one batch": dict(teacher=teacher._replace(am=teacher.am[:, 1:])),
+        "Identity lacks a method hidden": dict(joiner=torch.nn.Identity()),
+        "symbols of utterance 0, 1, 2 lie outside": dict(symbols=lattice["symbols"] + 99),
+        "ranges of utterance .* do not cover": dict(ranges=torch.arange(2).expand(3, 7, 2)),
+    }.items():
+        arguments = {**student._asdict(), **lattice, **change}
+        with pytest.raises(ValueError, match=message):
+            rnnt.lattice_losses_fused(**arguments)
+    with torch.no_grad():
+        student.joiner.out.bias[1] = math.inf
+    with pytest.raises(ValueError, match="the joiner's logits of utterance 0, 1, 2 are .inf"):
+        rnnt.lattice_losses_fused(*student, **lattice)
+
+
+def test_when_it_pays():
+    output = torch.nn.Linear(10, fused.LOGITS_AT_ONCE // 100)
+    mask = torch.ones(4, 10, 5, dtype=torch.bool)
+    assert not rnnt.fused_pays(mask, output)
+    mask[2:, 5:] = False
+    assert rnnt.fused_pays(mask, output)
+    assert not rnnt.fused_pays(mask, torch.nn.Linear(10, 30))
