@@ -198,9 +198,8 @@ def test_bad_arguments_are_named():
 
 
 def test_when_it_pays():
-    output = torch.nn.Linear(10, fused.LOGITS_AT_ONCE // 100)
-    mask = torch.ones(4, 10, 5, dtype=torch.bool)
-    assert not rnnt.fused_pays(mask, output)
+    mask, many = torch.ones(4, 10, 5, dtype=torch.bool), fused.LOGITS_AT_ONCE // 100
+    assert not rnnt.fused_pays(mask, many, distilling=False) and rnnt.fused_pays(mask, many, distilling=True)
     mask[2:, 5:] = False
-    assert rnnt.fused_pays(mask, output)
-    assert not rnnt.fused_pays(mask, torch.nn.Linear(10, 30))
+    assert rnnt.fused_pays(mask, many, distilling=False)
+    assert not rnnt.fused_pays(mask, 30, distilling=True)

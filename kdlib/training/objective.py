@@ -70,8 +70,10 @@ class Objective(nn.Module):
             lm=student.simple_lm(predicted).float(), am=student.simple_am(encoded).float(), lm_only_scale=c.lm_scale,
             am_only_scale=c.am_scale, reduction="sum", return_grad=True, backend=c.rnnt_backend, **lattice)
         ranges = rnnt.get_rnnt_prune_ranges(px_grad, py_grad, boundary, c.prune_range, backend=c.rnnt_backend)
-        with torch.no_grad():
-            taught, _, _ = self.teacher.encoder(batch.features, batch.feature_lengths) if self.teacher else [None] * 3
+        taught = None
+        if self.lattice_terms or self.encoder_terms:
+            with torch.no_grad():
+                taught, _, _ = self.teacher.encoder(batch.features, batch.feature_lengths)
 
         # What a nat of each sum, and one of each mean over the utterances, counts in the total of the whole batch.
         first_ctc = student.ctc is not None and update < c.ctc_first_updates
@@ -116,10 +118,10 @@ class Objective(nn.Module):
         """
         c, student, teacher = self.config, self.student, self.teacher
         next_symbols, mask = rnnt.node_symbols(batch.symbols, ranges, lattice["boundary"], student.blank_id)
-        sides = [_joiner_side(student, encoded, predicted)]
+        ours, theirs = _joiner_side(student, encoded, predicted), None
         if self.lattice_terms:
             with torch.no_grad():
-                sides.append(_joiner_side(teacher, taught, teacher.predictor.prefix(batch.symbols)))
+                theirs = _joiner_side(teacher, taught, teacher.predictor.prefix(batch.symbols))
         terms = [rnnt.NodeTerm(lambda s, t, y, term=term, loss=loss: loss.at_nodes(s, t, y, student.blank_id,
                                                                                    term.temperature),
                                node_weights(mask), term.weight * share)
@@ -127,26 +129,30 @@ class Objective(nn.Module):
         names = [term.name for term, _ in self.lattice_terms]
         if self._fuses(mask):
             total, each, means = rnnt.lattice_losses_fused(
-                *sides[0], ranges=ranges, weight=pruned_weight, teacher=sides[-1], terms=terms, **lattice)
+                *ours, ranges=ranges, weight=pruned_weight, teacher=theirs, terms=terms, **lattice)
             return total, {"pruned": each.sum(), **dict(zip(names, means))}
-        logits = []
-        for side in sides:
-            with torch.set_grad_enabled(side is sides[0] and torch.is_grad_enabled()):
-                am, lm = rnnt.do_rnnt_pruning(am=side.am, lm=side.lm, ranges=ranges, backend=c.rnnt_backend)
-                logits.append(side.joiner(am, lm).float())
-        pruned = rnnt.rnnt_loss_pruned(logits=logits[0], ranges=ranges, reduction="sum", backend=c.rnnt_backend,
-                                       **lattice)
+        logits = self._logits(ours, ranges)
+        pruned = rnnt.rnnt_loss_pruned(logits=logits, ranges=ranges, reduction="sum", backend=c.rnnt_backend, **lattice)
         total, values = pruned_weight * pruned, {"pruned": pruned.detach()}
+        if theirs is not None:
+            with torch.no_grad():
+                target = self._logits(theirs, ranges)
         for name, term in zip(names, terms):
-            per_node = term.per_node(*logits, next_symbols).masked_fill(~mask, 0.0)
+            per_node = term.per_node(logits, target, next_symbols).masked_fill(~mask, 0.0)
             value = (per_node * term.weights).sum()
             total = total + term.scale * value
             values[name] = value.detach()
         return total, values
 
+    def _logits(self, side: rnnt.Side, ranges: Tensor) -> Tensor:
+        """(N, T, R, V) float32 logits of the kept nodes."""
+        am, lm = rnnt.do_rnnt_pruning(am=side.am, lm=side.lm, ranges=ranges, backend=self.config.rnnt_backend)
+        return side.joiner(am, lm).float()
+
     def _fuses(self, mask: Tensor) -> bool:
         """Whether the logits of these nodes (N, T, R) are computed a few at a time."""
         c = self.config
         if c.fused == "auto":
-            return c.rnnt_backend != "k2" and rnnt.fused_pays(mask, self.student.joiner.out)
+            return rnnt.backend_in_use(c.rnnt_backend) == "native" and rnnt.fused_pays(
+                mask, self.student.vocab_size, bool(self.lattice_terms))
         return c.fused == "always"
