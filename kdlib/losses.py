@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdlib.errors import RecipeError
+from kdlib.rnnt import cpu
 
 
 def node_weights(mask: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -42,8 +43,29 @@ def _kl(teacher: Tensor, student: Tensor) -> Tensor:
     return (teacher.exp() * difference).sum(-1)
 
 
+class _CompiledKL(torch.autograd.Function):
+    """(M, V) logits of both to the divergence (M,); the one tensor of that size that is made is the gradient."""
+
+    @staticmethod
+    def forward(ctx, student, teacher, temperature):
+        *norms, value = cpu.kl_divergence(student, teacher, temperature)
+        ctx.temperature = temperature
+        ctx.save_for_backward(student, teacher, *norms)
+        return value
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        student, teacher, *norms = ctx.saved_tensors
+        return cpu.kl_gradient(student, teacher, norms, grad.contiguous(), ctx.temperature), None, None
+
+
 def lattice_kl_at(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
     """:func:`lattice_kl` node by node: logits (..., V) of both to (...)."""
+    if cpu.takes(student) and teacher.dtype == student.dtype:
+        tokens = student.size(-1)
+        rows = (x.reshape(-1, tokens).contiguous() for x in (student, teacher.detach()))
+        return temperature ** 2 * _CompiledKL.apply(*rows, temperature).view(student.shape[:-1])
     teacher = F.log_softmax(teacher.detach() / temperature, dim=-1)
     student = F.log_softmax(student / temperature, dim=-1)
     return temperature ** 2 * _kl(teacher, student)

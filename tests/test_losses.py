@@ -5,11 +5,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kdlib import losses
 from kdlib.errors import RecipeError
-from kdlib.losses import REGISTRY, collapsed_kl, encoder_mse, find_loss, lattice_kl
+from kdlib.losses import REGISTRY, collapsed_kl, encoder_mse, find_loss, lattice_kl, lattice_kl_at
 
 pytestmark = pytest.mark.both
 
+INF = float("inf")
 quick = settings(deadline=None, max_examples=40)
 
 
@@ -127,3 +129,29 @@ def test_registry_names_an_unknown_loss():
     assert set(REGISTRY) == {"pruned_lattice_kl", "collapsed_kl", "encoder_mse"}
     with pytest.raises(RecipeError, match="unknown loss 'kl'; known are collapsed_kl"):
         find_loss("kl")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_compiled_divergence_is_the_plain_one(dtype, monkeypatch):
+    torch.manual_seed(1)
+    student, teacher = (4 * torch.randn(2, 3, 4, 70, dtype=dtype) for _ in range(2))
+    student[0, 0, 0, 5] = teacher[0, 0, 0, 5] = -INF  # no token for either
+    teacher[0, 1, 0, 7] = -INF  # for the teacher alone
+    student.requires_grad_()
+    weight = torch.randn(2, 3, 4, dtype=dtype)
+
+    def both():
+        value = lattice_kl_at(student, teacher, 1.7)
+        return value, torch.autograd.grad((value * weight).sum(), student)[0]
+
+    compiled = both()
+    monkeypatch.setattr(losses.cpu, "available", lambda: False)
+    for one, other in zip(compiled, both()):
+        tolerance = dict(rtol=1e-4, atol=1e-5) if dtype == torch.float32 else dict(rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(one, other, **tolerance)
+
+
+def test_what_only_the_student_excludes_is_infinitely_far():
+    student, teacher = torch.zeros(1, 3), torch.zeros(1, 3)
+    student[0, 1] = -INF
+    assert lattice_kl_at(student, teacher).item() == INF

@@ -144,6 +144,22 @@ def test_pruned_loss(case):
         assert_equal(got, want, case["dtype"], name)
 
 
+@settings(max_examples=60, deadline=None)
+@given(case=batches())
+def test_occupancies(case):
+    """With all nodes kept and the simple joiner, they are the posteriors that k2 gives of its smoothed loss."""
+    lm, am, symbols, boundary = make(case)
+    _, (px_grad, py_grad) = rnnt.rnnt_loss_smoothed(
+        lm, am, symbols, case["blank"], 0.0, 0.0, boundary, case["kind"], return_grad=True, reduction="none", backend="k2")
+    ranges = torch.arange(case["labels"] + 1).expand(len(am), case["frames"], -1)
+    loss, (label, blank) = rnnt.rnnt_loss_pruned(
+        am.unsqueeze(2) + lm.unsqueeze(1), symbols, ranges, case["blank"], boundary, case["kind"], reduction="none",
+        return_occupancies=True)
+    path = torch.isfinite(loss)
+    assert_equal(label[path, :, :-1].transpose(1, 2), px_grad[path, :, :case["frames"]], case["dtype"], "label arcs")
+    assert_equal(blank[path].transpose(1, 2), py_grad[path], case["dtype"], "blank arcs")
+
+
 @pytest.mark.parametrize("kind", ["regular", "modified"])
 def test_one_frame(kind):
     for dtype in TOLERANCE:

@@ -217,3 +217,14 @@ exit {code}
 """)
         path.chmod(0o755)
         return path
+
+
+def test_the_benchmark_of_the_losses_prints_its_table():
+    done = run(sys.executable, ROOT / "tools" / "bench_rnnt.py", "--only", "growth", "--repeats", "1")
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stdout.splitlines() if line.startswith("|")]
+    assert [cell.strip() for cell in lines[0].split("|")[1:3]] == ["doubled", "N, T, U, V, R"]
+    assert [line.split("|")[1].strip() for line in lines[2:]] == ["-", "T", "U", "V", "R"]
+    for line in lines[2:]:
+        milliseconds = float(line.split("|")[3].replace(",", ""))
+        assert milliseconds > 0

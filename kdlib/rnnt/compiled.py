@@ -157,6 +157,53 @@ def logit_gradient(logits, labels, normaliser, label_weight, blank_weight, out, 
 
 
 @njit(fastmath={"contract"}, error_model="numpy")
+def _log_sum(top, total):
+    """The log of a sum of exponentials, ``total`` being that of their differences to the largest."""
+    return top + math.log(total) if NEG_INF < top < math.inf else top
+
+
+@njit(**OPTIONS)
+def kl_divergence(student, teacher, student_norm, teacher_norm, value, sharpness):
+    """KL(softmax(sharpness * teacher) || softmax(sharpness * student)) of each row, and the log-sum-exps of both.
+
+    A token that the teacher excludes (-inf) adds nothing; one that the student alone excludes makes it +inf.
+    """
+    rows, tokens = student.shape
+    zero, lowest = student.dtype.type(0), student.dtype.type(NEG_INF)
+    scale = student.dtype.type(sharpness)
+    for i in range(rows):
+        s, t = student[i], teacher[i]
+        s_top, t_top = _row_max(s), _row_max(t)
+        s_total, t_total, crossed = zero, zero, zero
+        for k in range(tokens):
+            share = _exp(scale * (t[k] - t_top))
+            s_total += _exp(scale * (s[k] - s_top))
+            t_total += share
+            difference = t[k] - s[k]
+            crossed += share * (zero if t[k] == lowest else difference)
+        student_norm[i] = _log_sum(scale * s_top, s_total)
+        teacher_norm[i] = _log_sum(scale * t_top, t_total)
+        divergence = scale * crossed / t_total - (teacher_norm[i] - student_norm[i])
+        value[i] = zero if divergence < zero else divergence  # below zero by rounding alone
+
+
+@njit(**OPTIONS)
+def kl_gradient(student, teacher, student_norm, teacher_norm, weight, out, sharpness):
+    """out = weight * sharpness * (student's softmax - teacher's), the gradient with respect to the student."""
+    rows, tokens = student.shape
+    scale = student.dtype.type(sharpness)
+    for i in range(rows):
+        s, t, target = student[i], teacher[i], out[i]
+        factor = weight[i] * scale
+        if factor == 0:
+            target[:] = 0
+            continue
+        s_norm, t_norm = student_norm[i], teacher_norm[i]
+        for k in range(tokens):
+            target[k] = factor * (_exp(scale * s[k] - s_norm) - _exp(scale * t[k] - t_norm))
+
+
+@njit(fastmath={"contract"}, error_model="numpy")
 def _log_add(a, b):
     if a < b:
         a, b = b, a

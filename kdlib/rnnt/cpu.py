@@ -83,6 +83,30 @@ def logit_gradient(
     _run("logit_gradient", columns, (blank, in_place, add), torch.get_num_threads())
 
 
+def kl_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tuple[Tensor, Tensor, Tensor]:
+    """KL(teacher || student) of each row at a temperature.
+
+    Args:
+      student, teacher: (M, V) logits of one dtype, contiguous.
+
+    Returns:
+      (M,): the log-sum-exps of student and teacher at that temperature, as ``kl_gradient`` wants them; the divergence.
+    """
+    results = tuple(student.new_empty(student.shape[0]) for _ in range(3))
+    _run("kl_divergence", (student, teacher, *results), (1.0 / temperature,), torch.get_num_threads())
+    return results
+
+
+def kl_gradient(
+    student: Tensor, teacher: Tensor, norms: Sequence[Tensor], weight: Tensor, temperature: float
+) -> Tensor:
+    """(M, V), the gradient of the sum of ``weight`` (M,) times the divergence, with respect to the student."""
+    out = torch.empty_like(student)
+    columns = (student, teacher, *norms, weight, out)
+    _run("kl_gradient", columns, (1.0 / temperature,), torch.get_num_threads())
+    return out
+
+
 def score_lattice(
     label_arcs: Tensor, blank_arcs: Tensor, starts: Tensor, boundary: Tensor, modified: bool, occupancies: bool
 ) -> LatticeResult:
