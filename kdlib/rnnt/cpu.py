@@ -110,7 +110,7 @@ def kl_gradient(
 def score_lattice(
     label_arcs: Tensor, blank_arcs: Tensor, starts: Tensor, boundary: Tensor, modified: bool, occupancies: bool
 ) -> LatticeResult:
-    """See ``kdlib.rnnt.lattice.score_lattice``; the posteriors are of the arcs' dtype."""
+    """See ``kdlib.rnnt.lattice.score_lattice``."""
     label_arcs, blank_arcs = label_arcs.detach().contiguous(), blank_arcs.detach().contiguous()
     count = label_arcs.shape[0]
     score = label_arcs.new_empty(count, dtype=torch.float64)

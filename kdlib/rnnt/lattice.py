@@ -28,7 +28,7 @@ NEG_INF = float("-inf")
 
 
 class LatticeResult(NamedTuple):
-    """``score`` (N,) float64; the posteriors of the arcs (N, T, R), or None where not asked for."""
+    """``score`` (N,) float64; the posteriors of the arcs (N, T, R), of the arcs' dtype, or None where not asked for."""
 
     score: Tensor
     label_occupancy: Optional[Tensor]
@@ -178,7 +178,7 @@ def score_lattice(
     alpha = (alpha.view(count, -1) - score.unsqueeze(1)).view(-1)
     no_path = ~torch.isfinite(score).reshape(count, 1, 1)
     return LatticeResult(score, *(
-        (alpha + cells[place]).exp_().view(count, frames, kept).masked_fill_(no_path, 0.0)
+        (alpha + cells[place]).exp_().view(count, frames, kept).masked_fill_(no_path, 0.0).to(label_arcs.dtype)
         for place in (labels_from, blanks_from)))
 
 

@@ -17,6 +17,10 @@ from kdlib.rnnt.lattice import as_ranges, delay_offsets, full_boundary, lattice_
 
 def kernels_for(tensor: Tensor) -> ModuleType:
     """The fastest kernels that take the tensor."""
+    if tensor.is_cuda:
+        from kdlib.rnnt import gpu  # which imports Triton
+
+        return gpu if gpu.takes(tensor) else plain
     return cpu if cpu.takes(tensor) else plain
 
 
