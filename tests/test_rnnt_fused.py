@@ -199,7 +199,8 @@ def test_bad_arguments_are_named():
 
 def test_when_it_pays():
     mask, many = torch.ones(4, 10, 5, dtype=torch.bool), fused.LOGITS_AT_ONCE // 100
-    assert not rnnt.fused_pays(mask, many, distilling=False) and rnnt.fused_pays(mask, many, distilling=True)
+    assert not rnnt.fused_pays(mask, 4 * many, distilling=False) and not rnnt.fused_pays(mask, many, distilling=True)
+    assert rnnt.fused_pays(mask, 4 * many, distilling=True)
     mask[2:, 5:] = False
     assert rnnt.fused_pays(mask, many, distilling=False)
     assert not rnnt.fused_pays(mask, 30, distilling=True)

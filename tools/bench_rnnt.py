@@ -14,19 +14,23 @@ import argparse
 import ctypes
 import datetime
 import gc
+import os
 import platform
 import statistics
 import time
 from importlib import metadata
 from typing import Callable, Dict, List, Optional, Sequence
 
-import torch
-from torch import Tensor, nn
+# As the recipes run (tools/activate.sh): threads that spin after one candidate's work would slow the next one down.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from kdlib import rnnt
-from kdlib.config import ModelConfig
-from kdlib.joiner import Joiner
-from kdlib.losses import lattice_kl, lattice_kl_at, node_weights
+import torch  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+from kdlib import rnnt  # noqa: E402
+from kdlib.config import ModelConfig  # noqa: E402
+from kdlib.joiner import Joiner  # noqa: E402
+from kdlib.losses import lattice_kl, lattice_kl_at, node_weights  # noqa: E402
 
 SIZES = ((8, 250, 40, 500, 5), (8, 400, 80, 500, 5))  # N, T, U, V, R
 GPU_SIZES = ((30, 310, 55, 500, 5), (30, 310, 55, 5000, 5))  # as batches of LibriSpeech's train-clean-100

@@ -379,14 +379,15 @@ def fused_pays(mask: Tensor, tokens: int, distilling: bool) -> bool:
     """Whether the fused losses are expected to take no more time than a tensor of all logits.
 
     They compute one matrix product in four again, but none of the padding: they win where enough of the kept nodes are
-    no real ones. Beside a distillation loss, whose temporary tensors then stay small as well, they always do; on few
-    logits never. Measured by ``tools/bench_rnnt.py --only fused``.
+    no real ones and, beside a distillation loss, of which they compute one in five again, where there are many logits.
+    On few logits they never do. Measured by ``tools/bench_rnnt.py --only fused`` (docs/benchmarks.md).
 
     Args:
       mask: (N, T, R) bool, the real nodes.
       tokens: V.
       distilling: whether there are distillation losses at the nodes.
     """
-    if mask.numel() * tokens < LOGITS_AT_ONCE:
+    logits = mask.numel() * tokens
+    if logits < LOGITS_AT_ONCE:
         return False
-    return distilling or bool(mask.sum() <= 0.8 * mask.numel())
+    return (distilling and logits >= 4 * LOGITS_AT_ONCE) or bool(mask.sum() <= 0.8 * mask.numel())
