@@ -61,7 +61,35 @@ class DistillTerm:
 
     name: str = ""
     weight: float = 1.0
+    schedule: str = "constant"  # of the weight: constant, warmup (from 0) or decay (to 0), over schedule_updates
+    schedule_updates: int = 0
     temperature: float = 1.0
+    # Of losses between encoders: teacher frame t - shift against student frame t, in frames after subsampling.
+    shift: int = 0
+    # Of losses between encoders' outputs: last; matched (layer i of L_s with round(i * L_t / L_s)); or a list of
+    # [student's, teacher's] pairs, counted from 1.
+    layers: Any = "last"
+
+    def __post_init__(self) -> None:
+        where = f"loss.distill, {self.name}"
+        _require(self.weight >= 0, f"{where}, weight", self.weight, "0 or more")
+        _require(self.schedule in ("constant", "warmup", "decay"), f"{where}, schedule", self.schedule,
+                 "constant, warmup or decay")
+        _require(self.schedule == "constant" or self.schedule_updates > 0, f"{where}, schedule_updates",
+                 self.schedule_updates, f"at least 1 for schedule {self.schedule}")
+        _require(self.temperature > 0, f"{where}, temperature", self.temperature, "above 0")
+        _require(self.shift >= 0, f"{where}, shift", self.shift, "0 or more")
+        pairs = self.layers if isinstance(self.layers, list) else []
+        good = self.layers in ("last", "matched") or (pairs and all(
+            isinstance(p, list) and len(p) == 2 and all(isinstance(n, int) and n >= 1 for n in p) for p in pairs))
+        _require(bool(good), f"{where}, layers", self.layers, "last, matched or a list of pairs such as [[2, 4], [4, 8]]")
+
+    def weight_at(self, update: int) -> float:
+        """The weight after so many updates."""
+        if self.schedule == "constant":
+            return self.weight
+        passed = min(1.0, update / self.schedule_updates)
+        return self.weight * (passed if self.schedule == "warmup" else 1.0 - passed)
 
 
 @dataclass

@@ -9,12 +9,13 @@ N utterances, T frames, R nodes kept a frame (or U + 1 for the full lattice), V 
 """
 
 from dataclasses import dataclass
-from typing import Callable, Dict, Union
+from typing import Callable, Dict, List, Tuple, Union
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kdlib import rnnt
 from kdlib.errors import RecipeError
 from kdlib.rnnt import cpu
 
@@ -127,6 +128,39 @@ def collapsed_kl(student: Tensor, teacher: Tensor, next_symbols: Tensor, mask: T
     return _node_mean(collapsed_kl_at(student, teacher, next_symbols, blank_id, temperature), mask)
 
 
+def best_path_weights(label_arcs: Tensor, blank_arcs: Tensor, ranges: Tensor, boundary: Tensor, mask: Tensor,
+                      rnnt_type: str) -> Tensor:
+    """Weights that leave the nodes of the best alignment alone (Yang, Li and Woodland 2021, arXiv 2110.03334).
+
+    Args:
+        label_arcs, blank_arcs: (N, T, R), the teacher's, from :func:`kdlib.rnnt.arc_log_probs`.
+        ranges, boundary, rnnt_type: of the lattice; mask: (N, T, R) bool, its real nodes.
+    Returns:
+        (N, T, R) float32, 1 / (N * nodes of the path) on the path, else 0; an utterance without a path has the weights
+        of :func:`node_weights`.
+    """
+    return _normalised(rnnt.node_posteriors(label_arcs, blank_arcs, ranges, boundary, rnnt_type, rnnt.BEST_PATH), mask)
+
+
+def occupancy_weights(label_arcs: Tensor, blank_arcs: Tensor, ranges: Tensor, boundary: Tensor, mask: Tensor,
+                      rnnt_type: str) -> Tensor:
+    """Weights in proportion to how often the teacher's paths visit each node; otherwise :func:`best_path_weights`."""
+    return _normalised(rnnt.node_posteriors(label_arcs, blank_arcs, ranges, boundary, rnnt_type), mask)
+
+
+def _normalised(posteriors: Tensor, mask: Tensor) -> Tensor:
+    posteriors = posteriors.double().masked_fill(~mask, 0.0)
+    total = posteriors.flatten(1).sum(1).reshape(-1, 1, 1)
+    weights = posteriors / (total.clamp(min=1e-30) * mask.size(0))
+    return torch.where(total > 0, weights, node_weights(mask, torch.float64)).float()
+
+
+def _frame_mean(per_frame: Tensor, lengths: Tensor) -> Tensor:
+    """Mean over the frames of each utterance, then over utterances; (N, T) and lengths (N,) to a scalar."""
+    inside = torch.arange(per_frame.size(1), device=per_frame.device) < lengths.unsqueeze(1)
+    return (per_frame.masked_fill(~inside, 0.0).sum(1) / lengths.clamp(min=1)).mean()
+
+
 def encoder_mse(student: Tensor, teacher: Tensor, lengths: Tensor) -> Tensor:
     """Mean squared difference of two encoders' outputs.
 
@@ -136,39 +170,94 @@ def encoder_mse(student: Tensor, teacher: Tensor, lengths: Tensor) -> Tensor:
     Returns:
         A scalar.
     """
-    inside = torch.arange(student.size(1), device=student.device) < lengths.unsqueeze(1)
-    per_frame = (student - teacher.detach()).square().mean(-1).masked_fill(~inside, 0.0)
-    return (per_frame.sum(1) / lengths.clamp(min=1)).mean()
+    return _frame_mean((student - teacher.detach()).square().mean(-1), lengths)
 
 
-@dataclass
-class EncoderPair:
-    """The encoders' outputs of a batch."""
+def encoder_l1(student: Tensor, teacher: Tensor, lengths: Tensor) -> Tensor:
+    """Mean absolute difference of two encoders' outputs; otherwise as :func:`encoder_mse`."""
+    return _frame_mean((student - teacher.detach()).abs().mean(-1), lengths)
 
-    student: Tensor  # (N, T, C), projected to the teacher's width
-    teacher: Tensor  # (N, T, C)
-    lengths: Tensor  # (N,) int64
+
+def encoder_cosine(student: Tensor, teacher: Tensor, lengths: Tensor) -> Tensor:
+    """1 - the cosine of each frame's two vectors, from 0 to 2; otherwise as :func:`encoder_mse`."""
+    return _frame_mean(1 - F.cosine_similarity(student, teacher.detach(), dim=-1), lengths)
+
+
+def encoder_logits_kl(student: Tensor, teacher: Tensor, lengths: Tensor, temperature: float = 1.0) -> Tensor:
+    """KL of two encoders' token distributions, frame by frame (CoDERT: Swaminathan et al. 2021, arXiv 2106.07734).
+
+    Args:
+        student, teacher: (N, T, V) logits of the encoders' side of the simple joiners.
+        lengths: (N,) int64 frames.
+    Returns:
+        A scalar, in nats a frame, times ``temperature`` squared.
+    """
+    return _frame_mean(lattice_kl_at(student, teacher, temperature), lengths)
+
+
+def shifted(student: Tensor, teacher: Tensor, lengths: Tensor, shift: int) -> Tuple[Tensor, Tensor, Tensor]:
+    """Set teacher frame t - ``shift`` against student frame t: a streaming student emits later than its teacher.
+
+    Args:
+        student, teacher: (N, T, ...); lengths: (N,) int64; shift: frames, 0 or more.
+    Returns:
+        the overlapping parts of both, (N, T - shift, ...), and their lengths; an utterance of ``shift`` frames or
+        fewer keeps none.
+    """
+    shift = min(shift, student.size(1))
+    return student[:, shift:], teacher[:, :student.size(1) - shift], (lengths - shift).clamp(min=0)
+
+
+def matched_layers(student_layers: int, teacher_layers: int) -> List[Tuple[int, int]]:
+    """(student's, teacher's) layer numbers from 0: the i-th of L_s, counted from 1, goes with round(i * L_t / L_s)."""
+    return [(i, round((i + 1) * teacher_layers / student_layers) - 1) for i in range(student_layers)]
 
 
 @dataclass(frozen=True)
 class LatticeLoss:
-    """A loss of each node, from logits (..., V) of student and teacher, next labels (...), the blank, temperature."""
+    """A weighted sum over lattice nodes.
+
+    at_nodes: a loss of each node, from logits (..., V) of student and teacher, next labels (...), blank, temperature.
+    nodes: "pruned", those that the student's pruned RNN-T keeps, or "all".
+    weighting: "mean" over the nodes of each utterance, then over the utterances; or "best_path" or "occupancy", by the
+        teacher's alignments.
+    """
 
     at_nodes: Callable[[Tensor, Tensor, Tensor, int, float], Tensor]
+    nodes: str = "pruned"
+    weighting: str = "mean"
 
 
 @dataclass(frozen=True)
 class EncoderLoss:
-    """A loss of the two encoders' outputs."""
+    """A mean over frames, of (student's, teacher's, lengths, temperature).
 
-    of_pair: Callable[[EncoderPair], Tensor]
+    of: "embedding", the outputs (N, T, C) of encoder layers; or "logits", (N, T, V) of the simple joiners' side.
+    """
+
+    between: Callable[[Tensor, Tensor, Tensor, float], Tensor]
+    of: str = "embedding"
+
+
+def _whole(student: Tensor, teacher: Tensor, labels: Tensor, blank_id: int, temperature: float) -> Tensor:
+    return lattice_kl_at(student, teacher, temperature)
+
+
+def _without_temperature(loss: Callable[[Tensor, Tensor, Tensor], Tensor]) -> EncoderLoss:
+    return EncoderLoss(lambda student, teacher, lengths, temperature: loss(student, teacher, lengths))
 
 
 REGISTRY: Dict[str, Union[LatticeLoss, EncoderLoss]] = {
-    "pruned_lattice_kl": LatticeLoss(
-        lambda student, teacher, labels, blank_id, tau: lattice_kl_at(student, teacher, tau)),
+    "full_lattice_kl": LatticeLoss(_whole, nodes="all"),
+    "pruned_lattice_kl": LatticeLoss(_whole),
+    "full_collapsed_kl": LatticeLoss(collapsed_kl_at, nodes="all"),
     "collapsed_kl": LatticeLoss(collapsed_kl_at),
-    "encoder_mse": EncoderLoss(lambda pair: encoder_mse(pair.student, pair.teacher, pair.lengths)),
+    "best_path_kl": LatticeLoss(_whole, nodes="all", weighting="best_path"),
+    "occupancy_kl": LatticeLoss(_whole, weighting="occupancy"),
+    "encoder_logits_kl": EncoderLoss(encoder_logits_kl, of="logits"),
+    "encoder_mse": _without_temperature(encoder_mse),
+    "encoder_l1": _without_temperature(encoder_l1),
+    "encoder_cosine": _without_temperature(encoder_cosine),
 }
 
 

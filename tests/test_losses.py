@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdlib import losses
+from kdlib.config import DistillTerm
 from kdlib.errors import RecipeError
 from kdlib.losses import REGISTRY, collapsed_kl, encoder_mse, find_loss, lattice_kl, lattice_kl_at
 
@@ -126,8 +127,7 @@ def test_near_certainty_keeps_the_rest():
 
 
 def test_registry_names_an_unknown_loss():
-    assert set(REGISTRY) == {"pruned_lattice_kl", "collapsed_kl", "encoder_mse"}
-    with pytest.raises(RecipeError, match="unknown loss 'kl'; known are collapsed_kl"):
+    with pytest.raises(RecipeError, match="unknown loss 'kl'; known are best_path_kl, collapsed_kl"):
         find_loss("kl")
 
 
@@ -155,3 +155,122 @@ def test_what_only_the_student_excludes_is_infinitely_far():
     student, teacher = torch.zeros(1, 3), torch.zeros(1, 3)
     student[0, 1] = -INF
     assert lattice_kl_at(student, teacher).item() == INF
+
+
+ENCODER_LOSSES = {name: loss for name, loss in REGISTRY.items() if isinstance(loss, losses.EncoderLoss)}
+LATTICE_LOSSES = {name: loss for name, loss in REGISTRY.items() if isinstance(loss, losses.LatticeLoss)}
+
+
+@pytest.mark.parametrize("name", ENCODER_LOSSES)
+@given(seed=st.integers(0, 10 ** 6), temperature=st.sampled_from([0.5, 1.0, 3.0]))
+@settings(deadline=None, max_examples=20)
+def test_invariants_of_the_encoder_losses(name, seed, temperature):
+    between = ENCODER_LOSSES[name].between
+    torch.manual_seed(seed)
+    student, teacher = (torch.randn(2, 5, 4, dtype=torch.float64) for _ in range(2))
+    lengths = torch.tensor([5, 3])
+    value = between(student, teacher, lengths, temperature)
+    assert value >= 0 and abs(between(teacher, teacher, lengths, temperature)) < 1e-12
+    # Padding an utterance, and batching it, change nothing.
+    student[1, 3:], teacher[1, 3:] = 7.0, -9.0
+    torch.testing.assert_close(between(student, teacher, lengths, temperature), value)
+    alone = [between(student[n:n + 1, :t], teacher[n:n + 1, :t], lengths[n:n + 1], temperature)
+             for n, t in enumerate(lengths.tolist())]
+    torch.testing.assert_close(sum(alone) / 2, value)
+
+
+@pytest.mark.parametrize("name", sorted(set(ENCODER_LOSSES) - {"encoder_l1"}))
+def test_gradients_of_the_encoder_losses(name):
+    torch.manual_seed(2)
+    student, teacher = (torch.randn(2, 4, 3, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    lengths = torch.tensor([4, 2])
+    between = ENCODER_LOSSES[name].between
+    assert torch.autograd.gradcheck(lambda s: between(s, teacher, lengths, 1.5), (student,))
+    between(student, teacher, lengths, 1.5).backward()
+    assert teacher.grad is None and student.grad[1, 2:].abs().sum() == 0
+
+
+def test_encoder_losses_by_their_definitions():
+    student, teacher = torch.tensor([[[1.0, 2.0], [3.0, 0.0]]]), torch.tensor([[[1.0, 4.0], [0.0, 3.0]]])
+    lengths = torch.tensor([2])
+    assert encoder_mse(student, teacher, lengths).item() == pytest.approx((4 / 2 + 18 / 2) / 2)
+    assert losses.encoder_l1(student, teacher, lengths).item() == pytest.approx((2 / 2 + 6 / 2) / 2)
+    cosine = (1 + 8) / (5 ** 0.5 * 17 ** 0.5)
+    assert losses.encoder_cosine(student, teacher, lengths).item() == pytest.approx(((1 - cosine) + 1) / 2)
+    p, q = (student / 2).softmax(-1), (teacher / 2).softmax(-1)
+    want = 4 * (q * (q / p).log()).sum(-1).mean()
+    assert losses.encoder_logits_kl(student, teacher, lengths, 2.0).item() == pytest.approx(want.item())
+
+
+@given(shift=st.integers(0, 7))
+def test_a_shift_sets_earlier_teacher_frames_against_the_student(shift):
+    frames = torch.arange(5.0).view(1, 5, 1)
+    student, teacher, lengths = losses.shifted(frames, frames, torch.tensor([5]), shift)
+    assert lengths.item() == max(0, 5 - shift) == student.size(1)
+    assert (student - teacher == shift).all()
+    # A teacher that says everything `shift` frames earlier agrees with its student.
+    late, early = torch.randn(1, 9, 3), torch.zeros(1, 9, 3)
+    early[:, :9 - min(shift, 9)] = late[:, min(shift, 9):]
+    assert encoder_mse(*losses.shifted(late, early, torch.tensor([9]), shift)) == 0
+
+
+def test_layers_are_matched_as_documented():
+    assert losses.matched_layers(3, 6) == [(0, 1), (1, 3), (2, 5)]
+    assert losses.matched_layers(4, 4) == [(0, 0), (1, 1), (2, 2), (3, 3)]
+    assert losses.matched_layers(1, 5) == [(0, 4)]
+
+
+@given(seed=st.integers(0, 10 ** 6), modified=st.booleans(), labels=st.integers(0, 3), frames=st.integers(1, 5))
+@quick
+def test_weights_of_the_best_path_and_of_the_occupancy(seed, modified, labels, frames):
+    """Against all paths of the lattice, written out."""
+    torch.manual_seed(seed)
+    labels = min(labels, frames) if modified else labels
+    label, blank = (torch.randn(1, frames, labels + 1, dtype=torch.float64).log_softmax(-1) for _ in range(2))
+    paths = []
+
+    def walk(t, u, score, nodes):
+        if t == frames:
+            if u == labels:
+                paths.append((score, nodes))
+            return
+        walk(t + 1, u, score + blank[0, t, u], nodes + [(t, u)])
+        if u < labels:
+            walk(t + 1 if modified else t, u + 1, score + label[0, t, u], nodes + [(t, u)])
+
+    walk(0, 0, torch.zeros((), dtype=torch.float64), [])
+    scores = torch.stack([score for score, _ in paths])
+    ranges = torch.arange(labels + 1).expand(1, frames, labels + 1)
+    arguments = (label, blank, ranges, torch.tensor([[0, 0, labels, frames]]), torch.ones_like(label, dtype=torch.bool),
+                 "modified" if modified else "regular")
+    best = paths[int(scores.argmax())][1]
+    want = torch.zeros(frames, labels + 1)
+    for t, u in best:
+        want[t, u] = 1 / len(best)
+    torch.testing.assert_close(losses.best_path_weights(*arguments)[0], want, rtol=1e-3, atol=1e-3)
+    visits = torch.zeros(frames, labels + 1, dtype=torch.float64)
+    for posterior, (_, nodes) in zip(scores.softmax(0), paths):
+        for t, u in nodes:
+            visits[t, u] += posterior
+    torch.testing.assert_close(losses.occupancy_weights(*arguments)[0], (visits / visits.sum()).float())
+
+
+def test_weights_without_a_path_are_the_plain_ones():
+    label, blank = torch.zeros(1, 1, 3), torch.zeros(1, 1, 3)
+    mask, ranges = torch.ones(1, 1, 3, dtype=torch.bool), torch.arange(3).expand(1, 1, 3)
+    boundary = torch.tensor([[0, 0, 2, 1]])  # two labels in one frame: not in a modified lattice
+    weights = losses.occupancy_weights(label, blank, ranges, boundary, mask, "modified")
+    torch.testing.assert_close(weights, losses.node_weights(mask))
+
+
+def test_schedules_of_a_weight():
+    def weights(**options):
+        return [DistillTerm("collapsed_kl", 2.0, schedule_updates=10, **options).weight_at(u) for u in (0, 5, 10, 20)]
+
+    assert weights() == [2, 2, 2, 2]
+    assert weights(schedule="warmup") == [0, 1, 2, 2]
+    assert weights(schedule="decay") == [2, 1, 0, 0]
+    for bad in (dict(schedule="cosine"), dict(schedule="decay", schedule_updates=0), dict(temperature=0.0),
+                dict(weight=-1.0), dict(shift=-1), dict(layers=[[1]]), dict(layers="all")):
+        with pytest.raises(RecipeError, match=f"loss.distill, encoder_mse, .*{list(bad)[-1]}"):
+            DistillTerm("encoder_mse", **bad)

@@ -23,21 +23,34 @@ from torch import Tensor
 
 from kdlib.errors import RecipeError
 from kdlib.rnnt import checks, k2_backend, native
-from kdlib.rnnt.fused import FusedLosses, NodeTerm, Side, fused_pays, lattice_losses_fused, rnnt_loss_fused
+from kdlib.rnnt.fused import (
+    BEST_PATH,
+    FusedLosses,
+    NodeTerm,
+    Side,
+    arc_log_probs,
+    fused_pays,
+    lattice_losses_fused,
+    node_posteriors,
+    rnnt_loss_fused,
+)
 from kdlib.rnnt.lattice import full_boundary, lattice_nodes
 
 BACKENDS = ("auto", "k2", "native")
 
 __all__ = [
     "BACKENDS",
+    "BEST_PATH",
     "FusedLosses",
     "NodeTerm",
     "Side",
+    "arc_log_probs",
     "backend_in_use",
     "do_rnnt_pruning",
     "fused_pays",
     "get_rnnt_prune_ranges",
     "lattice_losses_fused",
+    "node_posteriors",
     "node_symbols",
     "rnnt_loss_fused",
     "rnnt_loss_pruned",

@@ -27,6 +27,8 @@ from kdlib.rnnt.native import kernels_for, reduce_loss
 LOGITS_AT_ONCE = 2**22
 CHUNKS_KEPT = 3
 
+BEST_PATH = 1e4  # a path worse by a thousandth of a nat keeps less than e^-10 beside the best
+
 
 class NodeTerm(NamedTuple):
     """A distillation loss: the sum over the nodes of ``weights`` (N, T, R) float times ``per_node``.
@@ -120,11 +122,11 @@ def _summable(logits: Tensor) -> Tensor:
     return logits if logits.dtype in (torch.float32, torch.float64) else logits.float()
 
 
-def _score(student: Side, output: _Output, lattice: _Lattice, occupancies: bool) -> Tuple[Tensor, LatticeResult]:
-    """The first pass: the normaliser of each place (N * T * R,), and what the lattice makes of the arcs."""
+def _arcs(side: Side, output: _Output, lattice: _Lattice) -> Tuple[Tensor, Tensor, Tensor]:
+    """The first pass: the normaliser of each place (N * T * R,) and the arcs' log-probabilities (N, T, R)."""
     columns = None
     for i, nodes in enumerate(lattice.chunks):
-        logits = output.logits(i, student.joiner.hidden(*nodes.inputs(student)))
+        logits = output.logits(i, side.joiner.hidden(*nodes.inputs(side)))
         if columns is None:
             columns = [logits.new_zeros(lattice.shape.numel()) for _ in range(3)]
         wanted = torch.ones_like(nodes.place, dtype=torch.bool)
@@ -134,10 +136,14 @@ def _score(student: Side, output: _Output, lattice: _Lattice, occupancies: bool)
     normaliser, label_arcs, blank_arcs = columns
     infinite = torch.isposinf(normaliser).view(lattice.shape[0], -1).any(1)
     checks.require_utterances(~infinite, "the joiner's logits", "are +inf at a node of the lattice")
-    label_arcs, blank_arcs = label_arcs.view(lattice.shape), blank_arcs.view(lattice.shape)
+    return normaliser, label_arcs.view(lattice.shape), blank_arcs.view(lattice.shape)
+
+
+def _score(arcs: Sequence[Tensor], lattice: _Lattice, occupancies: bool) -> LatticeResult:
+    label_arcs, blank_arcs = arcs
     if lattice.penalty is not None:
         label_arcs = label_arcs + lattice.penalty.to(label_arcs.dtype)
-    return normaliser, kernels_for(label_arcs).score_lattice(
+    return kernels_for(label_arcs).score_lattice(
         label_arcs, blank_arcs, lattice.starts, lattice.boundary, lattice.modified, occupancies
     )
 
@@ -183,24 +189,27 @@ def _differentiate(
     teacher: Optional[Side],
     output: _Output,
     lattice: _Lattice,
-    normaliser: Tensor,
+    normaliser: Optional[Tensor],
     arc_weights: Sequence[Tensor],
     terms: Sequence[NodeTerm],
     gradients: Optional[_Gradients],
 ) -> List[Tensor]:
-    """The second pass: the values of the terms and, with ``gradients``, the gradients of everything."""
+    """The second pass: the values of the terms and, with ``gradients``, the gradients of everything.
+
+    Without arc weights the RNN-T loss counts for nothing, and there was no first pass.
+    """
     learning = gradients is not None
-    if learning:
+    if arc_weights:
         label_weight, blank_weight = (weight.reshape(-1) for weight in arc_weights)
         # What less than a hundredth of the resolution of the numbers goes through has no gradient worth computing.
         least = torch.finfo(label_weight.dtype).eps / 100 * max(weight.abs().max() for weight in arc_weights)
         visited = label_weight.abs() + blank_weight.abs() > least
-    values = [normaliser.new_zeros(()) for _ in terms]
+    values = [student.am.new_zeros(()) for _ in terms]
     teacher_output = _Output(teacher.joiner.out, lattice.at_once) if terms else None
     # Backwards, since the first pass has left the logits of its last chunks.
     for i, chunk in reversed(list(enumerate(lattice.chunks))):
         logits = output.kept.pop(i, None)
-        if logits is None and not terms:
+        if logits is None and not terms and arc_weights:
             chunk = chunk.pick(visited[chunk.place].nonzero().squeeze(1))
         am, lm = chunk.inputs(student)
         with torch.set_grad_enabled(learning):
@@ -218,7 +227,7 @@ def _differentiate(
             values = [value + loss.detach() for value, loss in zip(values, losses)]
             if learning:
                 (slope,) = torch.autograd.grad(together, leaf)
-        if learning:
+        if arc_weights:
             kernels_for(logits).logit_gradient(
                 logits,
                 chunk.labels,
@@ -229,6 +238,7 @@ def _differentiate(
                 out=slope,
                 add=bool(terms),
             )
+        if learning:
             gradients.add(chunk, am, lm, hidden, slope)
     return values
 
@@ -237,16 +247,17 @@ class _Fused(torch.autograd.Function):
     @staticmethod
     def forward(ctx, student, teacher, lattice, weight, terms, learning, *differentiable):
         output = _Output(student.joiner.out, lattice.at_once)
-        normaliser, result = _score(student, output, lattice, occupancies=learning)
         gradients = _Gradients(student) if learning else None
+        normaliser, arc_weights, rnnt = None, (), student.am.new_zeros(len(student.am))
+        if weight != 0.0 or not terms:
+            normaliser, *arcs = _arcs(student, output, lattice)
+            result = _score(arcs, lattice, occupancies=learning)
+            rnnt = -result.score.to(normaliser.dtype)
+            arc_weights = [-weight * occupancy for occupancy in result[1:]] if learning else ()
         values = []
         if learning or terms:
-            arc_weights = [-weight * occupancy for occupancy in result[1:]] if learning else ()
-            values = _differentiate(
-                student, teacher, output, lattice, normaliser, arc_weights, terms, gradients
-            )
+            values = _differentiate(student, teacher, output, lattice, normaliser, arc_weights, terms, gradients)
         ctx.gradients = gradients.all() if learning else None
-        rnnt = -result.score.to(normaliser.dtype)
         total = weight * rnnt.sum() + sum(term.scale * value for term, value in zip(terms, values))
         values = torch.stack(values) if values else rnnt.new_empty(0)
         ctx.mark_non_differentiable(rnnt, values)
@@ -259,6 +270,62 @@ class _Fused(torch.autograd.Function):
             raise RuntimeError("the fused losses can be differentiated once only: their gradients are scaled in place")
         gradients, ctx.gradients = ctx.gradients, None
         return (None,) * 6 + tuple(None if total is None else total.mul_(grad) for total in gradients)
+
+
+def _check_side(name: str, side: Side, like: Side) -> None:
+    checks.check_float(f"{name}am", side.am, 3)
+    checks.check_float(f"{name}lm", side.lm, 3)
+    sizes = like.am.shape[:2], (like.am.shape[0], like.lm.shape[1])
+    checks.require(
+        (side.am.shape[:2], side.lm.shape[:2]) == sizes,
+        f"{name}am {tuple(side.am.shape)} and lm {tuple(side.lm.shape)} are not of one batch with am "
+        f"{tuple(like.am.shape)} and lm {tuple(like.lm.shape)}",
+    )
+    checks.require(
+        hasattr(side.joiner, "hidden") and isinstance(getattr(side.joiner, "out", None), nn.Linear),
+        f"joiner: a {type(side.joiner).__name__} lacks a method hidden(am, lm) or an output layer out, an nn.Linear",
+    )
+
+
+def _prepare(
+    side: Side,
+    symbols: Tensor,
+    ranges: Tensor,
+    blank: int,
+    boundary: Optional[Tensor],
+    rnnt_type: str,
+    delay_penalty: float,
+    logits_at_once: int,
+    wanted: Optional[Tensor] = None,
+) -> _Lattice:
+    """Check the arguments, and lay out the real nodes in chunks; of them those that are ``wanted`` (N, T, R) bool."""
+    checks.check_options(rnnt_type, "sum", delay_penalty)
+    _check_side("", side, side)
+    am, lm = side.am, side.lm
+    checks.check_alike(("am", "lm", "symbols", "ranges"), (am, lm, symbols, ranges), dtype=False)
+    count, frames, labels = am.shape[0], am.shape[1], lm.shape[1] - 1
+    boundary = full_boundary(count, labels, frames, am.device) if boundary is None else boundary.to(am.device)
+    tokens = side.joiner.out.out_features
+    checks.check_lattice(symbols, ranges, boundary, count, frames, labels, tokens, blank, rnnt_type)
+
+    next_symbols, mask = lattice_nodes(symbols, ranges, boundary, blank)
+    checks.require(bool(mask.any()), "boundary leaves no frame of any utterance")
+    place = (mask if wanted is None else mask & wanted).flatten().nonzero().squeeze(1)
+    frame = torch.div(place, ranges.shape[2], rounding_mode="floor")
+    history = torch.div(frame, frames, rounding_mode="floor") * (labels + 1) + ranges.flatten()[place]
+    nodes = _Nodes(place, frame, history, next_symbols.flatten()[place])
+    at_once = max(1, min(logits_at_once // tokens, len(place)))
+    penalty = (delay_offsets(boundary, frames, am) * delay_penalty).unsqueeze(2) if delay_penalty > 0.0 else None
+    return _Lattice(
+        chunks=[nodes.pick(slice(first, first + at_once)) for first in range(0, len(place), at_once)],
+        at_once=at_once,
+        starts=ranges[:, :, 0],
+        shape=ranges.shape,
+        boundary=boundary,
+        blank=blank,
+        modified=rnnt_type == "modified",
+        penalty=penalty,
+    )
 
 
 def lattice_losses_fused(
@@ -283,7 +350,7 @@ def lattice_losses_fused(
       joiner: as ``Side`` has it; each node by itself and without randomness, since it is run twice.
       am: (N, T, C1) float; lm: (N, U+1, C2) float: what ``do_rnnt_pruning`` would be given.
       symbols, ranges, termination_symbol, boundary, rnnt_type, delay_penalty: as in ``rnnt_loss_pruned``.
-      weight: of the sum over utterances of the RNN-T loss in the total.
+      weight: of the sum over utterances of the RNN-T loss in the total; with 0 and terms that loss is not computed.
       teacher: the teacher's joiner, am and lm, which get no gradient; wanted where there are terms.
       terms: the distillation losses.
       logits_at_once: M * V, which sets the memory.
@@ -294,50 +361,67 @@ def lattice_losses_fused(
     Raises:
       ValueError: an argument does not fit; it is named.
     """
-    checks.check_options(rnnt_type, "sum", delay_penalty)
-    for name, side in (("", Side(joiner, am, lm)), *((("the teacher's ", teacher),) if teacher is not None else ())):
-        checks.check_float(f"{name}am", side.am, 3)
-        checks.check_float(f"{name}lm", side.lm, 3)
-        checks.require(
-            side.am.shape[:2] == am.shape[:2] and side.lm.shape[:2] == (am.shape[0], lm.shape[1]),
-            f"{name}am {tuple(side.am.shape)} and lm {tuple(side.lm.shape)} are not of one batch with "
-            f"am {tuple(am.shape)} and lm {tuple(lm.shape)}",
-        )
-    checks.require(teacher is not None or not terms, "terms need a teacher")
-    checks.check_alike(("am", "lm", "symbols", "ranges"), (am, lm, symbols, ranges), dtype=False)
-    count, frames, labels = am.shape[0], am.shape[1], lm.shape[1] - 1
-    boundary = full_boundary(count, labels, frames, am.device) if boundary is None else boundary.to(am.device)
     student = Side(joiner, am, lm)
-    for side in (student, *((teacher,) if teacher is not None else ())):
-        checks.require(
-            hasattr(side.joiner, "hidden") and isinstance(getattr(side.joiner, "out", None), nn.Linear),
-            f"joiner: a {type(side.joiner).__name__} lacks a method hidden(am, lm) or an output layer out, an nn.Linear",
-        )
-    tokens = joiner.out.out_features
-    checks.check_lattice(symbols, ranges, boundary, count, frames, labels, tokens, termination_symbol, rnnt_type)
-
-    next_symbols, mask = lattice_nodes(symbols, ranges, boundary, termination_symbol)
-    place = mask.flatten().nonzero().squeeze(1)
-    frame = torch.div(place, ranges.shape[2], rounding_mode="floor")
-    history = torch.div(frame, frames, rounding_mode="floor") * (labels + 1) + ranges.flatten()[place]
-    penalty = None
-    if delay_penalty > 0.0:
-        penalty = (delay_offsets(boundary, frames, am) * delay_penalty).unsqueeze(2)
-    nodes = _Nodes(place, frame, history, next_symbols.flatten()[place])
-    at_once = min(max(1, logits_at_once // tokens), len(place))
-    lattice = _Lattice(
-        chunks=[nodes.pick(slice(first, first + at_once)) for first in range(0, len(place), at_once)],
-        at_once=at_once,
-        starts=ranges[:, :, 0],
-        shape=ranges.shape,
-        boundary=boundary,
-        blank=termination_symbol,
-        modified=rnnt_type == "modified",
-        penalty=penalty,
+    wanted = None
+    if weight == 0.0 and terms:
+        wanted = torch.stack([term.weights != 0 for term in terms]).any(0)
+    lattice = _prepare(
+        student, symbols, ranges, termination_symbol, boundary, rnnt_type, delay_penalty, logits_at_once, wanted
     )
+    checks.require(teacher is not None or not terms, "terms need a teacher")
+    if teacher is not None:
+        _check_side("the teacher's ", teacher, student)
     differentiable = (am, lm, *joiner.parameters())
     learning = torch.is_grad_enabled() and any(x.requires_grad for x in differentiable)
     return FusedLosses(*_Fused.apply(student, teacher, lattice, weight, terms, learning, *differentiable))
+
+
+@torch.no_grad()
+def arc_log_probs(
+    side: Side,
+    symbols: Tensor,
+    ranges: Tensor,
+    termination_symbol: int,
+    boundary: Optional[Tensor] = None,
+    logits_at_once: int = LOGITS_AT_ONCE,
+) -> Tuple[Tensor, Tensor]:
+    """Log-probabilities of the label arc and the blank arc of each kept node, without a tensor (N, T, R, V).
+
+    Args: as in ``lattice_losses_fused``.
+
+    Returns:
+      Two (N, T, R) float, 0 outside the utterances; no autograd.
+
+    Raises:
+      ValueError: an argument does not fit; it is named.
+    """
+    lattice = _prepare(side, symbols, ranges, termination_symbol, boundary, "regular", 0.0, logits_at_once)
+    return _arcs(side, _Output(side.joiner.out, lattice.at_once), lattice)[1:]
+
+
+@torch.no_grad()
+def node_posteriors(
+    label_arcs: Tensor,
+    blank_arcs: Tensor,
+    ranges: Tensor,
+    boundary: Tensor,
+    rnnt_type: str = "regular",
+    sharpness: float = 1.0,
+) -> Tensor:
+    """How often a path visits each kept node.
+
+    Args:
+      label_arcs, blank_arcs: (N, T, R) float, log-probabilities, from ``arc_log_probs``.
+      ranges, boundary, rnnt_type: as in ``rnnt_loss_pruned``.
+      sharpness: what the log-probabilities are multiplied by first. With a large one, such as ``BEST_PATH``, all but
+        the best path vanish: the posteriors are then 1 on its nodes and 0 elsewhere (equally good paths share).
+
+    Returns:
+      (N, T, R), dtype of the arcs; 0 for an utterance without a path.
+    """
+    arcs = (label_arcs.double() * sharpness, blank_arcs.double() * sharpness)
+    result = kernels_for(arcs[0]).score_lattice(*arcs, ranges[:, :, 0], boundary, rnnt_type == "modified", True)
+    return (result.label_occupancy + result.blank_occupancy).to(label_arcs.dtype)
 
 
 def rnnt_loss_fused(

@@ -1,16 +1,17 @@
 """The training objective of one batch: pruned RNN-T, auxiliary CTC, distillation."""
 
-from typing import Dict, Optional, Tuple
+from typing import Dict, List, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdlib import rnnt
-from kdlib.config import LossConfig
+from kdlib.config import DistillTerm, LossConfig
 from kdlib.data import Batch
 from kdlib.errors import RecipeError
-from kdlib.losses import EncoderLoss, EncoderPair, LatticeLoss, find_loss, node_weights
+from kdlib.losses import (EncoderLoss, LatticeLoss, best_path_weights, find_loss, matched_layers, node_weights,
+                          occupancy_weights, shifted)
 from kdlib.transducer import Transducer
 
 
@@ -29,26 +30,41 @@ class Objective(nn.Module):
     def __init__(self, student: Transducer, config: LossConfig, teacher: Optional[Transducer] = None):
         super().__init__()
         self.student = student
+        self._teacher = (teacher,)  # in a tuple, so that it is no submodule: neither trained nor saved
         self.config = config
         terms = [(term, find_loss(term.name)) for term in config.distill] if teacher is not None else []
         self.lattice_terms = [(term, loss) for term, loss in terms if isinstance(loss, LatticeLoss)]
         self.encoder_terms = [(term, loss) for term, loss in terms if isinstance(loss, EncoderLoss)]
+        self.pairs: List[List[Tuple[int, int]]] = []
         if config.ctc_weight > 0 and student.ctc is None:
             raise RecipeError("loss.ctc_weight is above 0 but the model has no CTC head: set model.ctc_head=true")
-        self.projection = None
+        self.projections = nn.ModuleDict()  # by "student's layer-teacher's layer", where their widths differ
         if teacher is not None:
             if teacher.vocab_size != student.vocab_size:
                 raise RecipeError(f"the teacher has {teacher.vocab_size} tokens, the student {student.vocab_size}: "
                                   "both must use the same lang folder")
             teacher.eval().requires_grad_(False)
             widths = student.config.encoder_dim, teacher.config.encoder_dim
-            if self.encoder_terms and widths[0] != widths[1]:
-                self.projection = nn.Linear(*widths)
-        self._teacher = (teacher,)  # in a tuple, so that it is no submodule: neither trained nor saved
-
+            self.pairs = [self._layer_pairs(term) if loss.of == "embedding" else [] for term, loss in self.encoder_terms]
+            if widths[0] != widths[1]:
+                for ours, theirs in sorted({pair for pairs in self.pairs for pair in pairs}):
+                    self.projections[f"{ours}-{theirs}"] = nn.Linear(*widths)
     @property
     def teacher(self) -> Optional[Transducer]:
         return self._teacher[0]
+
+    def _layer_pairs(self, term: DistillTerm) -> List[Tuple[int, int]]:
+        """(student's, teacher's) layer numbers, from 0."""
+        depths = self.student.config.num_layers, self.teacher.config.num_layers
+        if term.layers == "last":
+            return [(depths[0] - 1, depths[1] - 1)]
+        if term.layers == "matched":
+            return matched_layers(*depths)
+        for pair in term.layers:
+            if pair[0] > depths[0] or pair[1] > depths[1]:
+                raise RecipeError(f"loss.distill, {term.name}: layers {pair}: the student has {depths[0]} layers, its "
+                                  f"teacher {depths[1]}")
+        return [(ours - 1, theirs - 1) for ours, theirs in term.layers]
 
     def forward(self, batch: Batch, update: int) -> Tuple[Tensor, Dict[str, Tensor]]:
         """
@@ -59,7 +75,8 @@ class Objective(nn.Module):
             this process's part of the batch's total, a scalar, and the means over its own utterances by name, detached.
         """
         c, student = self.config, self.student
-        encoded, lengths, _ = student.encoder(batch.features, batch.feature_lengths)
+        wanted = [sorted({pair[side] for pairs in self.pairs for pair in pairs}) for side in (0, 1)]
+        encoded, lengths, layers = student.encoder(batch.features, batch.feature_lengths, layers=wanted[0])
         predicted = student.predictor.prefix(batch.symbols)
         boundary = torch.zeros(lengths.size(0), 4, dtype=torch.int64, device=lengths.device)
         boundary[:, 2], boundary[:, 3] = batch.symbol_lengths, lengths
@@ -70,10 +87,10 @@ class Objective(nn.Module):
             lm=student.simple_lm(predicted).float(), am=student.simple_am(encoded).float(), lm_only_scale=c.lm_scale,
             am_only_scale=c.am_scale, reduction="sum", return_grad=True, backend=c.rnnt_backend, **lattice)
         ranges = rnnt.get_rnnt_prune_ranges(px_grad, py_grad, boundary, c.prune_range, backend=c.rnnt_backend)
-        taught = None
+        taught, taught_layers = None, []
         if self.lattice_terms or self.encoder_terms:
             with torch.no_grad():
-                taught, _, _ = self.teacher.encoder(batch.features, batch.feature_lengths)
+                taught, _, taught_layers = self.teacher.encoder(batch.features, batch.feature_lengths, layers=wanted[1])
 
         # What a nat of each sum, and one of each mean over the utterances, counts in the total of the whole batch.
         first_ctc = student.ctc is not None and update < c.ctc_first_updates
@@ -85,7 +102,7 @@ class Objective(nn.Module):
             weights = {"simple": 0.1 * weights["simple"], "pruned": 0.1 * weights["pruned"], "ctc": 1.0}
 
         total, values = self._lattice_losses(batch, encoded, predicted, taught, ranges, lattice,
-                                             weights["pruned"] * per_nat, share)
+                                             weights["pruned"] * per_nat, share, update)
         total = total + weights["simple"] * per_nat * simple
         values["simple"] = simple.detach()
         if student.ctc is not None and weights["ctc"] > 0:
@@ -95,19 +112,31 @@ class Objective(nn.Module):
             total = total + weights["ctc"] * per_nat * ctc
             values["ctc"] = ctc.detach()
         parts = {name: value / lengths.sum() if name in weights else value for name, value in values.items()}
-        if self.encoder_terms:
-            pair = EncoderPair(encoded if self.projection is None else self.projection(encoded), taught, lengths)
-        for term, loss in self.encoder_terms:
-            value = loss.of_pair(pair)
-            total = total + term.weight * share * value
+        outputs = dict(zip(wanted[0], layers)), dict(zip(wanted[1], taught_layers))
+        for (term, loss), pairs in zip(self.encoder_terms, self.pairs):
+            value = self._encoder_loss(term, loss, pairs, encoded, taught, outputs, lengths)
+            total = total + term.weight_at(update) * share * value
             parts[term.name] = value.detach()
-        weights.update((term.name, term.weight) for term, _ in self.lattice_terms + self.encoder_terms)
+        weights.update((term.name, term.weight_at(update)) for term, _ in self.lattice_terms + self.encoder_terms)
         parts["total"] = sum(weights[name] * value for name, value in parts.items())
         return total, parts
 
+    def _encoder_loss(self, term: DistillTerm, loss: EncoderLoss, pairs: List[Tuple[int, int]], encoded: Tensor,
+                      taught: Tensor, outputs: Tuple[Dict[int, Tensor], Dict[int, Tensor]], lengths: Tensor) -> Tensor:
+        """The mean of the loss over its pairs of layers, or the loss of the last layers' logits."""
+        if loss.of == "logits":
+            sides = [(self.student.simple_am(encoded).float(), self.teacher.simple_am(taught).float())]
+        else:
+            sides = []
+            for ours, theirs in pairs:
+                output, name = outputs[0][ours], f"{ours}-{theirs}"
+                sides.append((self.projections[name](output) if name in self.projections else output, outputs[1][theirs]))
+        values = [loss.between(*shifted(*side, lengths, term.shift), term.temperature) for side in sides]
+        return sum(values) / len(values)
+
     def _lattice_losses(self, batch: Batch, encoded: Tensor, predicted: Tensor, taught: Optional[Tensor],
-                        ranges: Tensor, lattice: Dict[str, object], pruned_weight: float,
-                        share: float) -> Tuple[Tensor, Dict[str, Tensor]]:
+                        ranges: Tensor, lattice: Dict[str, object], pruned_weight: float, share: float,
+                        update: int) -> Tuple[Tensor, Dict[str, Tensor]]:
         """The pruned RNN-T loss and the distillation at the lattice's nodes.
 
         Args:
@@ -117,42 +146,68 @@ class Objective(nn.Module):
             their part of the total, and the sum and the means, detached.
         """
         c, student, teacher = self.config, self.student, self.teacher
-        next_symbols, mask = rnnt.node_symbols(batch.symbols, ranges, lattice["boundary"], student.blank_id)
         ours, theirs = _joiner_side(student, encoded, predicted), None
         if self.lattice_terms:
             with torch.no_grad():
                 theirs = _joiner_side(teacher, taught, teacher.predictor.prefix(batch.symbols))
-        terms = [rnnt.NodeTerm(lambda s, t, y, term=term, loss=loss: loss.at_nodes(s, t, y, student.blank_id,
-                                                                                   term.temperature),
-                               node_weights(mask), term.weight * share)
-                 for term, loss in self.lattice_terms]
-        names = [term.name for term, _ in self.lattice_terms]
-        if self._fuses(mask):
-            total, each, means = rnnt.lattice_losses_fused(
-                *ours, ranges=ranges, weight=pruned_weight, teacher=theirs, terms=terms, **lattice)
-            return total, {"pruned": each.sum(), **dict(zip(names, means))}
-        logits = self._logits(ours, ranges)
-        pruned = rnnt.rnnt_loss_pruned(logits=logits, ranges=ranges, reduction="sum", backend=c.rnnt_backend, **lattice)
-        total, values = pruned_weight * pruned, {"pruned": pruned.detach()}
-        if theirs is not None:
-            with torch.no_grad():
-                target = self._logits(theirs, ranges)
-        for name, term in zip(names, terms):
-            per_node = term.per_node(logits, target, next_symbols).masked_fill(~mask, 0.0)
-            value = (per_node * term.weights).sum()
-            total = total + term.scale * value
-            values[name] = value.detach()
+        total, values = 0.0, {}
+        for nodes, kept in (("pruned", ranges), ("all", self._all_nodes(ranges, batch.symbols))):
+            chosen = [(term, loss) for term, loss in self.lattice_terms if loss.nodes == nodes]
+            if nodes == "all" and not chosen:
+                continue
+            next_symbols, mask = rnnt.node_symbols(batch.symbols, kept, lattice["boundary"], student.blank_id)
+            terms = [self._node_term(term, loss, theirs, kept, mask, lattice, term.weight_at(update) * share)
+                     for term, loss in chosen]
+            names = [term.name for term, _ in chosen]
+            if nodes == "all" or self._fuses(mask, bool(terms)):
+                weight = pruned_weight if nodes == "pruned" else 0.0
+                part, each, means = rnnt.lattice_losses_fused(
+                    *ours, ranges=kept, weight=weight, teacher=theirs, terms=terms, **lattice)
+                total = total + part
+                values.update(zip(names, means))
+                if nodes == "pruned":
+                    values["pruned"] = each.sum()
+                continue
+            logits = self._logits(ours, kept)
+            pruned = rnnt.rnnt_loss_pruned(logits=logits, ranges=kept, reduction="sum", backend=c.rnnt_backend,
+                                           **lattice)
+            total, values["pruned"] = total + pruned_weight * pruned, pruned.detach()
+            if terms:
+                with torch.no_grad():
+                    target = self._logits(theirs, kept)
+            for name, term in zip(names, terms):
+                per_node = term.per_node(logits, target, next_symbols).masked_fill(~mask, 0.0)
+                value = (per_node * term.weights).sum()
+                total = total + term.scale * value
+                values[name] = value.detach()
         return total, values
+
+    @staticmethod
+    def _all_nodes(ranges: Tensor, symbols: Tensor) -> Tensor:
+        """(N, T, U+1)"""
+        return torch.arange(symbols.size(1) + 1, device=ranges.device).expand(*ranges.shape[:2], -1)
+
+    def _node_term(self, term: DistillTerm, loss: LatticeLoss, theirs: rnnt.Side, ranges: Tensor, mask: Tensor,
+                   lattice: Dict[str, object], scale: float) -> rnnt.NodeTerm:
+        weigh = {"best_path": best_path_weights, "occupancy": occupancy_weights}.get(loss.weighting)
+        if weigh is None:
+            weights = node_weights(mask)
+        else:
+            arcs = rnnt.arc_log_probs(theirs, lattice["symbols"], ranges, self.student.blank_id, lattice["boundary"])
+            weights = weigh(*arcs, ranges, lattice["boundary"], mask, self.config.rnnt_type)
+        return rnnt.NodeTerm(
+            lambda ours, taught, labels: loss.at_nodes(ours, taught, labels, self.student.blank_id, term.temperature),
+            weights, scale)
 
     def _logits(self, side: rnnt.Side, ranges: Tensor) -> Tensor:
         """(N, T, R, V) float32 logits of the kept nodes."""
         am, lm = rnnt.do_rnnt_pruning(am=side.am, lm=side.lm, ranges=ranges, backend=self.config.rnnt_backend)
         return side.joiner(am, lm).float()
 
-    def _fuses(self, mask: Tensor) -> bool:
+    def _fuses(self, mask: Tensor, distilling: bool) -> bool:
         """Whether the logits of these nodes (N, T, R) are computed a few at a time."""
         c = self.config
         if c.fused == "auto":
             return rnnt.backend_in_use(c.rnnt_backend) == "native" and rnnt.fused_pays(
-                mask, self.student.vocab_size, bool(self.lattice_terms))
+                mask, self.student.vocab_size, distilling)
         return c.fused == "always"
