@@ -229,9 +229,12 @@ class LangConfig:
 
 @dataclass
 class StageConfig:
-    """One compression stage: what it changes of the model, and of the training all students share."""
+    """One compression stage: what it changes of the model, and of the training that all students share."""
 
     model: Dict[str, Any] = field(default_factory=dict)
+    loss: Dict[str, Any] = field(default_factory=dict)
+    optim: Dict[str, Any] = field(default_factory=dict)
+    data: Dict[str, Any] = field(default_factory=dict)
     training: Dict[str, Any] = field(default_factory=dict)
 
 

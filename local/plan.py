@@ -32,9 +32,9 @@ def make_configs(plan: ProgressiveConfig, teacher: TrainConfig, overrides, sourc
     overrides = [word for word in overrides if not word.startswith("model.")]
     configs = {}
     for number, stage in enumerate(plan.stages, start=1):
-        layers = OmegaConf.merge(plan.student, {"model": stage.model, "training": stage.training})
         configs[f"stage{number}"] = merge_config(
-            TrainConfig, OmegaConf.merge(base, layers), overrides, source=f"{source}, stage {number}")
+            TrainConfig, OmegaConf.merge(base, plan.student, config_to_dict(stage)), overrides,
+            source=f"{source}, stage {number}")
     last = configs[f"stage{len(plan.stages)}"]
     epochs = sum(config.training.num_epochs for config in configs.values())
     if len({config.training.updates_per_epoch for config in configs.values()}) > 1:

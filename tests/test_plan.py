@@ -78,3 +78,17 @@ def test_what_is_wrong_is_one_line(folder, change, said):
     assert "Traceback" not in done.stderr
     assert re.search(said, done.stderr), done.stderr
     assert not (folder / "conf" / "plan.json").exists()
+
+
+def test_a_stage_may_change_any_setting_of_its_training(folder):
+    stages = [PLAN["stages"][0], {**PLAN["stages"][1], "optim": {"learning_rate": 3e-4}, "data": {"max_duration": 9},
+                                  "loss": {"distill": [{"name": "collapsed_kl", "weight": 2}]}}]
+    done = plan(folder, stages={**PLAN, "stages": stages})
+    assert done.returncode == 0, done.stderr
+    first, last = config(folder, "stage1"), config(folder, "stage2")
+    assert [term.name for term in first.loss.distill] == ["encoder_mse"] and first.data.max_duration == 25
+    for name in ("stage2", "single", "single-matched"):
+        assert config(folder, name).optim.learning_rate == 3e-4 and config(folder, name).data.max_duration == 9
+        assert [term.name for term in config(folder, name).loss.distill] == ["collapsed_kl"]
+    assert last.optim.warmup_updates == first.optim.warmup_updates
+    assert config(folder, "scratch").optim.learning_rate == first.optim.learning_rate
