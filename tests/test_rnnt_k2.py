@@ -69,13 +69,17 @@ def make(case):
 
 
 def assert_equal(got, want, dtype, what):
-    """Equal up to the tolerance, relative to the largest value, infinities in the same places."""
+    """Equal up to the tolerance, relative to the largest value, infinities in the same places.
+
+    Gradients are differences of probabilities, so that one smaller than a hundredth has lost the digits that a
+    relative comparison asks for, in k2 as well: what they must keep is that part of 1.
+    """
     finite = torch.isfinite(want)
     assert torch.equal(finite, torch.isfinite(got)) and torch.equal(got[~finite], want[~finite]), what
     if finite.any():
         error = (got[finite] - want[finite]).abs().max().item()
         size = want[finite].abs().max().item()
-        assert error <= TOLERANCE[dtype] * max(size, 1e-3), f"{what}: {error:.2g} of {size:.2g}"
+        assert error <= TOLERANCE[dtype] * max(size, 1e-2), f"{what}: {error:.2g} of {size:.2g}"
 
 
 def total(loss):
