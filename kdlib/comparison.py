@@ -2,14 +2,15 @@
 
 A *summary* is what decoding leaves behind: a dict with ``model``, ``parameters`` (deployed ones), ``updates``,
 ``epoch``, ``avg``, ``method``, ``max_sym_per_frame``, ``chunk_ms``, ``left_context_ms``, ``seconds`` and, under
-``test_sets``, for each test set ``wer`` (per cent), ``errors``, ``words``, ``ins``, ``del``, ``sub``, ``utterances``
-and ``skipped``. An optional ``training`` holds what is known of the training (``seconds``, ``torch``, ...).
+``test_sets``, for each test set ``wer`` (per cent), ``errors``, ``words``, ``ins``, ``del``, ``sub``, ``utterances``,
+``skipped``, and ``errors_by_utterance`` and ``words_by_utterance``, lists in the order of the ids. An optional ``training`` holds what is known of the training (``seconds``, ``torch``, ...).
 """
 
 import math
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from kdlib.report import format_relative, relative_change
+from kdlib.significance import RESAMPLES, paired_p_value, wer_interval
 
 Summary = Mapping[str, Any]
 
@@ -18,6 +19,7 @@ SETTINGS = ("method", "max_sym_per_frame", "chunk_ms", "left_context_ms")
 # Batches are bucketed anew in every epoch, so trainings of equally many epochs differ by a few updates.
 UPDATES_TOLERANCE = 0.02
 _COUNTS = ("wer", "errors", "words", "ins", "del", "sub", "utterances")
+_LISTS = ("errors_by_utterance", "words_by_utterance")
 
 
 def summary_problem(summary: Any, model: str) -> Optional[str]:
@@ -38,6 +40,10 @@ def summary_problem(summary: Any, model: str) -> Optional[str]:
         for key in _COUNTS:
             if not isinstance(test, dict) or not is_number(test.get(key)):
                 return f"has no number {key} for test set {name}"
+        for key, total in zip(_LISTS, ("errors", "words")):
+            counts = test.get(key)
+            if not isinstance(counts, list) or not all(is_number(n) for n in counts) or sum(counts) != test[total]:
+                return f"has no {key} that add up to the {total} of test set {name}"
     return None
 
 
@@ -61,9 +67,7 @@ def compare(summaries: Mapping[str, Summary], chain: Sequence[str], baselines: S
         **{key: summary[key] for key in ("epoch", "avg", *SETTINGS)},
         "decode_seconds": summary.get("seconds"),
         "training": dict(summary.get("training", {})),
-        "test_sets": {name: {**summary["test_sets"][name],
-                             "relative": relative_change(summary["test_sets"][name]["wer"], test["wer"])}
-                      for name, test in teacher["test_sets"].items()},
+        "test_sets": {name: _figures(summary["test_sets"][name], test) for name, test in teacher["test_sets"].items()},
     } for model, summary in summaries.items()]
     return {
         **{key: teacher[key] for key in SETTINGS},
@@ -75,20 +79,65 @@ def compare(summaries: Mapping[str, Summary], chain: Sequence[str], baselines: S
         "test_sets": list(teacher["test_sets"]),
         "warnings": _warnings(summaries, chain, baselines, matched, target),
         "rows": rows,
+        "differences": [_difference(summaries, chain[-1], other) for other in (chain[0], *baselines)],
     }
+
+
+def _figures(test: Mapping[str, Any], teacher: Mapping[str, Any]) -> Dict[str, Any]:
+    """A test set's figures of one model, with their interval and what they are beside the teacher's."""
+    errors, words = (test[key] for key in _LISTS)
+    return {
+        **{key: value for key, value in test.items() if key not in _LISTS},
+        "interval": wer_interval(errors, words),
+        "relative": relative_change(test["wer"], teacher["wer"]),
+        "p_teacher": paired_p_value(errors, teacher["errors_by_utterance"], words),
+    }
+
+
+def _difference(summaries: Mapping[str, Summary], model: str, other: str) -> Dict[str, Any]:
+    """Two models on each test set: the difference of their word error rates and its p-value."""
+    tests = {name: (test, summaries[other]["test_sets"][name]) for name, test in summaries[model]["test_sets"].items()}
+    return {"model": model, "other": other, "test_sets": {
+        name: {"difference": ours["wer"] - theirs["wer"],
+               "p": paired_p_value(ours["errors_by_utterance"], theirs["errors_by_utterance"],
+                                   ours["words_by_utterance"])}
+        for name, (ours, theirs) in tests.items()}}
+
+
+def format_p(p: float) -> str:
+    """A p-value with as many digits as its bootstrap gives."""
+    least = 1 / RESAMPLES
+    return f"<{2 * least:g}" if p <= least else f"{p:.3f}"
 
 
 def table(comparison: Mapping[str, Any]) -> Tuple[List[str], List[List[str]]]:
     """Header and cells of the table of :func:`compare`: one row a model, two columns a test set."""
     header = ["Model", "Params", "% of teacher", "Updates"]
     for name in comparison["test_sets"]:
-        header += [f"WER {name}", "rel."]
+        header += [f"WER {name}", "95%", "rel.", "p"]
     rows = []
     for row in comparison["rows"]:
         cells = [row["model"], f"{row['parameters']:,}", f"{row['percent_of_teacher']:.1f}", f"{row['updates']:,}"]
         for name in comparison["test_sets"]:
             test = row["test_sets"][name]
-            cells += [f"{test['wer']:.2f}", format_relative(test["relative"])]
+            low, high = test["interval"]
+            p = "" if row is comparison["rows"][0] else format_p(test["p_teacher"])
+            cells += [f"{test['wer']:.2f}", f"{low:.1f}-{high:.1f}", format_relative(test["relative"]), p]
+        rows.append(cells)
+    return header, rows
+
+
+def differences_table(comparison: Mapping[str, Any]) -> Tuple[List[str], List[List[str]]]:
+    """Header and cells: the last stage beside the teacher and each baseline."""
+    header = ["Compared"]
+    for name in comparison["test_sets"]:
+        header += [f"{name}", "p"]
+    rows = []
+    for row in comparison["differences"]:
+        cells = [f"{row['model']} - {row['other']}"]
+        for name in comparison["test_sets"]:
+            test = row["test_sets"][name]
+            cells += [f"{test['difference']:+.2f}", format_p(test["p"])]
         rows.append(cells)
     return header, rows
 
@@ -99,7 +148,9 @@ def legend(comparison: Mapping[str, Any]) -> List[str]:
     words = "; ".join(f"{name} {test['words']:,} in {test['utterances']:,} utterances"
                       for name, test in comparison["rows"][0]["test_sets"].items())
     return [
-        f"WER in per cent; rel. is the change against the teacher. Reference words: {words}.",
+        f"WER in per cent, with its bootstrap interval of 95% over utterances; rel. is the change against the teacher, "
+        "p that of a paired bootstrap against it (two-sided, one training each: it knows nothing of other seeds). "
+        f"Reference words: {words}.",
         f"Decoding: {comparison['method']}, "
         + (f"at most {cap} symbol{'s' if cap != 1 else ''} a frame, " if cap else "no cap on the symbols a frame, ")
         + f"chunks of {comparison['chunk_ms']:g} ms with {comparison['left_context_ms']:g} ms of left context.",

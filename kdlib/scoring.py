@@ -73,6 +73,12 @@ def count_errors(results: Iterable[Result]) -> ErrorCounts:
     return _count(align_words(ref, hyp) for _, ref, hyp in results)
 
 
+def errors_by_utterance(results: Iterable[Result]) -> Tuple[List[int], List[int]]:
+    """Errors and reference words of each utterance, in the order of their ids."""
+    counts = [_count([align_words(ref, hyp)]) for _, ref, hyp in _sorted_unique(results)]
+    return [count.errors for count in counts], [count.words for count in counts]
+
+
 def write_recogs(path: PathLike, results: Iterable[Result]) -> None:
     """Write references and recognised words, two lines an utterance, sorted by id.
 

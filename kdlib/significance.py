@@ -20,8 +20,8 @@ def _resampled(seed: int, *columns: np.ndarray) -> Iterator[Tuple[np.ndarray, ..
     count = len(columns[0])
     at_once = max(1, min(RESAMPLES, 2**22 // count))
     for first in range(0, RESAMPLES, at_once):
-        draws = generator.multinomial(count, np.full(count, 1 / count), size=min(at_once, RESAMPLES - first))
-        yield tuple(draws @ column for column in columns)
+        draws = generator.integers(0, count, size=(min(at_once, RESAMPLES - first), count), dtype=np.int32)
+        yield tuple(column[draws].sum(1) for column in columns)
 
 
 def _check(words: np.ndarray, *errors: np.ndarray) -> None:

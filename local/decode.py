@@ -14,7 +14,7 @@ from kdlib.decoding import greedy_search, modified_beam_search
 from kdlib.errors import run_main
 from kdlib.files import write_json
 from kdlib.lang import Lang
-from kdlib.scoring import write_error_stats, write_recogs, write_wer_summary
+from kdlib.scoring import errors_by_utterance, write_error_stats, write_recogs, write_wer_summary
 from kdlib.training.checkpoint import load_averaged
 
 FRAME_MS = 40.0
@@ -75,9 +75,11 @@ def main():
         write_recogs(folder / f"recogs-{name}-{suffix}.txt", results)
         counts = write_error_stats(folder / f"errs-{name}-{suffix}.txt", name, results)
         write_wer_summary(folder / f"wer-summary-{name}-{suffix}.txt", {setting: counts.wer})
+        errors, words = errors_by_utterance(results)
         summary["test_sets"][name] = {
             "wer": round(counts.wer, 4), "errors": counts.errors, "words": counts.words, "ins": counts.ins,
-            "del": counts.del_, "sub": counts.sub, "utterances": counts.utterances, "skipped": 0}
+            "del": counts.del_, "sub": counts.sub, "utterances": counts.utterances, "skipped": 0,
+            "errors_by_utterance": errors, "words_by_utterance": words}
         print(f"{args.exp.name} {name}: WER {counts.wer:.2f} % ({counts.errors} errors in {counts.words} words) "
               f"-> {folder}/errs-{name}-{suffix}.txt")
     summary["seconds"] = round(time.monotonic() - begin, 1)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional
 
 
-from kdlib.comparison import compare, is_number, legend, summary_problem, table
+from kdlib.comparison import compare, differences_table, is_number, legend, summary_problem, table
 from kdlib.config import ProgressiveConfig, load_config
 from kdlib.errors import RecipeError, run_main
 from kdlib.files import read_json, write_json, write_text
@@ -38,7 +38,9 @@ def main(argv: Optional[List[str]] = None) -> None:
 
     header, rows = table(results)
     notes = legend(results) + [f"**Warning:** {warning}" for warning in results["warnings"]]
-    table_text = markdown_table(header, rows) + "\n" + "".join(f"- {note}\n" for note in notes)
+    differences = differences_table(results)
+    table_text = (markdown_table(header, rows) + "\nThe last stage beside the others, in points of WER:\n\n"
+                  + markdown_table(*differences) + "\n" + "".join(f"- {note}\n" for note in notes))
     points = {row["model"]: SizedModel(BASELINES.get(row["model"], row["model"]), row["parameters"],
                                        {name: test["wer"] for name, test in row["test_sets"].items()})
               for row in results["rows"]}
@@ -50,7 +52,7 @@ def main(argv: Optional[List[str]] = None) -> None:
     write_text(args.report, report(args, results, table_text))
     for path in (args.output / "results.json", args.output / "table.md", plot, args.report):
         print(f"wrote {path}")
-    print("\n" + plain_table(header, rows))
+    print("\n" + plain_table(header, rows) + "\n" + plain_table(*differences))
     print("\n".join(legend(results) + [f"warning: {warning}" for warning in results["warnings"]]))
 
 

@@ -34,7 +34,8 @@ def summary(name, **changes):
     for (test_set, total), wer in zip(words.items(), WERS[name]):
         errors = round(wer * total / 100)
         tests[test_set] = {"wer": wer, "errors": errors, "words": total, "ins": 1, "del": 2, "sub": errors - 3,
-                       "utterances": 400, "skipped": 0}
+                           "utterances": 400, "skipped": 0, "words_by_utterance": [total // 400] * 400,
+                           "errors_by_utterance": [errors // 400 + (n < errors % 400) for n in range(400)]}
     return {"model": name, "parameters": SIZES.get(name, SIZES["stage3"]), "updates": UPDATES[name], "epoch": 9,
             "avg": 3, "method": "greedy_search", "max_sym_per_frame": 1, "chunk_ms": 320.0, "left_context_ms": 1280.0,
             "seconds": 31.4, "test_sets": tests, **changes}
@@ -84,7 +85,10 @@ def test_every_figure_of_the_run_comes_out(run):
             assert row[key] == made[key]
         assert row["training"]["seconds"] == 365.2 and row["decode_seconds"] == 31.4
         for name, test in made["test_sets"].items():
+            test = {key: value for key, value in test.items() if not key.endswith("by_utterance")}
             assert {key: row["test_sets"][name][key] for key in test} == test
+            low, high = row["test_sets"][name]["interval"]
+            assert low <= test["wer"] <= high
     by_model = {row["model"]: row for row in results["rows"]}
     assert by_model["stage3"]["percent_of_teacher"] == pytest.approx(100 * 660 / 1700)
     assert by_model["stage3"]["test_sets"]["test-clean"]["relative"] == pytest.approx(50.0)
@@ -93,18 +97,31 @@ def test_every_figure_of_the_run_comes_out(run):
     assert results["software"] == {"torch": ["2.11.0"], "k2": [], "rnnt_backend": ["native"], "device": []}
     assert results["stage_updates"] == 2600
     assert results["warnings"] == []
+    assert [row["other"] for row in results["differences"]] == ["teacher", *stage8.BASELINES]
 
 
 def test_markdown_table_has_one_row_a_model(run, capsys):
     run.results()
     lines = (run.folder / "out" / "table.md").read_text().splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
-    assert cells[0] == ["Model", "Params", "% of teacher", "Updates", "WER test-clean", "rel.", "WER test-other",
-                        "rel."]
-    assert cells[2] == ["teacher", "1,700,000", "100.0", "2,400", "6.00", "0.0%", "18.00", "0.0%"]
-    assert cells[5] == ["stage3", "660,000", "38.8", "1,000", "9.00", "+50.0%", "22.50", "+25.0%"]
-    assert cells[6] == ["scratch", "660,000", "38.8", "1,000", "38.25", "+537.5%", "61.50", "+241.7%"]
-    assert len(cells) == 2 + len(WERS)
+    assert cells[0] == ["Model", "Params", "% of teacher", "Updates", "WER test-clean", "95%", "rel.", "p",
+                        "WER test-other", "95%", "rel.", "p"]
+
+    def without_intervals(row):
+        return row[:5] + row[6:9] + row[10:]
+
+    assert without_intervals(cells[2]) == ["teacher", "1,700,000", "100.0", "2,400", "6.00", "0.0%", "", "18.00", "0.0%",
+                                           ""]
+    assert without_intervals(cells[5]) == ["stage3", "660,000", "38.8", "1,000", "9.00", "+50.0%", "<0.0002", "22.50",
+                                           "+25.0%", "<0.0002"]
+    assert cells[6][8] == "61.50" and cells[4][10:] == ["-5.0%", "<0.0002"] and cells[3][10:] == ["0.0%", "1.000"]
+    low, high = map(float, cells[2][5].split("-"))
+    assert 5.0 < low < 6.0 < high < 7.0
+    # The second table: the last stage beside the teacher and each baseline.
+    assert [row[0] for row in cells[2 + len(WERS):]] == [
+        "Compared", cells[1 + len(WERS) + 2][0], "stage3 - teacher", "stage3 - scratch", "stage3 - single",
+        "stage3 - single-matched"]
+    assert cells[-1][1:] == ["-0.75", "<0.0002", "-1.50", "<0.0002"] and cells[-4][1] == "+3.00"
     text = "\n".join(lines)
     assert "greedy_search, at most 1 symbol a frame, chunks of 320 ms with 1280 ms of left context" in text
     assert "test-clean 2,000 in 400 utterances" in text
@@ -112,7 +129,7 @@ def test_markdown_table_has_one_row_a_model(run, capsys):
     assert "Warning" not in text
     printed = capsys.readouterr().out
     for model in WERS:
-        assert any(line.split()[:1] == [model] and len(line.split()) == 8 for line in printed.splitlines())
+        assert any(line.split()[:1] == [model] and len(line.split()) in (10, 12) for line in printed.splitlines())
 
 
 def test_report_names_the_run_and_no_place_on_this_machine(run):
@@ -149,7 +166,9 @@ def test_running_twice_gives_the_same_files(run):
 
 def test_one_stage_one_test_set_and_a_faultless_teacher(run):
     def only(model, wer):
-        test = dict(summary(model)["test_sets"]["test-clean"], wer=wer)
+        errors = round(20 * wer)
+        test = dict(summary(model)["test_sets"]["test-clean"], wer=wer, errors=errors,
+                    errors_by_utterance=[1] * errors + [0] * (400 - errors))
         return {"test_sets": {"test": test}, "parameters": 1000 if model == "teacher" else 400, "updates": 10}
 
     for model in ("teacher", "stage1", *stage8.BASELINES):
@@ -160,7 +179,8 @@ def test_one_stage_one_test_set_and_a_faultless_teacher(run):
     assert all(row["test_sets"]["test"]["relative"] is None for row in results["rows"])
     assert results["reached_compression"] == pytest.approx(60.0) and results["warnings"] == []
     table = (run.folder / "out" / "table.md").read_text().splitlines()
-    assert [cell.strip() for cell in table[3].split("|")[1:-1]] == ["stage1", "400", "40.0", "10", "1.50", "-"]
+    assert [cell.strip() for cell in table[3].split("|")[1:-1]] == ["stage1", "400", "40.0", "10", "1.50",
+                                                                      "1.0-2.0", "-", "<0.0002"]
 
 
 @pytest.mark.parametrize("model, changes, words", [
@@ -213,6 +233,9 @@ def test_a_missing_summary_names_the_file_and_the_stage(run, model, stage):
     ({"parameters": None}, "has no number as parameters"),
     ({"parameters": 0}, "counts 0 parameters"),
     ({"test_sets": {"test-clean": {"wer": 3.0}}}, "has no number errors for test set test-clean"),
+    ({"test_sets": {name: {**test, "errors_by_utterance": [1, 2]}
+                    for name, test in summary("stage2")["test_sets"].items()}},
+     "has no errors_by_utterance that add up to the errors of test set test-clean"),
     ({"test_sets": {"test-clean": summary("stage1")["test_sets"]["test-clean"]}}, "was decoded on other test data"),
 ])
 def test_a_foreign_summary_is_named(run, changes, words):

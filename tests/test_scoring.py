@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdlib.errors import RecipeError
-from kdlib.scoring import (ErrorCounts, align_words, count_errors, read_recogs, write_error_stats, write_recogs,
+from kdlib.scoring import (errors_by_utterance, ErrorCounts, align_words, count_errors, read_recogs, write_error_stats, write_recogs,
                            write_wer_summary)
 
 WORD_LISTS = st.lists(st.sampled_from(["A", "B", "C", "*", "É"]), max_size=8)
@@ -159,3 +159,8 @@ def test_a_damaged_recogs_file_is_named(tmp_path, text):
     (tmp_path / "recogs.txt").write_text(text)
     with pytest.raises(RecipeError, match="recogs.txt"):
         read_recogs(tmp_path / "recogs.txt")
+
+
+def test_errors_by_utterance_follow_the_ids():
+    results = [("b", ["A", "B"], ["A"]), ("a", ["C"], ["C", "D", "E"]), ("c", [], [])]
+    assert errors_by_utterance(results) == ([2, 1, 0], [1, 2, 0])
