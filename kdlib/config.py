@@ -5,7 +5,7 @@ An unknown key, a value of the wrong type or a missing file is a :class:`RecipeE
 
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Sequence, Type, TypeVar
+from typing import Any, Dict, List, Optional, Sequence, Type, TypeVar
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -239,10 +239,31 @@ class StageConfig:
 
 
 @dataclass
+class PlanConfig:
+    """Students whose sizes follow from the teacher's and a target (see :mod:`kdlib.planning`)."""
+
+    stages: int = 3
+    target: str = "60%"  # smaller than the teacher; or 700k, 0.7M (parameters); or 900kB, 1.2MB (bytes at int8)
+    # How soon each dimension gives way beside the others: it is multiplied by s to this power.
+    proportions: Dict[str, float] = field(default_factory=lambda: {
+        "num_layers": 0.5, "num_heads": 0.5, "feedforward_dim": 1.0, "predictor_dim": 0.5, "joiner_dim": 0.5})
+    # What each stage but the last, which has the target, keeps of the teacher; geometrically spaced when empty.
+    parts: List[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        _require(self.stages >= 1, "plan.stages", self.stages, "at least 1")
+        _require(all(p >= 0 for p in self.proportions.values()), "plan.proportions", self.proportions, "0 or more each")
+        steps = [1.0, *self.parts]
+        _require(len(self.parts) in (0, self.stages - 1), "plan.parts", self.parts, "one for each stage but the last")
+        _require(all(a > b > 0 for a, b in zip(steps, steps[1:])), "plan.parts", self.parts, "falling, from below 1")
+
+
+@dataclass
 class ProgressiveConfig:
     """The chain of students. Settings not named here are the teacher's."""
 
     target_compression: float = 60.0  # per cent that the last student must be smaller than the teacher
+    plan: Optional[PlanConfig] = None  # the stages' sizes, unless each stage gives its own
     stages: List[StageConfig] = field(default_factory=list)
     student: Dict[str, Any] = field(default_factory=dict)  # settings of every student's training
     scratch: Dict[str, Any] = field(default_factory=dict)  # settings of the baseline without a teacher

@@ -10,7 +10,8 @@ from kdlib.config import ProgressiveConfig, TrainConfig, config_to_dict, load_co
 from kdlib.errors import RecipeError, run_main
 from kdlib.files import write_json
 from kdlib.lang import Lang
-from kdlib.transducer import Transducer
+from kdlib.planning import measure_model, plan_stages, size_table
+from kdlib.report import plain_table
 
 
 def get_args():
@@ -23,19 +24,31 @@ def get_args():
     return parser.parse_args()
 
 
-def make_configs(plan: ProgressiveConfig, teacher: TrainConfig, overrides, source: str):
+def stage_settings(plan: ProgressiveConfig, teacher: TrainConfig, vocab_size: int, source: str):
+    """What each stage changes; planned sizes come first, what the stage itself says of the model after them."""
+    stages = [config_to_dict(stage) for stage in plan.stages]
+    if plan.plan is None:
+        if not stages:
+            raise RecipeError(f"{source} names no stages: list at least one under 'stages', or write a 'plan'")
+        return stages
+    students = plan_stages(teacher.model, plan.plan, vocab_size)
+    if len(stages) > len(students):
+        raise RecipeError(f"{source}: {len(stages)} stages are listed, plan.stages is {len(students)}")
+    stages += [{}] * (len(students) - len(stages))
+    return [OmegaConf.merge({"model": config_to_dict(student)}, stage) for student, stage in zip(students, stages)]
+
+
+def make_configs(plan: ProgressiveConfig, teacher: TrainConfig, vocab_size: int, overrides, source: str):
     """The training config of every model by name, the stages first and in order."""
-    if not plan.stages:
-        raise RecipeError(f"{source} names no stages: list at least one under 'stages'")
     base = config_to_dict(teacher)
     # The teacher's own sizes are in the base already; a stage's sizes are its own.
     overrides = [word for word in overrides if not word.startswith("model.")]
     configs = {}
-    for number, stage in enumerate(plan.stages, start=1):
+    stages = stage_settings(plan, teacher, vocab_size, source)
+    for number, stage in enumerate(stages, start=1):
         configs[f"stage{number}"] = merge_config(
-            TrainConfig, OmegaConf.merge(base, plan.student, config_to_dict(stage)), overrides,
-            source=f"{source}, stage {number}")
-    last = configs[f"stage{len(plan.stages)}"]
+            TrainConfig, OmegaConf.merge(base, plan.student, stage), overrides, source=f"{source}, stage {number}")
+    last = configs[f"stage{len(stages)}"]
     epochs = sum(config.training.num_epochs for config in configs.values())
     if len({config.training.updates_per_epoch for config in configs.values()}) > 1:
         raise RecipeError(f"{source}: training.updates_per_epoch must be the same in all stages, so that a baseline can "
@@ -57,22 +70,19 @@ def main():
     args = get_args()
     teacher = load_config(TrainConfig, args.teacher_config, args.overrides)
     plan = load_config(ProgressiveConfig, args.config)
-    configs = make_configs(plan, teacher, args.overrides, str(args.config))
     vocab_size = len(Lang(args.lang))
-    whole = Transducer(teacher.model, vocab_size).parameter_counts()["total"]
-    print(f"{'model':<15} {'layers':>6} {'width':>6} {'ff':>5} {'heads':>5} {'epochs':>6} {'parameters':>11} "
-          f"{'of teacher':>10}")
-    previous = whole
-    for name, config in {"teacher": teacher, **configs}.items():
-        m = config.model
-        count = Transducer(m, vocab_size).parameter_counts()["total"]
-        print(f"{name:<15} {m.num_layers:>6} {m.encoder_dim:>6} {m.feedforward_dim:>5} {m.num_heads:>5} "
-              f"{config.training.num_epochs:>6} {count:>11,} {100 * count / whole:>9.1f}%")
-        if name.startswith("stage"):
-            if count >= previous:
-                raise RecipeError(f"{args.config}: {name} has {count} parameters, the stage before it {previous}; "
-                                  "each stage must make the model smaller")
-            previous = count
+    configs = make_configs(plan, teacher, vocab_size, args.overrides, str(args.config))
+    header, rows = size_table({name: config.model for name, config in {"teacher": teacher, **configs}.items()}, vocab_size)
+    epochs = [teacher.training.num_epochs, *(config.training.num_epochs for config in configs.values())]
+    print(plain_table([*header, "epochs"], [[*row, str(n)] for row, n in zip(rows, epochs)]), end="")
+    whole = previous = measure_model(teacher.model, vocab_size).total
+    stages = [name for name in configs if name.startswith("stage")]
+    for name in stages:
+        count = measure_model(configs[name].model, vocab_size).total
+        if count >= previous:
+            raise RecipeError(f"{args.config}: {name} has {count} parameters, the stage before it {previous}; "
+                              "each stage must make the model smaller")
+        previous = count
     reached = 100 * (1 - previous / whole)
     if reached < plan.target_compression:
         raise RecipeError(f"{args.config}: the last stage is {reached:.1f}% smaller than the teacher, "
@@ -80,8 +90,8 @@ def main():
     for name, config in configs.items():
         save_config(config, args.output / f"{name}.yaml")
     # Written last: the folder is whole when it is there.
-    write_json(args.output / "plan.json", {"stages": len(plan.stages), "compression": round(reached, 2)})
-    print(f"{len(plan.stages)} stages, {reached:.1f}% smaller at the end -> {args.output}")
+    write_json(args.output / "plan.json", {"stages": len(stages), "compression": round(reached, 2)})
+    print(f"{len(stages)} stages, {reached:.1f}% smaller at the end -> {args.output}")
 
 
 if __name__ == "__main__":

@@ -92,3 +92,17 @@ def test_a_stage_may_change_any_setting_of_its_training(folder):
         assert [term.name for term in config(folder, name).loss.distill] == ["collapsed_kl"]
     assert last.optim.warmup_updates == first.optim.warmup_updates
     assert config(folder, "scratch").optim.learning_rate == first.optim.learning_rate
+
+
+def test_sizes_follow_from_a_target(folder):
+    stages = {key: value for key, value in PLAN.items() if key not in ("stages", "target_compression")}
+    stages.update(plan={"stages": 2, "target": "65%"}, stages=[{}, {"optim": {"learning_rate": 5e-4}}])
+    done = plan(folder, stages={**stages, "target_compression": 65})
+    assert done.returncode == 0, done.stderr
+    first, last = config(folder, "stage1"), config(folder, "stage2")
+    assert first.model.joiner_dim > last.model.joiner_dim and last.optim.learning_rate == 5e-4
+    lines = [line.split() for line in done.stdout.splitlines()]
+    sizes = {words[0]: float(words[9].rstrip("%")) for words in lines if words[:1] in (["teacher"], ["stage1"], ["stage2"])}
+    assert sizes["teacher"] == 100.0 and 50 < sizes["stage1"] < 60 and 32 < sizes["stage2"] <= 35
+    done = plan(folder, stages={**stages, "plan": {"stages": 1, "target": "65%"}})
+    assert done.returncode == 1 and "2 stages are listed, plan.stages is 1" in done.stderr

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdlib.errors import RecipeError
-from kdlib.scoring import (errors_by_utterance, ErrorCounts, align_words, count_errors, read_recogs, write_error_stats, write_recogs,
-                           write_wer_summary)
+from kdlib.scoring import (ErrorCounts, align_words, count_errors, errors_by_utterance, read_recogs, write_error_stats,
+                           write_recogs, write_wer_summary)
 
 WORD_LISTS = st.lists(st.sampled_from(["A", "B", "C", "*", "É"]), max_size=8)
 
