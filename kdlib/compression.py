@@ -1,4 +1,4 @@
-"""A student's first weights, cut out of its teacher: evenly spaced layers, and in each the units of largest norm.
+"""A student's first weights, cut out of its teacher: some of its layers, and in each of them some of its units.
 
 Initialising from evenly spaced layers, first and last kept, is distil-whisper's way (arXiv 2311.00430). Where a
 student is narrower, every named dimension of the model (the residual width, each layer's feed-forward units, heads and
@@ -8,7 +8,7 @@ tensor that the dimension runs through.
 
 import re
 from dataclasses import dataclass
-from typing import Dict, List, Sequence, Tuple
+from typing import Callable, Dict, List, Sequence, Tuple
 
 import torch
 from torch import Tensor
@@ -41,6 +41,23 @@ def evenly_spaced_layers(num_teacher: int, num_student: int) -> List[int]:
     if num_student == 1:
         return [num_teacher - 1]
     return [round(i * (num_teacher - 1) / (num_student - 1)) for i in range(num_student)]
+
+
+def least_missed_layers(num_teacher: int, num_student: int, loss_of: Callable[[List[int]], float]) -> List[int]:
+    """The teacher layers to keep when, one after the other, the layer goes whose removal leaves the lowest loss.
+
+    Args:
+        num_teacher, num_student: layers.
+        loss_of: the loss of the teacher with these layers alone, numbers from 0 in rising order.
+    Raises:
+        RecipeError: the student has no layer, or more layers than its teacher.
+    """
+    kept = list(range(num_teacher))
+    evenly_spaced_layers(num_teacher, num_student)  # the same bounds
+    while len(kept) > num_student:
+        candidates = [kept[:i] + kept[i + 1:] for i in range(len(kept))]
+        kept = min(candidates, key=loss_of)
+    return kept
 
 
 def _axes(name: str, config: ModelConfig) -> Tuple[Axis, ...]:
@@ -89,18 +106,23 @@ def _axes(name: str, config: ModelConfig) -> Tuple[Axis, ...]:
     return table[name]
 
 
-def init_from_teacher(student: Transducer, teacher: Transducer, layers: Sequence[int] = ()) -> List[int]:
+def init_from_teacher(student: Transducer, teacher: Transducer, layers: Sequence[int] = (),
+                      units: str = "norm") -> List[int]:
     """Fill ``student`` with its teacher's weights, in place.
 
     Args:
         student, teacher: of the same vocabulary; no dimension of the student may exceed its teacher's.
         layers: the teacher's layer for each layer of the student; evenly spaced when empty.
+        units: what a narrower dimension keeps: those of largest weight "norm", or the "first".
     Returns:
         The layers used.
     Raises:
         RecipeError: a dimension that cannot be cut differs, or one of the student's is larger.
     """
     layers = list(layers) or evenly_spaced_layers(teacher.config.num_layers, student.config.num_layers)
+    if len(layers) != student.config.num_layers or max(layers) >= teacher.config.num_layers:
+        raise RecipeError(f"the student has {student.config.num_layers} layers and cannot start from the layers "
+                          f"{' '.join(str(i + 1) for i in layers)} of a teacher of {teacher.config.num_layers}")
     for name in ("num_features", "head_dim", "context_size"):
         ours, theirs = getattr(student.config, name), getattr(teacher.config, name)
         if ours != theirs:
@@ -115,7 +137,7 @@ def init_from_teacher(student: Transducer, teacher: Transducer, layers: Sequence
         origin = f"encoder.layers.{layers[int(match.group(1))]}.{match.group(2)}" if match else name
         if origin in teacher_state:
             source[name] = teacher_state[origin]
-    kept = _choose_units(student, teacher.config, source)
+    kept = _choose_units(student, teacher.config, source, units)
     state = student.state_dict()
     for name, tensor in source.items():
         for position, axis in enumerate(_axes(name, teacher.config)):
@@ -127,7 +149,8 @@ def init_from_teacher(student: Transducer, teacher: Transducer, layers: Sequence
     return layers
 
 
-def _choose_units(student: Transducer, config: ModelConfig, source: Dict[str, Tensor]) -> Dict[str, Tensor]:
+def _choose_units(student: Transducer, config: ModelConfig, source: Dict[str, Tensor],
+                  units: str) -> Dict[str, Tensor]:
     """The units that each narrower dimension keeps, as sorted int64 indices: those of largest summed squared weight."""
     wanted: Dict[str, int] = {}
     importance: Dict[str, Tensor] = {}
@@ -155,9 +178,10 @@ def _choose_units(student: Transducer, config: ModelConfig, source: Dict[str, Te
     kept = {}
     for dimension, count in wanted.items():
         total = importance[dimension]
-        # The nearest taps of a causal kernel are its last ones.
-        kept[dimension] = (torch.arange(len(total) - count, len(total)) if dimension == "kernel"
-                           else total.topk(count).indices.sort().values)
+        if dimension == "kernel":  # the nearest taps of a causal kernel are its last ones
+            kept[dimension] = torch.arange(len(total) - count, len(total))
+        else:
+            kept[dimension] = torch.arange(count) if units == "first" else total.topk(count).indices.sort().values
     return kept
 
 

@@ -185,6 +185,26 @@ class TrainingConfig:
 
 
 @dataclass
+class InitConfig:
+    """What a student starts from (see :mod:`kdlib.compression`)."""
+
+    weights: str = "teacher"  # or scratch
+    # Which of the teacher's layers: even (evenly spaced), importance (those whose removal hurts the dev loss most are
+    # kept), or a list of their numbers, counted from 1.
+    layers: Any = "even"
+    units: str = "norm"  # of a narrower layer: those of largest weight norm, or the first
+
+    def __post_init__(self) -> None:
+        _require(self.weights in ("teacher", "scratch"), "init.weights", self.weights, "teacher or scratch")
+        numbers = self.layers if isinstance(self.layers, list) else []
+        rising = bool(numbers) and all(isinstance(n, int) and n >= 1 for n in numbers) and \
+            numbers == sorted(set(numbers))
+        _require(rising or self.layers in ("even", "importance"), "init.layers", self.layers,
+                 "even, importance or a list of rising layer numbers such as [1, 3, 4]")
+        _require(self.units in ("norm", "first"), "init.units", self.units, "norm or first")
+
+
+@dataclass
 class TrainConfig:
     """Everything that ``local/train.py`` reads."""
 
@@ -193,6 +213,7 @@ class TrainConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     data: DataConfig = field(default_factory=DataConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    init: InitConfig = field(default_factory=InitConfig)  # of a student
 
 
 @dataclass
@@ -236,6 +257,7 @@ class StageConfig:
     optim: Dict[str, Any] = field(default_factory=dict)
     data: Dict[str, Any] = field(default_factory=dict)
     training: Dict[str, Any] = field(default_factory=dict)
+    init: Dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass

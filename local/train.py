@@ -10,14 +10,15 @@ from pathlib import Path
 
 import torch
 
-from kdlib.compression import init_from_teacher
+from kdlib.compression import init_from_teacher, least_missed_layers
 from kdlib.config import TrainConfig, config_to_dict, load_config, save_config
-from kdlib.data import describe_skipped, feature_statistics, load_cuts, select_cuts
+from kdlib.data import describe_skipped, eval_loader, feature_statistics, load_cuts, select_cuts
 from kdlib.errors import RecipeError, run_main
 from kdlib.files import read_json, write_json
 from kdlib.lang import Lang
 from kdlib.training.checkpoint import finished, load_averaged
 from kdlib.training.loop import Trainer
+from kdlib.training.objective import loss_with_layers
 from kdlib.training.parallel import default_world_size, launch
 from kdlib.transducer import Transducer
 
@@ -56,15 +57,20 @@ def digest(path: Path) -> str:
     return hashlib.sha256(gzip.decompress(content) if path.suffix == ".gz" else content).hexdigest()
 
 
-def build_model(args, config: TrainConfig, lang: Lang, cuts) -> Transducer:
+def build_model(args, config: TrainConfig, lang: Lang, train_cuts, dev_cuts) -> Transducer:
     torch.manual_seed(config.training.seed)
     model = Transducer(config.model, len(lang))
-    if args.init_from is None:
-        model.encoder.set_feature_statistics(*feature_statistics(cuts))
-    else:
-        source, _, _ = load_averaged(args.init_from, tokens=lang.tokens)
-        layers = init_from_teacher(model, source)
-        logging.info("weights start from %s, its layers %s", args.init_from, " ".join(str(i + 1) for i in layers))
+    if args.init_from is None or config.init.weights == "scratch":
+        model.encoder.set_feature_statistics(*feature_statistics(train_cuts))
+        return model
+    source, _, _ = load_averaged(args.init_from, tokens=lang.tokens)
+    layers = [number - 1 for number in config.init.layers] if isinstance(config.init.layers, list) else []
+    if config.init.layers == "importance":
+        loader = eval_loader(dev_cuts, lang, config.data, config.data.max_duration)
+        layers = least_missed_layers(source.config.num_layers, config.model.num_layers,
+                                     lambda kept: loss_with_layers(source, kept, config.loss, loader))
+    layers = init_from_teacher(model, source, layers, config.init.units)
+    logging.info("weights start from %s, its layers %s", args.init_from, " ".join(str(i + 1) for i in layers))
     return model
 
 
@@ -113,7 +119,7 @@ def main():
     for line in describe_skipped(skipped) + describe_skipped(dev_skipped):
         logging.warning("%s", line)
 
-    model = build_model(args, config, lang, train_cuts)
+    model = build_model(args, config, lang, train_cuts, dev_cuts)
     teacher = None
     if args.teacher is not None:
         teacher, _, _ = load_averaged(args.teacher, tokens=lang.tokens)

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdlib.compression import evenly_spaced_layers, init_from_teacher
+from kdlib.compression import evenly_spaced_layers, init_from_teacher, least_missed_layers
 from kdlib.config import ModelConfig
 from kdlib.conformer import chunk_mask, subsampled_length
 from kdlib.errors import RecipeError
@@ -204,3 +204,34 @@ def test_a_larger_student_is_refused():
     teacher, student = model_of(tiny()), model_of(tiny(feedforward_dim=40))
     with pytest.raises(RecipeError, match=r"layer 0 feed_forward1 \(40\) is larger than its teacher's \(32\)"):
         init_from_teacher(student, teacher)
+
+
+def test_the_first_units_may_be_kept_instead():
+    teacher, student = model_of(tiny(), seed=1), model_of(tiny(feedforward_dim=8, joiner_dim=12), seed=2)
+    init_from_teacher(student, teacher, units="first")
+    ours, theirs = (model.encoder.layers[0].feed_forward1.up.weight for model in (student, teacher))
+    assert torch.equal(ours, theirs[:8]) and torch.equal(student.joiner.out.weight, teacher.joiner.out.weight[:, :12])
+
+
+def test_named_layers_are_taken():
+    teacher, student = model_of(tiny(), seed=1), model_of(tiny(num_layers=2), seed=2)
+    assert init_from_teacher(student, teacher, [1, 2]) == [1, 2]
+    assert torch.equal(student.encoder.layers[0].norm.weight, teacher.encoder.layers[1].norm.weight)
+    for layers in ([0], [0, 3], [0, 1, 2]):
+        with pytest.raises(RecipeError, match="cannot start from the layers"):
+            init_from_teacher(student, teacher, layers)
+
+
+def test_the_layers_that_are_missed_least_go():
+    worth = {0: 5.0, 1: 0.1, 2: 3.0, 3: 0.2, 4: 4.0}
+    asked = []
+
+    def loss_of(kept):
+        asked.append(list(kept))
+        return -sum(worth[layer] for layer in kept)
+
+    assert least_missed_layers(5, 3, loss_of) == [0, 2, 4]
+    assert len(asked) == 5 + 4 and all(kept == sorted(kept) for kept in asked)
+    assert least_missed_layers(3, 3, loss_of) == [0, 1, 2]
+    with pytest.raises(RecipeError):
+        least_missed_layers(3, 4, loss_of)

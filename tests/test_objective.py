@@ -10,7 +10,7 @@ from kdlib.config import DistillTerm, LossConfig, ModelConfig
 from kdlib.data import Batch
 from kdlib.errors import RecipeError
 from kdlib.losses import REGISTRY, best_path_weights, collapsed_kl, lattice_kl, lattice_kl_at
-from kdlib.training.objective import Objective
+from kdlib.training.objective import Objective, loss_with_layers
 from kdlib.transducer import Transducer
 
 pytestmark = pytest.mark.both
@@ -143,3 +143,19 @@ def test_the_total_is_the_weighted_sum_of_its_parts():
             + 0.5 * parts["collapsed_kl"] + 0.1 * parts["encoder_mse"])
     torch.testing.assert_close(total, want)
     torch.testing.assert_close(parts["total"], want)
+
+
+def test_a_layer_that_does_nothing_is_not_missed():
+    torch.manual_seed(0)
+    model = Transducer(ModelConfig(**{**SIZES, "num_layers": 3}), 13).eval()
+    with torch.no_grad():
+        layer = model.encoder.layers[1]  # the identity, up to its norm: what comes out of a layer is normalised already
+        for block in (layer.feed_forward1.down, layer.feed_forward2.down, layer.attention.out, layer.convolution.out):
+            block.weight.zero_()
+            block.bias.zero_()
+    config = LossConfig(rnnt_backend="native", prune_range=3)
+    losses = {kept: loss_with_layers(model, list(kept), config, [make_batch()])
+              for kept in ((0, 1, 2), (0, 2), (1, 2), (0, 1))}
+    assert losses[0, 2] == pytest.approx(losses[0, 1, 2], rel=1e-4)
+    assert abs(losses[1, 2] - losses[0, 1, 2]) > 10 * abs(losses[0, 2] - losses[0, 1, 2])
+    assert len(model.encoder.layers) == 3

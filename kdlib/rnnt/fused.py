@@ -170,7 +170,8 @@ class _Gradients:
             self.by_parameter[weight].add_(slope.t() @ hidden.detach())
         if bias is not None and bias.requires_grad:
             self.by_parameter[bias].add_(slope.sum(0))
-        slope = slope @ weight.detach().to(hidden.dtype)
+        with torch.autocast(hidden.device.type, enabled=False):  # the hidden layer's dtype is the one to keep
+            slope = slope @ weight.detach().to(hidden.dtype)
         by_am, by_lm, *parts = torch.autograd.grad(hidden, [am, lm, *self.inner], slope, allow_unused=True)
         for total, part, index in ((self.am, by_am, nodes.frame), (self.lm, by_lm, nodes.history)):
             if part is not None:

@@ -21,7 +21,7 @@ from kdlib.errors import RecipeError
 from kdlib.files import write_json
 from kdlib.lang import Lang
 from kdlib.training.checkpoint import finished, load_checkpoint, load_state, save_checkpoint
-from kdlib.training.objective import Objective
+from kdlib.training.objective import Objective, mean_parts
 from kdlib.training.parallel import sum_gradients, world_size
 from kdlib.transducer import Transducer
 
@@ -186,19 +186,11 @@ class Trainer:
         save_checkpoint(self.exp / f"epoch-{self.epoch}.pt",
                         {**self._common(), "average": self.average.state, "epoch": self.epoch})
 
-    @torch.no_grad()
     def _dev_loss(self) -> Dict[str, float]:
-        """The dev set's loss of the current weights, its parts weighted by utterances."""
-        self.model.eval()
-        sums: Dict[str, float] = {}
-        count = 0
-        for batch in checked(self.dev):
-            _, parts = self.objective(batch.to(self.device), self.updates)
-            count += len(batch.ids)
-            for name, value in parts.items():
-                sums[name] = sums.get(name, 0.0) + float(value) * len(batch.ids)
+        """The dev set's loss of the current weights."""
+        parts = mean_parts(self.objective, self.dev, self.updates, self.device)
         self.model.train()
-        return {name: value / count for name, value in sums.items()}
+        return parts
 
     def _elapsed(self) -> float:
         return self.seconds + time.monotonic() - self.clock

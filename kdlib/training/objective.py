@@ -5,10 +5,11 @@ from typing import Dict, List, Optional, Tuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader
 
 from kdlib import rnnt
 from kdlib.config import DistillTerm, LossConfig
-from kdlib.data import Batch
+from kdlib.data import Batch, checked
 from kdlib.errors import RecipeError
 from kdlib.losses import (EncoderLoss, LatticeLoss, best_path_weights, find_loss, matched_layers, node_weights,
                           occupancy_weights, shifted)
@@ -211,3 +212,27 @@ class Objective(nn.Module):
             return rnnt.backend_in_use(c.rnnt_backend) == "native" and rnnt.fused_pays(
                 mask, self.student.vocab_size, distilling)
         return c.fused == "always"
+
+
+@torch.no_grad()
+def mean_parts(objective: Objective, loader: DataLoader, update: int, device: torch.device) -> Dict[str, float]:
+    """The parts of the objective over a loader's batches, weighted by utterances, the student in evaluation mode."""
+    objective.student.eval()
+    sums: Dict[str, float] = {}
+    count = 0
+    for batch in checked(loader):
+        _, parts = objective(batch.to(device), update)
+        count += len(batch.ids)
+        for name, value in parts.items():
+            sums[name] = sums.get(name, 0.0) + float(value) * len(batch.ids)
+    return {name: value / count for name, value in sums.items()}
+
+
+def loss_with_layers(model: Transducer, layers: List[int], config: LossConfig, loader: DataLoader) -> float:
+    """The pruned RNN-T loss, nats a frame, of ``model`` with only these of its encoder's layers."""
+    whole = model.encoder.layers
+    model.encoder.layers = nn.ModuleList(whole[i] for i in layers)
+    try:
+        return mean_parts(Objective(model, config), loader, config.warmup_updates, torch.device("cpu"))["pruned"]
+    finally:
+        model.encoder.layers = whole
