@@ -190,6 +190,8 @@ def test_bad_arguments_are_named():
     for message, change in {
         "terms need a teacher": dict(terms=[rnnt.NodeTerm(lambda s, t, y: 0, torch.ones(3, 7, 3))]),
         "the teacher's am .* are not of one batch": dict(teacher=teacher._replace(am=teacher.am[:, 1:])),
+        "the teacher's joiner has 12 tokens, the student's 11": dict(teacher=teacher._replace(
+            joiner=Joiner(ModelConfig(joiner_dim=7), 12))),
         "Identity lacks a method hidden": dict(joiner=torch.nn.Identity()),
         "symbols of utterance 0, 1, 2 lie outside": dict(symbols=lattice["symbols"] + 99),
         "ranges of utterance .* do not cover": dict(ranges=torch.arange(2).expand(3, 7, 2)),

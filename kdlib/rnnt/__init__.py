@@ -24,17 +24,16 @@ from torch import Tensor
 from kdlib.errors import RecipeError
 from kdlib.rnnt import checks, k2_backend, native
 from kdlib.rnnt.fused import (
-    BEST_PATH,
     FusedLosses,
     NodeTerm,
     Side,
     arc_log_probs,
     fused_pays,
     lattice_losses_fused,
-    node_posteriors,
     rnnt_loss_fused,
 )
 from kdlib.rnnt.lattice import full_boundary, lattice_nodes
+from kdlib.rnnt.native import BEST_PATH, node_posteriors
 
 BACKENDS = ("auto", "k2", "native")
 

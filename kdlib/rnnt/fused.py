@@ -27,8 +27,6 @@ from kdlib.rnnt.native import kernels_for, reduce_loss
 LOGITS_AT_ONCE = 2**22
 CHUNKS_KEPT = 3
 
-BEST_PATH = 1e4  # a path worse by a thousandth of a nat keeps less than e^-10 beside the best
-
 
 class NodeTerm(NamedTuple):
     """A distillation loss: the sum over the nodes of ``weights`` (N, T, R) float times ``per_node``.
@@ -372,6 +370,8 @@ def lattice_losses_fused(
     checks.require(teacher is not None or not terms, "terms need a teacher")
     if teacher is not None:
         _check_side("the teacher's ", teacher, student)
+        tokens = joiner.out.out_features, teacher.joiner.out.out_features
+        checks.require(tokens[0] == tokens[1], f"the teacher's joiner has {tokens[1]} tokens, the student's {tokens[0]}")
     differentiable = (am, lm, *joiner.parameters())
     learning = torch.is_grad_enabled() and any(x.requires_grad for x in differentiable)
     return FusedLosses(*_Fused.apply(student, teacher, lattice, weight, terms, learning, *differentiable))
@@ -384,6 +384,7 @@ def arc_log_probs(
     ranges: Tensor,
     termination_symbol: int,
     boundary: Optional[Tensor] = None,
+    rnnt_type: str = "regular",
     logits_at_once: int = LOGITS_AT_ONCE,
 ) -> Tuple[Tensor, Tensor]:
     """Log-probabilities of the label arc and the blank arc of each kept node, without a tensor (N, T, R, V).
@@ -396,33 +397,8 @@ def arc_log_probs(
     Raises:
       ValueError: an argument does not fit; it is named.
     """
-    lattice = _prepare(side, symbols, ranges, termination_symbol, boundary, "regular", 0.0, logits_at_once)
+    lattice = _prepare(side, symbols, ranges, termination_symbol, boundary, rnnt_type, 0.0, logits_at_once)
     return _arcs(side, _Output(side.joiner.out, lattice.at_once), lattice)[1:]
-
-
-@torch.no_grad()
-def node_posteriors(
-    label_arcs: Tensor,
-    blank_arcs: Tensor,
-    ranges: Tensor,
-    boundary: Tensor,
-    rnnt_type: str = "regular",
-    sharpness: float = 1.0,
-) -> Tensor:
-    """How often a path visits each kept node.
-
-    Args:
-      label_arcs, blank_arcs: (N, T, R) float, log-probabilities, from ``arc_log_probs``.
-      ranges, boundary, rnnt_type: as in ``rnnt_loss_pruned``.
-      sharpness: what the log-probabilities are multiplied by first. With a large one, such as ``BEST_PATH``, all but
-        the best path vanish: the posteriors are then 1 on its nodes and 0 elsewhere (equally good paths share).
-
-    Returns:
-      (N, T, R), dtype of the arcs; 0 for an utterance without a path.
-    """
-    arcs = (label_arcs.double() * sharpness, blank_arcs.double() * sharpness)
-    result = kernels_for(arcs[0]).score_lattice(*arcs, ranges[:, :, 0], boundary, rnnt_type == "modified", True)
-    return (result.label_occupancy + result.blank_occupancy).to(label_arcs.dtype)
 
 
 def rnnt_loss_fused(

@@ -15,6 +15,9 @@ from kdlib.rnnt import cpu, plain
 from kdlib.rnnt.lattice import as_ranges, delay_offsets, full_boundary, lattice_nodes
 
 
+BEST_PATH = 1e4  # a path worse by a thousandth of a nat keeps less than e^-10 beside the best
+
+
 def kernels_for(tensor: Tensor) -> ModuleType:
     """The fastest kernels that take the tensor."""
     if tensor.is_cuda:
@@ -238,3 +241,28 @@ def rnnt_loss_pruned(
     )
     loss = reduce_loss(-score, reduction)
     return (loss, (label_occupancy, blank_occupancy)) if return_occupancies else loss
+
+
+@torch.no_grad()
+def node_posteriors(
+    label_arcs: Tensor,
+    blank_arcs: Tensor,
+    ranges: Tensor,
+    boundary: Tensor,
+    rnnt_type: str = "regular",
+    sharpness: float = 1.0,
+) -> Tensor:
+    """How often a path visits each kept node.
+
+    Args:
+      label_arcs, blank_arcs: (N, T, R) float, log-probabilities, from ``arc_log_probs``.
+      ranges, boundary, rnnt_type: as in ``rnnt_loss_pruned``.
+      sharpness: what the log-probabilities are multiplied by first. With a large one, such as ``BEST_PATH``, all but
+        the best path vanish: the posteriors are then 1 on its nodes and 0 elsewhere (equally good paths share).
+
+    Returns:
+      (N, T, R), dtype of the arcs; 0 for an utterance without a path.
+    """
+    arcs = (label_arcs.double() * sharpness, blank_arcs.double() * sharpness)
+    result = kernels_for(arcs[0]).score_lattice(*arcs, ranges[:, :, 0], boundary, rnnt_type == "modified", True)
+    return (result.label_occupancy + result.blank_occupancy).to(label_arcs.dtype)

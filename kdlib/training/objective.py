@@ -194,7 +194,8 @@ class Objective(nn.Module):
         if weigh is None:
             weights = node_weights(mask)
         else:
-            arcs = rnnt.arc_log_probs(theirs, lattice["symbols"], ranges, self.student.blank_id, lattice["boundary"])
+            arcs = rnnt.arc_log_probs(theirs, lattice["symbols"], ranges, self.student.blank_id, lattice["boundary"],
+                                      self.config.rnnt_type)
             weights = weigh(*arcs, ranges, lattice["boundary"], mask, self.config.rnnt_type)
         return rnnt.NodeTerm(
             lambda ours, taught, labels: loss.at_nodes(ours, taught, labels, self.student.blank_id, term.temperature),
