@@ -7,8 +7,10 @@ A *summary* is what decoding leaves behind: a dict with ``model``, ``parameters`
 """
 
 import math
+import statistics
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
+from kdlib.errors import RecipeError
 from kdlib.report import format_relative, relative_change
 from kdlib.significance import RESAMPLES, paired_p_value, wer_interval
 
@@ -102,6 +104,62 @@ def _difference(summaries: Mapping[str, Summary], model: str, other: str) -> Dic
                "p": paired_p_value(ours["errors_by_utterance"], theirs["errors_by_utterance"],
                                    ours["words_by_utterance"])}
         for name, (ours, theirs) in tests.items()}}
+
+
+def pool_seeds(runs: Sequence[Mapping[str, Summary]]) -> Dict[str, Dict[str, Any]]:
+    """The same models trained from several seeds, as if the test sets had been read once by each.
+
+    ``runs`` holds the summaries of each seed by model. A model of the result has ``parameters`` and, for each test set,
+    ``wers`` (one a seed), ``errors_by_utterance`` and ``words_by_utterance``, summed over the seeds: the bootstrap over
+    utterances then sees what differs from seed to seed as well, on the words that it was tried on.
+    Raises :class:`RecipeError` where the runs do not hold the same models, of the same size, on the same test sets.
+    """
+    pooled: Dict[str, Dict[str, Any]] = {}
+    for number, run in enumerate(runs, start=1):
+        if list(run) != list(runs[0]):
+            raise RecipeError(f"run {number} holds the models {', '.join(run)}; the first one {', '.join(runs[0])}")
+        for model, summary in run.items():
+            into = pooled.setdefault(model, {"parameters": summary["parameters"], "test_sets": {}})
+            if into["parameters"] != summary["parameters"]:
+                raise RecipeError(f"{model} has {summary['parameters']:,} parameters in run {number} and "
+                                  f"{into['parameters']:,} in the first one")
+            for name, test in summary["test_sets"].items():
+                sums = into["test_sets"].setdefault(name, {"wers": [], **{key: [0] * len(test[key]) for key in _LISTS}})
+                sums["wers"].append(test["wer"])
+                for key in _LISTS:
+                    if len(sums[key]) != len(test[key]):
+                        raise RecipeError(f"{model} was decoded on another {name} in run {number} than in the first one")
+                    sums[key] = [a + b for a, b in zip(sums[key], test[key])]
+            if any(len(test["wers"]) != number for test in into["test_sets"].values()):
+                raise RecipeError(f"{model} was decoded on other test sets in run {number} than in the first one")
+    return pooled
+
+
+def seeds_table(pooled: Mapping[str, Mapping[str, Any]]) -> Tuple[List[str], List[List[str]]]:
+    """Header and cells of pooled seeds: mean and standard deviation, and p against the first model and the last
+    stage."""
+    models = list(pooled)
+    teacher = pooled[models[0]]
+    last = [model for model in models if model.startswith("stage")][-1]
+    header = ["Model", "Params", "% of teacher"]
+    for name in teacher["test_sets"]:
+        header += [f"WER {name}", "sd", "each", "rel.", "p teacher", f"p {last}"]
+    rows = []
+    for model, row in pooled.items():
+        cells = [model, f"{row['parameters']:,}", f"{100 * row['parameters'] / teacher['parameters']:.1f}"]
+        for name, test in row["test_sets"].items():
+            errors, words = (test[key] for key in _LISTS)
+            mean = 100 * sum(errors) / sum(words)
+            reference = teacher["test_sets"][name]
+            base = 100 * sum(reference[_LISTS[0]]) / sum(words)
+            spread = statistics.stdev(test["wers"]) if len(test["wers"]) > 1 else math.nan
+            cells += [f"{mean:.2f}", f"{spread:.2f}", " ".join(f"{wer:.2f}" for wer in test["wers"]),
+                      format_relative(relative_change(mean, base))]
+            cells += ["" if other == model else
+                      format_p(paired_p_value(errors, pooled[other]["test_sets"][name][_LISTS[0]], words))
+                      for other in (models[0], last)]
+        rows.append(cells)
+    return header, rows
 
 
 def format_p(p: float) -> str:

@@ -50,7 +50,7 @@ class Run:
             self.write(model)
             (folder / "exp" / model / "done.json").write_text(json.dumps(
                 {"rnnt_backend": "native", "seconds": 365.2, "torch": "2.11.0", "updates": UPDATES[model]}))
-        (folder / "exp" / "conf").mkdir()
+        (folder / "exp" / "conf").mkdir(parents=True)
         (folder / "exp" / "conf" / "plan.json").write_text(json.dumps({"stages": 3}))
         (folder / "progressive.yaml").write_text("target_compression: 60\n")
 
@@ -285,3 +285,33 @@ def test_tables_are_aligned(rows):
     assert len(lines) == len(rows) + 2 and len({len(line) for line in lines}) == 1
     assert all(line.replace("\\|", "").count("|") == 4 for line in lines)
     assert len(plain_table(["A", "B", "C"], rows).splitlines()) == len(rows) + 2
+
+
+SEEDS = Path(__file__).resolve().parents[1] / "local" / "seeds.py"
+
+
+def test_seeds_are_pooled(run, tmp_path):
+    """Two runs that differ in one model: its two rates, their mean and spread, and p-values of both together."""
+    second = Run(tmp_path / "second")
+    better = summary("stage3")["test_sets"]
+    better["test-clean"].update(wer=6.0, errors=120, errors_by_utterance=[1] * 120 + [0] * 280, sub=117)
+    second.write("stage3", test_sets=better)
+    done = subprocess.run([sys.executable, str(SEEDS), str(run.folder / "exp"), str(second.folder / "exp"), "--output",
+                           str(tmp_path / "seeds.md")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = {line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]]
+            for line in (tmp_path / "seeds.md").read_text().splitlines() if line.startswith("|")}
+    stage3 = rows["stage3"]
+    assert stage3[2:5] == ["7.50", "2.12", "9.00 6.00"] and stage3[5] == "+25.0%" and stage3[7] == ""
+    assert rows["teacher"][2:5] == ["6.00", "0.00", "6.00 6.00"] and rows["teacher"][6] == ""
+    assert rows["scratch"][6] == rows["scratch"][7] == "<0.0002" and "2 seeds" in done.stdout
+
+
+def test_runs_that_do_not_fit_are_named(run, tmp_path):
+    second = Run(tmp_path / "second")
+    second.write("stage2", parameters=7)
+    done = subprocess.run([sys.executable, str(SEEDS), str(run.folder / "exp"), str(second.folder / "exp")],
+                          capture_output=True, text=True)
+    assert done.returncode == 1 and "stage2 has 7 parameters in run 2" in done.stderr
+    done = subprocess.run([sys.executable, str(SEEDS), str(tmp_path / "none")], capture_output=True, text=True)
+    assert done.returncode == 1 and "finish that run" in done.stderr and "Traceback" not in done.stderr

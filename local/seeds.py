@@ -1,0 +1,53 @@
+#!/usr/bin/env python3
+"""One table of the same recipe run from several seeds:
+
+    for seed in 42 43 44; do egs/fsdd/run.sh --exp egs/fsdd/exp-$seed training.seed=$seed; done
+    python local/seeds.py egs/fsdd/exp-42 egs/fsdd/exp-43 egs/fsdd/exp-44
+"""
+
+import argparse
+from pathlib import Path
+
+from kdlib.comparison import pool_seeds, seeds_table, summary_problem
+from kdlib.errors import RecipeError, run_main
+from kdlib.files import read_json, write_text
+from kdlib.report import markdown_table, plain_table
+
+BASELINES = ("scratch", "single", "single-matched")
+
+
+def get_args():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("exp", nargs="+", type=Path, help="folders of finished runs, one a seed")
+    parser.add_argument("--output", type=Path, help="a file for the table in Markdown")
+    return parser.parse_args()
+
+
+def read_run(exp: Path):
+    """The summaries of a run by model, in the order of the table."""
+    remedy = f"finish that run (run.sh --exp {exp}) or leave it out"
+    stages = read_json(exp / "conf" / "plan.json", remedy)["stages"]
+    summaries = {}
+    for model in ("teacher", *(f"stage{k}" for k in range(1, stages + 1)), *BASELINES):
+        path = exp / model / "decode" / "summary.json"
+        summaries[model] = read_json(path, remedy)
+        problem = summary_problem(summaries[model], model)
+        if problem:
+            raise RecipeError(f"{path} {problem}: {remedy}")
+    return summaries
+
+
+def main():
+    args = get_args()
+    header, rows = seeds_table(pool_seeds([read_run(exp) for exp in args.exp]))
+    print(plain_table(header, rows))
+    note = (f"{len(args.exp)} seeds. WER in per cent over all of them, its standard deviation between them, and each "
+            "one's; p: two-sided, of a paired bootstrap over utterances with the errors of all seeds added up.")
+    print(note)
+    if args.output:
+        write_text(args.output, markdown_table(header, rows) + f"\n- {note}\n")
+        print(f"wrote {args.output}")
+
+
+if __name__ == "__main__":
+    run_main(main)
