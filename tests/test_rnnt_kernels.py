@@ -1,6 +1,7 @@
 """The compiled kernels against those in plain torch, and the functions without Numba."""
 
 import math
+import sys
 
 import pytest
 import torch
@@ -129,6 +130,23 @@ def test_without_numba(monkeypatch):
     monkeypatch.setattr(cpu, "available", lambda: False)
     for one, other in zip(compiled, everything()):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_a_numba_that_cannot_be_imported(monkeypatch, tmp_path):
+    """Missing: silently; broken: with a warning that says why."""
+    cpu.available.cache_clear()
+    try:
+        monkeypatch.setitem(sys.modules, "numba", None)
+        assert not cpu.available()
+        (tmp_path / "numba.py").write_text("raise ImportError('needs another NumPy')")
+        monkeypatch.delitem(sys.modules, "numba")
+        monkeypatch.syspath_prepend(tmp_path)
+        cpu.available.cache_clear()
+        with pytest.warns(UserWarning, match="needs another NumPy"):
+            assert not cpu.available()
+    finally:
+        monkeypatch.undo()
+        cpu.available.cache_clear()
 
 
 @pytest.mark.parametrize("threads", [1, 3])

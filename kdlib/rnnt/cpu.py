@@ -4,11 +4,11 @@ Numba compiles them on first use, which takes some seconds, and keeps the result
 NUMBA_CACHE_DIR). Without Numba ``kdlib.rnnt.plain`` does the same work.
 """
 
-import importlib.util
 import os
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from typing import Optional, Sequence, Tuple
+from typing import Sequence, Tuple
 
 import torch
 from torch import Tensor
@@ -22,8 +22,19 @@ LEAST_LOG_POSTERIOR = -46.0
 
 @lru_cache(maxsize=None)
 def available() -> bool:
-    """Whether Numba is installed."""
-    return importlib.util.find_spec("numba") is not None
+    """Whether Numba can be imported, asked once; where it is there and fails, a warning says why."""
+    try:
+        import numba  # noqa: F401
+    except ModuleNotFoundError as error:
+        if error.name == "numba":
+            return False
+        reason = str(error)
+    except Exception as error:  # a numpy or llvmlite that it was not built for fails with whatever it meets first
+        reason = f"{type(error).__name__}: {error}"
+    else:
+        return True
+    warnings.warn(f"Numba cannot be imported ({reason}): the transducer's losses are computed by slower loops")
+    return False
 
 
 def takes(tensor: Tensor) -> bool:
@@ -36,7 +47,7 @@ def _pool(process: int, threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads)
 
 
-def _run(loop: str, columns: Sequence[Optional[Tensor]], options: Sequence[object], parts: int) -> None:
+def _run(loop: str, columns: Sequence[Tensor], options: Sequence[object], parts: int) -> None:
     """Call the compiled loop on ``parts`` runs of rows of the columns, on as many threads as torch uses.
 
     Threads of our own, which the compiled code frees of Python's lock, rather than Numba's: those cannot be used in a
