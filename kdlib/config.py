@@ -108,8 +108,11 @@ class LossConfig:
     ctc_weight: float = 0.0
     ctc_first_updates: int = 0  # so long CTC stands at full weight and the RNN-T loss at a tenth
     distill: List[DistillTerm] = field(default_factory=list)
+    distill_from: str = "previous"  # the stage before, or the first teacher of the chain
 
     def __post_init__(self) -> None:
+        _require(self.distill_from in ("previous", "first"), "loss.distill_from", self.distill_from,
+                 "previous or first")
         _require(self.rnnt_type in ("regular", "modified"), "loss.rnnt_type", self.rnnt_type, "regular or modified")
         _require(self.rnnt_backend in ("auto", "k2", "native"), "loss.rnnt_backend", self.rnnt_backend,
                  "auto, k2 or native")
@@ -117,6 +120,8 @@ class LossConfig:
         _require(self.fused != "always" or self.rnnt_backend != "k2", "loss.fused", self.fused,
                  "auto or never where loss.rnnt_backend is k2, which has no fused loss")
         _require(self.prune_range >= 2, "loss.prune_range", self.prune_range, "at least 2")
+        names = [term.name for term in self.distill]
+        _require(len(set(names)) == len(names), "loss.distill", names, "a list that names each loss once")
 
 
 @dataclass

@@ -243,8 +243,9 @@ train() {
   # shellcheck disable=SC2046,SC2086,SC2207  # names without spaces, to be split
   inputs+=(--from 2 $(cuts "$fbank" train dev $noise_cuts) --from 3 "$lang/tokens.txt")
   if (($#)) && [[ $1 != -- ]]; then
-    teacher=(--init-from "$exp/$1" --teacher "$exp/$1")
+    teacher=(--init-from "$exp/$1" --teacher "$exp/$1" --first-teacher "$exp/teacher")
     inputs+=(--from "$2" "$exp/$1/done.json" "$exp/$1/epoch-*.pt")
+    if [[ $1 != teacher ]]; then inputs+=(--from 4 "$exp/teacher/done.json" "$exp/teacher/epoch-*.pt"); fi
     shift 2
   fi
   if (($#)); then shift; fi

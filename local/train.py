@@ -31,6 +31,7 @@ def get_args():
     parser.add_argument("--exp", type=Path, required=True, help="folder for this model")
     parser.add_argument("--init-from", type=Path, help="folder of a finished model whose weights to start from")
     parser.add_argument("--teacher", type=Path, help="folder of a finished model to distil from")
+    parser.add_argument("--first-teacher", type=Path, help="the one to distil from where loss.distill_from is 'first'")
     parser.add_argument("--world-size", type=int, default=default_world_size(),
                         help="processes that share each batch: one for each GPU, or for each core up to four")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
@@ -86,6 +87,10 @@ def main():
     # Processes are forked from this one, which is safe as long as it has not started threads.
     torch.set_num_threads(1)
     config = load_config(TrainConfig, args.config, args.overrides)
+    if args.teacher is not None and config.loss.distill_from == "first":
+        if args.first_teacher is None:
+            raise RecipeError(f"{args.config}: loss.distill_from is 'first': give --first-teacher")
+        args.teacher = args.first_teacher
     args.exp.mkdir(parents=True, exist_ok=True)
     line = "%(asctime)s %(levelname)s %(message)s"
     logging.basicConfig(level=logging.INFO, format=line, force=True)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdlib import losses
-from kdlib.config import DistillTerm
+from kdlib.config import DistillTerm, LossConfig
 from kdlib.errors import RecipeError
 from kdlib.losses import REGISTRY, collapsed_kl, encoder_mse, find_loss, lattice_kl, lattice_kl_at
 
@@ -274,3 +274,8 @@ def test_schedules_of_a_weight():
                 dict(weight=-1.0), dict(shift=-1), dict(layers=[[1]]), dict(layers="all")):
         with pytest.raises(RecipeError, match=f"loss.distill, encoder_mse, .*{list(bad)[-1]}"):
             DistillTerm("encoder_mse", **bad)
+
+
+def test_a_loss_that_is_named_twice():
+    with pytest.raises(RecipeError, match="loss.distill .*names each loss once"):
+        LossConfig(distill=[DistillTerm("encoder_mse"), DistillTerm("encoder_mse", shift=2)])

@@ -160,7 +160,8 @@ class TestStages:
         for name, teacher in (("stage1", "teacher"), ("stage2", "stage1"), ("single", "teacher"),
                               ("single-matched", "teacher")):
             assert f"--config exp/conf/{name}.yaml" in commands[f"train-{name}"]
-            assert f"--init-from exp/{teacher} --teacher exp/{teacher}" in commands[f"train-{name}"]
+            assert (f"--init-from exp/{teacher} --teacher exp/{teacher} --first-teacher exp/teacher"
+                    in commands[f"train-{name}"])
 
     def test_parts(self, toy):
         assert toy("--stop-stage", "1").ran == CHAIN[:2]

@@ -1,6 +1,8 @@
 """Training on a made-up language: it learns, resumes exactly, distils, and names what is wrong with its inputs."""
 
 import json
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -394,3 +396,12 @@ def test_cut_manifests_that_cannot_be_read(tmp_path):
     (tmp_path / "cuts.jsonl.gz").write_bytes(b"not gzip")
     with pytest.raises(RecipeError, match="cuts.jsonl.gz cannot be read as a Lhotse cut manifest"):
         load_cuts(tmp_path / "cuts.jsonl.gz")
+
+
+def test_distilling_from_a_first_teacher_that_is_not_given(tmp_path):
+    (tmp_path / "config.yaml").write_text("loss: {distill_from: first, distill: [{name: encoder_mse}]}")
+    script = Path(__file__).resolve().parents[1] / "local" / "train.py"
+    words = [f"--{name}={tmp_path / name}" for name in ("fbank", "lang", "exp", "teacher")]
+    done = subprocess.run([sys.executable, str(script), "--config", str(tmp_path / "config.yaml"), *words],
+                          capture_output=True, text=True)
+    assert done.returncode == 1 and "loss.distill_from is 'first': give --first-teacher" in done.stderr
