@@ -96,14 +96,15 @@ def read_summary(exp: Path, model: str) -> Dict[str, Any]:
 
 
 def check_same_test_sets(exp: Path, summaries: Dict[str, Dict[str, Any]]) -> None:
-    """Word error rates may be compared only when they were counted over the same words."""
-    expected = {name: test["words"] for name, test in summaries["teacher"]["test_sets"].items()}
-    for model, summary in summaries.items():
-        found = {name: test["words"] for name, test in summary["test_sets"].items()}
-        if found != expected:
+    """Word error rates may be compared only when they were counted over the same words, utterance by utterance."""
+    def words(model: str, key: str) -> Dict[str, Any]:
+        return {name: test[key] for name, test in summaries[model]["test_sets"].items()}
+
+    for model in summaries:
+        if words(model, "words_by_utterance") != words("teacher", "words_by_utterance"):
             path = exp / model / "decode" / "summary.json"
-            raise RecipeError(f"{path} was decoded on other test data than the teacher "
-                              f"(words {found}, not {expected}): run from stage 5 again (run.sh --stage 5)")
+            raise RecipeError(f"{path} was decoded on other test data than the teacher (words {words(model, 'words')}, "
+                              f"not {words('teacher', 'words')}): run from stage 5 again (run.sh --stage 5)")
 
 
 def describe_run(args: argparse.Namespace, summaries: Dict[str, Dict[str, Any]]) -> Dict[str, Any]:

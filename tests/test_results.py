@@ -237,6 +237,10 @@ def test_a_missing_summary_names_the_file_and_the_stage(run, model, stage):
                     for name, test in summary("stage2")["test_sets"].items()}},
      "has no errors_by_utterance that add up to the errors of test set test-clean"),
     ({"test_sets": {"test-clean": summary("stage1")["test_sets"]["test-clean"]}}, "was decoded on other test data"),
+    ({"test_sets": {name: {**test, "words_by_utterance": [test["words_by_utterance"][0] + 1,
+                                                          test["words_by_utterance"][1] - 1,
+                                                          *test["words_by_utterance"][2:]]}
+                    for name, test in summary("stage1")["test_sets"].items()}}, "was decoded on other test data"),
 ])
 def test_a_foreign_summary_is_named(run, changes, words):
     run.write("stage1", **changes)
