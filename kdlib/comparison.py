@@ -110,11 +110,12 @@ def pool_seeds(runs: Sequence[Mapping[str, Summary]]) -> Dict[str, Dict[str, Any
     """The same models trained from several seeds, as if the test sets had been read once by each.
 
     ``runs`` holds the summaries of each seed by model. A model of the result has ``parameters`` and, for each test set,
-    ``wers`` (one a seed), ``errors_by_utterance`` and ``words_by_utterance``, summed over the seeds: the bootstrap over
-    utterances then sees what differs from seed to seed as well, on the words that it was tried on.
+    ``wers`` (one a seed), and ``errors_by_utterance`` and ``words_by_utterance``, summed over the seeds. A bootstrap of
+    them over utterances is about these trained models: it does not know how other seeds would have come out.
     Raises :class:`RecipeError` where the runs do not hold the same models, of the same size, on the same test sets.
     """
     pooled: Dict[str, Dict[str, Any]] = {}
+    first = next(iter(runs[0].values()))["test_sets"]
     for number, run in enumerate(runs, start=1):
         if list(run) != list(runs[0]):
             raise RecipeError(f"run {number} holds the models {', '.join(run)}; the first one {', '.join(runs[0])}")
@@ -126,9 +127,10 @@ def pool_seeds(runs: Sequence[Mapping[str, Summary]]) -> Dict[str, Dict[str, Any
             for name, test in summary["test_sets"].items():
                 sums = into["test_sets"].setdefault(name, {"wers": [], **{key: [0] * len(test[key]) for key in _LISTS}})
                 sums["wers"].append(test["wer"])
+                if name not in first or test["words_by_utterance"] != first[name]["words_by_utterance"]:
+                    raise RecipeError(f"{model} was decoded on another {name} in run {number} than the first model in "
+                                      "the first one")
                 for key in _LISTS:
-                    if len(sums[key]) != len(test[key]):
-                        raise RecipeError(f"{model} was decoded on another {name} in run {number} than in the first one")
                     sums[key] = [a + b for a, b in zip(sums[key], test[key])]
             if any(len(test["wers"]) != number for test in into["test_sets"].values()):
                 raise RecipeError(f"{model} was decoded on other test sets in run {number} than in the first one")
@@ -165,7 +167,9 @@ def seeds_table(pooled: Mapping[str, Mapping[str, Any]]) -> Tuple[List[str], Lis
 def format_p(p: float) -> str:
     """A p-value with as many digits as its bootstrap gives."""
     least = 1 / RESAMPLES
-    return f"<{2 * least:g}" if p <= least else f"{p:.3f}"
+    if p <= least:
+        return f"<{2 * least:g}"
+    return f"{p:.4f}" if p < 0.001 else f"{p:.3f}"
 
 
 def table(comparison: Mapping[str, Any]) -> Tuple[List[str], List[List[str]]]:

@@ -63,7 +63,7 @@ class _CompiledKL(torch.autograd.Function):
 
 def lattice_kl_at(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
     """:func:`lattice_kl` node by node: logits (..., V) of both to (...)."""
-    if cpu.takes(student) and teacher.dtype == student.dtype:
+    if cpu.takes(student) and (teacher.dtype, teacher.shape) == (student.dtype, student.shape):
         tokens = student.size(-1)
         rows = (x.reshape(-1, tokens).contiguous() for x in (student, teacher.detach()))
         return temperature ** 2 * _CompiledKL.apply(*rows, temperature).view(student.shape[:-1])
@@ -210,7 +210,7 @@ def shifted(student: Tensor, teacher: Tensor, lengths: Tensor, shift: int) -> Tu
 
 def matched_layers(student_layers: int, teacher_layers: int) -> List[Tuple[int, int]]:
     """(student's, teacher's) layer numbers from 0: the i-th of L_s, counted from 1, goes with round(i * L_t / L_s)."""
-    return [(i, round((i + 1) * teacher_layers / student_layers) - 1) for i in range(student_layers)]
+    return [(i, max(1, round((i + 1) * teacher_layers / student_layers)) - 1) for i in range(student_layers)]
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from kdlib.config import ProgressiveConfig, TrainConfig, config_to_dict, load_co
 from kdlib.errors import RecipeError, run_main
 from kdlib.files import write_json
 from kdlib.lang import Lang
-from kdlib.planning import measure_model, plan_stages, size_table
+from kdlib.planning import GRAINS, measure_model, plan_stages, size_table
 from kdlib.report import plain_table
 
 
@@ -35,7 +35,8 @@ def stage_settings(plan: ProgressiveConfig, teacher: TrainConfig, vocab_size: in
     if len(stages) > len(students):
         raise RecipeError(f"{source}: {len(stages)} stages are listed, plan.stages is {len(students)}")
     stages += [{}] * (len(students) - len(stages))
-    return [OmegaConf.merge({"model": config_to_dict(student)}, stage) for student, stage in zip(students, stages)]
+    return [OmegaConf.merge({"model": {name: getattr(student, name) for name in GRAINS}}, stage)
+            for student, stage in zip(students, stages)]
 
 
 def make_configs(plan: ProgressiveConfig, teacher: TrainConfig, vocab_size: int, overrides, source: str):

@@ -42,7 +42,8 @@ def main():
     header, rows = seeds_table(pool_seeds([read_run(exp) for exp in args.exp]))
     print(plain_table(header, rows))
     note = (f"{len(args.exp)} seeds. WER in per cent over all of them, its standard deviation between them, and each "
-            "one's; p: two-sided, of a paired bootstrap over utterances with the errors of all seeds added up.")
+            "one's; p: two-sided, of a paired bootstrap over utterances with the errors of all seeds added up, so of "
+            "these trained models: how much seeds differ stands in the column sd.")
     print(note)
     if args.output:
         write_text(args.output, markdown_table(header, rows) + f"\n- {note}\n")

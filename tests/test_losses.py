@@ -218,6 +218,7 @@ def test_layers_are_matched_as_documented():
     assert losses.matched_layers(3, 6) == [(0, 1), (1, 3), (2, 5)]
     assert losses.matched_layers(4, 4) == [(0, 0), (1, 1), (2, 2), (3, 3)]
     assert losses.matched_layers(1, 5) == [(0, 4)]
+    assert losses.matched_layers(4, 2) == [(0, 0), (1, 0), (2, 1), (3, 1)]  # a student that is deeper
 
 
 @given(seed=st.integers(0, 10 ** 6), modified=st.booleans(), labels=st.integers(0, 3), frames=st.integers(1, 5))
@@ -279,3 +280,9 @@ def test_schedules_of_a_weight():
 def test_a_loss_that_is_named_twice():
     with pytest.raises(RecipeError, match="loss.distill .*names each loss once"):
         LossConfig(distill=[DistillTerm("encoder_mse"), DistillTerm("encoder_mse", shift=2)])
+
+
+def test_shapes_that_do_not_fit():
+    with pytest.raises(RuntimeError):
+        lattice_kl_at(torch.zeros(4, 5), torch.zeros(2, 5))
+    torch.testing.assert_close(lattice_kl_at(torch.ones(4, 5), torch.zeros(1, 5)), torch.zeros(4))

@@ -96,10 +96,12 @@ def test_a_stage_may_change_any_setting_of_its_training(folder):
 
 def test_sizes_follow_from_a_target(folder):
     stages = {key: value for key, value in PLAN.items() if key not in ("stages", "target_compression")}
-    stages.update(plan={"stages": 2, "target": "65%"}, stages=[{}, {"optim": {"learning_rate": 5e-4}}])
+    stages.update(plan={"stages": 2, "target": "65%"}, stages=[{}, {"optim": {"learning_rate": 5e-4}}],
+                  student={**PLAN["student"], "model": {"dropout": 0.3}})
     done = plan(folder, stages={**stages, "target_compression": 65})
     assert done.returncode == 0, done.stderr
     first, last = config(folder, "stage1"), config(folder, "stage2")
+    assert first.model.dropout == last.model.dropout == 0.3
     assert first.model.joiner_dim > last.model.joiner_dim and last.optim.learning_rate == 5e-4
     lines = [line.split() for line in done.stdout.splitlines()]
     sizes = {words[0]: float(words[9].rstrip("%")) for words in lines if words[:1] in (["teacher"], ["stage1"], ["stage2"])}

@@ -317,5 +317,18 @@ def test_runs_that_do_not_fit_are_named(run, tmp_path):
     done = subprocess.run([sys.executable, str(SEEDS), str(run.folder / "exp"), str(second.folder / "exp")],
                           capture_output=True, text=True)
     assert done.returncode == 1 and "stage2 has 7 parameters in run 2" in done.stderr
+    second.write("stage2")
+    other = summary("stage1")["test_sets"]
+    other["test-other"]["words_by_utterance"] = [5, 7, *[6] * 398]
+    second.write("stage1", test_sets=other)
+    done = subprocess.run([sys.executable, str(SEEDS), str(run.folder / "exp"), str(second.folder / "exp")],
+                          capture_output=True, text=True)
+    assert done.returncode == 1 and "stage1 was decoded on another test-other in run 2" in done.stderr
     done = subprocess.run([sys.executable, str(SEEDS), str(tmp_path / "none")], capture_output=True, text=True)
     assert done.returncode == 1 and "finish that run" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_p_values_have_the_digits_that_they_have():
+    from kdlib.comparison import format_p
+
+    assert [format_p(p) for p in (1e-4, 4e-4, 0.0123, 1.0)] == ["<0.0002", "0.0004", "0.012", "1.000"]

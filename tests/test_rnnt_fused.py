@@ -177,6 +177,32 @@ def test_only_a_few_logits_at_a_time(monkeypatch):
     assert max(rows) == 16 and len(rows) == 3 * chunks and sum(rows) == 3 * nodes
 
 
+def test_inputs_in_another_order_and_gradients_that_are_one_number():
+    """(T, N, C) tensors seen as (N, T, C), as many encoders give them; and a term whose gradient autograd expands."""
+    student, teacher, lattice = make_batch(13)
+    _, mask = rnnt.node_symbols(*(lattice[key] for key in ("symbols", "ranges", "boundary", "termination_symbol")))
+    weights = node_weights(mask, torch.float64)
+    results = []
+    for turned in (False, True):
+        am, lm = student.am, student.lm
+        if turned:
+            am, lm = (x.detach().transpose(0, 1).contiguous().transpose(0, 1).requires_grad_() for x in (am, lm))
+        per_node = (lambda s, t, y: s.sum(-1)) if turned else (lambda s, t, y: (s * torch.ones_like(s)).sum(-1))
+        loss = rnnt.lattice_losses_fused(student.joiner, am, lm, **lattice, teacher=teacher, logits_at_once=99,
+                                         terms=[rnnt.NodeTerm(per_node, weights)]).total
+        results.append(torch.autograd.grad(loss, [am, lm, student.joiner.out.weight]))
+    for one, other in zip(*results):
+        assert one.abs().sum() > 0
+        torch.testing.assert_close(one, other)
+
+
+def test_an_output_layer_whose_weight_is_computed_is_refused():
+    student, _, lattice = make_batch(14)
+    student.joiner.out = torch.nn.utils.weight_norm(student.joiner.out)
+    with pytest.raises(ValueError, match="the weight of its output layer out is no parameter"):
+        rnnt.rnnt_loss_fused(*student, **lattice)
+
+
 def test_differentiated_once_only():
     student, _, lattice = make_batch(11)
     loss = rnnt.rnnt_loss_fused(*student, **lattice)
@@ -188,10 +214,12 @@ def test_differentiated_once_only():
 def test_bad_arguments_are_named():
     student, teacher, lattice = make_batch(12)
     for message, change in {
-        "terms need a teacher": dict(terms=[rnnt.NodeTerm(lambda s, t, y: 0, torch.ones(3, 7, 3))]),
+        "terms need a teacher": dict(terms=[rnnt.NodeTerm(lambda s, t, y: 0, torch.ones(lattice["ranges"].shape))]),
         "the teacher's am .* are not of one batch": dict(teacher=teacher._replace(am=teacher.am[:, 1:])),
         "the teacher's joiner has 12 tokens, the student's 11": dict(teacher=teacher._replace(
             joiner=Joiner(ModelConfig(joiner_dim=7), 12))),
+        "a term's weights .2, 7, 3. on cpu must be as ranges": dict(teacher=teacher, terms=[
+            rnnt.NodeTerm(lambda s, t, y: 0, torch.ones(2, 7, 3))]),
         "Identity lacks a method hidden": dict(joiner=torch.nn.Identity()),
         "symbols of utterance 0, 1, 2 lie outside": dict(symbols=lattice["symbols"] + 99),
         "ranges of utterance .* do not cover": dict(ranges=torch.arange(2).expand(3, 7, 2)),

@@ -24,8 +24,8 @@ def make_rows(seed, rows, tokens, dtype, scale):
     """Logits (M, V) with a few infinities and nans, labels, and which rows are wanted."""
     torch.manual_seed(seed)
     logits = scale * torch.randn(rows, tokens, dtype=dtype)
-    for value in (-math.inf, math.inf, math.nan):
-        if torch.rand(()) < 0.5:
+    for value in (-math.inf, math.inf, math.nan, -math.nan):  # a nan has a sign, too
+        if torch.rand(()) < 0.4:
             logits[torch.randint(rows, ()), torch.randint(tokens, ())] = value
     if torch.rand(()) < 0.5:
         logits[torch.randint(rows, ())] = -math.inf
@@ -95,6 +95,11 @@ def test_lattices(seed, count, frames, labels, kept, modified, dtype, begins, oc
             torch.testing.assert_close(one, other, **TOLERANCE[dtype])
         else:
             assert one is None and other is None
+
+
+def test_columns_of_different_lengths():
+    with pytest.raises(ValueError, match="the columns have 3, 2"):
+        cpu.kl_divergence(torch.zeros(3, 4), torch.zeros(2, 4), 1.0)
 
 
 @pytest.mark.parametrize("modified", [False, True])

@@ -5,9 +5,9 @@
     am_pruned, lm_pruned = do_rnnt_pruning(encoder_out, predictor_out, ranges)
     pruned_loss = rnnt_loss_pruned(joiner(am_pruned, lm_pruned), symbols, ranges, blank, boundary)
 
-Each takes one keyword more, ``backend``: "k2" (k2 itself), "native" (plain torch, any device, float32 and float64) or
-"auto": k2 where it can be imported and takes the batch, native elsewhere. Both give the same numbers. Half precision is
-computed in float32.
+Each takes one keyword more, ``backend``: "k2" (k2 itself), "native" (ours: compiled for the CPU, in Triton for a GPU, in
+plain torch elsewhere; float32 and float64) or "auto": k2 where it can be imported and takes the batch, native elsewhere.
+Both give the same numbers. Half precision is computed in float32.
 
 Source: Kuang et al., "Pruned RNN-T for fast, memory-efficient ASR training", 2022, arXiv 2206.13236; the transducer:
 Graves, "Sequence transduction with recurrent neural networks", 2012, arXiv 1211.3711.

@@ -22,9 +22,11 @@ LEAST_LOG_POSTERIOR = -46.0
 
 @lru_cache(maxsize=None)
 def available() -> bool:
-    """Whether Numba can be imported, asked once; where it is there and fails, a warning says why."""
+    """Whether Numba and the loops can be imported, asked once; where Numba is there and fails, a warning says why."""
     try:
         import numba  # noqa: F401
+
+        from kdlib.rnnt import compiled  # noqa: F401  # which needs a folder to keep what it compiles
     except ModuleNotFoundError as error:
         if error.name == "numba":
             return False
@@ -33,7 +35,7 @@ def available() -> bool:
         reason = f"{type(error).__name__}: {error}"
     else:
         return True
-    warnings.warn(f"Numba cannot be imported ({reason}): the transducer's losses are computed by slower loops")
+    warnings.warn(f"Numba cannot be used ({reason}): the transducer's losses are computed by slower loops")
     return False
 
 
@@ -57,6 +59,8 @@ def _run(loop: str, columns: Sequence[Tensor], options: Sequence[object], parts:
 
     function = getattr(compiled, loop)
     rows = len(columns[0])
+    if any(len(column) != rows for column in columns):  # compiled code looks at no bounds
+        raise ValueError(f"{loop}: the columns have {', '.join(str(len(column)) for column in columns)} rows")
     arrays = [column.detach().numpy() for column in columns]
     bounds = [rows * i // parts for i in range(parts + 1)]
     threads = torch.get_num_threads()

@@ -94,7 +94,8 @@ class _Lattice(NamedTuple):
 class _Output:
     """A joiner's output layer. Its logits lie in a few buffers, which are taken in turn.
 
-    It computes in the dtype of the hidden layer, so in half precision where autocast made that so.
+    It computes in the dtype of the hidden layer, so in half precision where autocast made that so. Gradients are formed
+    before a loss scale can reach them, so float16 would lose the small ones: use bfloat16.
     """
 
     def __init__(self, layer: nn.Linear, rows: int):
@@ -151,7 +152,7 @@ class _Gradients:
 
     def __init__(self, side: Side):
         self.joiner = side.joiner
-        self.am, self.lm = torch.zeros_like(side.am), torch.zeros_like(side.lm)
+        self.am, self.lm = torch.zeros_like(side.am), torch.zeros_like(side.lm)  # contiguous, as the sides are
         # None for a parameter that the joiner does not use, as autograd would have it.
         self.by_parameter: Dict[Tensor, Optional[Tensor]] = dict.fromkeys(side.joiner.parameters())
         outer = (side.joiner.out.weight, side.joiner.out.bias)
@@ -177,7 +178,8 @@ class _Gradients:
         for parameter, part in zip(self.inner, parts):
             if part is not None:
                 total = self.by_parameter[parameter]
-                self.by_parameter[parameter] = part if total is None else total.add_(part)
+                # A copy: what autograd gives may be one number that stands for many.
+                self.by_parameter[parameter] = part.clone() if total is None else total.add_(part)
 
     def all(self) -> List[Optional[Tensor]]:
         return [self.am, self.lm, *self.by_parameter.values()]
@@ -219,13 +221,13 @@ def _differentiate(
             leaf = logits.detach().requires_grad_(learning)
             with torch.set_grad_enabled(learning):
                 losses = [
-                    term.per_node(leaf, teacher_logits, chunk.labels) @ term.weights.reshape(-1)[chunk.place].to(leaf)
+                    (term.per_node(leaf, teacher_logits, chunk.labels) * term.weights.reshape(-1)[chunk.place]).sum()
                     for term in terms
                 ]
                 together = sum(term.scale * loss for term, loss in zip(terms, losses))
             values = [value + loss.detach() for value, loss in zip(values, losses)]
             if learning:
-                (slope,) = torch.autograd.grad(together, leaf)
+                slope = torch.autograd.grad(together, leaf)[0].contiguous()
         if arc_weights:
             kernels_for(logits).logit_gradient(
                 logits,
@@ -269,6 +271,11 @@ class _Fused(torch.autograd.Function):
             raise RuntimeError("the fused losses can be differentiated once only: their gradients are scaled in place")
         gradients, ctx.gradients = ctx.gradients, None
         return (None,) * 6 + tuple(None if total is None else total.mul_(grad) for total in gradients)
+
+
+def _contiguous(side: Side) -> Side:
+    """The same, detached, its tensors in the order of their dimensions."""
+    return Side(side.joiner, side.am.detach().contiguous(), side.lm.detach().contiguous())
 
 
 def _check_side(name: str, side: Side, like: Side) -> None:
@@ -360,8 +367,14 @@ def lattice_losses_fused(
     Raises:
       ValueError: an argument does not fit; it is named.
     """
-    student = Side(joiner, am, lm)
+    student = _contiguous(Side(joiner, am, lm))
     wanted = None
+    for term in terms:
+        checks.require(
+            term.weights.shape == ranges.shape and term.weights.device == am.device,
+            f"a term's weights {tuple(term.weights.shape)} on {term.weights.device} must be as ranges "
+            f"{tuple(ranges.shape)}, on {am.device}",
+        )
     if weight == 0.0 and terms:
         wanted = torch.stack([term.weights != 0 for term in terms]).any(0)
     lattice = _prepare(
@@ -372,6 +385,11 @@ def lattice_losses_fused(
         _check_side("the teacher's ", teacher, student)
         tokens = joiner.out.out_features, teacher.joiner.out.out_features
         checks.require(tokens[0] == tokens[1], f"the teacher's joiner has {tokens[1]} tokens, the student's {tokens[0]}")
+        teacher = _contiguous(teacher)
+    checks.require(
+        any(parameter is joiner.out.weight for parameter in joiner.parameters()),
+        "joiner: the weight of its output layer out is no parameter of it (a parametrization?): no gradient would reach it",
+    )
     differentiable = (am, lm, *joiner.parameters())
     learning = torch.is_grad_enabled() and any(x.requires_grad for x in differentiable)
     return FusedLosses(*_Fused.apply(student, teacher, lattice, weight, terms, learning, *differentiable))
@@ -397,6 +415,7 @@ def arc_log_probs(
     Raises:
       ValueError: an argument does not fit; it is named.
     """
+    side = _contiguous(side)
     lattice = _prepare(side, symbols, ranges, termination_symbol, boundary, rnnt_type, 0.0, logits_at_once)
     return _arcs(side, _Output(side.joiner.out, lattice.at_once), lattice)[1:]
 
