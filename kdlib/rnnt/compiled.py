@@ -70,7 +70,7 @@ def _exp_for(x):
 
 
 def _row_max(row):
-    """The largest of a row; nan counts as above +inf."""
+    """The largest of a row. A nan may be passed over where there are finite numbers: their sum finds it."""
 
 
 @overload(_row_max)
@@ -92,9 +92,13 @@ def _row_max_for(row):
         best = np.int32(-(2**31))
         for k in range(row.shape[0]):
             bits = _bits(row[k])
-            key = np.int32(bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF)))
-            best = max(best, np.int32(0x7FFFFFFF) if row[k] != row[k] else key)
-        return _from_bits(np.int32(best ^ ((best >> np.int32(31)) & np.int32(0x7FFFFFFF))))
+            best = max(best, np.int32(bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF))))
+        top = _from_bits(np.int32(best ^ ((best >> np.int32(31)) & np.int32(0x7FFFFFFF))))
+        if top == NEG_INF or top == math.inf:  # a nan with its sign bit set comes below all numbers
+            for k in range(row.shape[0]):
+                if row[k] != row[k]:
+                    return row[k]
+        return top
 
     return by_bits
 
