@@ -177,6 +177,11 @@ def torchaudio_call(batch: Batch, device: str, joiner: Optional[Joiner] = None) 
         rnnt_loss(scores, symbols, *lengths, blank=0, reduction="sum").backward()
         clear(*sources)
 
+    try:
+        call()
+    except RuntimeError as error:  # all nodes may be more than it can index, or than fit in memory
+        print(f"torchaudio cannot take {batch.size}: {str(error).splitlines()[0]}\n")
+        return None
     return call
 
 
