@@ -3,7 +3,8 @@
 A *summary* is what decoding leaves behind: a dict with ``model``, ``parameters`` (deployed ones), ``updates``,
 ``epoch``, ``avg``, ``method``, ``max_sym_per_frame``, ``chunk_ms``, ``left_context_ms``, ``seconds`` and, under
 ``test_sets``, for each test set ``wer`` (per cent), ``errors``, ``words``, ``ins``, ``del``, ``sub``, ``utterances``,
-``skipped``, and ``errors_by_utterance`` and ``words_by_utterance``, lists in the order of the ids. An optional ``training`` holds what is known of the training (``seconds``, ``torch``, ...).
+``skipped``, and ``errors_by_utterance`` and ``words_by_utterance``, lists in the order of the ids. An
+optional ``training`` holds what is known of the training (``seconds``, ``torch``, ...).
 """
 
 import math

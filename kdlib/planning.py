@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from kdlib.config import ModelConfig, PlanConfig, config_to_dict
-from kdlib.conformer import SUBSAMPLING
 from kdlib.errors import RecipeError
 from kdlib.transducer import DEPLOYED, Transducer
 
@@ -43,9 +42,9 @@ class ModelSize:
         return sum(self.parameters.values())
 
 
-def measure_model(config: ModelConfig, vocab_size: int) -> ModelSize:
-    """The size of a model, counted on one that is built and run on ten seconds of silence."""
-    return _measure(tuple(sorted(config_to_dict(config).items())), vocab_size, True)
+def measure_model(config: ModelConfig, vocab_size: int, run: bool = True) -> ModelSize:
+    """The size of a model, counted on one that is built and, unless ``run`` is false, run on ten seconds of silence."""
+    return _measure(tuple(sorted(config_to_dict(config).items())), vocab_size, run)
 
 
 @lru_cache(maxsize=256)
@@ -70,10 +69,11 @@ def _multiply_adds(model: Transducer, seconds: int) -> int:
         counted += output.numel() * layer.weight[0].numel()
 
     config = model.config
-    layers = [m for name in DEPLOYED for m in getattr(model, name).modules() if isinstance(m, (nn.Linear, nn.Conv1d, nn.Conv2d))]
+    layers = [m for name in DEPLOYED for m in getattr(model, name).modules()
+              if isinstance(m, (nn.Linear, nn.Conv1d, nn.Conv2d))]
     hooks = [layer.register_forward_hook(count) for layer in layers]
     frames = seconds * FRAMES_A_SECOND
-    encoded, lengths, _ = model.encoder(torch.zeros(1, frames, config.num_features), torch.tensor([frames]))
+    encoded, _, _ = model.encoder(torch.zeros(1, frames, config.num_features), torch.tensor([frames]))
     predicted = model.predictor.prefix(torch.zeros(1, encoded.size(1) - 1, dtype=torch.int64))
     model.joiner(model.joiner.encoder_proj(encoded), model.joiner.predictor_proj(predicted))
     for hook in hooks:
@@ -124,11 +124,10 @@ def plan_stages(teacher: ModelConfig, plan: PlanConfig, vocab_size: int) -> List
     unknown = sorted(set(plan.proportions) - set(GRAINS))
     if unknown:
         raise RecipeError(f"plan.proportions: {', '.join(unknown)} is no dimension: use {', '.join(GRAINS)}")
-    size = measure_model(teacher, vocab_size)
-    kind, wanted = parse_target(plan.target, size)
+    kind, wanted = parse_target(plan.target, measure_model(teacher, vocab_size, run=False))
 
     def count(config: ModelConfig) -> int:
-        measured = _measure(tuple(sorted(config_to_dict(config).items())), vocab_size, False)
+        measured = measure_model(config, vocab_size, run=False)
         return measured.total if kind == "parameters" else measured.int8_bytes
 
     whole = count(teacher)

@@ -8,12 +8,12 @@
 import argparse
 from pathlib import Path
 
-from kdlib.comparison import pool_seeds, seeds_table, summary_problem
-from kdlib.errors import RecipeError, run_main
-from kdlib.files import read_json, write_text
-from kdlib.report import markdown_table, plain_table
+from results import BASELINES, read_stage_count, read_summary
 
-BASELINES = ("scratch", "single", "single-matched")
+from kdlib.comparison import pool_seeds, seeds_table
+from kdlib.errors import RecipeError, run_main
+from kdlib.files import write_text
+from kdlib.report import markdown_table, plain_table
 
 
 def get_args():
@@ -25,16 +25,11 @@ def get_args():
 
 def read_run(exp: Path):
     """The summaries of a run by model, in the order of the table."""
-    remedy = f"finish that run (run.sh --exp {exp}) or leave it out"
-    stages = read_json(exp / "conf" / "plan.json", remedy)["stages"]
-    summaries = {}
-    for model in ("teacher", *(f"stage{k}" for k in range(1, stages + 1)), *BASELINES):
-        path = exp / model / "decode" / "summary.json"
-        summaries[model] = read_json(path, remedy)
-        problem = summary_problem(summaries[model], model)
-        if problem:
-            raise RecipeError(f"{path} {problem}: {remedy}")
-    return summaries
+    try:
+        models = ("teacher", *(f"stage{k}" for k in range(1, read_stage_count(exp) + 1)), *BASELINES)
+        return {model: read_summary(exp, model) for model in models}
+    except RecipeError as error:
+        raise RecipeError(f"{error}; finish that run (run.sh --exp {exp}) or leave it out") from None
 
 
 def main():

@@ -31,6 +31,7 @@ from kdlib import rnnt  # noqa: E402
 from kdlib.config import ModelConfig  # noqa: E402
 from kdlib.joiner import Joiner  # noqa: E402
 from kdlib.losses import lattice_kl, lattice_kl_at, node_weights  # noqa: E402
+from kdlib.report import markdown_table  # noqa: E402
 
 SIZES = ((8, 250, 40, 500, 5), (8, 400, 80, 500, 5))  # N, T, U, V, R
 GPU_SIZES = ((30, 310, 55, 500, 5), (30, 310, 55, 5000, 5))  # as batches of LibriSpeech's train-clean-100
@@ -219,10 +220,7 @@ def make_joiner(tokens: int, device: str) -> Joiner:
 def print_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     cells = [[f"{cell:,.2f}" if isinstance(cell, float) and cell < 10 else f"{cell:,.0f}"
               if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
-    widths = [max(len(row[i]) for row in [list(header), *cells]) for i in range(len(header))]
-    for row in (header, ["-" * width for width in widths], *cells):
-        print("| " + " | ".join(cell.rjust(width) for cell, width in zip(row, widths)) + " |")
-    print(flush=True)
+    print(markdown_table(header, cells), flush=True)
 
 
 def print_comparison(title: str, rows) -> None:

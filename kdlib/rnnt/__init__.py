@@ -126,8 +126,8 @@ def rnnt_loss_smoothed(
     Returns:
       The loss, in nats: (N,) for "none", else a scalar. An utterance without a path has loss +inf (in native, with
       zero gradient), one with a nan loss nan; the others are what they are without it (with a > 0 only where no lm is
-      nan, since all share its mean). With return_grad: (loss, (px_grad, py_grad)), the posteriors of the label arcs, (N, U, T+1)
-      (regular) or (N, U, T) (modified), and of the blank arcs, (N, U+1, T); no gradient flows through them.
+      nan, since all share its mean). With return_grad: (loss, (px_grad, py_grad)), the posteriors of the label arcs,
+      (N, U, T+1) (regular) or (N, U, T) (modified), and of the blank arcs, (N, U+1, T); no gradient flows through them.
 
     Raises:
       ValueError: an argument does not fit; it is named. RecipeError: backend "k2" without k2.

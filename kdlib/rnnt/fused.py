@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from kdlib.rnnt import checks
 from kdlib.rnnt.lattice import LatticeResult, delay_offsets, full_boundary, lattice_nodes
-from kdlib.rnnt.native import kernels_for, reduce_loss
+from kdlib.rnnt.native import kernels_for
 
 # Nodes are taken so many at a time that their logits are this many: 16 MiB in float32, enough for the matrix products
 # to be efficient. The logits of that many chunks are kept, which the second pass need not compute again.
@@ -452,7 +452,7 @@ def rnnt_loss_fused(
     total, each, _ = lattice_losses_fused(
         joiner, am, lm, symbols, ranges, termination_symbol, boundary, rnnt_type, delay_penalty, weight=weight
     )
-    return total if learning else reduce_loss(each, reduction)
+    return each if reduction == "none" else total
 
 
 def fused_pays(mask: Tensor, tokens: int, distilling: bool) -> bool:

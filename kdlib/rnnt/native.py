@@ -14,7 +14,6 @@ from torch.nn import functional as F
 from kdlib.rnnt import cpu, plain
 from kdlib.rnnt.lattice import as_ranges, delay_offsets, full_boundary, lattice_nodes
 
-
 BEST_PATH = 1e4  # a path worse by a thousandth of a nat keeps less than e^-10 beside the best
 
 
@@ -62,7 +61,7 @@ class _PrunedScore(torch.autograd.Function):
         score = result.score.to(logits.dtype)
         if not occupancies:
             return score, None, None
-        label_occupancy, blank_occupancy = (x.to(logits.dtype) for x in result[1:])
+        label_occupancy, blank_occupancy = result[1:]
         ctx.blank = blank
         ctx.save_for_backward(logits, labels, normaliser, label_occupancy, blank_occupancy)
         ctx.mark_non_differentiable(label_occupancy, blank_occupancy)
@@ -166,8 +165,6 @@ def rnnt_loss_smoothed(
             label_arcs, blank_arcs, starts, bounds, modified, occupancies=with_grad or return_grad
         )
         score = score.to(am.dtype)
-        if label_occupancy is not None:
-            label_occupancy, blank_occupancy = label_occupancy.to(am.dtype), blank_occupancy.to(am.dtype)
     if with_grad:
         score = _WithOccupancies.apply(label_arcs, blank_arcs, score, label_occupancy, blank_occupancy)
     loss = reduce_loss(-score, reduction)
