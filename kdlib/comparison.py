@@ -205,6 +205,22 @@ def differences_table(comparison: Mapping[str, Any]) -> Tuple[List[str], List[Li
     return header, rows
 
 
+def ablation_table(arms: Mapping[str, Summary]) -> Tuple[List[str], List[List[str]]]:
+    """Header and cells of models that are compared with the first of them."""
+    first = next(iter(arms))
+    test_sets = list(arms[first]["test_sets"])
+    rows = []
+    for name, summary in arms.items():
+        cells = [name, f"{summary['parameters']:,}", f"{summary['updates']:,}"]
+        against = _difference(arms, name, first)["test_sets"]
+        for test_set in test_sets:
+            beside = "" if name == first else (f" ({against[test_set]['difference']:+.2f}, "
+                                               f"p {format_p(against[test_set]['p'])})")
+            cells.append(f"{summary['test_sets'][test_set]['wer']:.2f}{beside}")
+        rows.append(cells)
+    return ["Arm", "Params", "Updates", *(f"WER {name}" for name in test_sets)], rows
+
+
 def legend(comparison: Mapping[str, Any]) -> List[str]:
     """Sentences that say how the figures of :func:`table` were come by."""
     cap = comparison["max_sym_per_frame"]

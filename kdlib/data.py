@@ -42,6 +42,28 @@ def plan_batch(cuts: Iterable[Cut], seed: int, progress: float, rank: int = 0, w
                         sum(subsampled_length(cut.num_frames) for cut in cuts), len(cuts))
 
 
+# Of a supervision's custom fields: the teacher's best hypotheses, a list of [text, log-probability].
+NBEST = "nbest"
+
+
+@dataclass
+class NBest:
+    """The teacher's hypotheses of a batch's utterances, the best of each first.
+
+    symbols: (M, U) int64, padded with 0; symbol_lengths: (M,) int64; rows: (M,) int64, whose utterance each is of;
+    log_probs: (M,) float32, nats.
+    """
+
+    symbols: Tensor
+    symbol_lengths: Tensor
+    rows: Tensor
+    log_probs: Tensor
+
+    def to(self, device) -> "NBest":
+        return NBest(self.symbols.to(device), self.symbol_lengths.to(device), self.rows.to(device),
+                     self.log_probs.to(device))
+
+
 @dataclass
 class Batch:
     """One process's share of a batch, padded; it may be empty.
@@ -49,7 +71,7 @@ class Batch:
     features: (N, T0, F) float32; feature_lengths: (N,) int64;
     symbols: (N, U) int64, padded with 0; symbol_lengths: (N,) int64; texts and ids of the utterances;
     progress: of the training when the batch ends; total_frames (after subsampling) and total_utterances: of the whole
-    batch, over all processes.
+    batch, over all processes; nbest: where the cuts have any.
     """
 
     features: Tensor
@@ -61,10 +83,12 @@ class Batch:
     progress: float
     total_frames: int
     total_utterances: int
+    nbest: Optional[NBest] = None
 
     def to(self, device) -> "Batch":
         return replace(self, features=self.features.to(device), feature_lengths=self.feature_lengths.to(device),
-                       symbols=self.symbols.to(device), symbol_lengths=self.symbol_lengths.to(device))
+                       symbols=self.symbols.to(device), symbol_lengths=self.symbol_lengths.to(device),
+                       nbest=None if self.nbest is None else self.nbest.to(device))
 
 
 def load_cuts(path: PathLike, remedy: str = "run stage 2 first") -> CutSet:
@@ -82,6 +106,21 @@ def load_cuts(path: PathLike, remedy: str = "run stage 2 first") -> CutSet:
     return cuts
 
 
+def nbest_of(cut: Cut) -> List[Tuple[str, float]]:
+    """(text, log-probability) of the teacher's hypotheses that the cut carries; an empty list where it has none."""
+    found = ((cut.supervisions[0].custom or {}).get(NBEST) or []) if cut.supervisions else []
+    if not isinstance(found, list) or not all(isinstance(item, list) and list(map(type, item)) == [str, float]
+                                              for item in found):
+        raise RecipeError(f"cut {cut.id}: the field {NBEST} of its supervision is no list of [text, log-probability]: "
+                          "make the manifest anew with local/nbest.py")
+    return found
+
+
+def has_nbest(cuts: Iterable[Cut]) -> bool:
+    """Whether any of the cuts carries hypotheses."""
+    return any(nbest_of(cut) for cut in cuts)
+
+
 def select_cuts(cuts: CutSet, lang: Lang, config: DataConfig, modified: bool) -> Tuple[CutSet, Dict[str, List[str]]]:
     """Keep the cuts that a transducer can learn from.
 
@@ -90,11 +129,14 @@ def select_cuts(cuts: CutSet, lang: Lang, config: DataConfig, modified: bool) ->
 
     Returns:
         the kept cuts, and the ids of the others by reason.
+    Raises:
+        RecipeError: what stands where a cut's hypotheses do is something else.
     """
     skipped: Dict[str, List[str]] = {}
     kept = []
     for cut in cuts:
         text = cut.supervisions[0].text if cut.supervisions else None
+        nbest_of(cut)
         if not cut.has_features:
             reason = "no features"
         elif not text or not text.strip():
@@ -133,6 +175,14 @@ def seeded(seed: int) -> Iterator[None]:
         random.setstate(states[0])
         np.random.set_state(states[1])
         torch.set_rng_state(states[2])
+
+
+def _padded(labels: List[List[int]]) -> Tuple[Tensor, Tensor]:
+    """Label sequences as (N, U) int64, padded with 0, and their lengths (N,) int64."""
+    symbols = torch.zeros(len(labels), max(1, max(map(len, labels))), dtype=torch.int64)
+    for row, label in zip(symbols, labels):
+        row[:len(label)] = torch.tensor(label, dtype=torch.int64)
+    return symbols, torch.tensor([len(label) for label in labels])
 
 
 class TransducerDataset(Dataset):
@@ -174,12 +224,21 @@ class TransducerDataset(Dataset):
                 features = self.spec_augment(features)
         # The subsampling needs seven frames even to say that there is nothing.
         features = F.pad(features, (0, 0, 0, max(0, 7 - features.size(1))))
-        labels = [self.lang.encode(text) for text in texts]
-        symbols = torch.zeros(len(labels), max(1, max(map(len, labels))), dtype=torch.int64)
-        for row, label in zip(symbols, labels):
-            row[:len(label)] = torch.tensor(label, dtype=torch.int64)
-        return Batch(features, lengths.to(torch.int64), symbols, torch.tensor([len(label) for label in labels]),
-                     texts, ids, planned.progress, planned.total_frames, planned.total_utterances)
+        return Batch(features, lengths.to(torch.int64), *_padded([self.lang.encode(text) for text in texts]), texts, ids,
+                     planned.progress, planned.total_frames, planned.total_utterances,
+                     self._nbest(planned.cuts, lengths))
+
+    def _nbest(self, cuts: CutSet, lengths: Tensor) -> Optional[NBest]:
+        """The hypotheses that fit into their utterance's frames (lengths before subsampling)."""
+        labels, rows, log_probs = [], [], []
+        for row, (cut, length) in enumerate(zip(cuts, lengths.tolist())):
+            for text, log_prob in nbest_of(cut):
+                tokens = self.lang.encode(text)
+                if len(tokens) <= subsampled_length(length):
+                    labels.append(tokens), rows.append(row), log_probs.append(log_prob)
+        if not labels:
+            return None
+        return NBest(*_padded(labels), torch.tensor(rows), torch.tensor(log_probs))
 
 
 @dataclass

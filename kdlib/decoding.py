@@ -65,6 +65,21 @@ def modified_beam_search(model: Transducer, encoder_out: Tensor, lengths: Tensor
     Returns:
         The token ids of the best hypothesis of each utterance, by log-probability divided by the label count.
     """
+    size = model.predictor.initial_context(1).size(1)
+    return [list(max(hyps, key=lambda h: h.score / (len(h.tokens) + size)).tokens)
+            for hyps in nbest_search(model, encoder_out, lengths, beam, unk_id)]
+
+
+@torch.no_grad()
+def nbest_search(model: Transducer, encoder_out: Tensor, lengths: Tensor, beam: int = 4,
+                 unk_id: int = 2) -> List[List[Hypothesis]]:
+    """All that :func:`modified_beam_search` has kept at the end.
+
+    Args:
+        as there.
+    Returns:
+        The at most ``beam`` hypotheses of each utterance, the most probable first.
+    """
     encoded = model.joiner.encoder_proj(encoder_out)
     num, device = encoder_out.size(0), encoder_out.device
     start = tuple(model.predictor.initial_context(1)[0].tolist())
@@ -96,13 +111,13 @@ def modified_beam_search(model: Transducer, encoder_out: Tensor, lengths: Tensor
             for hyp in beams[n]:
                 candidates = [(hyp.tokens, hyp.score + blank[item])]
                 candidates += [(hyp.tokens + (token,), hyp.score + value)
-                               for token, value in zip(tokens[item], best[item])]
+                               for token, value in zip(tokens[item], best[item]) if value > float("-inf")]
                 for labels, score in candidates:
                     merged[labels] = _log_add(merged[labels], score) if labels in merged else score
                 item += 1
             ranked = sorted(merged.items(), key=lambda pair: (-pair[1], pair[0]))[:beam]
             beams[n] = [Hypothesis(score, labels) for labels, score in ranked]
-    return [list(max(hyps, key=lambda h: h.score / (len(h.tokens) + size)).tokens) for hyps in beams]
+    return beams
 
 
 def _log_add(a: float, b: float) -> float:

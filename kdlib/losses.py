@@ -3,9 +3,10 @@
 Every loss is a plain function of tensors, zero when student and teacher agree and never negative. The teacher's side
 gets no gradient. A lattice loss is a mean over the nodes of each utterance, then over the utterances; a frame loss is
 a mean over the frames (and channels) of each utterance, then over the utterances. So neither padding, nor the batch
-an utterance stands in, nor its length changes what a weight means.
+an utterance stands in, nor its length changes what a weight means. The sequence-level loss alone is a cross-entropy,
+so not zero where they agree; like the RNN-T loss, which it is, it counts in nats a frame.
 
-N utterances, T frames, R nodes kept a frame (or U + 1 for the full lattice), V tokens, C channels.
+N utterances, T frames, R nodes kept a frame (or U + 1 for the full lattice), V tokens, C channels, M hypotheses.
 """
 
 from dataclasses import dataclass
@@ -228,6 +229,31 @@ class LatticeLoss:
     weighting: str = "mean"
 
 
+def nbest_posterior(log_probs: Tensor, rows: Tensor, num: int, temperature: float = 1.0) -> Tensor:
+    """The teacher's posterior of each of its n best hypotheses: what they weigh in the sequence-level loss.
+
+    p(h | x) over the n best of an utterance, from log p(h, x) / temperature; those of an utterance add up to one.
+
+    Args:
+        log_probs: (M,) float, the hypotheses' log-probabilities in nats.
+        rows: (M,) int64, the utterance of each, from 0 to ``num`` - 1.
+        num: N.
+    Returns:
+        (M,) float.
+    """
+    scaled = log_probs.detach() / temperature
+    best = scaled.new_full((num,), float("-inf")).scatter_reduce(0, rows, scaled, "amax")
+    likelihoods = (scaled - best[rows]).exp()
+    return likelihoods / likelihoods.new_zeros(num).index_add(0, rows, likelihoods)[rows]
+
+
+@dataclass(frozen=True)
+class SequenceLoss:
+    """The RNN-T loss on the teacher's n best hypotheses, each weighted by ``posterior``."""
+
+    posterior: Callable[[Tensor, Tensor, int, float], Tensor]
+
+
 @dataclass(frozen=True)
 class EncoderLoss:
     """A mean over frames, of (student's, teacher's, lengths, temperature).
@@ -247,7 +273,8 @@ def _without_temperature(loss: Callable[[Tensor, Tensor, Tensor], Tensor]) -> En
     return EncoderLoss(lambda student, teacher, lengths, temperature: loss(student, teacher, lengths))
 
 
-REGISTRY: Dict[str, Union[LatticeLoss, EncoderLoss]] = {
+Loss = Union[LatticeLoss, EncoderLoss, SequenceLoss]
+REGISTRY: Dict[str, Loss] = {
     "full_lattice_kl": LatticeLoss(_whole, nodes="all"),
     "pruned_lattice_kl": LatticeLoss(_whole),
     "full_collapsed_kl": LatticeLoss(collapsed_kl_at, nodes="all"),
@@ -258,10 +285,11 @@ REGISTRY: Dict[str, Union[LatticeLoss, EncoderLoss]] = {
     "encoder_mse": _without_temperature(encoder_mse),
     "encoder_l1": _without_temperature(encoder_l1),
     "encoder_cosine": _without_temperature(encoder_cosine),
+    "nbest_rnnt": SequenceLoss(nbest_posterior),
 }
 
 
-def find_loss(name: str) -> Union[LatticeLoss, EncoderLoss]:
+def find_loss(name: str) -> Loss:
     """The loss of that name; an unknown one is a :class:`RecipeError` that lists the known ones."""
     if name not in REGISTRY:
         raise RecipeError(f"loss.distill: unknown loss '{name}'; known are {', '.join(sorted(REGISTRY))}")

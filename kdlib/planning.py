@@ -1,4 +1,4 @@
-"""How large a model is, and from a teacher and a target to the sizes of the students between them.
+"""How large a model is, and from a teacher and a target to the sizes and the trainings of the students between them.
 
 A plan shrinks all dimensions of the model by one number s: a dimension d becomes d * s^p, p being its proportion, so
 that dimensions with a larger proportion give way sooner. The stages' sizes are geometrically spaced by default: each
@@ -11,9 +11,10 @@ from functools import lru_cache
 from typing import Dict, List, Mapping, Sequence, Tuple
 
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from kdlib.config import ModelConfig, PlanConfig, config_to_dict
+from kdlib.config import ModelConfig, PlanConfig, ProgressiveConfig, TrainConfig, config_to_dict, merge_config
 from kdlib.errors import RecipeError
 from kdlib.transducer import DEPLOYED, Transducer
 
@@ -159,6 +160,31 @@ def plan_stages(teacher: ModelConfig, plan: PlanConfig, vocab_size: int) -> List
                               f"{kind.replace('_', ' ')}): plan fewer stages, or let more dimensions shrink")
         students.append(student)
     return students
+
+
+def stage_configs(chain: ProgressiveConfig, teacher: TrainConfig, vocab_size: int, overrides: Sequence[str],
+                  source: str) -> List[TrainConfig]:
+    """The training of each stage: the teacher's, changed by what all students share and by what the stage says.
+
+    Planned sizes come before what a stage itself says of its model. ``overrides`` are ``key=value`` words that every
+    training gets; ``source`` names the chain in errors.
+
+    Raises:
+        RecipeError: there are no stages, or a setting of one is wrong.
+    """
+    stages = [config_to_dict(stage) for stage in chain.stages]
+    if chain.plan is None and not stages:
+        raise RecipeError(f"{source} names no stages: list at least one under 'stages', or write a 'plan'")
+    if chain.plan is not None:
+        students = plan_stages(teacher.model, chain.plan, vocab_size)
+        if len(stages) > len(students):
+            raise RecipeError(f"{source}: {len(stages)} stages are listed, plan.stages is {len(students)}")
+        stages += [{}] * (len(students) - len(stages))
+        stages = [OmegaConf.merge({"model": {name: getattr(student, name) for name in GRAINS}}, stage)
+                  for student, stage in zip(students, stages)]
+    base = config_to_dict(teacher)
+    return [merge_config(TrainConfig, OmegaConf.merge(base, chain.student, stage), overrides,
+                         source=f"{source}, stage {number}") for number, stage in enumerate(stages, start=1)]
 
 
 def size_table(models: Mapping[str, ModelConfig], vocab_size: int) -> Tuple[List[str], List[List[str]]]:

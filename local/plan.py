@@ -10,7 +10,7 @@ from kdlib.config import ProgressiveConfig, TrainConfig, config_to_dict, load_co
 from kdlib.errors import RecipeError, run_main
 from kdlib.files import write_json
 from kdlib.lang import Lang
-from kdlib.planning import GRAINS, measure_model, plan_stages, size_table
+from kdlib.planning import measure_model, size_table, stage_configs
 from kdlib.report import plain_table
 
 
@@ -24,32 +24,13 @@ def get_args():
     return parser.parse_args()
 
 
-def stage_settings(plan: ProgressiveConfig, teacher: TrainConfig, vocab_size: int, source: str):
-    """What each stage changes; planned sizes come first, what the stage itself says of the model after them."""
-    stages = [config_to_dict(stage) for stage in plan.stages]
-    if plan.plan is None:
-        if not stages:
-            raise RecipeError(f"{source} names no stages: list at least one under 'stages', or write a 'plan'")
-        return stages
-    students = plan_stages(teacher.model, plan.plan, vocab_size)
-    if len(stages) > len(students):
-        raise RecipeError(f"{source}: {len(stages)} stages are listed, plan.stages is {len(students)}")
-    stages += [{}] * (len(students) - len(stages))
-    return [OmegaConf.merge({"model": {name: getattr(student, name) for name in GRAINS}}, stage)
-            for student, stage in zip(students, stages)]
-
-
 def make_configs(plan: ProgressiveConfig, teacher: TrainConfig, vocab_size: int, overrides, source: str):
     """The training config of every model by name, the stages first and in order."""
-    base = config_to_dict(teacher)
-    # The teacher's own sizes are in the base already; a stage's sizes are its own.
+    # The teacher's own sizes are in its config already; a stage's sizes are its own.
     overrides = [word for word in overrides if not word.startswith("model.")]
-    configs = {}
-    stages = stage_settings(plan, teacher, vocab_size, source)
-    for number, stage in enumerate(stages, start=1):
-        configs[f"stage{number}"] = merge_config(
-            TrainConfig, OmegaConf.merge(base, plan.student, stage), overrides, source=f"{source}, stage {number}")
-    last = configs[f"stage{len(stages)}"]
+    stages = stage_configs(plan, teacher, vocab_size, overrides, source)
+    configs = {f"stage{number}": config for number, config in enumerate(stages, start=1)}
+    last = stages[-1]
     epochs = sum(config.training.num_epochs for config in configs.values())
     if len({config.training.updates_per_epoch for config in configs.values()}) > 1:
         raise RecipeError(f"{source}: training.updates_per_epoch must be the same in all stages, so that a baseline can "
@@ -60,7 +41,7 @@ def make_configs(plan: ProgressiveConfig, teacher: TrainConfig, vocab_size: int,
     # epochs as all the stages had together.
     final_model = {"model": config_to_dict(last)["model"]}
     matched = [f"training.num_epochs={epochs}", f"training.updates_per_epoch={last.training.updates_per_epoch}"]
-    configs["scratch"] = merge_config(TrainConfig, OmegaConf.merge(base, plan.scratch, final_model),
+    configs["scratch"] = merge_config(TrainConfig, OmegaConf.merge(config_to_dict(teacher), plan.scratch, final_model),
                                       [*overrides, *matched], source=f"{source}, scratch")
     configs["single"] = last
     configs["single-matched"] = merge_config(TrainConfig, config_to_dict(last), matched, source=source)

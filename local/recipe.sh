@@ -5,9 +5,11 @@
 #   recipe=NAME                     for titles
 #   test_sets="A B"                 names of the test cuts
 #   noise_cuts="noise"              name of the noise cuts, where the corpus has any
+#   unlabelled_cuts="A B"           names of cuts that a student hears its teacher's transcripts of, if there are any
 #   option NAME DEFAULT SMOKE TEXT  an option --NAME of its own, in the variable NAME ('-' becomes '_')
 #   path_option NAME TEXT           the same for a path, which may be relative to where the user stands
 #   stage N FUNCTION TEXT           what stage N does; its function calls `step`
+#   extra_stage N FUNCTION TEXT     the same for a stage after the last, that runs when it is asked for by number
 #
 # In the stages stand $data and $exp (folders), $manifests (the cuts that stage 1 makes), $jobs, $smoke and the recipe's
 # own options.
@@ -18,8 +20,8 @@ cd "$(dirname "${BASH_SOURCE[1]}")"
 scripts=../../local
 source ../../tools/activate.sh
 
-noise_cuts=''
-stage_functions=() stage_texts=()
+noise_cuts='' unlabelled_cuts=''
+stage_functions=() stage_texts=() last_stage=0
 option_names=() option_texts=() path_options=' '
 declare -A option_defaults option_smoke
 words=()
@@ -27,7 +29,8 @@ stage='' stop_stage='' smoke='' force='' python='' data='' exp='' jobs=''
 
 usage_error() { printf 'error: %s (see run.sh --help)\n' "$1" >&2; exit 2; }
 
-stage() { stage_functions[$1]=$2 stage_texts[$1]=$3; }
+stage() { stage_functions[$1]=$2 stage_texts[$1]=$3 last_stage=$1; }
+extra_stage() { stage_functions[$1]=$2 stage_texts[$1]="$3 (only with --stage $1)"; }
 
 option() {
   option_names+=("$1") option_texts+=("$4")
@@ -47,10 +50,9 @@ usage() {
   for n in "${!stage_functions[@]}"; do printf '  %s  %s\n' "$n" "${stage_texts[n]}"; done
   echo
   echo "options:"
-  local last=$((${#stage_functions[@]} - 1))
   printf '  %-22s %s\n' \
     "--stage N" "begin with stage N (0)" \
-    "--stop-stage N" "end with stage N ($last)" \
+    "--stop-stage N" "end with stage N ($last_stage)" \
     "--smoke" "the same chain in minutes, on little data and with small models, in data-smoke/ and exp-smoke/" \
     "--force" "run the stages again even where they are done" \
     "--jobs N" "processes that work side by side on data (the number of cores)" \
@@ -76,7 +78,7 @@ user_path() {
 }
 
 parse_options() {
-  local name value n last=$((${#stage_functions[@]} - 1))
+  local name value n
   declare -A given=()
   while (($#)); do
     case $1 in
@@ -104,11 +106,14 @@ parse_options() {
 
   for name in stage stop-stage; do
     value=${given[$name]-0}
-    if [[ ! $value =~ ^[0-9]{1,4}$ ]] || ((10#$value > last)); then
-      usage_error "--$name $value: this recipe has the stages 0 to $last"
+    if [[ ! $value =~ ^[0-9]{1,4}$ ]] || [[ ! ${stage_functions[10#$value]-} ]]; then
+      local extra="${!stage_functions[*]}"
+      extra=${extra#*"$last_stage"}
+      usage_error "--$name $value: this recipe has the stages 0 to $last_stage${extra:+, and$extra}"
     fi
   done
-  stage=$((10#${given[stage]-0})) stop_stage=$((10#${given[stop-stage]-$last}))
+  stage=$((10#${given[stage]-0}))
+  stop_stage=$((10#${given[stop-stage]-$((stage > last_stage ? stage : last_stage))}))
   ((stage <= stop_stage)) || usage_error "--stage $stage comes after --stop-stage $stop_stage"
   jobs=${given[jobs]-$(nproc 2>/dev/null || echo 1)}
   [[ $jobs =~ ^[1-9][0-9]*$ ]] || usage_error "--jobs $jobs: give the number of processes"
@@ -119,9 +124,9 @@ parse_options() {
   if [[ ${given[exp]-} ]]; then exp=$(user_path "${given[exp]}"); fi
   fbank=$data/fbank lang=$data/lang
   # shellcheck disable=SC2086  # names without spaces, to be split
-  mapfile -t manifests < <(cuts "$data/manifests" train dev $test_sets $noise_cuts)
-  report=$exp/RESULTS.md
-  if [[ $exp == exp ]]; then report=RESULTS.md; fi
+  mapfile -t manifests < <(cuts "$data/manifests" train dev $test_sets $noise_cuts $unlabelled_cuts)
+  report=$exp/RESULTS.md ablation_report=$exp/ABLATION.md
+  if [[ $exp == exp ]]; then report=RESULTS.md ablation_report=ABLATION.md; fi
 
   for name in "${option_names[@]}"; do
     value=${option_defaults[$name]}
@@ -181,7 +186,8 @@ run_recipe() {
   activate_environment ${python:+--python "$python"}
   echo "$recipe, stages $stage to $stop_stage, with $PYTHON"
   local begin=$SECONDS
-  for ((current = stage; current <= stop_stage; current++)); do
+  for current in "${!stage_functions[@]}"; do
+    if ((current < stage || current > stop_stage)); then continue; fi
     printf '\n== stage %s: %s\n' "$current" "${stage_texts[current]}"
     "${stage_functions[current]}"
   done
@@ -220,7 +226,7 @@ prepare_features() {  # stage 2
   mapfile -t extra < <(settings fbank)
   # shellcheck disable=SC2046,SC2086  # names without spaces, to be split
   step fbank --conf conf/fbank.yaml --from 1 "${manifests[@]}" \
-    --makes $(cuts "$fbank" train dev $test_sets $noise_cuts) -- \
+    --makes $(cuts "$fbank" train dev $test_sets $noise_cuts $unlabelled_cuts) -- \
     python "$scripts/prepare_features.py" --manifests "$data/manifests" --output "$fbank" --config conf/fbank.yaml \
     --jobs "$jobs" "${extra[@]}"
 }
@@ -234,10 +240,28 @@ prepare_tokens() {  # stage 3
     --output "$lang" "${extra[@]}"
 }
 
+# nbest CONFIG TEACHER MADE_IN: where the config or the corpus wants them, let exp/TEACHER, which stage MADE_IN trains, write
+# down its hypotheses; the manifests to train on come into train_cuts.
+nbest() {
+  local part extra option config=$1 teacher=$2 current=$3
+  if ! grep -qs 'name: nbest_rnnt' "$config" && [[ ! $unlabelled_cuts ]]; then return; fi
+  mapfile -t extra < <(settings decode)
+  for part in train $unlabelled_cuts; do
+    option=''
+    if [[ $part != train ]]; then option=--pseudo-label; fi
+    train_cuts+=("$exp/$teacher/nbest/cuts_$part.jsonl.gz")
+    step "nbest-${teacher//\//-}-$part" --conf conf/decode.yaml --from 2 "$(cuts "$fbank" "$part")" \
+      --from 3 "$lang/tokens.txt" --from "$current" "$exp/$teacher/done.json" "$exp/$teacher/epoch-*.pt" \
+      --makes "${train_cuts[-1]}" -- \
+      python "$scripts/nbest.py" --exp "$exp/$teacher" --cuts "$(cuts "$fbank" "$part")" --lang "$lang" \
+      --config conf/decode.yaml --output "${train_cuts[-1]}" $option "${extra[@]}"
+  done
+}
+
 # train NAME [--conf|--from STAGE] CONFIG [TEACHER TEACHER_STAGE] [-- key=value...]: train exp/NAME with a config that
 # comes with the recipe, or that an earlier stage wrote, from and towards exp/TEACHER if there is one.
 train() {
-  local name=$1 inputs=("$2" "$3") config=$3 teacher=()
+  local name=$1 inputs=("$2" "$3") config=$3 teacher=() train_cuts=()
   shift 3
   if [[ ${inputs[0]} == --from ]]; then inputs+=("$1") config=$1; shift; fi
   # shellcheck disable=SC2046,SC2086,SC2207  # names without spaces, to be split
@@ -246,10 +270,14 @@ train() {
     teacher=(--init-from "$exp/$1" --teacher "$exp/$1" --first-teacher "$exp/teacher")
     inputs+=(--from "$2" "$exp/$1/done.json" "$exp/$1/epoch-*.pt")
     if [[ $1 != teacher ]]; then inputs+=(--from 4 "$exp/teacher/done.json" "$exp/teacher/epoch-*.pt"); fi
+    if grep -qs 'distill_from: first' "$config"; then nbest "$config" teacher 4; else nbest "$config" "$1" "$2"; fi
+    if ((${#train_cuts[@]})); then
+      inputs+=(--from "$current" "${train_cuts[@]}") teacher+=(--train-cuts "${train_cuts[@]}")
+    fi
     shift 2
   fi
   if (($#)); then shift; fi
-  step "train-$name" "${inputs[@]}" --aside "$exp/$name" --makes "$exp/$name/done.json" -- \
+  step "train-${name//\//-}" "${inputs[@]}" --aside "$exp/$name" --makes "$exp/$name/done.json" -- \
     python "$scripts/train.py" --config "$config" --fbank "$fbank" --lang "$lang" --exp "$exp/$name" \
     "${teacher[@]}" "$@"
 }
@@ -259,7 +287,7 @@ decode() {
   local name=$1 trained_in=$2 extra
   mapfile -t extra < <(settings decode)
   # shellcheck disable=SC2046,SC2086  # names without spaces, to be split
-  step "decode-$name" --conf conf/decode.yaml --from 2 $(cuts "$fbank" $test_sets) --from 3 "$lang/tokens.txt" \
+  step "decode-${name//\//-}" --conf conf/decode.yaml --from 2 $(cuts "$fbank" $test_sets) --from 3 "$lang/tokens.txt" \
     --from "$trained_in" "$exp/$name/done.json" "$exp/$name/epoch-*.pt" --makes "$exp/$name/decode/summary.json" -- \
     python "$scripts/decode.py" --exp "$exp/$name" --fbank "$fbank" --lang "$lang" --config conf/decode.yaml \
     --test-sets "$test_sets" "${extra[@]}"
@@ -308,4 +336,28 @@ write_results() {  # stage 8
     --makes "$exp/results/results.json" "$exp/results/table.md" "$exp/results/wer_vs_size.png" "$report" -- \
     python "$scripts/results.py" --exp "$exp" --config conf/progressive.yaml --recipe "$recipe" \
     --output "$exp/results" --report "$report" --command "egs/$recipe/$reported"
+}
+
+ablate() {  # stage 10
+  local extra arms arm name stages k previous made_in ablation=$exp/ablation test_sets="dev $test_sets" summaries=()
+  mapfile -t extra < <(settings train)
+  step ablation-plan --conf conf/ablation.yaml conf/progressive.yaml conf/teacher.yaml --from 3 "$lang/tokens.txt" \
+    --makes "$ablation/arms.txt" "$ablation/conf/*.yaml" -- \
+    python "$scripts/ablation.py" plan --config conf/ablation.yaml --progressive conf/progressive.yaml \
+    --teacher-config conf/teacher.yaml --lang "$lang" --exp "$ablation" "${extra[@]}"
+  mapfile -t arms <"$ablation/arms.txt"
+  for arm in "${arms[@]}"; do
+    read -r name stages <<<"$arm"
+    previous=teacher made_in=4
+    for ((k = 1; k <= stages; k++)); do
+      train "ablation/$name-stage$k" --from 10 "$ablation/conf/$name-stage$k.yaml" "$previous" "$made_in"
+      decode "ablation/$name-stage$k" 10
+      previous=ablation/$name-stage$k made_in=10
+      summaries+=("$exp/$previous/decode/summary.json")
+    done
+  done
+  step ablation-table --conf conf/ablation.yaml --from 10 "$ablation/arms.txt" "${summaries[@]}" \
+    --makes "$ablation_report" -- \
+    python "$scripts/ablation.py" table --config conf/ablation.yaml --exp "$ablation" --recipe "$recipe" \
+    --command "egs/$recipe/$reported --stage 10" --report "$ablation_report"
 }

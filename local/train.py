@@ -7,15 +7,18 @@ import hashlib
 import logging
 from functools import partial
 from pathlib import Path
+from typing import Dict, List
 
 import torch
+from lhotse import CutSet
 
 from kdlib.compression import init_from_teacher, least_missed_layers
 from kdlib.config import TrainConfig, config_to_dict, load_config, save_config
-from kdlib.data import describe_skipped, eval_loader, feature_statistics, load_cuts, select_cuts
+from kdlib.data import describe_skipped, eval_loader, feature_statistics, has_nbest, load_cuts, select_cuts
 from kdlib.errors import RecipeError, run_main
 from kdlib.files import read_json, write_json
 from kdlib.lang import Lang
+from kdlib.losses import SequenceLoss, find_loss
 from kdlib.training.checkpoint import finished, load_averaged
 from kdlib.training.loop import Trainer
 from kdlib.training.objective import loss_with_layers
@@ -27,6 +30,8 @@ def get_args():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", type=Path, required=True, help="YAML of the model and its training")
     parser.add_argument("--fbank", type=Path, required=True, help="folder of stage 2")
+    parser.add_argument("--train-cuts", type=Path, nargs="+", metavar="CUTS",
+                        help="manifests to train on, such as local/nbest.py's (FBANK/cuts_train.jsonl.gz)")
     parser.add_argument("--lang", type=Path, required=True, help="folder of stage 3")
     parser.add_argument("--exp", type=Path, required=True, help="folder for this model")
     parser.add_argument("--init-from", type=Path, help="folder of a finished model whose weights to start from")
@@ -50,6 +55,19 @@ def set_aside_if_changed(exp: Path, run: dict) -> None:
             item.rename(old / item.name)
         logging.info("the config, the data or the teacher of %s changed: what was there is now in %s", exp, old)
     write_json(record, run)
+
+
+def load_train_cuts(files: List[Path]) -> CutSet:
+    """The cuts of all manifests; one id in two of them is an error."""
+    cuts = [load_cuts(path) for path in files]
+    ids = set()
+    for path, part in zip(files, cuts):
+        twice = ids.intersection(part.ids)
+        if twice:
+            raise RecipeError(f"{path} holds {len(twice)} cuts that stand in another training manifest too, such as "
+                              f"{min(twice)}: give each cut once")
+        ids.update(part.ids)
+    return CutSet.from_cuts(cut for part in cuts for cut in part)
 
 
 def digest(path: Path) -> str:
@@ -95,23 +113,29 @@ def main():
     line = "%(asctime)s %(levelname)s %(message)s"
     logging.basicConfig(level=logging.INFO, format=line, force=True)
     lang = Lang(args.lang)
-    files = [args.fbank / "cuts_train.jsonl.gz", args.fbank / "cuts_dev.jsonl.gz", args.lang / "tokens.txt"]
+    train_files = args.train_cuts or [args.fbank / "cuts_train.jsonl.gz"]
+    files = [*train_files, args.fbank / "cuts_dev.jsonl.gz", args.lang / "tokens.txt"]
     modified = config.loss.rnnt_type == "modified"
-    train_cuts, skipped = select_cuts(load_cuts(files[0]), lang, config.data, modified)
-    dev_cuts, dev_skipped = select_cuts(load_cuts(files[1]), lang, config.data, modified)
-    for path, cuts in ((files[0], train_cuts), (files[1], dev_cuts)):
+    train_cuts, skipped = select_cuts(load_train_cuts(train_files), lang, config.data, modified)
+    dev_cuts, dev_skipped = select_cuts(load_cuts(files[-2]), lang, config.data, modified)
+    for path, cuts in ((", ".join(map(str, train_files)), train_cuts), (files[-2], dev_cuts)):
         if len(cuts) == 0:
             raise RecipeError("; ".join([f"{path} holds no utterance that can be trained on",
                                          *describe_skipped(skipped), *describe_skipped(dev_skipped)]))
+    if any(isinstance(find_loss(term.name), SequenceLoss) for term in config.loss.distill) and not has_nbest(train_cuts):
+        raise RecipeError(f"{args.config} asks for a loss of the teacher's hypotheses and no training cut has any: make "
+                          "them with local/nbest.py and give its manifest as --train-cuts")
     if train_cuts[0].num_features != config.model.num_features:
-        raise RecipeError(f"{files[0]} has {train_cuts[0].num_features} feature bins, model.num_features is "
+        raise RecipeError(f"{train_files[0]} has {train_cuts[0].num_features} feature bins, model.num_features is "
                           f"{config.model.num_features}: make conf/fbank.yaml and {args.config} agree")
     noise = None
     if config.data.noise_probability > 0:
         files.append(args.fbank / "cuts_noise.jsonl.gz")
         noise = load_cuts(files[-1], "make the noise set or set data.noise_probability=0")
 
-    inputs = {path.name: digest(path) for path in files}
+    inputs: Dict[str, str] = {}
+    for path in files:  # by name, since folders may move; two of one name are told apart by their order
+        inputs[path.name + " again" * sum(name.startswith(path.name) for name in inputs)] = digest(path)
     for name in (args.init_from, args.teacher):
         if name is not None:
             finished(name)

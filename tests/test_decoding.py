@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdlib.config import ModelConfig
-from kdlib.decoding import greedy_search, modified_beam_search
+from kdlib.decoding import greedy_search, modified_beam_search, nbest_search
 from kdlib.transducer import Transducer
 
 pytestmark = pytest.mark.both
@@ -67,6 +67,9 @@ def test_a_beam_that_holds_everything_finds_the_best_label_sequence(seed):
                     tokens.append(symbol)
             totals.setdefault(tuple(tokens), []).append(score)
     totals = {tokens: float(torch.tensor(scores, dtype=torch.float64).logsumexp(0)) for tokens, scores in totals.items()}
+    ranked = nbest_search(model, frames, torch.tensor([4]), beam=1000, unk_id=UNK)[0]
+    assert {hyp.tokens: hyp.score for hyp in ranked} == pytest.approx(totals, abs=1e-4)
+    assert [hyp.score for hyp in ranked] == sorted((hyp.score for hyp in ranked), reverse=True)
     best = max(totals, key=lambda tokens: totals[tokens] / (len(tokens) + 2))
     found = tuple(modified_beam_search(model, frames, torch.tensor([4]), beam=1000, unk_id=UNK)[0])
     # Two sequences may be equally good to float32.

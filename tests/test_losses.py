@@ -264,6 +264,20 @@ def test_weights_without_a_path_are_the_plain_ones():
     torch.testing.assert_close(weights, losses.node_weights(mask))
 
 
+@given(st.data())
+def test_posteriors_of_the_n_best(data):
+    counts = data.draw(st.lists(st.integers(0, 4), min_size=1, max_size=5).filter(any))
+    scores = [data.draw(st.lists(st.floats(-2000, 0), min_size=n, max_size=n)) for n in counts]
+    temperature = data.draw(st.floats(0.5, 4))
+    rows = torch.tensor([row for row, n in enumerate(counts) for _ in range(n)])
+    flat = torch.tensor([score for of_one in scores for score in of_one], dtype=torch.float64)
+    order = torch.randperm(len(flat), generator=torch.Generator().manual_seed(data.draw(st.integers(0, 99))))
+    got = torch.empty_like(flat)
+    got[order] = losses.nbest_posterior(flat[order], rows[order], len(counts), temperature)
+    want = [(torch.tensor(of_one, dtype=torch.float64) / temperature).softmax(0) for of_one in scores if of_one]
+    torch.testing.assert_close(got, torch.cat(want))
+
+
 def test_schedules_of_a_weight():
     def weights(**options):
         return [DistillTerm("collapsed_kl", 2.0, schedule_updates=10, **options).weight_at(u) for u in (0, 5, 10, 20)]

@@ -7,9 +7,9 @@ import torch
 
 from kdlib import rnnt
 from kdlib.config import DistillTerm, LossConfig, ModelConfig
-from kdlib.data import Batch
+from kdlib.data import Batch, NBest
 from kdlib.errors import RecipeError
-from kdlib.losses import REGISTRY, best_path_weights, collapsed_kl, lattice_kl, lattice_kl_at
+from kdlib.losses import REGISTRY, SequenceLoss, best_path_weights, collapsed_kl, lattice_kl, lattice_kl_at
 from kdlib.training.objective import Objective, loss_with_layers
 from kdlib.transducer import Transducer
 
@@ -62,7 +62,9 @@ def test_fused_is_the_same(distill, update, kind):
         torch.testing.assert_close(grad, other_grads[name], rtol=1e-3, atol=1e-6)
 
 
-EVERY = [DistillTerm(name=name, weight=0.5 + i, temperature=1.5) for i, name in enumerate(sorted(REGISTRY))]
+# The sequence-level loss is a cross-entropy, with tests of its own.
+EVERY = [DistillTerm(name=name, weight=0.5 + i, temperature=1.5) for i, name in enumerate(sorted(REGISTRY))
+         if not isinstance(REGISTRY[name], SequenceLoss)]
 
 
 def test_every_loss_of_the_registry_is_zero_where_student_and_teacher_agree():
@@ -143,6 +145,66 @@ def test_the_total_is_the_weighted_sum_of_its_parts():
             + 0.5 * parts["collapsed_kl"] + 0.1 * parts["encoder_mse"])
     torch.testing.assert_close(total, want)
     torch.testing.assert_close(parts["total"], want)
+
+
+def with_nbest(batch, labels, rows, log_probs):
+    symbols = torch.zeros(len(labels), max(map(len, labels)), dtype=torch.int64)
+    for row, label in zip(symbols, labels):
+        row[:len(label)] = torch.tensor(label)
+    lengths = torch.tensor([len(label) for label in labels])
+    return dataclasses.replace(batch, nbest=NBest(symbols, lengths, torch.tensor(rows), torch.tensor(log_probs)))
+
+
+SEQUENCE = [DistillTerm(name="nbest_rnnt", weight=0.7)]
+
+
+@pytest.mark.parametrize("fused", ["never", "always"])
+def test_a_certain_hypothesis_counts_as_a_reference(fused):
+    batch = make_batch()
+    references = [row[:length].tolist() for row, length in zip(batch.symbols, batch.symbol_lengths)]
+    taught = make(distill=SEQUENCE, fused=fused)
+    total, parts, grads = results(taught, with_nbest(batch, references, [0, 1, 2], [-3.0, -70.0, 0.0]), 10)
+    plain, plain_parts, plain_grads = results(make(fused=fused), batch, 10)
+    again = 0.7 * (0.5 * plain_parts["simple"] + plain_parts["pruned"])
+    frames = taught.student.encoder(batch.features, batch.feature_lengths)[1].sum()
+    torch.testing.assert_close(parts["nbest_rnnt"], again / 0.7)
+    torch.testing.assert_close(total, plain + again * frames / batch.total_frames)
+    name = "student.joiner.out.weight"  # that CTC does not reach
+    torch.testing.assert_close(grads[name], 1.7 * plain_grads[name], rtol=1e-3, atol=1e-6)
+
+
+def test_hypotheses_count_by_their_posterior():
+    labels, batch = [[3, 4, 5], [3, 4], [7], [8, 9, 1, 2]], make_batch()
+    objective = make(distill=SEQUENCE)
+
+    def value(*chosen, log_probs):
+        chosen_batch = with_nbest(batch, [labels[i] for i in chosen], [[0, 0, 0, 2][i] for i in chosen], log_probs)
+        return results(objective, chosen_batch, 10)[1]["nbest_rnnt"]
+
+    each = [value(i, log_probs=[-5.0]) for i in range(4)]
+    odds = [0.5, 0.3, 0.2]
+    want = sum(p * x for p, x in zip(odds, each)) + each[3]
+    got = value(0, 1, 2, 3, log_probs=[torch.tensor(p).log().item() - 40 for p in odds] + [-9.0])
+    torch.testing.assert_close(got, want)
+    torch.testing.assert_close(value(3, 2, 1, 0, log_probs=[-9.0] + [torch.tensor(p).log().item() for p in odds[::-1]]), want)
+
+
+def test_fused_hypotheses_are_the_same():
+    batch = with_nbest(make_batch(), [[3, 4, 5], [3, 4], [7]], [0, 0, 2], [-1.0, -1.5, -2.0])
+    (total, parts, grads), (other, other_parts, other_grads) = (
+        results(make(distill=SEQUENCE, fused=fused), batch, 3) for fused in ("never", "always"))
+    torch.testing.assert_close(total, other)
+    torch.testing.assert_close(parts["nbest_rnnt"], other_parts["nbest_rnnt"])
+    assert grads.keys() == other_grads.keys()
+    for name, grad in grads.items():
+        torch.testing.assert_close(grad, other_grads[name], rtol=1e-3, atol=1e-6)
+
+
+def test_a_batch_without_hypotheses_is_trained_on_its_references():
+    batch = make_batch()
+    total, parts, _ = results(make(distill=SEQUENCE), batch, 10)
+    plain, plain_parts, _ = results(make(), batch, 10)
+    assert total == plain and parts.keys() == plain_parts.keys()
 
 
 def test_a_layer_that_does_nothing_is_not_missed():

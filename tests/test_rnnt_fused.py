@@ -80,6 +80,19 @@ def test_the_same_numbers(seed, kind, at_once, penalty, count, tokens, labels, f
     torch.testing.assert_close(alone.total, want.detach(), rtol=1e-10, atol=1e-12)
 
 
+def test_a_weight_for_each_utterance():
+    student, _, lattice = make_batch(11, 3, 7, 3, 9, 2)
+    weight = torch.tensor([0.2, 0.0, 1.5], dtype=torch.float64)
+    logits = all_logits(student, lattice["ranges"])
+    want = (weight * rnnt.rnnt_loss_pruned(logits, **lattice, reduction="none", backend="native")).sum()
+    got = rnnt.lattice_losses_fused(*student, **lattice, weight=weight).total
+    torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12)
+    for one, other in zip(gradients(got, student), gradients(want, student)):
+        torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-10)
+    with pytest.raises(ValueError, match="weight must be a number or"):
+        rnnt.lattice_losses_fused(*student, **lattice, weight=weight[:2])
+
+
 def test_gradients_by_finite_differences():
     student, teacher, lattice = make_batch(5, tokens=4, channels=3)
     _, mask = rnnt.node_symbols(*(lattice[key] for key in ("symbols", "ranges", "boundary", "termination_symbol")))

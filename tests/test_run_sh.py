@@ -68,6 +68,7 @@ for name in ("bpe.model", "tokens.txt"): write(value("--output") / name, value("
 write(value("--exp") / "epoch-1.pt", " ".join(words))
 write(value("--exp") / "done.json", value("--config").read_text())
 """,
+    "local/nbest.py": 'write(value("--output"), value("--cuts").read_text() + (value("--exp") / "done.json").read_text())',
     "local/decode.py": 'write(value("--exp") / "decode" / "summary.json", (value("--exp") / "done.json").read_text())',
     "local/plan.py": """
 count = int(value("--config").read_text())
@@ -81,7 +82,7 @@ write(value("--report"), words[words.index("--command") + 1])
 """,
     "egs/toy/local/corpus.py": 'write(value("--output"), words[words.index("--size") + 1])',
     "egs/toy/local/manifests.py": """
-for part in ("train", "dev", "test"): write(value("--output") / f"cuts_{part}.jsonl.gz", value("--corpus").read_text())
+for part in ("train", "dev", "test", "more"): write(value("--output") / f"cuts_{part}.jsonl.gz", value("--corpus").read_text())
 """,
 }
 RUN_SH = """\
@@ -307,6 +308,34 @@ class TestSettings:
     def test_the_users_settings_win_over_those_of_smoke(self, toy):
         commands = toy("--smoke", "training.num_epochs=3", "--stop-stage", "4").commands
         assert commands[4].endswith("training.num_epochs=1 training.num_epochs=3")
+
+    def test_hypotheses_are_made_once_for_each_teacher_that_is_to_give_them(self, toy):
+        (toy.folder / "conf" / "teacher.yaml").write_text("- name: nbest_rnnt\n")
+        result = toy()
+        chain = ["plan", "nbest-teacher-train", "train-stage1", "decode-stage1", "nbest-stage1-train", "train-stage2"]
+        assert result.returncode == 0, result.stderr
+        assert result.ran[6:12] == chain and result.ran[12:].count("nbest-teacher-train") == 0
+        given = "--train-cuts exp/{}/nbest/cuts_train.jsonl.gz"
+        commands = dict(zip(result.ran, result.commands))
+        assert given.format("teacher") in commands["train-stage1"] and given.format("stage1") in commands["train-stage2"]
+        assert given.format("teacher") in commands["train-single"] and "--train-cuts" not in commands["train-scratch"]
+        assert toy().ran == []
+
+    def test_the_first_teacher_gives_its_hypotheses_to_all_students(self, toy):
+        (toy.folder / "conf" / "teacher.yaml").write_text("distill_from: first\nname: nbest_rnnt\n")
+        result = toy()
+        assert [name for name in result.ran if name.startswith("nbest")] == ["nbest-teacher-train"]
+        assert "--train-cuts exp/teacher/nbest/" in dict(zip(result.ran, result.commands))["train-stage2"]
+
+    def test_students_hear_their_teachers_transcripts_of_unlabelled_speech(self, toy):
+        script = (toy.folder / "run.sh").read_text()
+        (toy.folder / "run.sh").write_text(script.replace("recipe=toy", 'recipe=toy unlabelled_cuts="more"'))
+        commands = dict(zip((result := toy()).ran, result.commands))
+        assert result.returncode == 0, result.stderr
+        assert commands["nbest-stage1-more"].endswith(" --pseudo-label")
+        assert "--train-cuts exp/stage1/nbest/cuts_train.jsonl.gz exp/stage1/nbest/cuts_more.jsonl.gz" in \
+            commands["train-stage2"]
+        assert "--train-cuts" not in commands["train-teacher"]
 
     def test_paths_start_from_where_the_user_stands(self, toy, tmp_path):
         elsewhere = tmp_path / "a folder"

@@ -33,4 +33,6 @@ stage 6 distil           "distil it stage by stage: each finished student teache
 stage 7 train_baselines  "baselines: from scratch, in one step, in one step with as many updates"
 stage 8 write_results    "the table, the plot and RESULTS.md"
 
+extra_stage 10 ablate      "the ablation: what each choice is worth"
+
 run_recipe "$@"

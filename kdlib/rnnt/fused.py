@@ -13,7 +13,7 @@ Source of the loss: Kuang et al. 2022, arXiv 2206.13236; of recomputing instead 
 Dimensions: N utterances, T frames, U labels, R nodes kept a frame, V tokens, C channels, M nodes of a chunk.
 """
 
-from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import torch
 from torch import Tensor, nn
@@ -250,16 +250,17 @@ class _Fused(torch.autograd.Function):
         output = _Output(student.joiner.out, lattice.at_once)
         gradients = _Gradients(student) if learning else None
         normaliser, arc_weights, rnnt = None, (), student.am.new_zeros(len(student.am))
-        if weight != 0.0 or not terms:
+        if _counts(weight) or not terms:
             normaliser, *arcs = _arcs(student, output, lattice)
             result = _score(arcs, lattice, occupancies=learning)
             rnnt = -result.score.to(normaliser.dtype)
-            arc_weights = [-weight * occupancy for occupancy in result[1:]] if learning else ()
+            per_arc = weight[:, None, None] if isinstance(weight, Tensor) else weight
+            arc_weights = [-per_arc * occupancy for occupancy in result[1:]] if learning else ()
         values = []
         if learning or terms:
             values = _differentiate(student, teacher, output, lattice, normaliser, arc_weights, terms, gradients)
         ctx.gradients = gradients.all() if learning else None
-        total = weight * rnnt.sum() + sum(term.scale * value for term, value in zip(terms, values))
+        total = (weight * rnnt).sum() + sum(term.scale * value for term, value in zip(terms, values))
         values = torch.stack(values) if values else rnnt.new_empty(0)
         ctx.mark_non_differentiable(rnnt, values)
         return total, rnnt, values
@@ -271,6 +272,11 @@ class _Fused(torch.autograd.Function):
             raise RuntimeError("the fused losses can be differentiated once only: their gradients are scaled in place")
         gradients, ctx.gradients = ctx.gradients, None
         return (None,) * 6 + tuple(None if total is None else total.mul_(grad) for total in gradients)
+
+
+def _counts(weight: Union[float, Tensor]) -> bool:
+    """Whether the RNN-T loss is a part of the total."""
+    return isinstance(weight, Tensor) or weight != 0.0
 
 
 def _contiguous(side: Side) -> Side:
@@ -345,7 +351,7 @@ def lattice_losses_fused(
     rnnt_type: str = "regular",
     delay_penalty: float = 0.0,
     *,
-    weight: float = 1.0,
+    weight: Union[float, Tensor] = 1.0,
     teacher: Optional[Side] = None,
     terms: Sequence[NodeTerm] = (),
     logits_at_once: int = LOGITS_AT_ONCE,
@@ -356,7 +362,8 @@ def lattice_losses_fused(
       joiner: as ``Side`` has it; each node by itself and without randomness, since it is run twice.
       am: (N, T, C1) float; lm: (N, U+1, C2) float: what ``do_rnnt_pruning`` would be given.
       symbols, ranges, termination_symbol, boundary, rnnt_type, delay_penalty: as in ``rnnt_loss_pruned``.
-      weight: of the sum over utterances of the RNN-T loss in the total; with 0 and terms that loss is not computed.
+      weight: of the sum over utterances of the RNN-T loss in the total, or (N,) float, one for each utterance; with 0 and
+        terms that loss is not computed.
       teacher: the teacher's joiner, am and lm, which get no gradient; wanted where there are terms.
       terms: the distillation losses.
       logits_at_once: M * V, which sets the memory.
@@ -375,7 +382,12 @@ def lattice_losses_fused(
             f"a term's weights {tuple(term.weights.shape)} on {term.weights.device} must be as ranges "
             f"{tuple(ranges.shape)}, on {am.device}",
         )
-    if weight == 0.0 and terms:
+    checks.require(
+        not isinstance(weight, Tensor) or (weight.shape == am.shape[:1] and weight.device == am.device),
+        f"weight must be a number or (N,) = ({am.shape[0]},) on {am.device}, got "
+        f"{(tuple(weight.shape), weight.device) if isinstance(weight, Tensor) else weight}",
+    )
+    if terms and not _counts(weight):
         wanted = torch.stack([term.weights != 0 for term in terms]).any(0)
     lattice = _prepare(
         student, symbols, ranges, termination_symbol, boundary, rnnt_type, delay_penalty, logits_at_once, wanted

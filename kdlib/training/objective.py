@@ -9,10 +9,10 @@ from torch.utils.data import DataLoader
 
 from kdlib import rnnt
 from kdlib.config import DistillTerm, LossConfig
-from kdlib.data import Batch, checked
+from kdlib.data import Batch, NBest, checked
 from kdlib.errors import RecipeError
-from kdlib.losses import (EncoderLoss, LatticeLoss, best_path_weights, find_loss, matched_layers, node_weights,
-                          occupancy_weights, shifted)
+from kdlib.losses import (EncoderLoss, LatticeLoss, SequenceLoss, best_path_weights, find_loss, matched_layers,
+                          node_weights, occupancy_weights, shifted)
 from kdlib.transducer import Transducer
 
 
@@ -23,9 +23,9 @@ def _joiner_side(model: Transducer, encoded: Tensor, predicted: Tensor) -> rnnt.
 class Objective(nn.Module):
     """A student, what only its training needs, and (outside the parameters) its teacher.
 
-    total = RNN-T + ctc_weight * CTC + sum over the configured distillation losses of weight * loss. RNN-T and CTC
-    are sums of nats over the batch divided by its frames after subsampling; the distillation losses are means over its
-    utterances. Of a batch dealt out to several processes each computes its part, and the parts add up to the whole.
+    total = RNN-T + ctc_weight * CTC + sum over the configured distillation losses of weight * loss. RNN-T, on the
+    references and on the teacher's hypotheses, and CTC are sums of nats over the batch divided by its frames after
+    subsampling; the other distillation losses are means over its utterances. Of a batch dealt out to several processes each computes its part, and the parts add up to the whole.
     """
 
     def __init__(self, student: Transducer, config: LossConfig, teacher: Optional[Transducer] = None):
@@ -36,6 +36,7 @@ class Objective(nn.Module):
         terms = [(term, find_loss(term.name)) for term in config.distill] if teacher is not None else []
         self.lattice_terms = [(term, loss) for term, loss in terms if isinstance(loss, LatticeLoss)]
         self.encoder_terms = [(term, loss) for term, loss in terms if isinstance(loss, EncoderLoss)]
+        self.sequence_terms = [(term, loss) for term, loss in terms if isinstance(loss, SequenceLoss)]
         self.pairs: List[List[Tuple[int, int]]] = []
         if config.ctc_weight > 0 and student.ctc is None:
             raise RecipeError("loss.ctc_weight is above 0 but the model has no CTC head: set model.ctc_head=true")
@@ -50,6 +51,7 @@ class Objective(nn.Module):
             if widths[0] != widths[1]:
                 for ours, theirs in sorted({pair for pairs in self.pairs for pair in pairs}):
                     self.projections[f"{ours}-{theirs}"] = nn.Linear(*widths)
+
     @property
     def teacher(self) -> Optional[Transducer]:
         return self._teacher[0]
@@ -79,15 +81,8 @@ class Objective(nn.Module):
         wanted = [sorted({pair[side] for pairs in self.pairs for pair in pairs}) for side in (0, 1)]
         encoded, lengths, layers = student.encoder(batch.features, batch.feature_lengths, layers=wanted[0])
         predicted = student.predictor.prefix(batch.symbols)
-        boundary = torch.zeros(lengths.size(0), 4, dtype=torch.int64, device=lengths.device)
-        boundary[:, 2], boundary[:, 3] = batch.symbol_lengths, lengths
-        lattice = dict(symbols=batch.symbols, termination_symbol=student.blank_id, boundary=boundary,
-                       rnnt_type=c.rnnt_type, delay_penalty=c.delay_penalty)
-        # The lattice's sums of log-probabilities need float32, whatever the model computes in.
-        simple, (px_grad, py_grad) = rnnt.rnnt_loss_smoothed(
-            lm=student.simple_lm(predicted).float(), am=student.simple_am(encoded).float(), lm_only_scale=c.lm_scale,
-            am_only_scale=c.am_scale, reduction="sum", return_grad=True, backend=c.rnnt_backend, **lattice)
-        ranges = rnnt.get_rnnt_prune_ranges(px_grad, py_grad, boundary, c.prune_range, backend=c.rnnt_backend)
+        simple, ranges, lattice = self._simple(encoded, lengths, predicted, batch.symbols, batch.symbol_lengths)
+        simple = simple.sum()
         taught, taught_layers = None, []
         if self.lattice_terms or self.encoder_terms:
             with torch.no_grad():
@@ -118,9 +113,45 @@ class Objective(nn.Module):
             value = self._encoder_loss(term, loss, pairs, encoded, taught, outputs, lengths)
             total = total + term.weight_at(update) * share * value
             parts[term.name] = value.detach()
-        weights.update((term.name, term.weight_at(update)) for term, _ in self.lattice_terms + self.encoder_terms)
+        for term, loss in self.sequence_terms if batch.nbest is not None else ():
+            posterior = loss.posterior(batch.nbest.log_probs, batch.nbest.rows, len(batch.ids), term.temperature)
+            value = self._nbest_loss(batch.nbest, posterior, encoded, lengths, weights["simple"], weights["pruned"])
+            total = total + term.weight_at(update) * per_nat * value
+            parts[term.name] = value.detach() / lengths.sum()
+        distilling = self.lattice_terms + self.encoder_terms + self.sequence_terms
+        weights.update((term.name, term.weight_at(update)) for term, _ in distilling)
         parts["total"] = sum(weights[name] * value for name, value in parts.items())
         return total, parts
+
+    def _simple(self, encoded: Tensor, lengths: Tensor, predicted: Tensor, symbols: Tensor,
+                symbol_lengths: Tensor) -> Tuple[Tensor, Tensor, Dict[str, object]]:
+        """The smoothed loss of each utterance (N,), its prune ranges (N, T, R), and what names the lattice."""
+        c, student = self.config, self.student
+        boundary = torch.zeros(lengths.size(0), 4, dtype=torch.int64, device=lengths.device)
+        boundary[:, 2], boundary[:, 3] = symbol_lengths, lengths
+        lattice = dict(symbols=symbols, termination_symbol=student.blank_id, boundary=boundary, rnnt_type=c.rnnt_type,
+                       delay_penalty=c.delay_penalty)
+        # The lattice's sums of log-probabilities need float32, whatever the model computes in.
+        simple, (px_grad, py_grad) = rnnt.rnnt_loss_smoothed(
+            lm=student.simple_lm(predicted).float(), am=student.simple_am(encoded).float(), lm_only_scale=c.lm_scale,
+            am_only_scale=c.am_scale, reduction="none", return_grad=True, backend=c.rnnt_backend, **lattice)
+        ranges = rnnt.get_rnnt_prune_ranges(px_grad, py_grad, boundary, c.prune_range, backend=c.rnnt_backend)
+        return simple, ranges, lattice
+
+    def _nbest_loss(self, nbest: NBest, posterior: Tensor, encoded: Tensor, lengths: Tensor, simple_weight: float,
+                    pruned_weight: float) -> Tensor:
+        """The RNN-T loss on the hypotheses (M of them) by their posterior (M,), summed over the batch, in nats."""
+        encoded, lengths = encoded[nbest.rows], lengths[nbest.rows]
+        predicted = self.student.predictor.prefix(nbest.symbols)
+        simple, ranges, lattice = self._simple(encoded, lengths, predicted, nbest.symbols, nbest.symbol_lengths)
+        side = _joiner_side(self.student, encoded, predicted)
+        _, mask = rnnt.node_symbols(nbest.symbols, ranges, lattice["boundary"], self.student.blank_id)
+        if self._fuses(mask, False):
+            pruned = rnnt.lattice_losses_fused(*side, ranges=ranges, weight=posterior, **lattice).total
+        else:
+            pruned = (posterior * rnnt.rnnt_loss_pruned(logits=self._logits(side, ranges), ranges=ranges, reduction="none",
+                                                        backend=self.config.rnnt_backend, **lattice)).sum()
+        return simple_weight * (posterior * simple).sum() + pruned_weight * pruned
 
     def _encoder_loss(self, term: DistillTerm, loss: EncoderLoss, pairs: List[Tuple[int, int]], encoded: Tensor,
                       taught: Tensor, outputs: Tuple[Dict[int, Tensor], Dict[int, Tensor]], lengths: Tensor) -> Tensor:

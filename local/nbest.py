@@ -1,0 +1,110 @@
+#!/usr/bin/env python3
+"""What a teacher hears in training audio: its best hypotheses, for the sequence-level loss and as pseudo-labels.
+
+Writes a Lhotse cut manifest for local/train.py --train-cuts: each cut keeps its transcript and gets the hypotheses as
+the field `nbest` of its supervision, a list of [text, log-probability]. A cut without a transcript, or each one with
+--pseudo-label, is given the best hypothesis for its transcript; one in which nothing is heard, or is heard with less
+confidence than asked for, is left out and counted.
+"""
+
+import argparse
+import math
+from pathlib import Path
+from typing import Dict, List, Tuple
+
+import numpy as np
+import torch
+from lhotse import CutSet, SupervisionSegment
+from lhotse.cut import Cut
+from tqdm import tqdm
+
+from kdlib.config import DataConfig, DecodeConfig, load_config
+from kdlib.data import NBEST, checked, describe_skipped, eval_loader, load_cuts
+from kdlib.decoding import nbest_search
+from kdlib.errors import RecipeError, run_main
+from kdlib.files import atomic_path
+from kdlib.lang import Lang
+from kdlib.training.checkpoint import load_averaged
+
+
+def get_args():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--exp", type=Path, required=True, help="folder of the trained teacher")
+    parser.add_argument("--cuts", type=Path, required=True, help="cuts with features, such as FBANK/cuts_train.jsonl.gz")
+    parser.add_argument("--lang", type=Path, required=True, help="folder of stage 3")
+    parser.add_argument("--config", type=Path, required=True, help="conf/decode.yaml: `beam` hypotheses are kept")
+    parser.add_argument("--output", type=Path, required=True, help="the manifest to write (.jsonl.gz)")
+    parser.add_argument("--pseudo-label", action="store_true", help="the best hypothesis in place of each transcript")
+    parser.add_argument("--min-confidence", type=float, default=0.0,
+                        help="the least posterior, among the n best, of a hypothesis that becomes a transcript (0)")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    return parser.parse_args()
+
+
+@torch.no_grad()
+def hypotheses(model, cuts: CutSet, lang: Lang, config: DecodeConfig, device) -> Dict[str, List[Tuple[str, float]]]:
+    """(text, log-probability) of the best of each cut by its id; one text is one hypothesis, and none is empty."""
+    found = {}
+    loader = eval_loader(cuts, lang, DataConfig(), config.max_duration)
+    for batch in checked(tqdm(loader, desc="n best", unit="batch", mininterval=5)):
+        encoded, lengths, _ = model.encoder(batch.features.to(device), batch.feature_lengths.to(device))
+        for id_, ranked in zip(batch.ids, nbest_search(model, encoded, lengths, config.beam)):
+            texts: Dict[str, float] = {}
+            for hypothesis in ranked:
+                text = lang.decode(list(hypothesis.tokens)).strip()
+                if text:  # the same words in other tokens are one hypothesis
+                    texts[text] = float(np.logaddexp(texts.get(text, -math.inf), hypothesis.score))
+            found[id_] = sorted(texts.items(), key=lambda item: -item[1])
+    return found
+
+
+def label(cut: Cut, nbest: List[Tuple[str, float]], pseudo_label: bool, least: float) -> str:
+    """Give the cut its hypotheses and, where it needs one, its transcript; or return why it must be left out."""
+    text = "" if pseudo_label or not cut.supervisions else (cut.supervisions[0].text or "").strip()
+    if not text:
+        if not nbest:
+            return "nothing heard"
+        text, best = nbest[0]
+        if 1 / sum(math.exp(score - best) for _, score in nbest) < least:
+            return f"confidence below {least:g}"
+    if not cut.supervisions:
+        cut.supervisions = [SupervisionSegment(cut.id, cut.recording_id if cut.has_recording else cut.id, 0.0, cut.duration)]
+    supervision = cut.supervisions[0]
+    supervision.text = text
+    supervision.custom = {**(supervision.custom or {}), NBEST: [[text, score] for text, score in nbest]}
+    return ""
+
+
+def main():
+    args = get_args()
+    if not 0 <= args.min_confidence <= 1:
+        raise RecipeError(f"--min-confidence {args.min_confidence}: a posterior lies between 0 and 1")
+    config = load_config(DecodeConfig, args.config, args.overrides)
+    lang = Lang(args.lang)
+    cuts = load_cuts(args.cuts)
+    usable = CutSet.from_cuts(cut for cut in cuts if cut.has_features)
+    skipped = {"no features": [cut.id for cut in cuts if not cut.has_features]} if len(usable) < len(cuts) else {}
+    if len(usable) == 0:
+        raise RecipeError(f"{args.cuts} holds no cut with features: run stage 2 first")
+    model, _, _ = load_averaged(args.exp, tokens=lang.tokens)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    found = hypotheses(model.to(device), usable, lang, config, device)
+    kept = []
+    for cut in usable:
+        reason = label(cut, found[cut.id], args.pseudo_label, args.min_confidence)
+        if reason:
+            skipped.setdefault(reason, []).append(cut.id)
+        else:
+            kept.append(cut)
+    for line in describe_skipped(skipped):
+        print(line)
+    if not kept:
+        raise RecipeError(f"{args.exp} hears nothing in {args.cuts}: is it trained?")
+    with atomic_path(args.output) as temporary:
+        CutSet.from_cuts(kept).to_file(temporary)
+    count = sum(len(cut.supervisions[0].custom[NBEST]) for cut in kept)
+    print(f"{len(kept)} cuts with {count} hypotheses ({count / len(kept):.1f} each) -> {args.output}")
+
+
+if __name__ == "__main__":
+    run_main(main)
