@@ -34,3 +34,32 @@ def pytest_collection_modifyitems(items):
         if marked and not available():
             for item in marked:
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory):
+    """(folder, lang, training cuts, dev cuts) of the made-up language."""
+    from made_up import make_cuts
+
+    from kdlib.config import LangConfig
+    from kdlib.lang import train_lang
+
+    folder = tmp_path_factory.mktemp("corpus")
+    train, dev = make_cuts(folder, "train", 90, 1), make_cuts(folder, "dev", 20, 2)
+    lang = train_lang([c.supervisions[0].text for c in train], LangConfig(type="char", vocab_size=20), folder / "lang")
+    return folder, lang, train, dev
+
+
+@pytest.fixture(scope="session")
+def teacher_folder(corpus, tmp_path_factory):
+    """A model of the made-up language that has learned it."""
+    import torch
+    from made_up import settings, trainer
+
+    exp = tmp_path_factory.mktemp("teacher")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    trainer(settings("training.num_epochs=12", "data.curriculum.updates=10", "data.curriculum.max_words=1"),
+            exp, corpus).train()
+    torch.set_num_threads(threads)
+    return exp

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from lhotse import CutSet, Features, MonoCut, NumpyFilesWriter, SupervisionSegment
+from lhotse import CutSet
+from made_up import make_cuts, make_noise, settings, trainer
 
-from kdlib.compression import init_from_teacher
 from kdlib.config import DecodeConfig, DistillTerm, LangConfig, TrainConfig, load_config, merge_config
 from kdlib.data import Phase, describe_skipped, eval_loader, load_cuts, select_cuts, train_loader, TransducerDataset
 from kdlib.decoding import greedy_search, modified_beam_search
@@ -24,58 +24,6 @@ from kdlib.transducer import Transducer
 
 pytestmark = pytest.mark.both
 
-WORDS = ["A", "B", "C", "D"]
-BINS = 16
-SETTINGS = {
-    "model": dict(num_features=BINS, subsampling_channels=4, encoder_dim=32, num_layers=2, num_heads=2, head_dim=8,
-                  feedforward_dim=32, kernel_size=5, chunk_size=4, left_context=8, predictor_dim=16, joiner_dim=16,
-                  dropout=0.05),
-    "loss": dict(warmup_updates=5, ctc_weight=0.3, prune_range=3, rnnt_backend="native"),
-    "optim": dict(learning_rate=1e-2, warmup_updates=5),
-    "data": dict(max_duration=4.0, num_workers=0, num_buckets=2, spec_augment=dict(enabled=True, frame_mask_size=4, feature_mask_size=3)),
-    "training": dict(num_epochs=2, save_every_updates=5, log_every_updates=5),
-}
-
-
-def settings(*overrides) -> TrainConfig:
-    return merge_config(TrainConfig, SETTINGS, overrides)
-
-
-def make_cuts(folder: Path, name: str, count: int, seed: int) -> CutSet:
-    """Each word is 0.24 s of its own four bins, in noise; 1 to 3 words an utterance."""
-    random = np.random.RandomState(seed)
-    cuts = []
-    with NumpyFilesWriter(folder / name) as writer:
-        for number in range(count):
-            words = random.choice(len(WORDS), 1 + random.randint(3))
-            frames = random.randn(24 * len(words) + 8, BINS).astype(np.float32)
-            for place, word in enumerate(words):
-                frames[24 * place:24 * (place + 1), 4 * word:4 * word + 4] += 4.0
-            id_ = f"{name}-{number}"
-            seconds = len(frames) / 100
-            features = Features(type="fbank", num_frames=len(frames), num_features=BINS, frame_shift=0.01,
-                                sampling_rate=16000, start=0, duration=seconds, storage_type=writer.name,
-                                storage_path=str(writer.storage_path), storage_key=writer.write(id_, frames),
-                                channels=0)
-            text = " ".join(WORDS[w] for w in words)
-            cuts.append(MonoCut(id=id_, start=0, duration=seconds, channel=0, features=features, supervisions=[
-                SupervisionSegment(id=id_, recording_id=id_, start=0, duration=seconds, text=text, speaker="s")]))
-    return CutSet.from_cuts(cuts)
-
-
-def make_noise(folder: Path) -> CutSet:
-    """Three backgrounds of 2 s."""
-    noise = make_cuts(folder, "noise", 3, 9)
-    return CutSet.from_cuts(cut.drop_supervisions() for cut in noise)
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("corpus")
-    train, dev = make_cuts(folder, "train", 90, 1), make_cuts(folder, "dev", 20, 2)
-    lang = train_lang([c.supervisions[0].text for c in train], LangConfig(type="char", vocab_size=20), folder / "lang")
-    return folder, lang, train, dev
-
 
 @pytest.fixture(autouse=True)
 def one_thread():
@@ -84,26 +32,6 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-def trainer(config, exp, corpus, teacher=None, start=None) -> Trainer:
-    folder, lang, train, dev = corpus
-    torch.manual_seed(config.training.seed)
-    model = Transducer(config.model, len(lang))
-    if start is not None:
-        init_from_teacher(model, start)
-    exp.mkdir(parents=True, exist_ok=True)
-    noise = make_noise(folder) if config.data.noise_probability > 0 else None
-    return Trainer(config, exp, lang, model, train, dev, noise, teacher, torch.device("cpu"))
-
-
-@pytest.fixture(scope="module")
-def teacher_folder(corpus, tmp_path_factory):
-    exp = tmp_path_factory.mktemp("teacher")
-    torch.set_num_threads(1)
-    trainer(settings("training.num_epochs=12", "data.curriculum.updates=10", "data.curriculum.max_words=1"),
-            exp, corpus).train()
-    return exp
 
 
 def test_an_utterance_too_short_for_a_frame_has_no_words(corpus):

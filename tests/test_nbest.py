@@ -1,0 +1,163 @@
+"""local/nbest.py: a teacher's hypotheses of training audio, as a loss and as transcripts."""
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from lhotse import CutSet
+from made_up import BINS, WORDS, make_cuts, settings
+
+from kdlib.config import DataConfig, save_config
+from kdlib.data import NBEST, TransducerDataset, eval_loader, load_cuts, select_cuts
+from kdlib.errors import RecipeError
+from kdlib.files import read_json
+from kdlib.training.checkpoint import load_averaged
+
+pytestmark = pytest.mark.both
+LOCAL = Path(__file__).resolve().parents[1] / "local"
+
+
+def script(name, *words):
+    return subprocess.run([sys.executable, str(LOCAL / name), *map(str, words)], capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def decode_config(tmp_path_factory):
+    path = tmp_path_factory.mktemp("conf") / "decode.yaml"
+    path.write_text("beam: 3\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def fbank(corpus, tmp_path_factory):
+    """A folder as stage 2 leaves it, with a part whose transcripts are not known."""
+    folder = tmp_path_factory.mktemp("fbank")
+    _, _, train, dev = corpus
+    train.to_file(folder / "cuts_train.jsonl.gz")
+    dev.to_file(folder / "cuts_dev.jsonl.gz")
+    more = make_cuts(folder, "more", 24, 5)
+    CutSet.from_cuts(cut.drop_supervisions() for cut in more).to_file(folder / "cuts_more.jsonl.gz")
+    return folder, {cut.id: cut.supervisions[0].text for cut in more}
+
+
+def nbest(corpus, exp, cuts, output, decode_config, *words):
+    return script("nbest.py", "--exp", exp, "--cuts", cuts, "--lang", corpus[0] / "lang", "--config", decode_config,
+                  "--output", output, *words)
+
+
+@pytest.fixture(scope="module")
+def manifests(corpus, teacher_folder, fbank, decode_config):
+    """What is heard in the training part and in the one without transcripts."""
+    outputs = [fbank[0] / "nbest" / f"cuts_{part}.jsonl.gz" for part in ("train", "more")]
+    for output, option in zip(outputs, ([], ["--pseudo-label"])):
+        done = nbest(corpus, teacher_folder, fbank[0] / output.name, output, decode_config, *option)
+        assert done.returncode == 0, done.stderr
+    return outputs
+
+
+def test_transcripts_stay_and_hypotheses_come(corpus, fbank, manifests):
+    before, after = load_cuts(fbank[0] / "cuts_train.jsonl.gz"), load_cuts(manifests[0])
+    assert {c.id: c.supervisions[0].text for c in after} == {c.id: c.supervisions[0].text for c in before}
+    right = 0
+    for cut in after:
+        texts, scores = zip(*cut.supervisions[0].custom[NBEST])
+        assert 1 <= len(texts) <= 3 and len(set(texts)) == len(texts)
+        assert list(scores) == sorted(scores, reverse=True) and max(scores) <= 1e-4
+        assert all(set(text.split()) <= set(WORDS) for text in texts)
+        right += texts[0] == cut.supervisions[0].text
+    assert right >= 0.8 * len(after)  # the teacher has learned the language
+
+
+def test_what_is_heard_becomes_the_transcript(fbank, manifests):
+    cuts = load_cuts(manifests[1])
+    assert all(cut.supervisions[0].text == cut.supervisions[0].custom[NBEST][0][0] for cut in cuts)
+    assert sum(cut.supervisions[0].text == fbank[1][cut.id] for cut in cuts) >= 0.8 * len(cuts)
+    assert all(cut.supervisions[0].duration == cut.duration for cut in cuts)
+
+
+def test_what_is_heard_without_confidence_is_left_out(corpus, teacher_folder, fbank, decode_config, tmp_path):
+    done = nbest(corpus, teacher_folder, fbank[0] / "cuts_more.jsonl.gz", tmp_path / "sure.jsonl.gz", decode_config,
+                 "--min-confidence", "0.9")
+    assert done.returncode == 0, done.stderr
+    kept = load_cuts(tmp_path / "sure.jsonl.gz")
+    for cut in kept:
+        scores = [score for _, score in cut.supervisions[0].custom[NBEST]]
+        assert math.exp(scores[0]) / sum(map(math.exp, scores)) >= 0.9
+    left = len(load_cuts(fbank[0] / "cuts_more.jsonl.gz")) - len(kept)
+    assert (f"skipped {left} utterances (confidence below 0.9)" in done.stdout) == (left > 0)
+    done = nbest(corpus, teacher_folder, fbank[0] / "cuts_more.jsonl.gz", tmp_path / "x.jsonl.gz", decode_config,
+                 "--min-confidence", "1.5")
+    assert done.returncode == 1 and "--min-confidence 1.5: a posterior lies between 0 and 1" in done.stderr
+
+
+def test_a_batch_holds_the_hypotheses_that_fit(corpus):
+    _, lang, train, _ = corpus
+    cuts = [cut.map_supervisions(lambda s: s) for cut in list(train)[:3]]
+    for cut, found in zip(cuts, ([["A", -0.5], ["A B", -1.0]], [], [["A " * 60, -0.1], ["B", -3.0]])):
+        cut.supervisions[0].custom = {NBEST: found}
+    batch = next(iter(eval_loader(CutSet.from_cuts(cuts), lang, DataConfig(), 100.0)))
+    order = [batch.ids.index(cut.id) for cut in cuts]
+    got = sorted(zip(batch.nbest.rows.tolist(), batch.nbest.log_probs.tolist(),
+                     (lang.decode(row[:length].tolist()) for row, length in zip(batch.nbest.symbols,
+                                                                                 batch.nbest.symbol_lengths))))
+    want = [(order[0], -0.5, "A"), (order[0], -1.0, "A B"), (order[2], -3.0, "B")]
+    assert [(row, text) for row, _, text in got] == [(row, text) for row, _, text in sorted(want)]
+    assert [score for _, score, _ in got] == pytest.approx([score for _, score, _ in sorted(want)])
+    assert TransducerDataset(lang, DataConfig())[next(iter(eval_loader(train, lang, DataConfig(), 9.0).sampler))].nbest is None
+
+
+@pytest.mark.parametrize("found", ["A B", [["A"]], [["A", "B"]], [[1, -0.5]], {"A": 1.0}])
+def test_a_field_of_somebody_else(corpus, found):
+    _, lang, train, _ = corpus
+    cut = train[0].map_supervisions(lambda s: s)
+    cut.supervisions[0].custom = {NBEST: found}
+    with pytest.raises(RecipeError, match=f"cut {cut.id}: the field nbest .* make the manifest anew"):
+        select_cuts(CutSet.from_cuts([cut]), lang, DataConfig(), False)
+
+
+def train(corpus, fbank, config, exp, teacher, *words):
+    save_config(config, exp.parent / "config.yaml")
+    return script("train.py", "--config", exp.parent / "config.yaml", "--fbank", fbank, "--lang", corpus[0] / "lang",
+                  "--exp", exp, "--init-from", teacher, "--teacher", teacher, "--world-size", "1", *words)
+
+
+CONFIG = settings("model.feedforward_dim=16", "loss.distill=[{name: nbest_rnnt, weight: 0.5}]", "training.num_epochs=1",
+                  "optim.learning_rate=0.003")
+
+
+def test_a_student_learns_from_labelled_and_unlabelled_speech(corpus, fbank, manifests, teacher_folder, tmp_path):
+    done = train(corpus, fbank[0], CONFIG, tmp_path / "student", teacher_folder, "--train-cuts", *manifests)
+    assert done.returncode == 0, done.stderr
+    assert "114 training cuts" in done.stderr  # 90 and 24
+    assert read_json(tmp_path / "student" / "done.json", "")["bad_updates"] == 0
+    assert load_averaged(tmp_path / "student")[0].config.num_features == BINS
+    log = next((tmp_path / "student" / "tensorboard").iterdir()).read_bytes()
+    assert b"train/nbest_rnnt" in log
+
+
+def test_a_student_whose_teacher_was_not_heard(corpus, fbank, teacher_folder, tmp_path):
+    done = train(corpus, fbank[0], CONFIG, tmp_path / "student", teacher_folder)
+    assert done.returncode == 1 and "make them with local/nbest.py" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_cut_that_is_given_twice(corpus, fbank, manifests, teacher_folder, tmp_path):
+    twice = [fbank[0] / "cuts_train.jsonl.gz", manifests[0]]
+    done = train(corpus, fbank[0], CONFIG, tmp_path / "student", teacher_folder, "--train-cuts", *twice)
+    assert done.returncode == 1 and "90 cuts that stand in another training manifest too" in done.stderr
+
+
+def test_a_teacher_that_hears_nothing(corpus, fbank, decode_config, teacher_folder, tmp_path):
+    silent = tmp_path / "silent"
+    silent.mkdir()
+    for name in ("done.json", "epoch-12.pt"):
+        (silent / name).write_bytes((teacher_folder / name).read_bytes())
+    content = torch.load(silent / "epoch-12.pt", weights_only=True)
+    for weights in (content["model"], content["average"]):
+        weights["joiner.out.bias"][0] += 1000.0
+    torch.save(content, silent / "epoch-12.pt")
+    done = nbest(corpus, silent, fbank[0] / "cuts_more.jsonl.gz", tmp_path / "x.jsonl.gz", decode_config, "beam=1")
+    assert done.returncode == 1 and "hears nothing in" in done.stderr and "Traceback" not in done.stderr
+    assert "skipped 24 utterances (nothing heard)" in done.stdout and not (tmp_path / "x.jsonl.gz").exists()
