@@ -10,7 +10,7 @@ conf/ablation.yaml names the arms, each a change of progressive.yaml, and the ta
     tables:
       - {title: Losses, arms: [rnnt, mixture]}   the first one is what the others are compared with
 
-``plan`` writes the config of every stage of every arm, ``table`` reads their decoding summaries.
+``--do plan`` writes the config of every stage of every arm, ``--do table`` reads their decoding summaries.
 """
 
 import argparse
@@ -57,7 +57,7 @@ class AblationConfig:
 
 def get_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("do", choices=["plan", "table"])
+    parser.add_argument("--do", choices=["plan", "table"], required=True, help="before or after the arms are trained")
     parser.add_argument("--config", type=Path, required=True, help="conf/ablation.yaml")
     parser.add_argument("--exp", type=Path, required=True, help="folder of the arms, one folder a stage of an arm")
     parser.add_argument("--progressive", type=Path, help="conf/progressive.yaml")

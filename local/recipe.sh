@@ -343,7 +343,7 @@ ablate() {  # stage 10
   mapfile -t extra < <(settings train)
   step ablation-plan --conf conf/ablation.yaml conf/progressive.yaml conf/teacher.yaml --from 3 "$lang/tokens.txt" \
     --makes "$ablation/arms.txt" "$ablation/conf/*.yaml" -- \
-    python "$scripts/ablation.py" plan --config conf/ablation.yaml --progressive conf/progressive.yaml \
+    python "$scripts/ablation.py" --do plan --config conf/ablation.yaml --progressive conf/progressive.yaml \
     --teacher-config conf/teacher.yaml --lang "$lang" --exp "$ablation" "${extra[@]}"
   mapfile -t arms <"$ablation/arms.txt"
   for arm in "${arms[@]}"; do
@@ -358,6 +358,6 @@ ablate() {  # stage 10
   done
   step ablation-table --conf conf/ablation.yaml --from 10 "$ablation/arms.txt" "${summaries[@]}" \
     --makes "$ablation_report" -- \
-    python "$scripts/ablation.py" table --config conf/ablation.yaml --exp "$ablation" --recipe "$recipe" \
+    python "$scripts/ablation.py" --do table --config conf/ablation.yaml --exp "$ablation" --recipe "$recipe" \
     --command "egs/$recipe/$reported --stage 10" --report "$ablation_report"
 }

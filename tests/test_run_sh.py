@@ -80,6 +80,11 @@ write(value("--output") / "plan.json", json.dumps({"stages": count}))
 for name in ("results.json", "table.md", "wer_vs_size.png"): write(value("--output") / name, "")
 write(value("--report"), words[words.index("--command") + 1])
 """,
+    "local/ablation.py": """
+if "table" in words: write(value("--report"), value("--exp").name)
+else: write(value("--exp") / "arms.txt", "one 1\\ntwo 2\\n")
+for name in ("one-stage1", "two-stage1", "two-stage2"): write(value("--exp") / "conf" / f"{name}.yaml", name)
+""",
     "egs/toy/local/corpus.py": 'write(value("--output"), words[words.index("--size") + 1])',
     "egs/toy/local/manifests.py": """
 for part in ("train", "dev", "test", "more"): write(value("--output") / f"cuts_{part}.jsonl.gz", value("--corpus").read_text())
@@ -108,6 +113,7 @@ stage 5 decode_teacher "decoding"
 stage 6 distil "distillation"
 stage 7 train_baselines "baselines"
 stage 8 write_results "table"
+extra_stage 10 ablate "ablation"
 run_recipe "$@"
 """
 
@@ -132,8 +138,8 @@ def toy(tmp_path):
 
     def call(*arguments, cwd=recipe):
         result = run(recipe / "run.sh", *arguments, cwd=cwd)
-        result.ran = re.findall(r"^\[stage \d, (\S+)\] python ", result.stdout, re.MULTILINE)
-        result.commands = re.findall(r"^\[stage \d, \S+\] (python .*)", result.stdout, re.MULTILINE)
+        result.ran = re.findall(r"^\[stage \d+, (\S+)\] python ", result.stdout, re.MULTILINE)
+        result.commands = re.findall(r"^\[stage \d+, \S+\] (python .*)", result.stdout, re.MULTILINE)
         return result
 
     call.folder = recipe
@@ -320,6 +326,24 @@ class TestSettings:
         assert given.format("teacher") in commands["train-stage1"] and given.format("stage1") in commands["train-stage2"]
         assert given.format("teacher") in commands["train-single"] and "--train-cuts" not in commands["train-scratch"]
         assert toy().ran == []
+
+    def test_the_ablation_is_an_extra_stage(self, toy):
+        (toy.folder / "conf" / "ablation.yaml").write_text("")
+        assert "train-ablation-one-stage1" not in toy().ran
+        result = toy("--stage", "10", "training.seed=5")
+        arms = ["one-stage1", "two-stage1", "two-stage2"]
+        assert result.ran == ["ablation-plan", *(f"{do}-ablation-{arm}" for arm in arms for do in ("train", "decode")),
+                              "ablation-table"], result.stderr
+        commands = dict(zip(result.ran, result.commands))
+        assert commands["ablation-plan"].endswith(" training.seed=5")
+        assert "--init-from exp/teacher " in commands["train-ablation-two-stage1"]
+        assert "--init-from exp/ablation/two-stage1 --teacher exp/ablation/two-stage1 --first-teacher exp/teacher" in \
+            commands["train-ablation-two-stage2"]
+        assert "--test-sets dev test" in commands["decode-ablation-one-stage1"].replace("'", "")
+        assert (toy.folder / "ABLATION.md").exists()
+        assert toy("--stage", "10", "training.seed=5").ran == []
+        refused = toy("--stage", "9")
+        assert refused.returncode == 2 and "--stage 9: this recipe has the stages 0 to 8, and 10" in refused.stderr
 
     def test_the_first_teacher_gives_its_hypotheses_to_all_students(self, toy):
         (toy.folder / "conf" / "teacher.yaml").write_text("distill_from: first\nname: nbest_rnnt\n")

@@ -1,0 +1,106 @@
+"""local/ablation.py: arms to configs, and their summaries to tables."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from kdlib.config import LangConfig, TrainConfig, load_config
+from kdlib.lang import train_lang
+from kdlib.significance import paired_p_value
+
+SCRIPT = Path(__file__).resolve().parents[1] / "local" / "ablation.py"
+TEACHER = {"model": {"num_layers": 4, "encoder_dim": 32, "head_dim": 8, "feedforward_dim": 96}}
+PROGRESSIVE = {
+    "stages": [{"model": {"num_layers": 3}}, {"model": {"num_layers": 2, "feedforward_dim": 32}}],
+    "student": {"loss": {"distill": [{"name": "encoder_mse"}]}, "training": {"num_epochs": 2, "updates_per_epoch": 9}}}
+ABLATION = {
+    "base": {"stages": [{"model": {"num_layers": 2}}]},
+    "arms": {"mixture": None, "rnnt": {"student": {"loss": {"distill": []}}},
+             "two": {"stages": [{"model": {"num_layers": 3}}, {"model": {"num_layers": 1}, "training": {"num_epochs": 5}}]}},
+    "tables": [{"title": "Losses", "arms": ["rnnt", "mixture"]}, {"title": "Stages", "arms": ["mixture", "two"]}]}
+
+
+class Recipe:
+    def __init__(self, folder: Path, ablation=ABLATION):
+        self.folder = folder
+        train_lang(["AB BA"], LangConfig(type="char", vocab_size=10), folder / "lang")
+        for name, content in (("teacher", TEACHER), ("progressive", PROGRESSIVE), ("ablation", ablation)):
+            (folder / f"{name}.yaml").write_text(yaml.safe_dump(content))
+
+    def __call__(self, do, *words):
+        at = self.folder
+        return subprocess.run(
+            [sys.executable, str(SCRIPT), "--do", do, "--config", str(at / "ablation.yaml"), "--exp", str(at / "exp"),
+             "--progressive", str(at / "progressive.yaml"), "--teacher-config", str(at / "teacher.yaml"), "--lang",
+             str(at / "lang"), "--recipe", "toy", "--command", "egs/toy/run.sh --stage 10", "--report",
+             str(at / "ABLATION.md"), *words], capture_output=True, text=True)
+
+    def config(self, name) -> TrainConfig:
+        return load_config(TrainConfig, self.folder / "exp" / "conf" / f"{name}.yaml")
+
+    def decoded(self, model, errors, updates=100):
+        words = [10] * len(errors)
+        test = {"wer": 100 * sum(errors) / sum(words), "errors": sum(errors), "words": sum(words), "ins": 0, "del": 0,
+                "sub": sum(errors), "utterances": len(words), "errors_by_utterance": errors, "words_by_utterance": words}
+        path = self.folder / "exp" / model / "decode" / "summary.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({
+            "model": model, "parameters": 1234, "updates": updates, "epoch": 1, "avg": 1, "method": "greedy_search",
+            "max_sym_per_frame": 1, "chunk_ms": 640, "left_context_ms": 0, "test_sets": {"dev": test}}))
+
+
+def test_an_arm_changes_what_it_names(tmp_path):
+    recipe = Recipe(tmp_path)
+    done = recipe("plan", "training.seed=7")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "exp" / "arms.txt").read_text() == "mixture 1\nrnnt 1\ntwo 2\n"
+    mixture, rnnt = recipe.config("mixture-stage1"), recipe.config("rnnt-stage1")
+    assert mixture.model.num_layers == rnnt.model.num_layers == 2 and mixture.training.seed == 7
+    assert [term.name for term in mixture.loss.distill] == ["encoder_mse"] and rnnt.loss.distill == []
+    assert [recipe.config(f"two-stage{k}").model.num_layers for k in (1, 2)] == [3, 1]
+    assert [recipe.config(f"two-stage{k}").training.num_epochs for k in (1, 2)] == [2, 5]
+
+
+def test_tables_compare_with_the_first_row(tmp_path):
+    recipe = Recipe(tmp_path)
+    recipe("plan")
+    errors = {"mixture": [1, 0, 2, 1] * 5, "rnnt": [2, 1, 2, 3] * 5, "two": [1, 0, 2, 2] * 5}
+    for model in ("mixture-stage1", "rnnt-stage1", "two-stage2"):
+        recipe.decoded(model, errors[model.split("-")[0]])
+    recipe.decoded("two-stage1", [9] * 20, updates=50)
+    done = recipe("table")
+    assert done.returncode == 0, done.stderr
+    report = (tmp_path / "ABLATION.md").read_text()
+    p = paired_p_value(errors["two"], errors["mixture"], [10] * 20)
+    rows = {line.split("|")[1].strip(): line for line in report.splitlines() if line.startswith("|")}
+    assert "| 1,234 |" in rows["two"].replace("  ", " ") and "150" in rows["two"]
+    assert f"12.50 (+2.50, p {p:.3f})" in rows["two"]
+    assert report.index("## Losses") < report.index("20.00") < report.index("10.00 (-10.00, p <0.0002)")
+    assert "`egs/toy/run.sh --stage 10`" in report and "Losses" in done.stdout
+
+
+@pytest.mark.parametrize("change, said", [
+    ({"tables": [{"title": "Losses", "arms": ["mixture", "nothing"]}]}, "'Losses' compares nothing: .* stand under arms"),
+    ({"tables": [{"title": "Losses"}]}, "'Losses' compares nothing"),
+    ({"arms": {"../up": None}, "tables": []}, r"arm '../up': a name is made of"),
+    ({"arms": {"a": {"students": {}}}, "tables": []}, "ablation.yaml, a: key 'students'"),
+    ({"arms": {"a": {"student": {"loss": {"distil": []}}}}, "tables": []}, "ablation.yaml, a, stage 1: key 'loss.distil'"),
+    ({"arm": {}}, "key 'arm'"),
+])
+def test_what_is_wrong_is_one_line(tmp_path, change, said):
+    done = Recipe(tmp_path, {**ABLATION, **change})("plan")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert re.search(said, done.stderr), done.stderr
+
+
+def test_an_arm_that_was_not_decoded(tmp_path):
+    recipe = Recipe(tmp_path)
+    recipe("plan")
+    recipe.decoded("mixture-stage1", [1])
+    done = recipe("table")
+    assert done.returncode == 1 and "rnnt-stage1/decode/summary.json is missing: run stage 10 again" in done.stderr
