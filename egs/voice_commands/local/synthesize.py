@@ -21,7 +21,7 @@ from sounds import TEST_MAKERS, TRAIN_MAKERS
 from voices import voices_of
 
 SHARD_UTTERANCES = 400
-DEV_UTTERANCES = 150
+DEV_UTTERANCES = 300
 NOISE_SECONDS = 10.0
 _PARTS = grammar.PARTS + ("noise",)
 _AGAIN = "run the same command again: finished shards are kept"
