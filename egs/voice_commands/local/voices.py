@@ -8,13 +8,13 @@ near copies of each other (the steph, iven and mike families, for instance) are 
 from typing import Dict, List
 
 _HELD_OUT: Dict[str, List[str]] = {
-    "dev": ["f2", "m6", "shelby", "paul", "Lee", "Nguyen"],
+    "dev": ["f2", "f5", "m6", "m8", "paul", "Nguyen", "victor"],
     "test": ["f4", "belinda", "aunty", "adam", "Reed", "marcelo", "m2", "travis", "quincy", "john"],
 }
-_TRAIN = """Alex Alicia Andrea Andy Annie AnxiousAndy Denis Diogo Gene Gene2 Henrique Hugo Jacky Mario Michael Mike Storm
-Tweaky anika announcer antonio benjamin boris croak david ed edward edward2 f1 f3 f5 fast grandma grandpa gustave ian iven
-iven2 iven3 iven4 kaukovalta klatt3 klatt4 klatt5 klatt6 linda m1 m3 m4 m5 m7 m8 max michel miguel mike2 norbert pablo
-pedro rob robert sandro steph steph2 steph3 victor""".split()
+_TRAIN = """Alex Alicia Andrea Andy Annie AnxiousAndy Denis Diogo Gene Gene2 Henrique Hugo Jacky Lee Mario Michael Mike
+Storm Tweaky anika announcer antonio benjamin boris croak david ed edward edward2 f1 f3 fast grandma grandpa gustave ian
+iven iven2 iven3 iven4 kaukovalta klatt3 klatt4 klatt5 klatt6 linda m1 m3 m4 m5 m7 max michel miguel mike2 norbert pablo
+pedro rob robert sandro shelby steph steph2 steph3""".split()
 # British voices, about an eighth of each part: "en" is espeak-ng's name for British English, "en-gb" is none.
 _BRITISH = {"train": ["en+f1", "en+m3", "en+Alicia", "en+max", "en+robert", "en-gb-x-rp+f3", "en-gb-x-rp+m1",
                       "en-gb-x-rp+michel", "en-gb-x-rp+Mario"],
