@@ -110,7 +110,7 @@ def _difference(summaries: Mapping[str, Summary], model: str, other: str) -> Dic
 def pool_seeds(runs: Sequence[Mapping[str, Summary]]) -> Dict[str, Dict[str, Any]]:
     """The same models trained from several seeds, as if the test sets had been read once by each.
 
-    ``runs`` holds the summaries of each seed by model. A model of the result has ``parameters`` and, for each test set,
+    ``runs`` holds the summaries of each seed by model. A model of the result has ``parameters``, ``updates`` (the first seed's) and, for each test set,
     ``wers`` (one a seed), and ``errors_by_utterance`` and ``words_by_utterance``, summed over the seeds. A bootstrap of
     them over utterances is about these trained models: it does not know how other seeds would have come out.
     Raises :class:`RecipeError` where the runs do not hold the same models, of the same size, on the same test sets.
@@ -121,7 +121,8 @@ def pool_seeds(runs: Sequence[Mapping[str, Summary]]) -> Dict[str, Dict[str, Any
         if list(run) != list(runs[0]):
             raise RecipeError(f"run {number} holds the models {', '.join(run)}; the first one {', '.join(runs[0])}")
         for model, summary in run.items():
-            into = pooled.setdefault(model, {"parameters": summary["parameters"], "test_sets": {}})
+            into = pooled.setdefault(model, {"parameters": summary["parameters"], "updates": summary["updates"],
+                                             "test_sets": {}})
             if into["parameters"] != summary["parameters"]:
                 raise RecipeError(f"{model} has {summary['parameters']:,} parameters in run {number} and "
                                   f"{into['parameters']:,} in the first one")
@@ -144,12 +145,13 @@ def seeds_table(pooled: Mapping[str, Mapping[str, Any]]) -> Tuple[List[str], Lis
     models = list(pooled)
     teacher = pooled[models[0]]
     last = [model for model in models if model.startswith("stage")][-1]
-    header = ["Model", "Params", "% of teacher"]
+    header = ["Model", "Params", "% of teacher", "Updates"]
     for name in teacher["test_sets"]:
         header += [f"WER {name}", "sd", "each", "rel.", "p teacher", f"p {last}"]
     rows = []
     for model, row in pooled.items():
-        cells = [model, f"{row['parameters']:,}", f"{100 * row['parameters'] / teacher['parameters']:.1f}"]
+        cells = [model, f"{row['parameters']:,}", f"{100 * row['parameters'] / teacher['parameters']:.1f}",
+                 f"{row['updates']:,}"]
         for name, test in row["test_sets"].items():
             errors, words = (test[key] for key in _LISTS)
             mean = 100 * sum(errors) / sum(words)

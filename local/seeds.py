@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""One table of the same recipe run from several seeds:
+"""One report of the same recipe run from several seeds:
 
     for seed in 42 43 44; do egs/fsdd/run.sh --exp egs/fsdd/exp-$seed training.seed=$seed; done
-    python local/seeds.py egs/fsdd/exp-42 egs/fsdd/exp-43 egs/fsdd/exp-44
+    python local/seeds.py egs/fsdd/exp-42 egs/fsdd/exp-43 egs/fsdd/exp-44 --output egs/fsdd/SEEDS.md
 """
 
 import argparse
@@ -12,14 +12,14 @@ from results import BASELINES, read_stage_count, read_summary
 
 from kdlib.comparison import pool_seeds, seeds_table
 from kdlib.errors import RecipeError, run_main
-from kdlib.files import write_text
+from kdlib.files import read_json, write_text
 from kdlib.report import markdown_table, plain_table
 
 
 def get_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("exp", nargs="+", type=Path, help="folders of finished runs, one a seed")
-    parser.add_argument("--output", type=Path, help="a file for the table in Markdown")
+    parser.add_argument("--output", type=Path, help="a file for the report, in Markdown")
     return parser.parse_args()
 
 
@@ -32,6 +32,23 @@ def read_run(exp: Path):
         raise RecipeError(f"{error}; finish that run (run.sh --exp {exp}) or leave it out") from None
 
 
+def describe_runs(exps):
+    """The title and what each run was, in Markdown, from what its stage 8 has written."""
+    lines = []
+    for exp in exps:
+        results = read_json(exp / "results" / "results.json", f"finish that run's stage 8 (run.sh --exp {exp} --stage 8)")
+        try:
+            recipe, machine, software = results["recipe"], results["machine"], results["software"]
+            lines.append(f"- `{results['command']}`: {results['date']}, {machine['processor']}, {machine['cores']} cores; "
+                         f"torch {', '.join(software['torch'])}, RNN-T {', '.join(software['rnnt_backend'])}, on "
+                         f"{', '.join(software['device'])}\n")
+        except (KeyError, TypeError):
+            raise RecipeError(f"{exp}/results/results.json is not stage 8's: run it again (run.sh --exp {exp} --stage 8)") \
+                from None
+    return (f"# {recipe} from {len(exps)} seeds\n\nWritten by `local/seeds.py` from the files of these runs of the "
+            f"recipe, with `conf/progressive.yaml`:\n\n{''.join(lines)}\n")
+
+
 def main():
     args = get_args()
     header, rows = seeds_table(pool_seeds([read_run(exp) for exp in args.exp]))
@@ -41,7 +58,7 @@ def main():
             "these trained models: how much seeds differ stands in the column sd.")
     print(note)
     if args.output:
-        write_text(args.output, markdown_table(header, rows) + f"\n- {note}\n")
+        write_text(args.output, describe_runs(args.exp) + markdown_table(header, rows) + f"\n- {note}\n")
         print(f"wrote {args.output}")
 
 

@@ -300,15 +300,24 @@ def test_seeds_are_pooled(run, tmp_path):
     better = summary("stage3")["test_sets"]
     better["test-clean"].update(wer=6.0, errors=120, errors_by_utterance=[1] * 120 + [0] * 280, sub=117)
     second.write("stage3", test_sets=better)
+    for one in (run, second):
+        one.results()
+        (one.folder / "out").rename(one.folder / "exp" / "results")
     done = subprocess.run([sys.executable, str(SEEDS), str(run.folder / "exp"), str(second.folder / "exp"), "--output",
                            str(tmp_path / "seeds.md")], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     rows = {line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]]
             for line in (tmp_path / "seeds.md").read_text().splitlines() if line.startswith("|")}
     stage3 = rows["stage3"]
-    assert stage3[2:5] == ["7.50", "2.12", "9.00 6.00"] and stage3[5] == "+25.0%" and stage3[7] == ""
-    assert rows["teacher"][2:5] == ["6.00", "0.00", "6.00 6.00"] and rows["teacher"][6] == ""
-    assert rows["scratch"][6] == rows["scratch"][7] == "<0.0002" and "2 seeds" in done.stdout
+    assert stage3[2] == "1,000" and stage3[3:6] == ["7.50", "2.12", "9.00 6.00"]
+    assert stage3[6] == "+25.0%" and stage3[8] == ""
+    assert rows["teacher"][3:6] == ["6.00", "0.00", "6.00 6.00"] and rows["teacher"][7] == ""
+    assert rows["scratch"][7] == rows["scratch"][8] == "<0.0002" and "2 seeds" in done.stdout
+    report = (tmp_path / "seeds.md").read_text()
+    assert report.startswith("# commands from 2 seeds\n") and report.count("- `egs/commands/run.sh`: ") == 2
+    (second.folder / "exp" / "results" / "results.json").write_text("{}")
+    done = subprocess.run(done.args, capture_output=True, text=True)
+    assert done.returncode == 1 and "results.json is not stage 8's" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_runs_that_do_not_fit_are_named(run, tmp_path):
