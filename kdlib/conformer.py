@@ -237,21 +237,24 @@ class Conformer(nn.Module):
             outputs[number] = x
         return x, lengths, [outputs[number] for number in layers]
 
-    def initial_caches(self, num_streams: int, like: Tensor) -> Tuple[Tensor, Tensor]:
-        """Zeros: attention (num_layers, L, N, C) and convolution (num_layers, kernel_size - 1, N, C)."""
+    def initial_caches(self, num_streams: int, like: Tensor, left_context: Optional[int] = None) -> Tuple[Tensor, Tensor]:
+        """Zeros: attention (num_layers, L, N, C) and convolution (num_layers, kernel_size - 1, N, C); L is the config's
+        when None."""
         c = self.config
-        return (like.new_zeros(c.num_layers, c.left_context, num_streams, c.encoder_dim),
+        left_context = c.left_context if left_context is None else left_context
+        return (like.new_zeros(c.num_layers, left_context, num_streams, c.encoder_dim),
                 like.new_zeros(c.num_layers, c.kernel_size - 1, num_streams, c.encoder_dim))
 
-    def streaming_forward(self, x: Tensor, attention_cache: Tensor, convolution_cache: Tensor,
-                          processed: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+    def streaming_forward(self, x: Tensor, attention_cache: Tensor, convolution_cache: Tensor, processed: Tensor,
+                          lengths: Optional[Tensor] = None) -> Tuple[Tensor, Tensor, Tensor]:
         """One chunk of each stream.
 
         Args:
-            x: (N, 4 * chunk_size + 3, F) features; the next call begins 4 * chunk_size frames later.
+            x: (N, 4 * chunk_size + 3, F) features, of any chunk_size; the next call begins 4 * chunk_size frames later.
             attention_cache: (num_layers, L, N, C).
             convolution_cache: (num_layers, kernel_size - 1, N, C).
             processed: (N,) int64, frames after subsampling that each stream has seen before this chunk.
+            lengths: (N,) int64, frames after subsampling of this chunk that are no padding; all of them when None.
         Returns:
             (N, chunk_size, C) and the two next caches.
         """
@@ -259,7 +262,10 @@ class Conformer(nn.Module):
         left = attention_cache.size(1)
         position = torch.arange(left + x.size(1), device=x.device)
         # The cache is filled from its end: a young stream has seen only its last `processed` frames.
-        bias = torch.where(position >= (left - processed).unsqueeze(1), 0.0, MASKED).to(x.dtype)[:, None, None, :]
+        seen = position >= (left - processed).unsqueeze(1)
+        if lengths is not None:
+            seen &= position < (left + lengths).unsqueeze(1)
+        bias = torch.where(seen, 0.0, MASKED).to(x.dtype)[:, None, None, :]
         rotary = rotary_table(left + x.size(1), self.config.head_dim, x)
         attention, convolution = [], []
         for number, layer in enumerate(self.layers):

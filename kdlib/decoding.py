@@ -1,6 +1,7 @@
-"""Batched decoding of transducers: greedy and modified beam search.
+"""Decoding of transducers, batched: greedy and modified beam search, all at once or chunk by chunk.
 
-N utterances, T frames, B hypotheses of a beam, V tokens. Results never depend on what an utterance is batched with.
+N utterances, T frames, B hypotheses of a beam, V tokens. Results depend neither on what an utterance is batched with nor
+on how its frames are cut into chunks.
 """
 
 import math
@@ -13,7 +14,131 @@ from torch import Tensor
 from kdlib.transducer import Transducer
 
 
-@torch.no_grad()
+@dataclass
+class Hypothesis:
+    """A label sequence, the frame of each label, and the log-probability (natural) of the paths to it that were seen."""
+
+    score: float = 0.0
+    tokens: Tuple[int, ...] = field(default=())
+    frames: Tuple[int, ...] = field(default=())
+
+
+class Search:
+    """What a search knows of an utterance after the frames that it was given: the base of the two below."""
+
+    def __init__(self) -> None:
+        self.num_frames = 0
+
+    @property
+    def best(self) -> Hypothesis:
+        raise NotImplementedError
+
+
+class GreedySearch(Search):
+    """The most probable token at each step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._best = Hypothesis()
+
+    @property
+    def best(self) -> Hypothesis:
+        return self._best
+
+    @staticmethod
+    @torch.no_grad()
+    def advance(searches: List["GreedySearch"], model: Transducer, encoder_out: Tensor, lengths: Tensor,
+                max_sym_per_frame: int = 1, unk_id: int = 2) -> None:
+        """Take each search through its next frames; as :func:`greedy_search`, whose arguments these are."""
+        encoded = model.joiner.encoder_proj(encoder_out)
+        contexts = [_context(model, search._best.tokens) for search in searches]
+        context = torch.tensor(contexts, device=encoder_out.device)
+        predicted = model.joiner.predictor_proj(model.predictor(context))[:, 0]
+        tokens = [list(search._best.tokens) for search in searches]
+        frames = [list(search._best.frames) for search in searches]
+        for frame in range(encoder_out.size(1)):
+            active = frame < lengths
+            for _ in range(max_sym_per_frame):
+                token = model.joiner(encoded[:, frame], predicted).argmax(-1)
+                active = active & (token != model.blank_id) & (token != unk_id)
+                emitting = active.nonzero().squeeze(1)
+                if emitting.numel() == 0:
+                    break
+                for row, symbol in zip(emitting.tolist(), token[emitting].tolist()):
+                    tokens[row].append(symbol)
+                    frames[row].append(searches[row].num_frames + frame)
+                context[emitting] = torch.cat([context[emitting, 1:], token[emitting, None]], dim=1)
+                predicted[emitting] = model.joiner.predictor_proj(model.predictor(context[emitting]))[:, 0]
+        for search, length, symbols, places in zip(searches, lengths.tolist(), tokens, frames):
+            search._best = Hypothesis(0.0, tuple(symbols), tuple(places))
+            search.num_frames += length
+
+
+class BeamSearch(Search):
+    """Frame-synchronous beam search with at most one token a frame, equal label sequences merged."""
+
+    def __init__(self, context_size: int = 2) -> None:
+        super().__init__()
+        self.context_size = context_size
+        self.beam: List[Hypothesis] = [Hypothesis()]  # the most probable first
+
+    @property
+    def best(self) -> Hypothesis:
+        """By log-probability divided by the number of labels, those that stand for the beginning among them."""
+        return max(self.beam, key=lambda h: h.score / (len(h.tokens) + self.context_size))
+
+    @staticmethod
+    @torch.no_grad()
+    def advance(searches: List["BeamSearch"], model: Transducer, encoder_out: Tensor, lengths: Tensor, beam: int = 4,
+                unk_id: int = 2) -> None:
+        """Take each search through its next frames; as :func:`modified_beam_search`, whose arguments these are."""
+        encoded = model.joiner.encoder_proj(encoder_out)
+        device = encoder_out.device
+        predicted_cache: Dict[Tuple[int, ...], Tensor] = {}
+        lengths = lengths.tolist()
+        for frame in range(encoder_out.size(1)):
+            rows = [row for row, length in enumerate(lengths) if frame < length]
+            if not rows:
+                break
+            owners = [row for row in rows for _ in searches[row].beam]
+            contexts = [_context(model, hyp.tokens) for row in rows for hyp in searches[row].beam]
+            fresh = sorted(set(contexts) - set(predicted_cache))
+            if fresh:
+                # The predictor sees the last labels only, so that its outputs are few and used again and again.
+                outputs = model.joiner.predictor_proj(model.predictor(torch.tensor(fresh, device=device)))[:, 0]
+                predicted_cache.update(zip(fresh, outputs))
+            logits = model.joiner(encoded[owners, frame], torch.stack([predicted_cache[c] for c in contexts]))
+            log_probs = logits.float().log_softmax(-1)
+            log_probs[:, unk_id] = float("-inf")
+            # No hypothesis can place more than `beam` extensions, blank aside.
+            blank = log_probs[:, model.blank_id].tolist()
+            log_probs[:, model.blank_id] = float("-inf")
+            best, tokens = log_probs.topk(min(beam, model.vocab_size - 1), dim=-1)
+            candidates = list(zip(blank, tokens.tolist(), best.tolist()))
+            for row in reversed(rows):
+                search = searches[row]
+                own = candidates[len(candidates) - len(search.beam):]
+                del candidates[len(candidates) - len(search.beam):]
+                search._take(own, search.num_frames + frame, beam)
+        for search, length in zip(searches, lengths):
+            search.num_frames += length
+
+    def _take(self, candidates: List[Tuple[float, List[int], List[float]]], frame: int, size: int) -> None:
+        """One frame: for each hypothesis the log-probability of blank, and tokens with theirs."""
+        merged: Dict[Tuple[int, ...], Hypothesis] = {}
+        for hyp, (blank, tokens, values) in zip(self.beam, candidates):
+            grown = [Hypothesis(hyp.score + blank, hyp.tokens, hyp.frames)]
+            grown += [Hypothesis(hyp.score + value, hyp.tokens + (token,), hyp.frames + (frame,))
+                      for token, value in zip(tokens, values) if value > float("-inf")]
+            for new in grown:
+                known = merged.get(new.tokens)
+                if known is not None:  # the likelier path says when the labels were heard
+                    likelier = new if new.score > known.score else known
+                    new = Hypothesis(_log_add(known.score, new.score), new.tokens, likelier.frames)
+                merged[new.tokens] = new
+        self.beam = sorted(merged.values(), key=lambda h: (-h.score, h.tokens))[:size]
+
+
 def greedy_search(model: Transducer, encoder_out: Tensor, lengths: Tensor, max_sym_per_frame: int = 1,
                   unk_id: int = 2) -> List[List[int]]:
     """The most probable token at each step; ``<unk>`` counts as blank, as in sherpa-onnx.
@@ -25,35 +150,11 @@ def greedy_search(model: Transducer, encoder_out: Tensor, lengths: Tensor, max_s
     Returns:
         The token ids of each utterance.
     """
-    encoded = model.joiner.encoder_proj(encoder_out)
-    num, num_frames = encoder_out.size(0), encoder_out.size(1)
-    context = model.predictor.initial_context(num, encoder_out.device)
-    predicted = model.joiner.predictor_proj(model.predictor(context))[:, 0]
-    results: List[List[int]] = [[] for _ in range(num)]
-    for frame in range(num_frames):
-        active = frame < lengths
-        for _ in range(max_sym_per_frame):
-            token = model.joiner(encoded[:, frame], predicted).argmax(-1)
-            active = active & (token != model.blank_id) & (token != unk_id)
-            emitting = active.nonzero().squeeze(1)
-            if emitting.numel() == 0:
-                break
-            for row, symbol in zip(emitting.tolist(), token[emitting].tolist()):
-                results[row].append(symbol)
-            context[emitting] = torch.cat([context[emitting, 1:], token[emitting, None]], dim=1)
-            predicted[emitting] = model.joiner.predictor_proj(model.predictor(context[emitting]))[:, 0]
-    return results
+    searches = [GreedySearch() for _ in range(encoder_out.size(0))]
+    GreedySearch.advance(searches, model, encoder_out, lengths, max_sym_per_frame, unk_id)
+    return [list(search.best.tokens) for search in searches]
 
 
-@dataclass
-class Hypothesis:
-    """A label sequence and the log-probability (natural) of all the paths to it that the beam has seen."""
-
-    score: float
-    tokens: Tuple[int, ...] = field(default=())
-
-
-@torch.no_grad()
 def modified_beam_search(model: Transducer, encoder_out: Tensor, lengths: Tensor, beam: int = 4,
                          unk_id: int = 2) -> List[List[int]]:
     """Frame-synchronous beam search with at most one token a frame, equal label sequences merged.
@@ -65,12 +166,11 @@ def modified_beam_search(model: Transducer, encoder_out: Tensor, lengths: Tensor
     Returns:
         The token ids of the best hypothesis of each utterance, by log-probability divided by the label count.
     """
-    size = model.predictor.initial_context(1).size(1)
-    return [list(max(hyps, key=lambda h: h.score / (len(h.tokens) + size)).tokens)
-            for hyps in nbest_search(model, encoder_out, lengths, beam, unk_id)]
+    searches = [BeamSearch(model.predictor.context_size) for _ in range(encoder_out.size(0))]
+    BeamSearch.advance(searches, model, encoder_out, lengths, beam, unk_id)
+    return [list(search.best.tokens) for search in searches]
 
 
-@torch.no_grad()
 def nbest_search(model: Transducer, encoder_out: Tensor, lengths: Tensor, beam: int = 4,
                  unk_id: int = 2) -> List[List[Hypothesis]]:
     """All that :func:`modified_beam_search` has kept at the end.
@@ -80,44 +180,15 @@ def nbest_search(model: Transducer, encoder_out: Tensor, lengths: Tensor, beam: 
     Returns:
         The at most ``beam`` hypotheses of each utterance, the most probable first.
     """
-    encoded = model.joiner.encoder_proj(encoder_out)
-    num, device = encoder_out.size(0), encoder_out.device
-    start = tuple(model.predictor.initial_context(1)[0].tolist())
-    size = len(start)
-    beams: List[List[Hypothesis]] = [[Hypothesis(0.0)] for _ in range(num)]
-    predicted_cache: Dict[Tuple[int, ...], Tensor] = {}
-    for frame in range(encoder_out.size(1)):
-        rows = [n for n in range(num) if frame < lengths[n]]
-        if not rows:
-            break
-        owners = [n for n in rows for _ in beams[n]]
-        contexts = [(start + hyp.tokens)[-size:] for n in rows for hyp in beams[n]]
-        fresh = sorted(set(contexts) - set(predicted_cache))
-        if fresh:
-            # The predictor sees the last labels only, so that its outputs are few and used again and again.
-            outputs = model.joiner.predictor_proj(model.predictor(torch.tensor(fresh, device=device)))[:, 0]
-            predicted_cache.update(zip(fresh, outputs))
-        logits = model.joiner(encoded[owners, frame], torch.stack([predicted_cache[c] for c in contexts]))
-        log_probs = logits.float().log_softmax(-1)
-        log_probs[:, unk_id] = float("-inf")
-        # No hypothesis can place more than `beam` extensions, blank aside.
-        blank = log_probs[:, model.blank_id].tolist()
-        log_probs[:, model.blank_id] = float("-inf")
-        best, tokens = log_probs.topk(min(beam, model.vocab_size - 1), dim=-1)
-        best, tokens = best.tolist(), tokens.tolist()
-        item = 0
-        for n in rows:
-            merged: Dict[Tuple[int, ...], float] = {}
-            for hyp in beams[n]:
-                candidates = [(hyp.tokens, hyp.score + blank[item])]
-                candidates += [(hyp.tokens + (token,), hyp.score + value)
-                               for token, value in zip(tokens[item], best[item]) if value > float("-inf")]
-                for labels, score in candidates:
-                    merged[labels] = _log_add(merged[labels], score) if labels in merged else score
-                item += 1
-            ranked = sorted(merged.items(), key=lambda pair: (-pair[1], pair[0]))[:beam]
-            beams[n] = [Hypothesis(score, labels) for labels, score in ranked]
-    return beams
+    searches = [BeamSearch(model.predictor.context_size) for _ in range(encoder_out.size(0))]
+    BeamSearch.advance(searches, model, encoder_out, lengths, beam, unk_id)
+    return [search.beam for search in searches]
+
+
+def _context(model: Transducer, tokens: Tuple[int, ...]) -> Tuple[int, ...]:
+    """What the predictor reads after these labels."""
+    size = model.predictor.context_size
+    return (((-1,) * (size - 1) + (model.blank_id,)) + tokens)[-size:]
 
 
 def _log_add(a: float, b: float) -> float:

@@ -36,6 +36,17 @@ def pytest_collection_modifyitems(items):
                 item.add_marker(pytest.mark.skip(reason=reason))
 
 
+@pytest.fixture
+def one_thread():
+    """Tiny tensors: threads cost more than they give, and one thread sums in one order."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory):
     """(folder, lang, training cuts, dev cuts) of the made-up language."""

@@ -11,7 +11,7 @@ from kdlib.config import ModelConfig
 from kdlib.decoding import greedy_search, modified_beam_search, nbest_search
 from kdlib.transducer import Transducer
 
-pytestmark = pytest.mark.both
+pytestmark = [pytest.mark.both, pytest.mark.usefixtures("one_thread")]
 
 VOCAB, UNK = 5, 2
 

@@ -16,7 +16,7 @@ from kdlib.errors import RecipeError
 from kdlib.files import read_json
 from kdlib.training.checkpoint import load_averaged
 
-pytestmark = pytest.mark.both
+pytestmark = [pytest.mark.both, pytest.mark.usefixtures("one_thread")]
 LOCAL = Path(__file__).resolve().parents[1] / "local"
 
 

@@ -22,16 +22,7 @@ from kdlib.training.loop import MovingAverage, Trainer, learning_rate
 from kdlib.training.parallel import launch
 from kdlib.transducer import Transducer
 
-pytestmark = pytest.mark.both
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Tiny tensors: threads cost more than they give, and one thread sums in one order."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = [pytest.mark.both, pytest.mark.usefixtures("one_thread")]
 
 
 def test_an_utterance_too_short_for_a_frame_has_no_words(corpus):

@@ -1,0 +1,110 @@
+"""Recognition as the audio arrives: many streams in one batch, each at its own place.
+
+A stream takes features in pieces of any length. Whenever it has those of a whole chunk, the recogniser runs the encoder
+on the chunk, with the caches of that stream, and takes its search on. What comes out is what the masked full pass and a
+search over all of it give, chunk for chunk.
+
+F feature bins, L frames of left context, C channels.
+"""
+
+from typing import List, Optional, Type
+
+import torch
+from torch import Tensor
+
+from kdlib.conformer import RIGHT_CONTEXT, SUBSAMPLING, subsampled_length
+from kdlib.decoding import BeamSearch, GreedySearch, Hypothesis, Search
+from kdlib.transducer import Transducer
+
+
+class Stream:
+    """One utterance on its way: features not yet seen, caches, and what has been recognised."""
+
+    def __init__(self, search: Search, attention: Tensor, convolution: Tensor):
+        self.search = search
+        self.attention, self.convolution = attention, convolution  # (num_layers, L, C), (num_layers, kernel_size - 1, C)
+        self.features: List[Tensor] = []
+        self.num_features = 0  # waiting
+        self.ended = False
+
+    def accept(self, features: Tensor) -> None:
+        """More features: (T0, F) float32, any T0."""
+        if self.ended:
+            raise ValueError("the stream has ended: it takes no more features")
+        self.features.append(features)
+        self.num_features += features.size(0)
+
+    def end(self) -> None:
+        """No more features will come; what is left makes a last, shorter chunk."""
+        self.ended = True
+
+    @property
+    def result(self) -> Hypothesis:
+        """The best hypothesis so far; its ``frames`` are counted after subsampling."""
+        return self.search.best
+
+
+class StreamingRecogniser:
+    """Runs streams of one model.
+
+    Args:
+        model: in evaluation mode.
+        chunk_size, left_context: in frames after subsampling (40 ms); the model's config says them when None.
+        method: greedy_search or modified_beam_search.
+        max_sym_per_frame: of the greedy search; beam: hypotheses of the other.
+    """
+
+    def __init__(self, model: Transducer, chunk_size: Optional[int] = None, left_context: Optional[int] = None,
+                 method: str = "greedy_search", max_sym_per_frame: int = 1, beam: int = 4):
+        self.model = model
+        self.chunk_size = model.config.chunk_size if chunk_size is None else chunk_size
+        self.left_context = model.config.left_context if left_context is None else left_context
+        if self.chunk_size < 1 or self.left_context < 0:
+            raise ValueError(f"streams need chunks: chunk_size is {self.chunk_size}, left_context {self.left_context}")
+        self.search: Type[Search] = {"greedy_search": GreedySearch, "modified_beam_search": BeamSearch}[method]
+        self.option = max_sym_per_frame if self.search is GreedySearch else beam
+        self.device = next(model.parameters()).device
+
+    def create_stream(self) -> Stream:
+        """A stream at its beginning."""
+        like = next(self.model.parameters())
+        caches = self.model.encoder.initial_caches(1, like, self.left_context)
+        search = GreedySearch() if self.search is GreedySearch else BeamSearch(self.model.predictor.context_size)
+        return Stream(search, *(cache[:, :, 0] for cache in caches))
+
+    def ready(self, stream: Stream) -> bool:
+        """Whether the stream has a chunk to run."""
+        if stream.ended:
+            return subsampled_length(stream.num_features) > 0
+        return stream.num_features >= SUBSAMPLING * self.chunk_size + RIGHT_CONTEXT
+
+    @torch.no_grad()
+    def decode(self, streams: List[Stream]) -> None:
+        """Run the next chunk of each of these streams, all in one batch; every one must be ready."""
+        window = SUBSAMPLING * self.chunk_size + RIGHT_CONTEXT
+        chunks, lengths = [], []
+        for stream in streams:
+            waiting = torch.cat(stream.features)
+            chunk = waiting[:window]
+            # The last chunk of a stream may be short. What it lacks is made up with zeros, which no frame before them
+            # sees through the convolutions; attention would, and is told of them by `lengths`.
+            lengths.append(subsampled_length(len(chunk)))
+            chunks.append(torch.nn.functional.pad(chunk, (0, 0, 0, window - len(chunk))))
+            stream.features = [waiting[SUBSAMPLING * self.chunk_size:]]
+            stream.num_features = len(stream.features[0])
+        counts = torch.tensor(lengths, device=self.device)
+        processed = torch.tensor([stream.search.num_frames for stream in streams], device=self.device)
+        encoded, attention, convolution = self.model.encoder.streaming_forward(
+            torch.stack(chunks).to(self.device), torch.stack([stream.attention for stream in streams], dim=2),
+            torch.stack([stream.convolution for stream in streams], dim=2), processed, counts)
+        for number, stream in enumerate(streams):
+            stream.attention, stream.convolution = attention[:, :, number], convolution[:, :, number]
+        self.search.advance([stream.search for stream in streams], self.model, encoded, counts, self.option)
+
+    def run(self, streams: List[Stream]) -> None:
+        """Run all streams until none is ready."""
+        while True:
+            waiting = [stream for stream in streams if self.ready(stream)]
+            if not waiting:
+                return
+            self.decode(waiting)
