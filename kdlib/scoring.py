@@ -7,7 +7,8 @@ strings without white space. The alignment is Levenshtein's with unit costs, com
 import ast
 from collections import Counter
 from dataclasses import dataclass
-from typing import Dict, Iterable, List, Mapping, Optional, Sequence, Tuple, Union
+from pathlib import Path
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple, Union
 
 from kdlib.errors import RecipeError
 from kdlib.files import PathLike, write_text
@@ -161,6 +162,21 @@ def write_wer_summary(path: PathLike, wers: Mapping[str, float]) -> None:
     """Write the word error rate (per cent) of each decoding setting, the best first."""
     rows = sorted(wers.items(), key=lambda item: item[1])
     write_text(path, "settings\tWER\n" + "".join(f"{setting}\t{wer:.2f}\n" for setting, wer in rows))
+
+
+def write_results(folder: PathLike, test_set: str, setting: str, suffix: str, results: Iterable[Result]) -> Dict[str, Any]:
+    """Write the three files of a decoded test set, and return what a decoding summary keeps of it.
+
+    ``setting`` names how it was decoded, ``suffix`` also with which epochs; the files are ``recogs-``, ``errs-`` and
+    ``wer-summary-<test_set>-<suffix>.txt`` in ``folder``.
+    """
+    folder, results = Path(folder), list(results)
+    write_recogs(folder / f"recogs-{test_set}-{suffix}.txt", results)
+    counts = write_error_stats(folder / f"errs-{test_set}-{suffix}.txt", test_set, results)
+    write_wer_summary(folder / f"wer-summary-{test_set}-{suffix}.txt", {setting: counts.wer})
+    errors, words = errors_by_utterance(results)
+    return {**counts.as_dict(), "wer": round(counts.wer, 4), "skipped": 0, "errors_by_utterance": errors,
+            "words_by_utterance": words}
 
 
 def _sorted_unique(results: Iterable[Result]) -> List[Result]:

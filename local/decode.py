@@ -14,7 +14,7 @@ from kdlib.decoding import greedy_search, modified_beam_search
 from kdlib.errors import run_main
 from kdlib.files import write_json
 from kdlib.lang import Lang
-from kdlib.scoring import errors_by_utterance, write_error_stats, write_recogs, write_wer_summary
+from kdlib.scoring import write_results
 from kdlib.training.checkpoint import load_averaged
 
 FRAME_MS = 40.0
@@ -30,6 +30,9 @@ def get_args():
     parser.add_argument("--epoch", type=int, help="the last one unless given")
     parser.add_argument("--avg", type=int, help="epochs to average; as the training's config says unless given")
     parser.add_argument("--method", help="greedy_search or modified_beam_search")
+    parser.add_argument("--beam", type=int, help="hypotheses of modified_beam_search")
+    parser.add_argument("--chunk-size", type=int, help="frames of 40 ms, 0 for full context; the model's unless given")
+    parser.add_argument("--left-context", type=int, help="frames of 40 ms, -1 for all; the model's unless given")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     return parser.parse_args()
 
@@ -51,13 +54,15 @@ def decode(model, loader, lang: Lang, config: DecodeConfig, device, name: str):
 
 def main():
     args = get_args()
-    options = {"epoch": args.epoch, "avg": args.avg, "method": args.method}
+    options = {"epoch": args.epoch, "avg": args.avg, "method": args.method, "beam": args.beam}
     given = [f"{name}={value}" for name, value in options.items() if value is not None]
     config = load_config(DecodeConfig, args.config, given + args.overrides)
     lang = Lang(args.lang)
-    model, train_config, which = load_averaged(args.exp, config.epoch, config.avg, tokens=lang.tokens)
+    model, _, which = load_averaged(args.exp, config.epoch, config.avg, tokens=lang.tokens)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device)
+    model.config.chunk_size = model.config.chunk_size if args.chunk_size is None else args.chunk_size
+    model.config.left_context = model.config.left_context if args.left_context is None else args.left_context
     greedy = config.method == "greedy_search"
     setting = config.method + (f"-max-sym-{config.max_sym_per_frame}" if greedy else f"-beam-{config.beam}")
     suffix = f"epoch-{which['epoch']}-avg-{which['avg']}-{setting}"
@@ -65,22 +70,15 @@ def main():
     folder.mkdir(parents=True, exist_ok=True)
     summary = {"model": args.exp.name, "parameters": model.parameter_counts()["total"], **which,
                "method": config.method, "max_sym_per_frame": config.max_sym_per_frame if greedy else 1,
-               "chunk_ms": train_config.model.chunk_size * FRAME_MS,
-               "left_context_ms": train_config.model.left_context * FRAME_MS, "test_sets": {}}
+               "chunk_ms": model.config.chunk_size * FRAME_MS,
+               "left_context_ms": model.config.left_context * FRAME_MS, "test_sets": {}}
     begin = time.monotonic()
     for name in args.test_sets.split():
         cuts = load_cuts(args.fbank / f"cuts_{name}.jsonl.gz")
         loader = eval_loader(cuts, lang, DataConfig(), config.max_duration)
-        results = decode(model, loader, lang, config, device, name)
-        write_recogs(folder / f"recogs-{name}-{suffix}.txt", results)
-        counts = write_error_stats(folder / f"errs-{name}-{suffix}.txt", name, results)
-        write_wer_summary(folder / f"wer-summary-{name}-{suffix}.txt", {setting: counts.wer})
-        errors, words = errors_by_utterance(results)
-        summary["test_sets"][name] = {
-            "wer": round(counts.wer, 4), "errors": counts.errors, "words": counts.words, "ins": counts.ins,
-            "del": counts.del_, "sub": counts.sub, "utterances": counts.utterances, "skipped": 0,
-            "errors_by_utterance": errors, "words_by_utterance": words}
-        print(f"{args.exp.name} {name}: WER {counts.wer:.2f} % ({counts.errors} errors in {counts.words} words) "
+        counts = write_results(folder, name, setting, suffix, decode(model, loader, lang, config, device, name))
+        summary["test_sets"][name] = counts
+        print(f"{args.exp.name} {name}: WER {counts['wer']:.2f} % ({counts['errors']} errors in {counts['words']} words) "
               f"-> {folder}/errs-{name}-{suffix}.txt")
     summary["seconds"] = round(time.monotonic() - begin, 1)
     write_json(folder / "summary.json", summary)

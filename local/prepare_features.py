@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Iterable
 
 import torch
-from lhotse import CutSet, Fbank, FbankConfig as LhotseFbankConfig, LilcomChunkyWriter
+from lhotse import CutSet, Fbank, LilcomChunkyWriter
 from lhotse.cut import Cut
 
 from kdlib.config import FbankConfig, load_config
 from kdlib.data import load_cuts
 from kdlib.errors import RecipeError, run_main
+from kdlib.features import fbank_extractor
 from kdlib.files import atomic_path
 from kdlib.processes import end_with_parent
 
@@ -83,9 +84,7 @@ def main():
     parts = sorted(args.manifests.glob("cuts_*.jsonl.gz"))
     if not parts:
         raise RecipeError(f"{args.manifests} holds no cuts_*.jsonl.gz: run stage 1 first")
-    extractor = Fbank(LhotseFbankConfig(sampling_rate=config.sampling_rate, num_filters=config.num_filters,
-                                        low_freq=config.low_freq, high_freq=config.high_freq, dither=0.0,
-                                        snip_edges=False))
+    extractor = fbank_extractor(config)
     torch.set_num_threads(1)  # lhotse warns of forked processes that have more
     args.output.mkdir(parents=True, exist_ok=True)
     for manifest in parts:

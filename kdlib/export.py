@@ -1,0 +1,216 @@
+"""Streaming transducers as ONNX files, in the layout that sherpa-onnx asks of its ``conformer`` model type.
+
+Three files: the encoder runs one chunk with its caches, the decoder is the predictor with its projection, the joiner
+adds what comes out of both. Shapes and metadata are those of sherpa-onnx's contract; N streams, T feature frames of a
+chunk, F bins, L frames of left context, C channels, V tokens.
+"""
+
+from pathlib import Path
+from typing import Dict, List, Sequence, Tuple
+
+import torch
+from torch import Tensor, nn
+
+from kdlib.conformer import RIGHT_CONTEXT, SUBSAMPLING
+from kdlib.errors import RecipeError
+from kdlib.files import PathLike, atomic_path
+from kdlib.transducer import Transducer
+
+PARTS = ("encoder", "decoder", "joiner")
+TOLERANCE = 1e-4
+
+
+class ExportedEncoder(nn.Module):
+    """One chunk: x (N, T, F), cached_attn (layers, L, N, C), cached_conv (layers, kernel - 1, N, C), processed_lens
+    (N,) int64 in 10 ms frames, to encoder_out (N, chunk, joiner_dim) and the two new caches."""
+
+    def __init__(self, model: Transducer):
+        super().__init__()
+        self.encoder, self.projection = model.encoder, model.joiner.encoder_proj
+
+    def forward(self, x: Tensor, cached_attn: Tensor, cached_conv: Tensor,
+                processed_lens: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+        processed = torch.div(processed_lens, SUBSAMPLING, rounding_mode="floor")
+        encoded, attention, convolution = self.encoder.streaming_forward(x, cached_attn, cached_conv, processed)
+        return self.projection(encoded), attention, convolution
+
+
+class ExportedDecoder(nn.Module):
+    """y (N, context_size) int64 to decoder_out (N, joiner_dim)."""
+
+    def __init__(self, model: Transducer):
+        super().__init__()
+        self.predictor, self.projection = model.predictor, model.joiner.predictor_proj
+
+    def forward(self, y: Tensor) -> Tensor:
+        return self.projection(self.predictor(y)).squeeze(1)
+
+
+class ExportedJoiner(nn.Module):
+    """encoder_out and decoder_out, each (N, joiner_dim), to logit (N, V)."""
+
+    def __init__(self, model: Transducer):
+        super().__init__()
+        self.joiner = model.joiner
+
+    def forward(self, encoder_out: Tensor, decoder_out: Tensor) -> Tensor:
+        return self.joiner(encoder_out, decoder_out)
+
+
+def chunk_frames(chunk_size: int) -> int:
+    """Feature frames that a chunk of so many frames after subsampling reads."""
+    return SUBSAMPLING * chunk_size + RIGHT_CONTEXT
+
+
+def metadata(model: Transducer, chunk_size: int, left_context: int) -> Dict[str, Dict[str, object]]:
+    """What each file says of itself; sherpa-onnx ends where a key is missing."""
+    c = model.config
+    return {
+        "encoder": {"model_type": "conformer", "num_encoder_layers": c.num_layers, "T": chunk_frames(chunk_size),
+                    "decode_chunk_len": SUBSAMPLING * chunk_size, "left_context": left_context,
+                    "encoder_dim": c.encoder_dim, "pad_length": RIGHT_CONTEXT, "cnn_module_kernel": c.kernel_size},
+        "decoder": {"vocab_size": model.vocab_size, "context_size": c.context_size},
+        "joiner": {"joiner_dim": c.joiner_dim},
+    }
+
+
+def export_onnx(model: Transducer, folder: PathLike, chunk_size: int, left_context: int) -> List[Path]:
+    """Write ``encoder.onnx``, ``decoder.onnx`` and ``joiner.onnx`` in float32 and check them against torch.
+
+    Args:
+        model: in evaluation mode, on the CPU.
+        chunk_size, left_context: in frames after subsampling, of which both must be at least 1.
+    Returns:
+        the three paths.
+    Raises:
+        RecipeError: the model cannot stream in these chunks, or a file gives other numbers than torch.
+    """
+    if chunk_size < 1 or left_context < 1:
+        raise RecipeError(f"a model with chunk_size {chunk_size} and left_context {left_context} cannot be exported: "
+                          "sherpa-onnx streams in chunks with a cache, so both must be at least 1 frame (40 ms)")
+    folder = Path(folder)
+    like = torch.zeros(())
+    x = torch.randn(1, chunk_frames(chunk_size), model.config.num_features)
+    caches = model.encoder.initial_caches(1, like, left_context)
+    streams = {"x": {0: "N"}, "cached_attn": {2: "N"}, "cached_conv": {2: "N"}, "processed_lens": {0: "N"},
+               "encoder_out": {0: "N"}, "new_cached_attn": {2: "N"}, "new_cached_conv": {2: "N"}, "y": {0: "N"},
+               "decoder_out": {0: "N"}, "logit": {0: "N"}}
+    projected = torch.zeros(1, model.config.joiner_dim)
+    modules = {
+        "encoder": (ExportedEncoder(model), (x, *caches, torch.zeros(1, dtype=torch.int64)),
+                    ["x", "cached_attn", "cached_conv", "processed_lens"],
+                    ["encoder_out", "new_cached_attn", "new_cached_conv"]),
+        "decoder": (ExportedDecoder(model), (model.predictor.initial_context(1),), ["y"], ["decoder_out"]),
+        "joiner": (ExportedJoiner(model), (projected, projected), ["encoder_out", "decoder_out"], ["logit"]),
+    }
+    described = metadata(model, chunk_size, left_context)
+    paths = []
+    for part, (module, inputs, names, outputs) in modules.items():
+        paths.append(folder / f"{part}.onnx")
+        with atomic_path(paths[-1]) as temporary:
+            _trace(module.eval(), inputs, temporary, names, outputs, {n: streams[n] for n in [*names, *outputs]})
+            _describe(temporary, described[part])
+    check_exported(model, folder, chunk_size, left_context)
+    return paths
+
+
+def _trace(module: nn.Module, inputs: Sequence[Tensor], path: Path, names: List[str], outputs: List[str],
+           axes: Dict[str, Dict[int, str]]) -> None:
+    # The tracer's constants are the chunk's; torch's newer exporter needs a package more and renames what it folds.
+    legacy = {"dynamo": False} if tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 5) else {}
+    import warnings
+
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(module, tuple(inputs), str(path), input_names=names, output_names=outputs, dynamic_axes=axes,
+                          opset_version=13, do_constant_folding=True, **legacy)
+
+
+def _describe(path: Path, entries: Dict[str, object]) -> None:
+    import onnx
+
+    content = onnx.load(str(path))
+    for key, value in entries.items():
+        entry = content.metadata_props.add()
+        entry.key, entry.value = key, str(value)
+    onnx.save(content, str(path))
+
+
+def quantise(folder: PathLike) -> List[Path]:
+    """``encoder.int8.onnx`` and so on beside the float files: dynamic quantisation by onnxruntime.
+
+    Weights of matrix products become int8, one scale for each output channel; activations are quantised as they come.
+    """
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    paths = []
+    for part in PARTS:
+        source, target = Path(folder) / f"{part}.onnx", Path(folder) / f"{part}.int8.onnx"
+        with atomic_path(target) as temporary:
+            quantize_dynamic(str(source), str(temporary), op_types_to_quantize=["MatMul", "Gemm", "Gather"],
+                             weight_type=QuantType.QInt8, per_channel=True)
+        paths.append(target)
+    return paths
+
+
+class OnnxModel:
+    """The three files of a folder, run by onnxruntime on one thread; ``suffix`` is "" or ".int8"."""
+
+    def __init__(self, folder: PathLike, suffix: str = ""):
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        self.sessions = {}
+        for part in PARTS:
+            path = Path(folder) / f"{part}{suffix}.onnx"
+            if not path.is_file():
+                raise RecipeError(f"{path} is missing: export the model again (stage 9)")
+            self.sessions[part] = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+    def run(self, part: str, *inputs: Tensor) -> List[Tensor]:
+        """The outputs of one of PARTS for its inputs, in their order."""
+        session = self.sessions[part]
+        feed = {value.name: tensor.numpy() for value, tensor in zip(session.get_inputs(), inputs)}
+        return [torch.from_numpy(output) for output in session.run(None, feed)]
+
+
+@torch.no_grad()
+def check_exported(model: Transducer, folder: PathLike, chunk_size: int, left_context: int, chunks: int = 6) -> float:
+    """Run two streams through the float files and through torch, chunk by chunk.
+
+    Returns:
+        the largest difference of any output.
+    Raises:
+        RecipeError: it is above TOLERANCE.
+    """
+    exported = OnnxModel(folder)
+    generator = torch.Generator().manual_seed(0)
+    window, step = chunk_frames(chunk_size), SUBSAMPLING * chunk_size
+    features = torch.randn(2, step * chunks + RIGHT_CONTEXT, model.config.num_features, generator=generator)
+    features = features / model.encoder.subsampling.inverse_std + model.encoder.subsampling.mean
+    ours = theirs = model.encoder.initial_caches(2, torch.zeros(()), left_context)
+    worst = 0.0
+
+    def compare(got: Sequence[Tensor], want: Sequence[Tensor]) -> None:
+        nonlocal worst
+        for one, other in zip(got, want):
+            worst = max(worst, float((one - other).abs().max()) if one.shape == other.shape else float("inf"))
+
+    torch_modules = ExportedEncoder(model), ExportedDecoder(model), ExportedJoiner(model)
+    contexts = torch.randint(1, model.vocab_size, (2, model.config.context_size), generator=generator)
+    for number in range(chunks):
+        x = features[:, step * number:step * number + window]
+        processed = torch.full((2,), step * number)
+        want = torch_modules[0](x, *ours, processed)
+        got = exported.run("encoder", x, *theirs, processed)
+        compare(got, want)
+        ours, theirs = want[1:], got[1:]
+    for context in (model.predictor.initial_context(2), contexts):
+        predicted = torch_modules[1](context)
+        compare(exported.run("decoder", context), [predicted])
+        compare(exported.run("joiner", want[0][:, 0].contiguous(), predicted), [torch_modules[2](want[0][:, 0], predicted)])
+    if not worst <= TOLERANCE:
+        raise RecipeError(f"the files in {folder} give other numbers than torch (largest difference {worst:.2g}, allowed "
+                          f"{TOLERANCE:g})")
+    return worst

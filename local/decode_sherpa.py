@@ -1,0 +1,86 @@
+#!/usr/bin/env python3
+"""Decode test sets with sherpa-onnx, streaming, from an exported folder alone (stage 9)."""
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from kdlib.data import load_cuts
+from kdlib.errors import RecipeError, run_main
+from kdlib.export import PARTS
+from kdlib.files import read_json, write_json
+from kdlib.scoring import write_results
+
+FRAME_MS = 40.0
+METHODS = ("greedy_search", "modified_beam_search")
+
+
+def get_args():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", type=Path, required=True, help="folder of local/export_onnx.py")
+    parser.add_argument("--int8", action="store_true", help="the quantised files")
+    parser.add_argument("--cuts", type=Path, required=True, help="folder with cuts_<test set>.jsonl.gz and their audio")
+    parser.add_argument("--test-sets", required=True, help="names, separated by spaces")
+    parser.add_argument("--method", choices=METHODS, default=METHODS[0])
+    parser.add_argument("--beam", type=int, default=4, help="hypotheses of modified_beam_search")
+    return parser.parse_args()
+
+
+def make_recognizer(folder: Path, suffix: str, about, method: str, beam: int):
+    import sherpa_onnx
+
+    files = {part: folder / f"{part}{suffix}.onnx" for part in PARTS}
+    for path in [*files.values(), folder / "tokens.txt"]:
+        if not path.is_file():
+            raise RecipeError(f"{path} is missing: export the model again (stage 9)")
+    return sherpa_onnx.OnlineRecognizer.from_transducer(
+        tokens=str(folder / "tokens.txt"), **{part: str(path) for part, path in files.items()}, num_threads=1,
+        sample_rate=about["sampling_rate"], feature_dim=about["num_filters"], low_freq=about["low_freq"],
+        high_freq=about["high_freq"], decoding_method=method, max_active_paths=beam, model_type="conformer")
+
+
+def main():
+    args = get_args()
+    about = read_json(args.model / "model.json", "export the model again (stage 9)")
+    suffix = ".int8" if args.int8 else ""
+    recognizer = make_recognizer(args.model, suffix, about, args.method, args.beam)
+    # A chunk runs only when more than its frames are ready: without so much silence the last words would be cut.
+    tail = np.zeros(int((4 * about["chunk_size"] + 3 + 1) * 0.01 * about["sampling_rate"]) + 1, dtype=np.float32)
+    folder = args.model / ("decode-int8" if args.int8 else "decode")
+    folder.mkdir(parents=True, exist_ok=True)
+    greedy = args.method == METHODS[0]
+    setting = f"sherpa-onnx{suffix}-{args.method}" + ("" if greedy else f"-beam-{args.beam}")
+    summary = {"model": about["model"], "parameters": about["parameters"], "updates": about["updates"],
+               "epoch": about["epoch"], "avg": about["avg"], "method": args.method, "max_sym_per_frame": 1,
+               "chunk_ms": about["chunk_size"] * FRAME_MS, "left_context_ms": about["left_context"] * FRAME_MS,
+               "test_sets": {}}
+    begin, audio_seconds, busy = time.monotonic(), 0.0, 0.0
+    for name in args.test_sets.split():
+        results = []
+        for cut in tqdm(load_cuts(args.cuts / f"cuts_{name}.jsonl.gz"), desc=name, unit="utterance", mininterval=5):
+            samples = cut.load_audio()[0].astype(np.float32)
+            start = time.perf_counter()
+            stream = recognizer.create_stream()
+            stream.accept_waveform(about["sampling_rate"], np.concatenate([samples, tail]))
+            stream.input_finished()
+            while recognizer.is_ready(stream):
+                recognizer.decode_stream(stream)
+            busy += time.perf_counter() - start
+            audio_seconds += cut.duration
+            results.append((cut.id, cut.supervisions[0].text.split(), recognizer.get_result(stream).split()))
+        counts = write_results(folder, name, setting, setting, results)
+        summary["test_sets"][name] = counts
+        print(f"{about['model']}{suffix} {name}: WER {counts['wer']:.2f} % by sherpa-onnx ({counts['errors']} errors in "
+              f"{counts['words']} words) -> {folder}/errs-{name}-{setting}.txt")
+    summary["seconds"] = round(time.monotonic() - begin, 1)
+    summary["real_time_factor"] = round(busy / audio_seconds, 5)
+    write_json(folder / "summary.json", summary)
+    print(f"{about['model']}{suffix}: real-time factor {busy / audio_seconds:.4f} on one thread, "
+          f"{about['int8_bytes' if args.int8 else 'float32_bytes']:,} bytes")
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,71 @@
+#!/usr/bin/env python3
+"""Export a trained model for sherpa-onnx: encoder, decoder and joiner, float32 and int8, tokens and a model card (stage 9)."""
+
+import argparse
+import shutil
+from pathlib import Path
+
+from kdlib.config import FbankConfig, load_config
+from kdlib.errors import run_main
+from kdlib.export import PARTS, check_exported, export_onnx, quantise
+from kdlib.files import atomic_path, write_json, write_text
+from kdlib.lang import Lang
+from kdlib.training.checkpoint import load_averaged
+
+FRAME_MS = 40
+
+
+def get_args():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--exp", type=Path, required=True, help="folder of the trained model")
+    parser.add_argument("--lang", type=Path, required=True, help="folder of stage 3")
+    parser.add_argument("--fbank-config", type=Path, required=True, help="conf/fbank.yaml")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the exported model")
+    parser.add_argument("--epoch", type=int, default=-1, help="the last one unless given")
+    parser.add_argument("--avg", type=int, default=-1, help="epochs to average; as the training's config says unless given")
+    parser.add_argument("--chunk-size", type=int, help="frames of 40 ms; the model's unless given")
+    parser.add_argument("--left-context", type=int, help="frames of 40 ms; the model's unless given")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for conf/fbank.yaml")
+    return parser.parse_args()
+
+
+def main():
+    args = get_args()
+    lang = Lang(args.lang)
+    fbank = load_config(FbankConfig, args.fbank_config, args.overrides)
+    model, _, which = load_averaged(args.exp, args.epoch, args.avg, tokens=lang.tokens)
+    chunk = model.config.chunk_size if args.chunk_size is None else args.chunk_size
+    left = model.config.left_context if args.left_context is None else args.left_context
+    args.output.mkdir(parents=True, exist_ok=True)
+    export_onnx(model, args.output, chunk, left)
+    quantise(args.output)
+    with atomic_path(args.output / "tokens.txt") as temporary:
+        shutil.copyfile(args.lang / "tokens.txt", temporary)
+    sizes = {suffix: sum((args.output / f"{part}{suffix}.onnx").stat().st_size for part in PARTS)
+             for suffix in ("", ".int8")}
+    parameters = model.parameter_counts()["total"]
+    about = {"model": args.exp.name, "parameters": parameters, **which, "chunk_size": chunk, "left_context": left,
+             "sampling_rate": fbank.sampling_rate, "num_filters": fbank.num_filters, "low_freq": fbank.low_freq,
+             "high_freq": fbank.high_freq, "float32_bytes": sizes[""], "int8_bytes": sizes[".int8"]}
+    write_text(args.output / "model_card.md", card(about))
+    write_json(args.output / "model.json", about)  # the last: the folder is whole when it is there
+    worst = check_exported(model, args.output, chunk, left)
+    print(f"{args.exp.name}: {parameters:,} parameters, {sizes['']:,} bytes in float32, {sizes['.int8']:,} in int8; "
+          f"largest difference to torch {worst:.1e} -> {args.output}")
+
+
+def card(about) -> str:
+    return (f"# {about['model']}\n\n"
+            "A streaming Conformer transducer for sherpa-onnx (model type `conformer`).\n\n"
+            f"- Parameters: {about['parameters']:,}\n"
+            f"- Bytes: {about['float32_bytes']:,} in float32 (`encoder.onnx`, `decoder.onnx`, `joiner.onnx`), "
+            f"{about['int8_bytes']:,} in int8 (`*.int8.onnx`)\n"
+            f"- Chunk: {about['chunk_size'] * FRAME_MS} ms, with {about['left_context'] * FRAME_MS} ms of left context\n"
+            f"- Features: {about['num_filters']} mel bins from {about['low_freq']:g} Hz to {about['high_freq']:g} Hz "
+            f"(below 0: from half the rate), {about['sampling_rate']} Hz audio\n"
+            f"- Made from epoch {about['epoch']}, {about['avg']} averaged\n\n"
+            "Word error rates, where the model was decoded from these files, stand in `decode/` and `decode-int8/`.\n")
+
+
+if __name__ == "__main__":
+    run_main(main)

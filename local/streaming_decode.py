@@ -1,0 +1,135 @@
+#!/usr/bin/env python3
+"""Decode test sets as they would arrive: chunk by chunk, many streams in one batch, each at its own place."""
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from kdlib.config import DecodeConfig, FbankConfig, load_config
+from kdlib.conformer import SUBSAMPLING
+from kdlib.data import load_cuts
+from kdlib.errors import RecipeError, run_main
+from kdlib.features import fbank_extractor
+from kdlib.files import write_json
+from kdlib.lang import Lang
+from kdlib.scoring import write_results
+from kdlib.streaming import StreamingRecogniser
+from kdlib.training.checkpoint import load_averaged
+
+FRAME_MS = 40.0
+
+
+def get_args():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--exp", type=Path, required=True, help="folder of the trained model")
+    parser.add_argument("--fbank", type=Path, required=True, help="folder of stage 2")
+    parser.add_argument("--lang", type=Path, required=True, help="folder of stage 3")
+    parser.add_argument("--config", type=Path, required=True, help="conf/decode.yaml")
+    parser.add_argument("--test-sets", required=True, help="names, separated by spaces")
+    parser.add_argument("--epoch", type=int, help="the last one unless given")
+    parser.add_argument("--avg", type=int, help="epochs to average; as the training's config says unless given")
+    parser.add_argument("--method", help="greedy_search or modified_beam_search")
+    parser.add_argument("--beam", type=int, help="hypotheses of modified_beam_search")
+    parser.add_argument("--chunk-size", type=int, help="frames of 40 ms; the model's unless given")
+    parser.add_argument("--left-context", type=int, help="frames of 40 ms; the model's unless given")
+    parser.add_argument("--streams", type=int, default=32, help="streams at a time (32)")
+    parser.add_argument("--tail", type=float, metavar="SECONDS", help="compute the features from the audio, followed by "
+                        "so much silence, as a device does; without it those of stage 2 are read")
+    parser.add_argument("--fbank-config", type=Path, help="conf/fbank.yaml, for --tail")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for conf/decode.yaml")
+    return parser.parse_args()
+
+
+def feature_reader(args):
+    """A function from a cut to its features (T0, F)."""
+    if args.tail is None:
+        return lambda cut: torch.from_numpy(cut.load_features())
+    if args.fbank_config is None:
+        raise RecipeError("--tail computes features: give --fbank-config conf/fbank.yaml")
+    config = load_config(FbankConfig, args.fbank_config)
+    extractor = fbank_extractor(config)
+    silence = np.zeros((1, int(args.tail * config.sampling_rate)), dtype=np.float32)
+
+    def read(cut):
+        samples = np.concatenate([cut.load_audio(), silence], axis=1)
+        return torch.from_numpy(np.asarray(extractor.extract(samples, config.sampling_rate)))
+    return read
+
+
+def decode(recogniser, cuts, read, lang, num_streams, name):
+    """(utterance id, reference words, hypothesis words) of every cut, and the seconds that the recogniser took.
+
+    Each stream is given a chunk's worth of features at a time; where one ends, the next begins in its place."""
+    step, results, busy = SUBSAMPLING * recogniser.chunk_size, [], 0.0
+    waiting, active = iter(cuts), []
+    bar = tqdm(total=len(cuts), desc=name, unit="utterance", mininterval=5)
+    while True:
+        while len(active) < num_streams and (cut := next(waiting, None)) is not None:
+            active.append((cut, list(read(cut).split(step)), recogniser.create_stream()))
+        if not active:
+            bar.close()
+            return results, busy
+        begin = time.perf_counter()
+        for _, pieces, stream in active:
+            if pieces:
+                stream.accept(pieces.pop(0))
+            elif not stream.ended:
+                stream.end()
+        ready = [stream for _, _, stream in active if recogniser.ready(stream)]
+        if ready:
+            recogniser.decode(ready)
+        busy += time.perf_counter() - begin
+        for cut, _, stream in [item for item in active if item[2].ended and not recogniser.ready(item[2])]:
+            words = lang.decode(list(stream.result.tokens)).split()
+            results.append((cut.id, cut.supervisions[0].text.split(), words))
+            bar.update()
+        active = [item for item in active if not item[2].ended or recogniser.ready(item[2])]
+
+
+def main():
+    args = get_args()
+    if args.streams < 1:
+        raise RecipeError(f"--streams {args.streams}: give at least 1")
+    options = {"epoch": args.epoch, "avg": args.avg, "method": args.method, "beam": args.beam}
+    given = [f"{name}={value}" for name, value in options.items() if value is not None]
+    config = load_config(DecodeConfig, args.config, given + args.overrides)
+    lang, read = Lang(args.lang), feature_reader(args)
+    model, _, which = load_averaged(args.exp, config.epoch, config.avg, tokens=lang.tokens)
+    model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    greedy = config.method == "greedy_search"
+    try:
+        recogniser = StreamingRecogniser(model, args.chunk_size, args.left_context, config.method,
+                                         config.max_sym_per_frame, config.beam)
+    except ValueError as error:
+        raise RecipeError(f"{args.exp}: {error}; give --chunk-size and --left-context") from None
+    setting = (f"streaming-chunk-{recogniser.chunk_size}-left-{recogniser.left_context}-{config.method}"
+               + (f"-max-sym-{config.max_sym_per_frame}" if greedy else f"-beam-{config.beam}")
+               + ("" if args.tail is None else f"-tail-{args.tail:g}"))
+    suffix = f"epoch-{which['epoch']}-avg-{which['avg']}-{setting}"
+    folder = args.exp / "streaming_decode"
+    folder.mkdir(parents=True, exist_ok=True)
+    parameters = model.parameter_counts()["total"]
+    summary = {"model": args.exp.name, "parameters": parameters, **which, "method": config.method,
+               "max_sym_per_frame": config.max_sym_per_frame if greedy else 1,
+               "chunk_ms": recogniser.chunk_size * FRAME_MS, "left_context_ms": recogniser.left_context * FRAME_MS,
+               "test_sets": {}}
+    busy = seconds = 0.0
+    for name in args.test_sets.split():
+        cuts = load_cuts(args.fbank / f"cuts_{name}.jsonl.gz")
+        results, took = decode(recogniser, cuts, read, lang, args.streams, name)
+        counts = summary["test_sets"][name] = write_results(folder, name, setting, suffix, results)
+        busy, seconds = busy + took, seconds + sum(cut.duration for cut in cuts)
+        print(f"{args.exp.name} {name}: WER {counts['wer']:.2f} % ({counts['errors']} errors in {counts['words']} words) "
+              f"-> {folder}/errs-{name}-{suffix}.txt")
+    summary["real_time_factor"] = round(busy / seconds, 5)
+    write_json(folder / "summary.json", summary)
+    print(f"{args.exp.name}: {parameters:,} parameters, real-time factor {busy / seconds:.4f} with {args.streams} streams "
+          f"and {torch.get_num_threads()} threads")
+
+
+if __name__ == "__main__":
+    run_main(main)
