@@ -21,13 +21,15 @@ REQUIRES = [
     "matplotlib>=3.10",
     "tqdm>=4.70",
     "espeakng-loader>=0.2.4",
+    "onnx>=1.22",
+    "onnxruntime>=1.23",
+    "sherpa-onnx>=2.0",
 ]
 
 EXTRAS = {
     # To be there before: pip cannot tell apart the wheels of k2 on the package index (requirements-k2-wheel.txt says
     # why), so use tools/install.sh --k2, or the wheel that the k2 authors publish for your torch.
     "k2": ["k2>=1.23.4"],
-    "onnx": ["onnx>=1.23", "onnxruntime>=1.23", "sherpa-onnx>=2.0"],
     "dev": ["pytest>=9", "hypothesis>=6.168", "jiwer>=4", "torchaudio"],
 }
 

@@ -183,8 +183,14 @@ class TrainingConfig:
     seed: int = 42
     save_every_updates: int = 400
     log_every_updates: int = 25
+    # In frames after subsampling (40 ms): each update draws one of each, so that one model serves several latencies. 0 is
+    # full context, a negative left context all the past; the model's own when empty.
+    chunk_sizes: List[int] = field(default_factory=list)
+    left_contexts: List[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        _require(all(size >= 0 for size in self.chunk_sizes), "training.chunk_sizes", self.chunk_sizes,
+                 "0 (full context) or more each")
         _positive(self, "training", "num_epochs", "avg", "save_every_updates", "log_every_updates")
         _require(self.updates_per_epoch >= 0, "training.updates_per_epoch", self.updates_per_epoch, "0 or more")
 

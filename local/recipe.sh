@@ -338,6 +338,31 @@ write_results() {  # stage 8
     --output "$exp/results" --report "$report" --command "egs/$recipe/$reported"
 }
 
+# export_model NAME TRAINED_IN: exp/NAME to exp/export/NAME, and the test sets decoded from there by sherpa-onnx.
+export_model() {
+  local name=$1 trained_in=$2 folder=$exp/export/$1 extra suffix option
+  mapfile -t extra < <(settings fbank)
+  step "export-$name" --conf conf/fbank.yaml --from 3 "$lang/tokens.txt" \
+    --from "$trained_in" "$exp/$name/done.json" "$exp/$name/epoch-*.pt" --makes "$folder/model.json" "$folder/*.onnx" \
+    "$folder/tokens.txt" -- \
+    python "$scripts/export_onnx.py" --exp "$exp/$name" --lang "$lang" --fbank-config conf/fbank.yaml \
+    --output "$folder" "${extra[@]}"
+  for suffix in '' -int8; do
+    option=${suffix:+--int8}
+    # shellcheck disable=SC2046,SC2086  # names without spaces, to be split
+    step "sherpa$suffix-$name" --from 2 $(cuts "$fbank" $test_sets) --from 9 "$folder/model.json" "$folder/*.onnx" \
+      --makes "$folder/decode$suffix/summary.json" -- \
+      python "$scripts/decode_sherpa.py" --model "$folder" --cuts "$fbank" --test-sets "$test_sets" $option
+  done
+}
+
+export_models() {  # stage 9
+  local stages
+  stages=$(json_value "$exp/conf/plan.json" stages int 6)
+  export_model teacher 4
+  export_model "stage$stages" 6
+}
+
 ablate() {  # stage 10
   local extra arms arm name stages k previous made_in ablation=$exp/ablation test_sets="dev $test_sets" summaries=()
   mapfile -t extra < <(settings train)

@@ -207,6 +207,28 @@ def test_a_batch_without_hypotheses_is_trained_on_its_references():
     assert total == plain and parts.keys() == plain_parts.keys()
 
 
+def test_chunks_are_drawn_for_each_update_of_a_training_alone():
+    objective, batch, seen = make(distill=TERMS), make_batch(), []
+    objective.chunk_sizes, objective.left_contexts = [0, 2, 4], [-1, 3]
+    for model in (objective.student, objective.teacher):
+        def record(*args, call=model.encoder.forward, **options):
+            seen.append(args[2:])
+            return call(*args, **options)
+        model.encoder.forward = record
+    drawn = []
+    for update in range(40):
+        results(objective.train(), batch, update)
+        ours, theirs = seen[-2:]
+        assert ours == theirs
+        drawn.append(ours)
+    assert set(drawn) == {(size, left) for size in (0, 2, 4) for left in (-1, 3)}
+    results(objective, batch, 7)
+    assert seen[-1] == drawn[7]  # a resumed training draws the same
+    objective.student.eval()
+    results(objective, batch, 7)
+    assert seen[-1] == seen[-2] == (None, None)
+
+
 def test_a_layer_that_does_nothing_is_not_missed():
     torch.manual_seed(0)
     model = Transducer(ModelConfig(**{**SIZES, "num_layers": 3}), 13).eval()

@@ -43,6 +43,10 @@ def check_results(folder: Path, test_sets, backend: str) -> None:
     table = (folder / "exp" / "RESULTS.md").read_text()
     assert all(f"| {name} " in table for name in MODELS)
     assert (folder / "exp" / "results" / "wer_vs_size.png").stat().st_size > 5000
+    for name in ("teacher", "stage3"):  # by sherpa-onnx, from the exported files alone
+        for decoded in ("decode", "decode-int8"):
+            exported = json.loads((folder / "exp" / "export" / name / decoded / "summary.json").read_text())
+            assert list(exported["test_sets"]) == test_sets and exported["parameters"] == rows[name]["parameters"]
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +60,7 @@ def test_voice_commands_from_nothing_to_the_table(commands):
     folder, output = commands
     check_results(folder, ["test-clean", "test-other"], "native")
     assert "single-matched" in output  # the table is printed
-    for stage in range(9):
+    for stage in range(10):
         assert f"== stage {stage}:" in output
 
 

@@ -27,7 +27,7 @@ class TestOptions:
     def test_help_names_each_stage_and_option(self, recipe):
         result = run(ROOT / "egs" / recipe / "run.sh", "--help")
         assert result.returncode == 0 and not result.stderr
-        assert re.findall(r"^  (\d)  \S", result.stdout, re.MULTILINE) == [str(n) for n in range(9)]
+        assert re.findall(r"^  (\d)  \S", result.stdout, re.MULTILINE) == [str(n) for n in range(10)]
         for option in ("--stage", "--stop-stage", "--smoke", "--force", "--jobs", "--python", "--hours"):
             assert f"  {option} " in result.stdout
 
@@ -39,9 +39,9 @@ class TestOptions:
         (["-s"], "unknown option -s"),
         (["--stage"], "--stage needs a value"),
         (["--stage="], "--stage needs a value"),
-        (["--stage", "9"], "--stage 9: this recipe has the stages 0 to 8"),
-        (["--stop-stage", "two"], "--stop-stage two: this recipe has the stages 0 to 8"),
-        (["--stage", "-1"], "--stage -1: this recipe has the stages 0 to 8"),
+        (["--stage", "11"], "--stage 11: this recipe has the stages 0 to 9"),
+        (["--stop-stage", "two"], "--stop-stage two: this recipe has the stages 0 to 9"),
+        (["--stage", "-1"], "--stage -1: this recipe has the stages 0 to 9"),
         (["--stage", "5", "--stop-stage", "4"], "--stage 5 comes after --stop-stage 4"),
         (["--jobs", "0"], "--jobs 0"),
     ])
@@ -80,6 +80,12 @@ write(value("--output") / "plan.json", json.dumps({"stages": count}))
 for name in ("results.json", "table.md", "wer_vs_size.png"): write(value("--output") / name, "")
 write(value("--report"), words[words.index("--command") + 1])
 """,
+    "local/export_onnx.py": """
+for name in ("encoder.onnx", "tokens.txt", "model.json"): write(value("--output") / name, value("--exp").name)
+""",
+    "local/decode_sherpa.py": """
+write(value("--model") / ("decode-int8" if "--int8" in words else "decode") / "summary.json", "")
+""",
     "local/ablation.py": """
 if "table" in words: write(value("--report"), value("--exp").name)
 else: write(value("--exp") / "arms.txt", "one 1\\ntwo 2\\n")
@@ -113,6 +119,7 @@ stage 5 decode_teacher "decoding"
 stage 6 distil "distillation"
 stage 7 train_baselines "baselines"
 stage 8 write_results "table"
+stage 9 export_models "export"
 extra_stage 10 ablate "ablation"
 run_recipe "$@"
 """
@@ -148,7 +155,8 @@ def toy(tmp_path):
 
 CHAIN = ["corpus", "manifests", "fbank", "lang", "train-teacher", "decode-teacher", "plan", "train-stage1",
          "decode-stage1", "train-stage2", "decode-stage2", "train-scratch", "decode-scratch", "train-single",
-         "decode-single", "train-single-matched", "decode-single-matched", "results"]
+         "decode-single", "train-single-matched", "decode-single-matched", "results", "export-teacher", "sherpa-teacher",
+         "sherpa-int8-teacher", "export-stage2", "sherpa-stage2", "sherpa-int8-stage2"]
 
 
 class TestStages:
@@ -342,8 +350,8 @@ class TestSettings:
         assert "--test-sets dev test" in commands["decode-ablation-one-stage1"].replace("'", "")
         assert (toy.folder / "ABLATION.md").exists()
         assert toy("--stage", "10", "training.seed=5").ran == []
-        refused = toy("--stage", "9")
-        assert refused.returncode == 2 and "--stage 9: this recipe has the stages 0 to 8, and 10" in refused.stderr
+        refused = toy("--stage", "11")
+        assert refused.returncode == 2 and "--stage 11: this recipe has the stages 0 to 9, and 10" in refused.stderr
 
     def test_the_first_teacher_gives_its_hypotheses_to_all_students(self, toy):
         (toy.folder / "conf" / "teacher.yaml").write_text("distill_from: first\nname: nbest_rnnt\n")

@@ -1,6 +1,7 @@
 """The training objective of one batch: pruned RNN-T, auxiliary CTC, distillation."""
 
-from typing import Dict, List, Optional, Tuple
+import random
+from typing import Dict, List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -25,11 +26,15 @@ class Objective(nn.Module):
 
     total = RNN-T + ctc_weight * CTC + sum over the configured distillation losses of weight * loss. RNN-T, on the
     references and on the teacher's hypotheses, and CTC are sums of nats over the batch divided by its frames after
-    subsampling; the other distillation losses are means over its utterances. Of a batch dealt out to several processes each computes its part, and the parts add up to the whole.
+    subsampling; the other distillation losses are means over its utterances. In training each update draws one of
+    ``chunk_sizes`` and one of ``left_contexts``, for student and teacher, and the same in all processes; the model's own
+    stand where there are none. Of a batch dealt out to several processes each computes its part, and the parts add up to the whole.
     """
 
-    def __init__(self, student: Transducer, config: LossConfig, teacher: Optional[Transducer] = None):
+    def __init__(self, student: Transducer, config: LossConfig, teacher: Optional[Transducer] = None,
+                 chunk_sizes: Sequence[int] = (), left_contexts: Sequence[int] = ()):
         super().__init__()
+        self.chunk_sizes, self.left_contexts = list(chunk_sizes), list(left_contexts)
         self.student = student
         self._teacher = (teacher,)  # in a tuple, so that it is no submodule: neither trained nor saved
         self.config = config
@@ -79,14 +84,16 @@ class Objective(nn.Module):
         """
         c, student = self.config, self.student
         wanted = [sorted({pair[side] for pairs in self.pairs for pair in pairs}) for side in (0, 1)]
-        encoded, lengths, layers = student.encoder(batch.features, batch.feature_lengths, layers=wanted[0])
+        context = self._context(update)
+        encoded, lengths, layers = student.encoder(batch.features, batch.feature_lengths, *context, layers=wanted[0])
         predicted = student.predictor.prefix(batch.symbols)
         simple, ranges, lattice = self._simple(encoded, lengths, predicted, batch.symbols, batch.symbol_lengths)
         simple = simple.sum()
         taught, taught_layers = None, []
         if self.lattice_terms or self.encoder_terms:
             with torch.no_grad():
-                taught, _, taught_layers = self.teacher.encoder(batch.features, batch.feature_lengths, layers=wanted[1])
+                taught, _, taught_layers = self.teacher.encoder(batch.features, batch.feature_lengths, *context,
+                                                                layers=wanted[1])
 
         # What a nat of each sum, and one of each mean over the utterances, counts in the total of the whole batch.
         first_ctc = student.ctc is not None and update < c.ctc_first_updates
@@ -122,6 +129,13 @@ class Objective(nn.Module):
         weights.update((term.name, term.weight_at(update)) for term, _ in distilling)
         parts["total"] = sum(weights[name] * value for name, value in parts.items())
         return total, parts
+
+    def _context(self, update: int) -> Tuple[Optional[int], Optional[int]]:
+        """The chunk size and the left context of this update; None is the model's."""
+        if not self.student.training:
+            return None, None
+        draw = random.Random(update)
+        return tuple(draw.choice(sizes) if sizes else None for sizes in (self.chunk_sizes, self.left_contexts))
 
     def _simple(self, encoded: Tensor, lengths: Tensor, predicted: Tensor, symbols: Tensor,
                 symbol_lengths: Tensor) -> Tuple[Tensor, Tensor, Dict[str, object]]:

@@ -1,0 +1,180 @@
+"""Exported files: the numbers of torch, and in sherpa-onnx the words of our own streaming search."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
+
+from kdlib.config import FbankConfig, LangConfig, ModelConfig, TrainConfig, config_to_dict
+from kdlib.errors import RecipeError
+from kdlib.export import PARTS, OnnxModel, check_exported, export_onnx, quantise
+from kdlib.features import fbank_extractor
+from kdlib.files import write_json
+from kdlib.lang import train_lang
+from kdlib.scoring import read_recogs
+from kdlib.streaming import StreamingRecogniser
+from kdlib.training.checkpoint import save_checkpoint
+from kdlib.transducer import Transducer
+
+pytestmark = [pytest.mark.both, pytest.mark.usefixtures("one_thread")]
+LOCAL = Path(__file__).resolve().parents[1] / "local"
+WORDS = "NORTH SOUTH EAST WEST UP DOWN LEFT RIGHT".split()
+CHUNK, LEFT = 4, 8
+
+
+def random_model(vocab_size: int, **changes) -> Transducer:
+    """Untrained, with outputs that differ from frame to frame."""
+    torch.manual_seed(3)
+    sizes = dict(encoder_dim=24, num_layers=2, num_heads=2, head_dim=8, feedforward_dim=32, kernel_size=5, chunk_size=CHUNK,
+                 left_context=LEFT, predictor_dim=20, joiner_dim=18, subsampling_channels=4)
+    model = Transducer(ModelConfig(**{**sizes, **changes}), vocab_size).eval()
+    with torch.no_grad():
+        model.joiner.out.weight.normal_(0, 2.0)
+        model.joiner.out.bias.zero_()
+        model.joiner.out.bias[0] = 1.0
+        model.encoder.set_feature_statistics(torch.full((80,), -8.0), torch.full((80,), 3.0))
+    return model
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished model's folder, its tokens, and a test set of noises."""
+    folder = tmp_path_factory.mktemp("finished")
+    lang = train_lang([" ".join(WORDS)] * 3, LangConfig(type="char"), folder / "lang")
+    model = random_model(len(lang))
+    config = TrainConfig(model=model.config)
+    weights = model.state_dict()
+    (folder / "exp" / "tiny").mkdir(parents=True)
+    save_checkpoint(folder / "exp" / "tiny" / "epoch-1.pt", {
+        "model": weights, "average": weights, "config": json.dumps(config_to_dict(config)), "tokens": lang.tokens,
+        "updates": 5, "epoch": 1})
+    write_json(folder / "exp" / "tiny" / "done.json", {"updates": 5, "epoch": 1})
+    (folder / "fbank.yaml").write_text("{}\n")
+    (folder / "decode.yaml").write_text("max_sym_per_frame: 1\n")
+    random, cuts = np.random.RandomState(0), []
+    for number, seconds in enumerate([0.3, 1.0, 2.37, 4.0, 3.1, 0.05]):
+        samples = np.convolve(random.randn(int(16000 * seconds)), random.randn(20), "same") * 0.02
+        samples *= 1 + np.sin(np.arange(len(samples)) / 900)
+        path = folder / f"noise-{number}.wav"
+        soundfile.write(str(path), samples, 16000)
+        recording = Recording.from_file(path)
+        cuts.append(MonoCut(id=f"noise-{number}", start=0, duration=recording.duration, channel=0, recording=recording,
+                            supervisions=[SupervisionSegment(f"noise-{number}", recording.id, 0, recording.duration,
+                                                             text="UP DOWN")]))
+    CutSet.from_cuts(cuts).to_file(folder / "cuts_test.jsonl.gz")
+    return folder, model, lang, cuts
+
+
+def script(name, *words):
+    return subprocess.run([sys.executable, str(LOCAL / name), *map(str, words)], capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def exported(finished):
+    folder = finished[0]
+    done = script("export_onnx.py", "--exp", folder / "exp" / "tiny", "--lang", folder / "lang", "--fbank-config",
+                  folder / "fbank.yaml", "--output", folder / "onnx")
+    assert done.returncode == 0, done.stderr
+    return folder / "onnx"
+
+
+def test_the_folder_is_whole(finished, exported):
+    names = {path.name for path in exported.iterdir()}
+    assert names == {f"{part}{suffix}.onnx" for part in PARTS for suffix in ("", ".int8")} | {
+        "tokens.txt", "model.json", "model_card.md"}
+    about = json.loads((exported / "model.json").read_text())
+    assert about["parameters"] == finished[1].parameter_counts()["total"]
+    assert about["int8_bytes"] == sum((exported / f"{part}.int8.onnx").stat().st_size for part in PARTS)
+    card = (exported / "model_card.md").read_text()
+    assert f"{about['parameters']:,}" in card and f"{about['float32_bytes']:,} in float32" in card and "160 ms" in card
+
+
+@pytest.mark.parametrize("chunk, left", [(2, 4), (4, 8), (16, 64), (8, 3)])
+def test_the_numbers_of_torch(finished, tmp_path, chunk, left):
+    export_onnx(finished[1], tmp_path, chunk, left)
+    assert check_exported(finished[1], tmp_path, chunk, left, chunks=12) < 1e-4
+
+
+def test_metadata_is_what_the_runtime_asks_for(finished, exported):
+    sessions = OnnxModel(exported).sessions
+    found = {part: sessions[part].get_modelmeta().custom_metadata_map for part in PARTS}
+    assert found["encoder"] == {"model_type": "conformer", "num_encoder_layers": "2", "T": "19", "decode_chunk_len": "16",
+                                "left_context": "8", "encoder_dim": "24", "pad_length": "3", "cnn_module_kernel": "5"}
+    assert found["decoder"] == {"vocab_size": str(len(finished[2])), "context_size": "2"}
+    assert found["joiner"] == {"joiner_dim": "18"}
+    assert [value.name for value in sessions["encoder"].get_inputs()] == ["x", "cached_attn", "cached_conv",
+                                                                          "processed_lens"]
+
+
+def own_words(finished, method):
+    """What our streams hear in the audio followed by as much silence as sherpa-onnx is given."""
+    _, model, lang, cuts = finished
+    recogniser = StreamingRecogniser(model, method=method)
+    extractor, heard = fbank_extractor(FbankConfig()), {}
+    for cut in cuts:
+        silence = np.zeros((1, int((4 * CHUNK + 4) * 160) + 1), dtype=np.float32)
+        samples = np.concatenate([cut.load_audio(), silence], axis=1)
+        stream = recogniser.create_stream()
+        stream.accept(torch.from_numpy(np.asarray(extractor.extract(samples, 16000))))
+        recogniser.run([stream])  # whole chunks alone, as the runtime
+        heard[cut.id] = lang.decode(list(stream.result.tokens)).split()
+    return heard
+
+
+@pytest.mark.parametrize("method", ["greedy_search", "modified_beam_search"])
+def test_sherpa_onnx_hears_what_our_streams_hear(finished, exported, method):
+    done = script("decode_sherpa.py", "--model", exported, "--cuts", finished[0], "--test-sets", "test", "--method", method)
+    assert done.returncode == 0, done.stderr
+    heard = {id_: words for id_, _, words in read_recogs(next((exported / "decode").glob(f"recogs-*{method}*")))}
+    own = own_words(finished, method)
+    assert heard == own
+    assert sum(map(len, own.values())) > 5  # there is something to compare
+    summary = json.loads((exported / "decode" / "summary.json").read_text())
+    assert summary["test_sets"]["test"]["utterances"] == 6 and summary["real_time_factor"] > 0
+
+
+def test_int8_is_smaller_and_decodes(finished, exported):
+    done = script("decode_sherpa.py", "--model", exported, "--cuts", finished[0], "--test-sets", "test", "--int8")
+    assert done.returncode == 0, done.stderr
+    assert "tiny.int8" in done.stdout and (exported / "decode-int8" / "summary.json").exists()
+    big = random_model(500, encoder_dim=144, feedforward_dim=432, predictor_dim=144, joiner_dim=144)
+    folder = exported.parent / "big"
+    export_onnx(big, folder, CHUNK, LEFT)
+    quantise(folder)
+    sizes = [sum((folder / f"{part}{suffix}.onnx").stat().st_size for part in PARTS) for suffix in ("", ".int8")]
+    assert sizes[1] < 0.4 * sizes[0]
+
+
+def test_streaming_decode_of_the_same_audio(finished):
+    folder = finished[0]
+    for words in (["--tail", "0.21", "--fbank-config", folder / "fbank.yaml", "--streams", "2"],
+                  ["--tail", "0.21", "--fbank-config", folder / "fbank.yaml", "--method", "modified_beam_search"]):
+        done = script("streaming_decode.py", "--exp", folder / "exp" / "tiny", "--fbank", folder, "--lang",
+                      folder / "lang", "--config", folder / "decode.yaml", "--test-sets", "test", *words)
+        assert done.returncode == 0, done.stderr
+        assert "real-time factor" in done.stdout
+    recogs = sorted((folder / "exp" / "tiny" / "streaming_decode").glob("recogs-test-*"))
+    assert len(recogs) == 2 and len(read_recogs(recogs[0])) == 6
+
+
+def test_what_cannot_be_exported(finished, exported, tmp_path):
+    with pytest.raises(RecipeError, match="chunk_size 0 and left_context 8 cannot be exported"):
+        export_onnx(finished[1], tmp_path, 0, LEFT)
+    other = random_model(len(finished[2]))
+    with torch.no_grad():
+        other.joiner.out.bias += 0.01
+    with pytest.raises(RecipeError, match="give other numbers than torch"):
+        check_exported(other, exported, CHUNK, LEFT)
+    with pytest.raises(RecipeError, match="encoder.onnx is missing: export the model again"):
+        OnnxModel(tmp_path)
+    done = script("decode_sherpa.py", "--model", tmp_path, "--cuts", finished[0], "--test-sets", "test")
+    assert done.returncode == 1 and "model.json is missing: export the model again" in done.stderr
+    write_json(tmp_path / "model.json", json.loads((exported / "model.json").read_text()))
+    done = script("decode_sherpa.py", "--model", tmp_path, "--cuts", finished[0], "--test-sets", "test")
+    assert done.returncode == 1 and "encoder.onnx is missing" in done.stderr and "Traceback" not in done.stderr
