@@ -141,7 +141,8 @@ class ChunkAttention(nn.Module):
         return self.dropout(self.out(context)), source
 
     def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
+        # Not by unflatten, which the oldest torch's exporter does not know.
+        return x.reshape(x.size(0), x.size(1), self.num_heads, self.head_dim).transpose(1, 2)
 
 
 class CausalConvolution(nn.Module):

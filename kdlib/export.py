@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from kdlib.conformer import RIGHT_CONTEXT, SUBSAMPLING
 from kdlib.errors import RecipeError
 from kdlib.files import PathLike, atomic_path
+from kdlib.sherpa import PARTS
 from kdlib.transducer import Transducer
 
-PARTS = ("encoder", "decoder", "joiner")
 TOLERANCE = 1e-4
 
 

@@ -9,13 +9,12 @@ import numpy as np
 from tqdm import tqdm
 
 from kdlib.data import load_cuts
-from kdlib.errors import RecipeError, run_main
-from kdlib.export import PARTS
-from kdlib.files import read_json, write_json
+from kdlib.errors import run_main
+from kdlib.files import write_json
 from kdlib.scoring import write_results
+from kdlib.sherpa import METHODS, make_recognizer, read_model, tail
 
 FRAME_MS = 40.0
-METHODS = ("greedy_search", "modified_beam_search")
 
 
 def get_args():
@@ -29,26 +28,12 @@ def get_args():
     return parser.parse_args()
 
 
-def make_recognizer(folder: Path, suffix: str, about, method: str, beam: int):
-    import sherpa_onnx
-
-    files = {part: folder / f"{part}{suffix}.onnx" for part in PARTS}
-    for path in [*files.values(), folder / "tokens.txt"]:
-        if not path.is_file():
-            raise RecipeError(f"{path} is missing: export the model again (stage 9)")
-    return sherpa_onnx.OnlineRecognizer.from_transducer(
-        tokens=str(folder / "tokens.txt"), **{part: str(path) for part, path in files.items()}, num_threads=1,
-        sample_rate=about["sampling_rate"], feature_dim=about["num_filters"], low_freq=about["low_freq"],
-        high_freq=about["high_freq"], decoding_method=method, max_active_paths=beam, model_type="conformer")
-
-
 def main():
     args = get_args()
-    about = read_json(args.model / "model.json", "export the model again (stage 9)")
-    suffix = ".int8" if args.int8 else ""
-    recognizer = make_recognizer(args.model, suffix, about, args.method, args.beam)
-    # A chunk runs only when more than its frames are ready: without so much silence the last words would be cut.
-    tail = np.zeros(int((4 * about["chunk_size"] + 3 + 1) * 0.01 * about["sampling_rate"]) + 1, dtype=np.float32)
+    about = read_model(args.model, args.int8)
+    suffix, rate = ".int8" if args.int8 else "", about["sampling_rate"]
+    recognizer = make_recognizer(args.model, about, args.int8, args.method, args.beam)
+    silence = tail(about, rate)
     folder = args.model / ("decode-int8" if args.int8 else "decode")
     folder.mkdir(parents=True, exist_ok=True)
     greedy = args.method == METHODS[0]
@@ -64,7 +49,7 @@ def main():
             samples = cut.load_audio()[0].astype(np.float32)
             start = time.perf_counter()
             stream = recognizer.create_stream()
-            stream.accept_waveform(about["sampling_rate"], np.concatenate([samples, tail]))
+            stream.accept_waveform(rate, np.concatenate([samples, silence]))
             stream.input_finished()
             while recognizer.is_ready(stream):
                 recognizer.decode_stream(stream)

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from kdlib.config import FbankConfig, load_config
 from kdlib.errors import run_main
-from kdlib.export import PARTS, check_exported, export_onnx, quantise
+from kdlib.export import check_exported, export_onnx, quantise
 from kdlib.files import atomic_path, write_json, write_text
 from kdlib.lang import Lang
+from kdlib.sherpa import PARTS, describe_files
 from kdlib.training.checkpoint import load_averaged
 
 FRAME_MS = 40
@@ -46,7 +47,8 @@ def main():
     parameters = model.parameter_counts()["total"]
     about = {"model": args.exp.name, "parameters": parameters, **which, "chunk_size": chunk, "left_context": left,
              "sampling_rate": fbank.sampling_rate, "num_filters": fbank.num_filters, "low_freq": fbank.low_freq,
-             "high_freq": fbank.high_freq, "float32_bytes": sizes[""], "int8_bytes": sizes[".int8"]}
+             "high_freq": fbank.high_freq, "vocab_size": len(lang), "float32_bytes": sizes[""],
+             "int8_bytes": sizes[".int8"], "files": describe_files(args.output)}
     write_text(args.output / "model_card.md", card(about))
     write_json(args.output / "model.json", about)  # the last: the folder is whole when it is there
     worst = check_exported(model, args.output, chunk, left)

@@ -1,6 +1,7 @@
 """Exported files: the numbers of torch, and in sherpa-onnx the words of our own streaming search."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,11 +14,12 @@ from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
 
 from kdlib.config import FbankConfig, LangConfig, ModelConfig, TrainConfig, config_to_dict
 from kdlib.errors import RecipeError
-from kdlib.export import PARTS, OnnxModel, check_exported, export_onnx, quantise
+from kdlib.export import OnnxModel, check_exported, export_onnx, quantise
 from kdlib.features import fbank_extractor
 from kdlib.files import write_json
 from kdlib.lang import train_lang
 from kdlib.scoring import read_recogs
+from kdlib.sherpa import PARTS, read_model
 from kdlib.streaming import StreamingRecogniser
 from kdlib.training.checkpoint import save_checkpoint
 from kdlib.transducer import Transducer
@@ -173,8 +175,27 @@ def test_what_cannot_be_exported(finished, exported, tmp_path):
         check_exported(other, exported, CHUNK, LEFT)
     with pytest.raises(RecipeError, match="encoder.onnx is missing: export the model again"):
         OnnxModel(tmp_path)
-    done = script("decode_sherpa.py", "--model", tmp_path, "--cuts", finished[0], "--test-sets", "test")
-    assert done.returncode == 1 and "model.json is missing: export the model again" in done.stderr
-    write_json(tmp_path / "model.json", json.loads((exported / "model.json").read_text()))
-    done = script("decode_sherpa.py", "--model", tmp_path, "--cuts", finished[0], "--test-sets", "test")
-    assert done.returncode == 1 and "encoder.onnx is missing" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("damage, said", [
+    (lambda folder: (folder / "model.json").unlink(), "model.json is missing: export the model again"),
+    (lambda folder: (folder / "model.json").write_text('{"model": 3}'), "does not describe an exported model"),
+    (lambda folder: (folder / "joiner.onnx").unlink(), "joiner.onnx is missing"),
+    (lambda folder: (folder / "encoder.onnx").write_bytes(b"short"), "encoder.onnx has 5 bytes, model.json says"),
+    (lambda folder: (folder / "tokens.txt").write_text("a 0\n"), "tokens.txt has 4 bytes"),
+])
+def test_a_folder_that_is_not_whole(finished, exported, tmp_path, damage, said):
+    folder = tmp_path / "model"
+    shutil.copytree(exported, folder)
+    damage(folder)
+    done = script("decode_sherpa.py", "--model", folder, "--cuts", finished[0], "--test-sets", "test")
+    assert done.returncode == 1 and said in done.stderr and "Traceback" not in done.stderr
+
+
+def test_tokens_of_another_model(exported, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(exported, folder)
+    about = json.loads((folder / "model.json").read_text())
+    write_json(folder / "model.json", {**about, "vocab_size": about["vocab_size"] + 1})
+    with pytest.raises(RecipeError, match="tokens.txt does not have the model's"):
+        read_model(folder)
