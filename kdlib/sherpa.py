@@ -45,8 +45,12 @@ def read_model(folder: PathLike, int8: bool = False) -> Dict[str, Any]:
 
 
 def make_recognizer(folder: PathLike, about: Dict[str, Any], int8: bool = False, method: str = METHODS[0],
-                    beam: int = 4, num_threads: int = 1) -> Any:
-    """sherpa-onnx's ``OnlineRecognizer`` of a folder that :func:`read_model` has looked at."""
+                    beam: int = 4, num_threads: int = 1, endpoints: bool = False) -> Any:
+    """sherpa-onnx's ``OnlineRecognizer`` of a folder that :func:`read_model` has looked at.
+
+    ``endpoints``: let a second of silence after a word, or twenty seconds of speech, end a segment, which the caller then
+    has to reset; not for the counting of errors.
+    """
     import sherpa_onnx
 
     folder, suffix = Path(folder), ".int8" if int8 else ""
@@ -54,7 +58,8 @@ def make_recognizer(folder: PathLike, about: Dict[str, Any], int8: bool = False,
         tokens=str(folder / "tokens.txt"), **{part: str(folder / f"{part}{suffix}.onnx") for part in PARTS},
         num_threads=num_threads, sample_rate=about["sampling_rate"], feature_dim=about["num_filters"],
         low_freq=about["low_freq"], high_freq=about["high_freq"], decoding_method=method, max_active_paths=beam,
-        model_type="conformer")
+        model_type="conformer", enable_endpoint_detection=endpoints, rule1_min_trailing_silence=20.0,
+        rule2_min_trailing_silence=1.0, rule3_min_utterance_length=300.0, reset_encoder=True)
 
 
 def tail(about: Dict[str, Any], rate: int) -> np.ndarray:

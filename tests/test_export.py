@@ -199,3 +199,68 @@ def test_tokens_of_another_model(exported, tmp_path):
     write_json(folder / "model.json", {**about, "vocab_size": about["vocab_size"] + 1})
     with pytest.raises(RecipeError, match="tokens.txt does not have the model's"):
         read_model(folder)
+
+
+TRANSCRIBE = LOCAL.parent / "tools" / "transcribe.py"
+
+
+def transcribe(exported, *words, code=0, **options):
+    """Lines of standard output, and the errors; torch cannot be imported meanwhile."""
+    start = f"import runpy, sys; sys.modules['torch'] = None; sys.argv = sys.argv[1:]; runpy.run_path({str(TRANSCRIBE)!r}, " \
+            "run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", start, "transcribe.py", "--model", str(exported), *map(str, words)],
+                          capture_output=True, **options)
+    assert done.returncode == code, done.stderr.decode()
+    assert b"Traceback" not in done.stderr
+    return done.stdout.decode().splitlines(), done.stderr.decode()
+
+
+def test_transcribe_says_what_the_test_set_said(finished, exported):
+    folder, _, _, cuts = finished
+    files = [folder / f"{cut.id}.wav" for cut in cuts]
+    own = own_words(finished, "greedy_search")
+    want = [f"{file}: {' '.join(own[cut.id])}".rstrip(" ") for file, cut in zip(files, cuts)]
+    for options in ([], ["--live"]):
+        assert [line.rstrip(" ") for line in transcribe(exported, *files, *options)[0]] == want
+    for line, cut in zip(transcribe(exported, *files, "--timestamps")[0], cuts):
+        times = [float(word[1:-1]) for word in line.split(": ")[-1].split()[::2]] if own[cut.id] else []
+        assert times == sorted(times) and all(0 <= time <= cut.duration + 0.3 for time in times)
+    raw, rate = soundfile.read(str(files[3]), dtype="int16")
+    assert transcribe(exported, "-", input=raw.tobytes())[0][0].split(":", 1)[1] == want[3].split(":", 1)[1]
+
+
+def test_transcribe_reads_what_there_is(finished, exported, tmp_path):
+    """Other rates and channels, silence, clipping, nothing, samples that are no numbers; a long file."""
+    samples, _ = soundfile.read(str(finished[0] / "noise-3.wav"))
+    made = {"stereo": (np.stack([samples, samples], 1), 16000), "8k": (samples[::2], 8000), "44k": (samples, 44100),
+            "silent": (np.zeros(20000), 16000), "clipped": (np.sign(samples), 16000), "empty": (np.zeros(0), 16000),
+            "long": (np.tile(samples, 30), 16000)}
+    for name, (audio, rate) in made.items():
+        soundfile.write(str(tmp_path / f"{name}.wav"), audio, rate)
+    broken = samples.copy()
+    broken[100:200] = np.nan
+    soundfile.write(str(tmp_path / "nan.wav"), broken, 16000, subtype="FLOAT")
+    files = [tmp_path / f"{name}.wav" for name in [*made, "nan"]]
+    lines, errors = transcribe(exported, *files)
+    assert [line.split(":")[0] for line in lines] == [str(file) for file in files]
+    heard = dict(zip([*made, "nan"], (line.split(":", 1)[1] for line in lines)))
+    original = transcribe(exported, finished[0] / "noise-3.wav")[0][0].split(":", 1)[1]
+    assert heard["stereo"] == original and len(heard["long"]) > 10 * len(heard["empty"])
+    assert f"warning: {tmp_path / 'nan.wav'}: 100 samples are not finite" in errors
+
+
+def test_transcribe_names_what_it_cannot_read(finished, exported, tmp_path):
+    (tmp_path / "text.wav").write_text("no audio")
+    (tmp_path / "nothing.wav").write_bytes(b"")
+    good = finished[0] / "noise-1.wav"
+    words = [tmp_path / "text.wav", good, tmp_path / "nothing.wav", tmp_path / "gone.wav"]
+    lines, errors = transcribe(exported, *words, code=1)
+    assert len(lines) == 1 and lines[0].startswith(f"{good}:")
+    assert f"{tmp_path / 'text.wav'} cannot be read as audio" in errors
+    assert f"{tmp_path / 'gone.wav'}: there is no such file" in errors and "3 of 4 could not be transcribed" in errors
+    truncated = tmp_path / "cut.flac"
+    soundfile.write(str(truncated), np.random.RandomState(0).randn(32000) * 0.1, 16000)
+    truncated.write_bytes(truncated.read_bytes()[:20000])
+    errors = transcribe(exported, truncated, code=1)[1]
+    assert str(truncated) in errors
+    assert "model.json is missing" in transcribe(tmp_path, good, code=1)[1]

@@ -1,0 +1,189 @@
+#!/usr/bin/env python3
+"""Transcribe audio with an exported model, streaming.
+
+    tools/transcribe.py --model egs/voice_commands/exp/export/stage3 --int8 a.wav b.flac
+    arecord -q -f S16_LE -r 16000 -c 1 | tools/transcribe.py --model ... --live -
+
+A file may have any rate and number of channels that soundfile reads; channels are averaged. '-' is raw PCM from standard
+input (16 bit, little endian, one channel), 'mic' the microphone, where the package sounddevice is there.
+
+Needs no torch: on a device `pip install numpy soundfile sherpa-onnx` and, for kdlib, `pip install --no-deps .` do.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from kdlib.errors import RecipeError, known_failure, run_main
+from kdlib.sherpa import METHODS, make_recognizer, read_model, tail
+
+BLOCK_SECONDS = 0.1
+READ_SECONDS = 10  # of a file at a time, so that an hour takes no more memory than a minute
+
+
+def get_args():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("audio", nargs="+", help="audio files, '-' or 'mic'")
+    parser.add_argument("--model", type=Path, required=True, help="folder of stage 9, such as exp/export/stage3")
+    parser.add_argument("--int8", action="store_true", help="the quantised files")
+    parser.add_argument("--method", choices=METHODS, default=METHODS[0])
+    parser.add_argument("--beam", type=int, default=4, help="hypotheses of modified_beam_search")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--timestamps", action="store_true", help="print when each word began, in seconds")
+    parser.add_argument("--live", action="store_true", help="print the words as they are recognised")
+    parser.add_argument("--rate", type=int, help="of the raw PCM on standard input, in Hz (the model's)")
+    return parser.parse_intermixed_args()
+
+
+def file_blocks(path):
+    """(rate, blocks of samples (n,) float32 in [-1, 1]) of an audio file."""
+    import soundfile
+
+    if not Path(path).is_file():
+        raise RecipeError(f"{path}: there is no such file")
+    try:
+        source = soundfile.SoundFile(path)
+    except Exception as error:
+        raise RecipeError(f"{path} cannot be read as audio ({' '.join(str(error).split())})") from None
+
+    def blocks():
+        with source:
+            while True:
+                try:
+                    block = source.read(READ_SECONDS * source.samplerate, dtype="float32", always_2d=True)
+                except Exception as error:
+                    raise RecipeError(f"{path} is damaged ({' '.join(str(error).split())})") from None
+                if len(block) == 0:
+                    return
+                yield block.mean(1)
+    return source.samplerate, blocks()
+
+
+def standard_input(rate):
+    """Raw PCM as it comes."""
+    size = 2 * max(1, int(BLOCK_SECONDS * rate))
+    rest = b""
+    while True:
+        data = sys.stdin.buffer.read1(size)
+        if not data:
+            return
+        data = rest + data
+        whole = len(data) // 2 * 2
+        rest = data[whole:]
+        yield np.frombuffer(data[:whole], dtype="<i2").astype(np.float32) / 32768
+
+
+def microphone(rate):
+    try:
+        import sounddevice
+    except (ImportError, OSError):
+        raise RecipeError("the microphone needs the package sounddevice and PortAudio: pip install sounddevice; or pipe "
+                          "raw PCM into '-', for instance from arecord") from None
+    with sounddevice.InputStream(channels=1, dtype="float32", samplerate=rate) as stream:
+        while True:
+            yield stream.read(int(BLOCK_SECONDS * rate))[0][:, 0]
+
+
+def words_of(recognizer, stream, begin):
+    """(word, seconds at which it began) of what the segment that starts at ``begin`` holds so far; in the tokens a blank
+    begins a word."""
+    words = []
+    for token, seconds in zip(recognizer.tokens(stream), recognizer.timestamps(stream)):
+        seconds += begin
+        token = token.replace("\u2581", " ")
+        if token.startswith(" ") or not words:
+            words.append([token.strip(), seconds])
+        else:
+            words[-1][0] += token
+    return [(word, seconds) for word, seconds in words if word]
+
+
+class Printer:
+    """Prints one line an input: at its end, or word by word. A word is shown once the next one has begun, or its segment
+    has ended."""
+
+    def __init__(self, name, live, timestamps):
+        self.name, self.live, self.timestamps = name, live, timestamps
+        self.shown = 0  # words of this segment
+        self.text = ""  # not printed yet
+        if live:
+            print(f"{name}:", end="", flush=True)
+
+    def show(self, words, ended=False):
+        """The words of the segment so far, or all of them where it has ended."""
+        for word, seconds in (words if ended else words[:-1])[self.shown:]:
+            self.text += f" [{seconds:.2f}] {word}" if self.timestamps else f" {word}"
+            self.shown += 1
+        if ended:
+            self.shown = 0
+        if self.live and self.text:
+            print(self.text, end="", flush=True)
+            self.text = ""
+
+    def end(self):
+        print(self.text if self.live else f"{self.name}:{self.text}", flush=True)
+
+
+def transcribe(recognizer, about, name, rate, blocks, args):
+    stream, printer = recognizer.create_stream(), Printer(name, args.live, args.timestamps)
+    nonfinite, fed, begin = 0, 0, 0.0
+    step = max(1, int(BLOCK_SECONDS * rate))
+    for block in blocks:
+        good = np.isfinite(block)
+        nonfinite += int((~good).sum())
+        block = np.where(good, block, 0.0).astype(np.float32)
+        for first in range(0, len(block), step):
+            stream.accept_waveform(rate, block[first:first + step])
+            fed += len(block[first:first + step])
+            while recognizer.is_ready(stream):
+                recognizer.decode_stream(stream)
+                words = words_of(recognizer, stream, begin)
+                ended = recognizer.is_endpoint(stream)
+                printer.show(words, ended)
+                if ended:
+                    recognizer.reset(stream)
+                    begin = recognizer.start_time(stream)
+    stream.accept_waveform(rate, tail(about, rate))
+    stream.input_finished()
+    while recognizer.is_ready(stream):
+        recognizer.decode_stream(stream)
+    printer.show(words_of(recognizer, stream, begin), ended=True)
+    printer.end()
+    if nonfinite:
+        print(f"warning: {name}: {nonfinite} samples are not finite and were taken for silence", file=sys.stderr)
+
+
+def main():
+    args = get_args()
+    if args.rate is not None and args.rate < 1000:
+        raise RecipeError(f"--rate {args.rate}: give samples a second, such as 16000")
+    if args.threads < 1 or args.beam < 1:
+        raise RecipeError("--threads and --beam must be at least 1")
+    about = read_model(args.model, args.int8)
+    recognizer = make_recognizer(args.model, about, args.int8, args.method, args.beam, args.threads, endpoints=True)
+    failed = 0
+    for name in args.audio:
+        rate = args.rate or about["sampling_rate"]
+        try:
+            if name == "-":
+                blocks = standard_input(rate)
+            elif name == "mic":
+                rate = about["sampling_rate"]
+                blocks = microphone(rate)
+            else:
+                rate, blocks = file_blocks(name)
+            transcribe(recognizer, about, name, rate, blocks, args)
+        except (RecipeError, OSError) as error:  # the other files are transcribed all the same
+            message = known_failure(error)
+            if message is None:
+                raise
+            print(f"error: {message}", file=sys.stderr)
+            failed += 1
+    if failed:
+        raise RecipeError(f"{failed} of {len(args.audio)} could not be transcribed")
+
+
+if __name__ == "__main__":
+    run_main(main)
