@@ -264,3 +264,22 @@ def test_transcribe_names_what_it_cannot_read(finished, exported, tmp_path):
     errors = transcribe(exported, truncated, code=1)[1]
     assert str(truncated) in errors
     assert "model.json is missing" in transcribe(tmp_path, good, code=1)[1]
+
+
+def test_the_benchmark_measures_each_runtime(finished, exported, tmp_path):
+    folder = finished[0]
+    for source, place in (("exp/tiny", "exp/tiny"), ("onnx", "exp/export/tiny"), ("lang", "data/lang")):
+        shutil.copytree(folder / source, tmp_path / place)
+    (tmp_path / "data" / "fbank").mkdir()
+    shutil.copy(folder / "cuts_test.jsonl.gz", tmp_path / "data" / "fbank")
+    bench = LOCAL.parent / "tools" / "bench_streaming.py"
+    words = [sys.executable, str(bench), "--recipe", str(tmp_path), "--models", "tiny", "--test-set", "test", "--repeats", "1"]
+    done = subprocess.run([*words, "--output", str(tmp_path / "table.md")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in (tmp_path / "table.md").read_text().splitlines()
+            if line.startswith("| tiny")]
+    assert [row[1] for row in rows] == ["sherpa-onnx float32", "sherpa-onnx int8", "torch float32"]
+    assert rows[0][3] == rows[0][6] == "1.00" and rows[0][7] == rows[2][7]
+    assert 0 < float(rows[0][4]) < float(rows[2][4])  # a device needs no torch
+    done = subprocess.run([*words[:3], str(tmp_path / "data")], capture_output=True, text=True)
+    assert done.returncode == 1 and "run stage 9 of the recipe" in done.stderr

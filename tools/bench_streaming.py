@@ -1,0 +1,189 @@
+#!/usr/bin/env python3
+"""Teacher and students on the device's terms: one thread, one stream, as the audio comes.
+
+    tools/bench_streaming.py --recipe egs/voice_commands
+
+takes the models that stage 9 has exported, in float32 and int8 through sherpa-onnx and in float32 through our own torch
+streams, and prints for each the real-time factor, the peak memory of its process, the bytes on disk and the word error
+rate, with ratios to the first model's float32 files. Each row is measured in processes of its own, in turn, so that what
+else the machine does meets all of them; the medians are shown.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from kdlib.errors import RecipeError, run_main
+from kdlib.files import read_json, write_text
+from kdlib.sherpa import PARTS, make_recognizer, read_model, tail
+
+# Torch and lhotse are imported where they are used: a process that measures sherpa-onnx holds neither.
+
+RUNTIMES = ("sherpa-onnx float32", "sherpa-onnx int8", "torch float32")
+
+
+def get_args():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", type=Path, required=True, help="folder of a recipe that has run to stage 9")
+    parser.add_argument("--exp", type=Path, help="its models, where they are not in RECIPE/exp")
+    parser.add_argument("--data", type=Path, help="its data, where it is not in RECIPE/data")
+    parser.add_argument("--models", nargs="+", help="exported models, the one to compare with first (teacher and the last)")
+    parser.add_argument("--test-set", help="of which the audio is (the first one that the models were decoded on)")
+    parser.add_argument("--utterances", type=int, default=100, help="how many of it (100)")
+    parser.add_argument("--repeats", type=int, default=3, help="measurements of each row (3)")
+    parser.add_argument("--output", type=Path, help="a file for the table in Markdown")
+    parser.add_argument("--measure", nargs=3, metavar=("MODEL", "RUNTIME", "AUDIO"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if not args.recipe.is_dir():
+        raise RecipeError(f"{args.recipe} is no folder: give a recipe's, such as egs/voice_commands")
+    args.recipe = args.recipe.resolve()
+    args.exp, args.data = ((given or args.recipe / name).resolve() for given, name in ((args.exp, "exp"), (args.data, "data")))
+    if not (args.exp / "export").is_dir():
+        raise RecipeError(f"{args.exp / 'export'} is missing: run stage 9 of the recipe")
+    args.models = args.models or ["teacher", *sorted(p.name for p in (args.exp / "export").glob("stage*"))[-1:]]
+    if args.test_set is None:
+        summary = read_json(args.exp / "export" / args.models[0] / "decode" / "summary.json", "run stage 9 of the recipe")
+        args.test_set = next(iter(summary["test_sets"]))
+    return args
+
+
+def sherpa_stream(folder, int8):
+    """A function from samples to words, run as a device would: a tenth of a second at a time."""
+    about = read_model(folder, int8)
+    recognizer, rate = make_recognizer(folder, about, int8), about["sampling_rate"]
+
+    def recognise(samples):
+        stream = recognizer.create_stream()
+        for piece in np.array_split(samples, max(1, len(samples) * 10 // rate)):
+            stream.accept_waveform(rate, piece)
+            while recognizer.is_ready(stream):
+                recognizer.decode_stream(stream)
+        stream.accept_waveform(rate, tail(about, rate))
+        while recognizer.is_ready(stream):
+            recognizer.decode_stream(stream)
+        return recognizer.get_result(stream).split()
+    return recognise
+
+
+def torch_stream(exp, lang_folder, about):
+    """The same by our own streams; the features are computed for the whole utterance, which favours torch a little."""
+    import torch
+
+    from kdlib.config import FbankConfig
+    from kdlib.features import fbank_extractor
+    from kdlib.lang import Lang
+    from kdlib.streaming import StreamingRecogniser
+    from kdlib.training.checkpoint import load_averaged
+
+    torch.set_num_threads(1)
+    lang, rate = Lang(lang_folder), about["sampling_rate"]
+    model, _, _ = load_averaged(exp, about["epoch"], about["avg"], tokens=lang.tokens)
+    recogniser = StreamingRecogniser(model, about["chunk_size"], about["left_context"])
+    extractor = fbank_extractor(FbankConfig(rate, about["num_filters"], about["low_freq"], about["high_freq"]))
+
+    def recognise(samples):
+        stream = recogniser.create_stream()
+        stream.accept(torch.from_numpy(np.asarray(extractor.extract(np.concatenate([samples, tail(about, rate)])[None], rate))))
+        recogniser.run([stream])
+        return lang.decode(list(stream.result.tokens)).split()
+    return recognise
+
+
+def write_audio(args, path):
+    """The utterances as one file of arrays; returns (id, words) of each."""
+    from kdlib.data import load_cuts
+
+    cuts = list(load_cuts(args.data / "fbank" / f"cuts_{args.test_set}.jsonl.gz"))[:args.utterances]
+    np.savez(path, *(cut.load_audio()[0].astype(np.float32) for cut in cuts))
+    return [(cut.id, cut.supervisions[0].text.split()) for cut in cuts]
+
+
+def measure(args, model, runtime, audio_path):
+    """One row's figures, in this process."""
+    folder = args.exp / "export" / model
+    if runtime == "torch float32":
+        recognise = torch_stream(args.exp / model, args.data / "lang", read_model(folder))
+    else:
+        recognise = sherpa_stream(folder, runtime.endswith("int8"))
+    with np.load(audio_path) as arrays:
+        audio = [arrays[name] for name in arrays.files]
+    recognise(audio[0])
+    begin = time.perf_counter()
+    heard = [recognise(samples) for samples in audio]
+    took = time.perf_counter() - begin
+    seconds = sum(map(len, audio)) / read_model(folder)["sampling_rate"]
+    return {"rtf": took / seconds, "heard": heard, "memory": peak_memory()}
+
+
+def peak_memory():
+    """MiB of this process; not by getrusage, which counts what the parent held when it started this one."""
+    status = Path("/proc/self/status").read_text()
+    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:"))) / 1024
+
+
+def main():
+    args = get_args()
+    os.chdir(args.recipe)  # where the paths of its manifests start
+    if args.measure:
+        print(json.dumps(measure(args, *args.measure)))
+        return
+    rows = [(model, runtime) for runtime in RUNTIMES for model in args.models]
+    with tempfile.TemporaryDirectory() as folder:
+        audio = Path(folder) / "audio.npz"
+        texts = write_audio(args, audio)
+        found = run_rows(args, rows, audio)
+    text = table(args, rows, texts, found)
+    print(text)
+    if args.output:
+        write_text(args.output, text)
+
+
+def run_rows(args, rows, audio):
+    """The figures of each row's repeats, the rows in turn."""
+    found = {row: [] for row in rows}
+    for _ in range(args.repeats):
+        for row in rows:
+            command = [sys.executable, str(Path(__file__).resolve()), "--recipe", str(args.recipe), "--exp", str(args.exp),
+                       "--data", str(args.data), "--models", *args.models, "--test-set", args.test_set, "--utterances",
+                       str(args.utterances), "--measure", *row, str(audio)]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                raise RecipeError(f"{' '.join(row)}: {(done.stderr.strip().splitlines() or ['it failed'])[-1]}")
+            found[row].append(json.loads(done.stdout.splitlines()[-1]))
+    return found
+
+
+def table(args, rows, texts, found):
+    from kdlib.report import describe_machine, markdown_table
+    from kdlib.scoring import count_errors
+
+    cells, first = [], None
+    for model, runtime in rows:
+        figures = {key: statistics.median(one[key] for one in found[model, runtime]) for key in ("rtf", "memory")}
+        heard = found[model, runtime][0]["heard"]
+        wer = count_errors((id_, words, got) for (id_, words), got in zip(texts, heard)).wer
+        folder, suffix = args.exp / "export" / model, ".int8" if runtime.endswith("int8") else ""
+        size = sum((folder / f"{part}{suffix}.onnx").stat().st_size for part in PARTS)
+        first = first or {**figures, "size": size}
+        torch_row = runtime.startswith("torch")
+        cells.append([model, runtime, f"{figures['rtf']:.4f}", f"{first['rtf'] / figures['rtf']:.2f}",
+                      f"{figures['memory']:.0f}", "" if torch_row else f"{size:,}",
+                      "" if torch_row else f"{first['size'] / size:.2f}", f"{wer:.2f}"])
+    header = ["Model", "Runtime", "Real-time factor", "times faster", "MiB", "Bytes", "times smaller", "WER"]
+    machine = describe_machine()
+    return (f"{args.utterances} utterances of {args.test_set}, one stream, one thread; {machine['processor']}, "
+            f"{machine['cores']} cores. Medians of {args.repeats}; faster and smaller than {args.models[0]} in "
+            f"{RUNTIMES[0]}. MiB: the most that the process held, runtime included.\n\n"
+            + markdown_table(header, cells))
+
+
+if __name__ == "__main__":
+    run_main(main)
