@@ -3,12 +3,12 @@
 
 import argparse
 import time
-from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from kdlib.config import DataConfig, DecodeConfig, load_config
+from kdlib.commandline import add_decoding_options, decoding_config, decoding_summary, search_setting
+from kdlib.config import DataConfig, DecodeConfig
 from kdlib.data import checked, eval_loader, load_cuts
 from kdlib.decoding import greedy_search, modified_beam_search
 from kdlib.errors import run_main
@@ -17,23 +17,10 @@ from kdlib.lang import Lang
 from kdlib.scoring import write_results
 from kdlib.training.checkpoint import load_averaged
 
-FRAME_MS = 40.0
-
 
 def get_args():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--exp", type=Path, required=True, help="folder of the trained model")
-    parser.add_argument("--fbank", type=Path, required=True, help="folder of stage 2")
-    parser.add_argument("--lang", type=Path, required=True, help="folder of stage 3")
-    parser.add_argument("--config", type=Path, required=True, help="conf/decode.yaml")
-    parser.add_argument("--test-sets", required=True, help="names, separated by spaces")
-    parser.add_argument("--epoch", type=int, help="the last one unless given")
-    parser.add_argument("--avg", type=int, help="epochs to average; as the training's config says unless given")
-    parser.add_argument("--method", help="greedy_search or modified_beam_search")
-    parser.add_argument("--beam", type=int, help="hypotheses of modified_beam_search")
-    parser.add_argument("--chunk-size", type=int, help="frames of 40 ms, 0 for full context; the model's unless given")
-    parser.add_argument("--left-context", type=int, help="frames of 40 ms, -1 for all; the model's unless given")
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    add_decoding_options(parser)
     return parser.parse_args()
 
 
@@ -54,24 +41,21 @@ def decode(model, loader, lang: Lang, config: DecodeConfig, device, name: str):
 
 def main():
     args = get_args()
-    options = {"epoch": args.epoch, "avg": args.avg, "method": args.method, "beam": args.beam}
-    given = [f"{name}={value}" for name, value in options.items() if value is not None]
-    config = load_config(DecodeConfig, args.config, given + args.overrides)
+    config = decoding_config(args)
     lang = Lang(args.lang)
     model, _, which = load_averaged(args.exp, config.epoch, config.avg, tokens=lang.tokens)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device)
     model.config.chunk_size = model.config.chunk_size if args.chunk_size is None else args.chunk_size
     model.config.left_context = model.config.left_context if args.left_context is None else args.left_context
-    greedy = config.method == "greedy_search"
-    setting = config.method + (f"-max-sym-{config.max_sym_per_frame}" if greedy else f"-beam-{config.beam}")
+    setting = search_setting(config)
+    if (args.chunk_size, args.left_context) != (None, None):
+        setting = f"chunk-{model.config.chunk_size}-left-{model.config.left_context}-{setting}"
     suffix = f"epoch-{which['epoch']}-avg-{which['avg']}-{setting}"
     folder = args.exp / "decode"
     folder.mkdir(parents=True, exist_ok=True)
-    summary = {"model": args.exp.name, "parameters": model.parameter_counts()["total"], **which,
-               "method": config.method, "max_sym_per_frame": config.max_sym_per_frame if greedy else 1,
-               "chunk_ms": model.config.chunk_size * FRAME_MS,
-               "left_context_ms": model.config.left_context * FRAME_MS, "test_sets": {}}
+    about = {"model": args.exp.name, "parameters": model.parameter_counts()["total"], **which}
+    summary = decoding_summary(about, config, model.config.chunk_size, model.config.left_context)
     begin = time.monotonic()
     for name in args.test_sets.split():
         cuts = load_cuts(args.fbank / f"cuts_{name}.jsonl.gz")

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from kdlib.commandline import decoding_summary
+from kdlib.config import DecodeConfig
 from kdlib.data import load_cuts
 from kdlib.errors import run_main
 from kdlib.files import write_json
 from kdlib.scoring import write_results
 from kdlib.sherpa import METHODS, make_recognizer, read_model, tail
-
-FRAME_MS = 40.0
 
 
 def get_args():
@@ -38,10 +38,8 @@ def main():
     folder.mkdir(parents=True, exist_ok=True)
     greedy = args.method == METHODS[0]
     setting = f"sherpa-onnx{suffix}-{args.method}" + ("" if greedy else f"-beam-{args.beam}")
-    summary = {"model": about["model"], "parameters": about["parameters"], "updates": about["updates"],
-               "epoch": about["epoch"], "avg": about["avg"], "method": args.method, "max_sym_per_frame": 1,
-               "chunk_ms": about["chunk_size"] * FRAME_MS, "left_context_ms": about["left_context"] * FRAME_MS,
-               "test_sets": {}}
+    config = DecodeConfig(method=args.method, beam=args.beam)
+    summary = decoding_summary(about, config, about["chunk_size"], about["left_context"])
     begin, audio_seconds, busy = time.monotonic(), 0.0, 0.0
     for name in args.test_sets.split():
         results = []

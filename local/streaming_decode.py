@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from kdlib.config import DecodeConfig, FbankConfig, load_config
+from kdlib.commandline import add_decoding_options, decoding_config, decoding_summary, search_setting
+from kdlib.config import FbankConfig, load_config
 from kdlib.conformer import SUBSAMPLING
 from kdlib.data import load_cuts
 from kdlib.errors import RecipeError, run_main
@@ -20,27 +21,14 @@ from kdlib.scoring import write_results
 from kdlib.streaming import StreamingRecogniser
 from kdlib.training.checkpoint import load_averaged
 
-FRAME_MS = 40.0
-
 
 def get_args():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--exp", type=Path, required=True, help="folder of the trained model")
-    parser.add_argument("--fbank", type=Path, required=True, help="folder of stage 2")
-    parser.add_argument("--lang", type=Path, required=True, help="folder of stage 3")
-    parser.add_argument("--config", type=Path, required=True, help="conf/decode.yaml")
-    parser.add_argument("--test-sets", required=True, help="names, separated by spaces")
-    parser.add_argument("--epoch", type=int, help="the last one unless given")
-    parser.add_argument("--avg", type=int, help="epochs to average; as the training's config says unless given")
-    parser.add_argument("--method", help="greedy_search or modified_beam_search")
-    parser.add_argument("--beam", type=int, help="hypotheses of modified_beam_search")
-    parser.add_argument("--chunk-size", type=int, help="frames of 40 ms; the model's unless given")
-    parser.add_argument("--left-context", type=int, help="frames of 40 ms; the model's unless given")
+    add_decoding_options(parser)
     parser.add_argument("--streams", type=int, default=32, help="streams at a time (32)")
     parser.add_argument("--tail", type=float, metavar="SECONDS", help="compute the features from the audio, followed by "
                         "so much silence, as a device does; without it those of stage 2 are read")
     parser.add_argument("--fbank-config", type=Path, help="conf/fbank.yaml, for --tail")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for conf/decode.yaml")
     return parser.parse_args()
 
 
@@ -94,29 +82,23 @@ def main():
     args = get_args()
     if args.streams < 1:
         raise RecipeError(f"--streams {args.streams}: give at least 1")
-    options = {"epoch": args.epoch, "avg": args.avg, "method": args.method, "beam": args.beam}
-    given = [f"{name}={value}" for name, value in options.items() if value is not None]
-    config = load_config(DecodeConfig, args.config, given + args.overrides)
+    config = decoding_config(args)
     lang, read = Lang(args.lang), feature_reader(args)
     model, _, which = load_averaged(args.exp, config.epoch, config.avg, tokens=lang.tokens)
     model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    greedy = config.method == "greedy_search"
     try:
         recogniser = StreamingRecogniser(model, args.chunk_size, args.left_context, config.method,
                                          config.max_sym_per_frame, config.beam)
     except ValueError as error:
         raise RecipeError(f"{args.exp}: {error}; give --chunk-size and --left-context") from None
-    setting = (f"streaming-chunk-{recogniser.chunk_size}-left-{recogniser.left_context}-{config.method}"
-               + (f"-max-sym-{config.max_sym_per_frame}" if greedy else f"-beam-{config.beam}")
+    setting = (f"streaming-chunk-{recogniser.chunk_size}-left-{recogniser.left_context}-{search_setting(config)}"
                + ("" if args.tail is None else f"-tail-{args.tail:g}"))
     suffix = f"epoch-{which['epoch']}-avg-{which['avg']}-{setting}"
     folder = args.exp / "streaming_decode"
     folder.mkdir(parents=True, exist_ok=True)
     parameters = model.parameter_counts()["total"]
-    summary = {"model": args.exp.name, "parameters": parameters, **which, "method": config.method,
-               "max_sym_per_frame": config.max_sym_per_frame if greedy else 1,
-               "chunk_ms": recogniser.chunk_size * FRAME_MS, "left_context_ms": recogniser.left_context * FRAME_MS,
-               "test_sets": {}}
+    about = {"model": args.exp.name, "parameters": parameters, **which}
+    summary = decoding_summary(about, config, recogniser.chunk_size, recogniser.left_context)
     busy = seconds = 0.0
     for name in args.test_sets.split():
         cuts = load_cuts(args.fbank / f"cuts_{name}.jsonl.gz")

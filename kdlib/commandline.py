@@ -1,0 +1,48 @@
+"""What the scripts that decode have in common: their options, and what they leave behind."""
+
+import argparse
+from pathlib import Path
+from typing import Any, Dict, Mapping
+
+from kdlib.config import DecodeConfig, load_config
+
+FRAME_MS = 40.0
+
+
+def add_decoding_options(parser: argparse.ArgumentParser) -> None:
+    """Which model, which test sets, and how: of ``local/decode.py`` and ``local/streaming_decode.py``."""
+    parser.add_argument("--exp", type=Path, required=True, help="folder of the trained model")
+    parser.add_argument("--fbank", type=Path, required=True, help="folder of stage 2")
+    parser.add_argument("--lang", type=Path, required=True, help="folder of stage 3")
+    parser.add_argument("--config", type=Path, required=True, help="conf/decode.yaml")
+    parser.add_argument("--test-sets", required=True, help="names, separated by spaces")
+    parser.add_argument("--epoch", type=int, help="the last one unless given")
+    parser.add_argument("--avg", type=int, help="epochs to average; as the training's config says unless given")
+    parser.add_argument("--method", help="greedy_search or modified_beam_search")
+    parser.add_argument("--beam", type=int, help="hypotheses of modified_beam_search")
+    parser.add_argument("--chunk-size", type=int, help="frames of 40 ms; the model's unless given")
+    parser.add_argument("--left-context", type=int, help="frames of 40 ms; the model's unless given")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for conf/decode.yaml")
+
+
+def decoding_config(args: argparse.Namespace) -> DecodeConfig:
+    """The config file, changed by the options; a :class:`RecipeError` names what is wrong."""
+    options = {"epoch": args.epoch, "avg": args.avg, "method": args.method, "beam": args.beam}
+    given = [f"{name}={value}" for name, value in options.items() if value is not None]
+    return load_config(DecodeConfig, args.config, given + args.overrides)
+
+
+def search_setting(config: DecodeConfig) -> str:
+    """The search's part of the names of files."""
+    greedy = config.method == "greedy_search"
+    return config.method + (f"-max-sym-{config.max_sym_per_frame}" if greedy else f"-beam-{config.beam}")
+
+
+def decoding_summary(model: Mapping[str, Any], config: DecodeConfig, chunk_size: int, left_context: int) -> Dict[str, Any]:
+    """The beginning of a decoding summary (see :mod:`kdlib.comparison`), for the test sets to be added.
+
+    ``model`` has ``model`` (its name), ``parameters``, ``updates``, ``epoch`` and ``avg``.
+    """
+    return {**{key: model[key] for key in ("model", "parameters", "updates", "epoch", "avg")}, "method": config.method,
+            "max_sym_per_frame": config.max_sym_per_frame if config.method == "greedy_search" else 1,
+            "chunk_ms": chunk_size * FRAME_MS, "left_context_ms": left_context * FRAME_MS, "test_sets": {}}
