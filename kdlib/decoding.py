@@ -75,7 +75,8 @@ class GreedySearch(Search):
 
 
 class BeamSearch(Search):
-    """Frame-synchronous beam search with at most one token a frame, equal label sequences merged."""
+    """Frame-synchronous beam search with at most one token a frame: the best extensions of all hypotheses together, equal
+    label sequences merged, as icefall and sherpa-onnx do it."""
 
     def __init__(self, context_size: int = 2) -> None:
         super().__init__()
@@ -100,8 +101,11 @@ class BeamSearch(Search):
             rows = [row for row, length in enumerate(lengths) if frame < length]
             if not rows:
                 break
-            owners = [row for row in rows for _ in searches[row].beam]
-            contexts = [_context(model, hyp.tokens) for row in rows for hyp in searches[row].beam]
+            beams = [searches[row].beam for row in rows]
+            widest = max(map(len, beams))
+            owners = [row for row, hyps in zip(rows, beams) for _ in hyps]
+            places = [n * widest + i for n, hyps in enumerate(beams) for i in range(len(hyps))]
+            contexts = [_context(model, hyp.tokens) for hyps in beams for hyp in hyps]
             fresh = sorted(set(contexts) - set(predicted_cache))
             if fresh:
                 # The predictor sees the last labels only, so that its outputs are few and used again and again.
@@ -110,33 +114,31 @@ class BeamSearch(Search):
             logits = model.joiner(encoded[owners, frame], torch.stack([predicted_cache[c] for c in contexts]))
             log_probs = logits.float().log_softmax(-1)
             log_probs[:, unk_id] = float("-inf")
-            # No hypothesis can place more than `beam` extensions, blank aside.
-            blank = log_probs[:, model.blank_id].tolist()
-            log_probs[:, model.blank_id] = float("-inf")
-            best, tokens = log_probs.topk(min(beam, model.vocab_size - 1), dim=-1)
-            candidates = list(zip(blank, tokens.tolist(), best.tolist()))
-            for row in reversed(rows):
-                search = searches[row]
-                own = candidates[len(candidates) - len(search.beam):]
-                del candidates[len(candidates) - len(search.beam):]
-                search._take(own, search.num_frames + frame, beam)
+            scores = torch.tensor([hyp.score for hyps in beams for hyp in hyps], dtype=torch.float64, device=device)
+            every = scores.new_full((len(rows) * widest, model.vocab_size), float("-inf"))
+            every[places] = scores[:, None] + log_probs
+            every = every.view(len(rows), -1)
+            best, chosen = every.topk(min(beam, every.size(1)), dim=-1)
+            for row, values, ids in zip(rows, best.tolist(), chosen.tolist()):
+                searches[row]._take(values, ids, model, searches[row].num_frames + frame)
         for search, length in zip(searches, lengths):
             search.num_frames += length
 
-    def _take(self, candidates: List[Tuple[float, List[int], List[float]]], frame: int, size: int) -> None:
-        """One frame: for each hypothesis the log-probability of blank, and tokens with theirs."""
+    def _take(self, scores: List[float], ids: List[int], model: Transducer, frame: int) -> None:
+        """One frame's best extensions, by log-probability; an id is that of the hypothesis times V plus the token's."""
         merged: Dict[Tuple[int, ...], Hypothesis] = {}
-        for hyp, (blank, tokens, values) in zip(self.beam, candidates):
-            grown = [Hypothesis(hyp.score + blank, hyp.tokens, hyp.frames)]
-            grown += [Hypothesis(hyp.score + value, hyp.tokens + (token,), hyp.frames + (frame,))
-                      for token, value in zip(tokens, values) if value > float("-inf")]
-            for new in grown:
-                known = merged.get(new.tokens)
-                if known is not None:  # the likelier path says when the labels were heard
-                    likelier = new if new.score > known.score else known
-                    new = Hypothesis(_log_add(known.score, new.score), new.tokens, likelier.frames)
-                merged[new.tokens] = new
-        self.beam = sorted(merged.values(), key=lambda h: (-h.score, h.tokens))[:size]
+        for score, id_ in zip(scores, ids):
+            if score == float("-inf"):
+                break
+            number, token = divmod(id_, model.vocab_size)
+            hyp = self.beam[number]
+            tokens, frames = hyp.tokens, hyp.frames
+            if token != model.blank_id:
+                tokens, frames = tokens + (token,), frames + (frame,)
+            known = merged.get(tokens)  # the likelier path, which came first, says when the labels were heard
+            merged[tokens] = Hypothesis(score, tokens, frames) if known is None else \
+                Hypothesis(_log_add(known.score, score), tokens, known.frames)
+        self.beam = sorted(merged.values(), key=lambda h: (-h.score, h.tokens))
 
 
 def greedy_search(model: Transducer, encoder_out: Tensor, lengths: Tensor, max_sym_per_frame: int = 1,
