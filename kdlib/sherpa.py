@@ -48,8 +48,8 @@ def make_recognizer(folder: PathLike, about: Dict[str, Any], int8: bool = False,
                     beam: int = 4, num_threads: int = 1, endpoints: bool = False) -> Any:
     """sherpa-onnx's ``OnlineRecognizer`` of a folder that :func:`read_model` has looked at.
 
-    ``endpoints``: let a second of silence after a word, or twenty seconds of speech, end a segment, which the caller then
-    has to reset; not for the counting of errors.
+    ``endpoints``: let a second of silence after a word, twenty without any word, or five minutes end a segment, which the
+    caller then has to reset; not for the counting of errors.
     """
     import sherpa_onnx
 

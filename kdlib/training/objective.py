@@ -28,7 +28,8 @@ class Objective(nn.Module):
     references and on the teacher's hypotheses, and CTC are sums of nats over the batch divided by its frames after
     subsampling; the other distillation losses are means over its utterances. In training each update draws one of
     ``chunk_sizes`` and one of ``left_contexts``, for student and teacher, and the same in all processes; the model's own
-    stand where there are none. Of a batch dealt out to several processes each computes its part, and the parts add up to the whole.
+    stand where there are none. Of a batch dealt out to several processes each computes its part, and the parts add up to
+    the whole.
     """
 
     def __init__(self, student: Transducer, config: LossConfig, teacher: Optional[Transducer] = None,
