@@ -1,5 +1,6 @@
 """local/nbest.py: a teacher's hypotheses of training audio, as a loss and as transcripts."""
 
+import copy
 import math
 import subprocess
 import sys
@@ -95,7 +96,7 @@ def test_what_is_heard_without_confidence_is_left_out(corpus, teacher_folder, fb
 
 def test_a_batch_holds_the_hypotheses_that_fit(corpus):
     _, lang, train, _ = corpus
-    cuts = [cut.map_supervisions(lambda s: s) for cut in list(train)[:3]]
+    cuts = [copy.deepcopy(cut) for cut in list(train)[:3]]
     for cut, found in zip(cuts, ([["A", -0.5], ["A B", -1.0]], [], [["A " * 60, -0.1], ["B", -3.0]])):
         cut.supervisions[0].custom = {NBEST: found}
     batch = next(iter(eval_loader(CutSet.from_cuts(cuts), lang, DataConfig(), 100.0)))
@@ -112,7 +113,7 @@ def test_a_batch_holds_the_hypotheses_that_fit(corpus):
 @pytest.mark.parametrize("found", ["A B", [["A"]], [["A", "B"]], [[1, -0.5]], {"A": 1.0}])
 def test_a_field_of_somebody_else(corpus, found):
     _, lang, train, _ = corpus
-    cut = train[0].map_supervisions(lambda s: s)
+    cut = copy.deepcopy(train[0])
     cut.supervisions[0].custom = {NBEST: found}
     with pytest.raises(RecipeError, match=f"cut {cut.id}: the field nbest .* make the manifest anew"):
         select_cuts(CutSet.from_cuts([cut]), lang, DataConfig(), False)

@@ -204,7 +204,8 @@ class TestStages:
         (toy.folder / "conf" / "decode.yaml").write_text("beam: 4")
         assert toy().ran == [name for name in CHAIN if name.startswith("decode-")]  # to the same results: no new table
         (toy.folder / "conf" / "progressive.yaml").write_text("3")
-        assert toy().ran == ["plan", "train-stage3", "decode-stage3", "results"]
+        assert toy().ran == ["plan", "train-stage3", "decode-stage3", "results", "export-stage3", "sherpa-stage3",
+                             "sherpa-int8-stage3"]
         changed = toy("--size", "20")
         assert changed.ran[:5] == CHAIN[:5]
         assert "runs again because of: its command" in changed.stdout
