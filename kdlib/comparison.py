@@ -12,6 +12,7 @@ import statistics
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from kdlib.errors import RecipeError
+from kdlib.files import PathLike, read_json
 from kdlib.report import format_relative, relative_change
 from kdlib.significance import RESAMPLES, paired_p_value, wer_interval
 
@@ -48,6 +49,15 @@ def summary_problem(summary: Any, model: str) -> Optional[str]:
             if not isinstance(counts, list) or not all(is_number(n) for n in counts) or sum(counts) != test[total]:
                 return f"has no {key} that add up to the {total} of test set {name}"
     return None
+
+
+def read_summary(path: PathLike, model: str, remedy: str) -> Dict[str, Any]:
+    """The decoding summary of ``model``; a :class:`RecipeError` names what is wrong with the file, and ``remedy``."""
+    summary = read_json(path, remedy)
+    problem = summary_problem(summary, model)
+    if problem:
+        raise RecipeError(f"{path} {problem}: {remedy}")
+    return summary
 
 
 def compare(summaries: Mapping[str, Summary], chain: Sequence[str], baselines: Sequence[str], matched: str,
@@ -110,9 +120,10 @@ def _difference(summaries: Mapping[str, Summary], model: str, other: str) -> Dic
 def pool_seeds(runs: Sequence[Mapping[str, Summary]]) -> Dict[str, Dict[str, Any]]:
     """The same models trained from several seeds, as if the test sets had been read once by each.
 
-    ``runs`` holds the summaries of each seed by model. A model of the result has ``parameters``, ``updates`` (the first seed's) and, for each test set,
-    ``wers`` (one a seed), and ``errors_by_utterance`` and ``words_by_utterance``, summed over the seeds. A bootstrap of
-    them over utterances is about these trained models: it does not know how other seeds would have come out.
+    ``runs`` holds the summaries of each seed by model. A model of the result has ``parameters``, ``updates`` (the first
+    seed's) and, for each test set, ``wers`` (one a seed), and ``errors_by_utterance`` and ``words_by_utterance``, summed
+    over the seeds. A bootstrap of them over utterances is about these trained models: it does not know how other seeds
+    would have come out.
     Raises :class:`RecipeError` where the runs do not hold the same models, of the same size, on the same test sets.
     """
     pooled: Dict[str, Dict[str, Any]] = {}

@@ -31,6 +31,11 @@ def subsampled_length(num_frames):
     return max(0, (num_frames - RIGHT_CONTEXT) // SUBSAMPLING)
 
 
+def chunk_frames(chunk_size: int) -> int:
+    """Feature frames that a chunk of so many frames after subsampling reads; the next begins 4 * chunk_size later."""
+    return SUBSAMPLING * chunk_size + RIGHT_CONTEXT
+
+
 def chunk_mask(num_frames: int, chunk_size: int, left_context: int, device=None) -> Tensor:
     """Which keys a query may see: its own chunk, whole, and ``left_context`` frames before that chunk.
 

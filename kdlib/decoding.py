@@ -24,14 +24,11 @@ class Hypothesis:
 
 
 class Search:
-    """What a search knows of an utterance after the frames that it was given: the base of the two below."""
+    """What a search knows of an utterance after the frames that it was given: the base of the two below, which have its
+    ``best`` hypothesis."""
 
     def __init__(self) -> None:
         self.num_frames = 0
-
-    @property
-    def best(self) -> Hypothesis:
-        raise NotImplementedError
 
 
 class GreedySearch(Search):
@@ -39,11 +36,7 @@ class GreedySearch(Search):
 
     def __init__(self) -> None:
         super().__init__()
-        self._best = Hypothesis()
-
-    @property
-    def best(self) -> Hypothesis:
-        return self._best
+        self.best = Hypothesis()
 
     @staticmethod
     @torch.no_grad()
@@ -51,11 +44,11 @@ class GreedySearch(Search):
                 max_sym_per_frame: int = 1, unk_id: int = 2) -> None:
         """Take each search through its next frames; as :func:`greedy_search`, whose arguments these are."""
         encoded = model.joiner.encoder_proj(encoder_out)
-        contexts = [_context(model, search._best.tokens) for search in searches]
+        contexts = [_context(model, search.best.tokens) for search in searches]
         context = torch.tensor(contexts, device=encoder_out.device)
         predicted = model.joiner.predictor_proj(model.predictor(context))[:, 0]
-        tokens = [list(search._best.tokens) for search in searches]
-        frames = [list(search._best.frames) for search in searches]
+        tokens = [list(search.best.tokens) for search in searches]
+        frames = [list(search.best.frames) for search in searches]
         for frame in range(encoder_out.size(1)):
             active = frame < lengths
             for _ in range(max_sym_per_frame):
@@ -70,7 +63,7 @@ class GreedySearch(Search):
                 context[emitting] = torch.cat([context[emitting, 1:], token[emitting, None]], dim=1)
                 predicted[emitting] = model.joiner.predictor_proj(model.predictor(context[emitting]))[:, 0]
         for search, length, symbols, places in zip(searches, lengths.tolist(), tokens, frames):
-            search._best = Hypothesis(0.0, tuple(symbols), tuple(places))
+            search.best = Hypothesis(0.0, tuple(symbols), tuple(places))
             search.num_frames += length
 
 
@@ -168,9 +161,7 @@ def modified_beam_search(model: Transducer, encoder_out: Tensor, lengths: Tensor
     Returns:
         The token ids of the best hypothesis of each utterance, by log-probability divided by the label count.
     """
-    searches = [BeamSearch(model.predictor.context_size) for _ in range(encoder_out.size(0))]
-    BeamSearch.advance(searches, model, encoder_out, lengths, beam, unk_id)
-    return [list(search.best.tokens) for search in searches]
+    return [list(search.best.tokens) for search in _beam_searches(model, encoder_out, lengths, beam, unk_id)]
 
 
 def nbest_search(model: Transducer, encoder_out: Tensor, lengths: Tensor, beam: int = 4,
@@ -182,9 +173,13 @@ def nbest_search(model: Transducer, encoder_out: Tensor, lengths: Tensor, beam: 
     Returns:
         The at most ``beam`` hypotheses of each utterance, the most probable first.
     """
+    return [search.beam for search in _beam_searches(model, encoder_out, lengths, beam, unk_id)]
+
+
+def _beam_searches(model: Transducer, encoder_out: Tensor, lengths: Tensor, beam: int, unk_id: int) -> List[BeamSearch]:
     searches = [BeamSearch(model.predictor.context_size) for _ in range(encoder_out.size(0))]
     BeamSearch.advance(searches, model, encoder_out, lengths, beam, unk_id)
-    return [search.beam for search in searches]
+    return searches
 
 
 def _context(model: Transducer, tokens: Tuple[int, ...]) -> Tuple[int, ...]:

@@ -5,13 +5,14 @@ adds what comes out of both. Shapes and metadata are those of sherpa-onnx's cont
 chunk, F bins, L frames of left context, C channels, V tokens.
 """
 
+import warnings
 from pathlib import Path
 from typing import Dict, List, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
 
-from kdlib.conformer import RIGHT_CONTEXT, SUBSAMPLING
+from kdlib.conformer import RIGHT_CONTEXT, SUBSAMPLING, chunk_frames
 from kdlib.errors import RecipeError
 from kdlib.files import PathLike, atomic_path
 from kdlib.sherpa import PARTS
@@ -57,11 +58,6 @@ class ExportedJoiner(nn.Module):
         return self.joiner(encoder_out, decoder_out)
 
 
-def chunk_frames(chunk_size: int) -> int:
-    """Feature frames that a chunk of so many frames after subsampling reads."""
-    return SUBSAMPLING * chunk_size + RIGHT_CONTEXT
-
-
 def metadata(model: Transducer, chunk_size: int, left_context: int) -> Dict[str, Dict[str, object]]:
     """What each file says of itself; sherpa-onnx ends where a key is missing."""
     c = model.config
@@ -74,14 +70,14 @@ def metadata(model: Transducer, chunk_size: int, left_context: int) -> Dict[str,
     }
 
 
-def export_onnx(model: Transducer, folder: PathLike, chunk_size: int, left_context: int) -> List[Path]:
+def export_onnx(model: Transducer, folder: PathLike, chunk_size: int, left_context: int) -> float:
     """Write ``encoder.onnx``, ``decoder.onnx`` and ``joiner.onnx`` in float32 and check them against torch.
 
     Args:
         model: in evaluation mode, on the CPU.
         chunk_size, left_context: in frames after subsampling, of which both must be at least 1.
     Returns:
-        the three paths.
+        the largest difference of any output to torch's (see :func:`check_exported`).
     Raises:
         RecipeError: the model cannot stream in these chunks, or a file gives other numbers than torch.
     """
@@ -104,22 +100,17 @@ def export_onnx(model: Transducer, folder: PathLike, chunk_size: int, left_conte
         "joiner": (ExportedJoiner(model), (projected, projected), ["encoder_out", "decoder_out"], ["logit"]),
     }
     described = metadata(model, chunk_size, left_context)
-    paths = []
     for part, (module, inputs, names, outputs) in modules.items():
-        paths.append(folder / f"{part}.onnx")
-        with atomic_path(paths[-1]) as temporary:
+        with atomic_path(folder / f"{part}.onnx") as temporary:
             _trace(module.eval(), inputs, temporary, names, outputs, {n: streams[n] for n in [*names, *outputs]})
             _describe(temporary, described[part])
-    check_exported(model, folder, chunk_size, left_context)
-    return paths
+    return check_exported(model, folder, chunk_size, left_context)
 
 
 def _trace(module: nn.Module, inputs: Sequence[Tensor], path: Path, names: List[str], outputs: List[str],
            axes: Dict[str, Dict[int, str]]) -> None:
     # The tracer's constants are the chunk's; torch's newer exporter needs a package more and renames what it folds.
     legacy = {"dynamo": False} if tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 5) else {}
-    import warnings
-
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(module, tuple(inputs), str(path), input_names=names, output_names=outputs, dynamic_axes=axes,

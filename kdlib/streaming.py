@@ -12,7 +12,7 @@ from typing import List, Optional, Type
 import torch
 from torch import Tensor
 
-from kdlib.conformer import RIGHT_CONTEXT, SUBSAMPLING, subsampled_length
+from kdlib.conformer import SUBSAMPLING, chunk_frames, subsampled_length
 from kdlib.decoding import BeamSearch, GreedySearch, Hypothesis, Search
 from kdlib.transducer import Transducer
 
@@ -76,12 +76,12 @@ class StreamingRecogniser:
         """Whether the stream has a chunk to run."""
         if stream.ended:
             return subsampled_length(stream.num_features) > 0
-        return stream.num_features >= SUBSAMPLING * self.chunk_size + RIGHT_CONTEXT
+        return stream.num_features >= chunk_frames(self.chunk_size)
 
     @torch.no_grad()
     def decode(self, streams: List[Stream]) -> None:
         """Run the next chunk of each of these streams, all in one batch; every one must be ready."""
-        window = SUBSAMPLING * self.chunk_size + RIGHT_CONTEXT
+        window = chunk_frames(self.chunk_size)
         chunks, lengths = [], []
         for stream in streams:
             waiting = torch.cat(stream.features)

@@ -20,10 +20,10 @@ from typing import Any, Dict, List
 
 from omegaconf import OmegaConf
 
-from kdlib.comparison import ablation_table, summary_problem
+from kdlib.comparison import ablation_table, read_summary
 from kdlib.config import ProgressiveConfig, TrainConfig, config_to_dict, load_config, merge_config, save_config
 from kdlib.errors import RecipeError, run_main
-from kdlib.files import read_json, write_text
+from kdlib.files import write_text
 from kdlib.lang import Lang
 from kdlib.planning import stage_configs
 from kdlib.report import describe_machine, markdown_table, plain_table
@@ -93,12 +93,7 @@ def read_arm(exp: Path, name: str, stages: int) -> Dict[str, Any]:
     summaries = []
     for number in range(1, stages + 1):
         model = f"{name}-stage{number}"
-        path, remedy = exp / model / "decode" / "summary.json", "run stage 10 again"
-        summary = read_json(path, remedy)
-        problem = summary_problem(summary, model)
-        if problem:
-            raise RecipeError(f"{path} {problem}: {remedy}")
-        summaries.append(summary)
+        summaries.append(read_summary(exp / model / "decode" / "summary.json", model, "run stage 10 again"))
     return {**summaries[-1], "updates": sum(summary["updates"] for summary in summaries)}
 
 

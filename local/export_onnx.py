@@ -7,7 +7,7 @@ from pathlib import Path
 
 from kdlib.config import FbankConfig, load_config
 from kdlib.errors import run_main
-from kdlib.export import check_exported, export_onnx, quantise
+from kdlib.export import export_onnx, quantise
 from kdlib.files import atomic_path, write_json, write_text
 from kdlib.lang import Lang
 from kdlib.sherpa import PARTS, describe_files
@@ -38,20 +38,19 @@ def main():
     chunk = model.config.chunk_size if args.chunk_size is None else args.chunk_size
     left = model.config.left_context if args.left_context is None else args.left_context
     args.output.mkdir(parents=True, exist_ok=True)
-    export_onnx(model, args.output, chunk, left)
+    worst = export_onnx(model, args.output, chunk, left)
     quantise(args.output)
     with atomic_path(args.output / "tokens.txt") as temporary:
         shutil.copyfile(args.lang / "tokens.txt", temporary)
-    sizes = {suffix: sum((args.output / f"{part}{suffix}.onnx").stat().st_size for part in PARTS)
-             for suffix in ("", ".int8")}
+    files = describe_files(args.output)
+    sizes = {suffix: sum(files[f"{part}{suffix}.onnx"] for part in PARTS) for suffix in ("", ".int8")}
     parameters = model.parameter_counts()["total"]
     about = {"model": args.exp.name, "parameters": parameters, **which, "chunk_size": chunk, "left_context": left,
              "sampling_rate": fbank.sampling_rate, "num_filters": fbank.num_filters, "low_freq": fbank.low_freq,
              "high_freq": fbank.high_freq, "vocab_size": len(lang), "float32_bytes": sizes[""],
-             "int8_bytes": sizes[".int8"], "files": describe_files(args.output)}
+             "int8_bytes": sizes[".int8"], "files": files}
     write_text(args.output / "model_card.md", card(about))
     write_json(args.output / "model.json", about)  # the last: the folder is whole when it is there
-    worst = check_exported(model, args.output, chunk, left)
     print(f"{args.exp.name}: {parameters:,} parameters, {sizes['']:,} bytes in float32, {sizes['.int8']:,} in int8; "
           f"largest difference to torch {worst:.1e} -> {args.output}")
 

@@ -301,8 +301,19 @@ train_teacher() {  # stage 4
 
 decode_teacher() { decode teacher 4; }  # stage 5
 
+# train_chain PREFIX CONFIGS STAGES: train and decode exp/PREFIX1 and so on with CONFIGS1.yaml and so on, the first from
+# the teacher, each other from the one before.
+train_chain() {
+  local k previous=teacher made_in=4
+  for ((k = 1; k <= $3; k++)); do
+    train "$1$k" --from "$current" "$2$k.yaml" "$previous" "$made_in"
+    decode "$1$k" "$current"
+    previous=$1$k made_in=$current
+  done
+}
+
 distil() {  # stage 6
-  local k extra stages previous=teacher made_in=4
+  local extra stages
   mapfile -t extra < <(settings train)
   # The settings of the command line go into the configs that the plan writes, since some follow from others.
   step plan --conf conf/progressive.yaml conf/teacher.yaml --from 3 "$lang/tokens.txt" \
@@ -310,11 +321,7 @@ distil() {  # stage 6
     python "$scripts/plan.py" --config conf/progressive.yaml --teacher-config conf/teacher.yaml --lang "$lang" \
     --output "$exp/conf" "${extra[@]}"
   stages=$(json_value "$exp/conf/plan.json" stages int 6)
-  for ((k = 1; k <= stages; k++)); do
-    train "stage$k" --from 6 "$exp/conf/stage$k.yaml" "$previous" "$made_in"
-    decode "stage$k" 6
-    previous=stage$k made_in=6
-  done
+  train_chain stage "$exp/conf/stage" "$stages"
 }
 
 train_baselines() {  # stage 7
@@ -364,7 +371,7 @@ export_models() {  # stage 9
 }
 
 ablate() {  # stage 10
-  local extra arms arm name stages k previous made_in ablation=$exp/ablation test_sets="dev $test_sets" summaries=()
+  local extra arms arm name stages k ablation=$exp/ablation test_sets="dev $test_sets" summaries=()
   mapfile -t extra < <(settings train)
   step ablation-plan --conf conf/ablation.yaml conf/progressive.yaml conf/teacher.yaml --from 3 "$lang/tokens.txt" \
     --makes "$ablation/arms.txt" "$ablation/conf/*.yaml" -- \
@@ -373,13 +380,8 @@ ablate() {  # stage 10
   mapfile -t arms <"$ablation/arms.txt"
   for arm in "${arms[@]}"; do
     read -r name stages <<<"$arm"
-    previous=teacher made_in=4
-    for ((k = 1; k <= stages; k++)); do
-      train "ablation/$name-stage$k" --from 10 "$ablation/conf/$name-stage$k.yaml" "$previous" "$made_in"
-      decode "ablation/$name-stage$k" 10
-      previous=ablation/$name-stage$k made_in=10
-      summaries+=("$exp/$previous/decode/summary.json")
-    done
+    train_chain "ablation/$name-stage" "$ablation/conf/$name-stage" "$stages"
+    for ((k = 1; k <= stages; k++)); do summaries+=("$ablation/$name-stage$k/decode/summary.json"); done
   done
   step ablation-table --conf conf/ablation.yaml --from 10 "$ablation/arms.txt" "${summaries[@]}" \
     --makes "$ablation_report" -- \

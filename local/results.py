@@ -12,8 +12,8 @@ import shlex
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
-
-from kdlib.comparison import compare, differences_table, is_number, legend, summary_problem, table
+from kdlib.comparison import compare, differences_table, is_number, legend, table
+from kdlib.comparison import read_summary as read_decoding_summary
 from kdlib.config import ProgressiveConfig, load_config
 from kdlib.errors import RecipeError, run_main
 from kdlib.files import read_json, write_json, write_text
@@ -84,10 +84,7 @@ def read_summary(exp: Path, model: str) -> Dict[str, Any]:
     else:
         stage = 7 if model in BASELINES else 6
         remedy = f"train and decode it with stage {stage} (run.sh --stage {stage} --stop-stage {stage})"
-    summary = read_json(path, remedy)
-    problem = summary_problem(summary, model)
-    if problem:
-        raise RecipeError(f"{path} {problem}: {remedy}")
+    summary = read_decoding_summary(path, model, remedy)
     summary["training"] = read_json(done, remedy) if done.exists() else {}
     if not isinstance(summary["training"], dict) or not is_number(summary["training"].get("seconds", 0)):
         raise RecipeError(f"{done} does not describe a training: {remedy}")

@@ -23,7 +23,7 @@ import numpy as np
 
 from kdlib.errors import RecipeError, run_main
 from kdlib.files import read_json, write_text
-from kdlib.sherpa import PARTS, make_recognizer, read_model, tail
+from kdlib.sherpa import make_recognizer, read_model, tail
 
 # Torch and lhotse are imported where they are used: a process that measures sherpa-onnx holds neither.
 
@@ -170,8 +170,8 @@ def table(args, rows, texts, found):
         figures = {key: statistics.median(one[key] for one in found[model, runtime]) for key in ("rtf", "memory")}
         heard = found[model, runtime][0]["heard"]
         wer = count_errors((id_, words, got) for (id_, words), got in zip(texts, heard)).wer
-        folder, suffix = args.exp / "export" / model, ".int8" if runtime.endswith("int8") else ""
-        size = sum((folder / f"{part}{suffix}.onnx").stat().st_size for part in PARTS)
+        about = read_model(args.exp / "export" / model)
+        size = about["int8_bytes" if runtime.endswith("int8") else "float32_bytes"]
         first = first or {**figures, "size": size}
         torch_row = runtime.startswith("torch")
         cells.append([model, runtime, f"{figures['rtf']:.4f}", f"{first['rtf'] / figures['rtf']:.2f}",

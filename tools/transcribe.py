@@ -128,7 +128,7 @@ class Printer:
 
 def transcribe(recognizer, about, name, rate, blocks, args):
     stream, printer = recognizer.create_stream(), Printer(name, args.live, args.timestamps)
-    nonfinite, fed, begin = 0, 0, 0.0
+    nonfinite, begin = 0, 0.0
     step = max(1, int(BLOCK_SECONDS * rate))
     for block in blocks:
         good = np.isfinite(block)
@@ -136,12 +136,11 @@ def transcribe(recognizer, about, name, rate, blocks, args):
         block = np.where(good, block, 0.0).astype(np.float32)
         for first in range(0, len(block), step):
             stream.accept_waveform(rate, block[first:first + step])
-            fed += len(block[first:first + step])
             while recognizer.is_ready(stream):
                 recognizer.decode_stream(stream)
-                words = words_of(recognizer, stream, begin)
                 ended = recognizer.is_endpoint(stream)
-                printer.show(words, ended)
+                if args.live or ended:
+                    printer.show(words_of(recognizer, stream, begin), ended)
                 if ended:
                     recognizer.reset(stream)
                     begin = recognizer.start_time(stream)
