@@ -2,11 +2,14 @@
 
 import argparse
 from pathlib import Path
-from typing import Any, Dict, Mapping
+from typing import Any, Dict, List, Mapping, Tuple
 
 from kdlib.config import DecodeConfig, load_config
-
-FRAME_MS = 40.0
+from kdlib.conformer import FRAME_MS
+from kdlib.decoding import Hypothesis
+from kdlib.lang import Lang
+from kdlib.latency import LatencyMeter
+from kdlib.scoring import write_results
 
 
 def add_decoding_options(parser: argparse.ArgumentParser) -> None:
@@ -18,10 +21,11 @@ def add_decoding_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--test-sets", required=True, help="names, separated by spaces")
     parser.add_argument("--epoch", type=int, help="the last one unless given")
     parser.add_argument("--avg", type=int, help="epochs to average; as the training's config says unless given")
-    parser.add_argument("--method", help="greedy_search or modified_beam_search")
+    parser.add_argument("--method", help="greedy_search, modified_beam_search or, with k2, fast_beam_search")
     parser.add_argument("--beam", type=int, help="hypotheses of modified_beam_search")
     parser.add_argument("--chunk-size", type=int, help="frames of 40 ms; the model's unless given")
     parser.add_argument("--left-context", type=int, help="frames of 40 ms; the model's unless given")
+    parser.add_argument("--alignment", type=Path, help="folder of local/align.py: measure the latency too")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for conf/decode.yaml")
 
 
@@ -34,8 +38,8 @@ def decoding_config(args: argparse.Namespace) -> DecodeConfig:
 
 def search_setting(config: DecodeConfig) -> str:
     """The search's part of the names of files."""
-    greedy = config.method == "greedy_search"
-    return config.method + (f"-max-sym-{config.max_sym_per_frame}" if greedy else f"-beam-{config.beam}")
+    options = {"greedy_search": f"-max-sym-{config.max_sym_per_frame}", "modified_beam_search": f"-beam-{config.beam}"}
+    return config.method + options.get(config.method, "")
 
 
 def decoding_summary(model: Mapping[str, Any], config: DecodeConfig, chunk_size: int, left_context: int) -> Dict[str, Any]:
@@ -46,3 +50,26 @@ def decoding_summary(model: Mapping[str, Any], config: DecodeConfig, chunk_size:
     return {**{key: model[key] for key in ("model", "parameters", "updates", "epoch", "avg")}, "method": config.method,
             "max_sym_per_frame": config.max_sym_per_frame if config.method == "greedy_search" else 1,
             "chunk_ms": chunk_size * FRAME_MS, "left_context_ms": left_context * FRAME_MS, "test_sets": {}}
+
+
+def write_test_set(args: argparse.Namespace, folder: Path, name: str, setting: str, suffix: str, lang: Lang,
+                   results: List[Tuple[str, str, Hypothesis]], chunk_size: int) -> Dict[str, Any]:
+    """Write a decoded test set's files and print its word error rate; return what the summary keeps of it.
+
+    Args:
+        folder, name, setting, suffix: as of :func:`kdlib.scoring.write_results`.
+        results: (utterance id, transcript, best hypothesis).
+        chunk_size: with which it was decoded; 0 for full context.
+    """
+    counts = write_results(folder, name, setting, suffix, [
+        (id_, text.split(), lang.decode(list(hypothesis.tokens)).split()) for id_, text, hypothesis in results])
+    print(f"{args.exp.name} {name}: WER {counts['wer']:.2f} % ({counts['errors']} errors in {counts['words']} words) "
+          f"-> {folder}/errs-{name}-{suffix}.txt")
+    if args.alignment is not None:
+        meter = LatencyMeter(args.alignment / f"cuts_{name}.jsonl.gz", lang, chunk_size)
+        for id_, _, hypothesis in results:
+            meter.add(id_, hypothesis)
+        latency = counts["latency"] = meter.summary()
+        print(f"{args.exp.name} {name}: words emitted {latency['delay_ms']:.0f} ms after their end (90th percentile "
+              f"{latency['delay_p90_ms']:.0f} ms), first token shown after {latency['first_token_ms']:.0f} ms")
+    return counts

@@ -3,8 +3,8 @@
 A *summary* is what decoding leaves behind: a dict with ``model``, ``parameters`` (deployed ones), ``updates``,
 ``epoch``, ``avg``, ``method``, ``max_sym_per_frame``, ``chunk_ms``, ``left_context_ms``, ``seconds`` and, under
 ``test_sets``, for each test set ``wer`` (per cent), ``errors``, ``words``, ``ins``, ``del``, ``sub``, ``utterances``,
-``skipped``, and ``errors_by_utterance`` and ``words_by_utterance``, lists in the order of the ids. An
-optional ``training`` holds what is known of the training (``seconds``, ``torch``, ...).
+``skipped``, and ``errors_by_utterance`` and ``words_by_utterance``, lists in the order of the ids, and perhaps
+``latency`` (see :class:`kdlib.latency.LatencyMeter`). An optional ``training`` holds what is known of the training (``seconds``, ``torch``, ...).
 """
 
 import math
@@ -218,10 +218,38 @@ def differences_table(comparison: Mapping[str, Any]) -> Tuple[List[str], List[Li
     return header, rows
 
 
+def has_latency(summary: Summary) -> bool:
+    """Whether the latency of each test set was measured."""
+    return all("latency" in test for test in summary["test_sets"].values())
+
+
+def latency_table(summaries: Sequence[Summary]) -> Tuple[List[str], List[List[str]]]:
+    """Header and cells: how late each model is on each test set."""
+    header = ["Model"]
+    for name in summaries[0]["test_sets"]:
+        header += [f"Delay {name}", "90%", "first token"]
+    rows = []
+    for summary in summaries:
+        cells = [summary["model"]]
+        for test in summary["test_sets"].values():
+            cells += [f"{test['latency'][key]:.0f}" for key in ("delay_ms", "delay_p90_ms", "first_token_ms")]
+        rows.append(cells)
+    return header, rows
+
+
+def latency_legend(chunk_ms: float) -> str:
+    """A sentence that says what the figures of :func:`latency_table` are."""
+    return (f"In milliseconds. Delay: from the end of a word to the frame that emitted it, mean and 90th percentile over "
+            "the words recognised rightly; a word ends where the teacher, given the whole utterance, emits it on its best "
+            "path through the transcript (`local/align.py`). First token: from the beginning of the audio to when it can "
+            f"be shown. To the delay comes the wait until the frame's chunk of {chunk_ms:g} ms is whole.")
+
+
 def ablation_table(arms: Mapping[str, Summary]) -> Tuple[List[str], List[List[str]]]:
-    """Header and cells of models that are compared with the first of them."""
+    """Header and cells of models that are compared with the first of them; with their emission delays, where measured."""
     first = next(iter(arms))
     test_sets = list(arms[first]["test_sets"])
+    timed = all(map(has_latency, arms.values()))
     rows = []
     for name, summary in arms.items():
         cells = [name, f"{summary['parameters']:,}", f"{summary['updates']:,}"]
@@ -230,8 +258,12 @@ def ablation_table(arms: Mapping[str, Summary]) -> Tuple[List[str], List[List[st
             beside = "" if name == first else (f" ({against[test_set]['difference']:+.2f}, "
                                                f"p {format_p(against[test_set]['p'])})")
             cells.append(f"{summary['test_sets'][test_set]['wer']:.2f}{beside}")
+            if timed:
+                latency = summary["test_sets"][test_set]["latency"]
+                cells.append(f"{latency['delay_ms']:.0f} / {latency['delay_p90_ms']:.0f}")
         rows.append(cells)
-    return ["Arm", "Params", "Updates", *(f"WER {name}" for name in test_sets)], rows
+    columns = [column for name in test_sets for column in [f"WER {name}", *(["delay / 90%"] if timed else [])]]
+    return ["Arm", "Params", "Updates", *columns], rows
 
 
 def legend(comparison: Mapping[str, Any]) -> List[str]:

@@ -237,8 +237,8 @@ class DecodeConfig:
     avg: int = -1  # -1: as the training's config says
 
     def __post_init__(self) -> None:
-        _require(self.method in ("greedy_search", "modified_beam_search"), "method", self.method,
-                 "greedy_search or modified_beam_search")
+        _require(self.method in ("greedy_search", "modified_beam_search", "fast_beam_search"), "method", self.method,
+                 "greedy_search, modified_beam_search or, where k2 is there, fast_beam_search")
         _positive(self, "decode", "max_sym_per_frame", "beam", "max_duration")
 
 

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from kdlib.config import ModelConfig
 
 SUBSAMPLING = 4
+FRAME_MS = 10 * SUBSAMPLING  # that a frame after subsampling stands for
 # Two 3x3 convolutions of stride 2 without padding: output k reads the frames 4k to 4k + 6.
 RIGHT_CONTEXT = 3
 # Added to the scores of keys that must not be seen. Finite, so that a padded query whose keys are all masked stays

@@ -6,11 +6,12 @@ on how its frames are cut into chunks.
 
 import math
 from dataclasses import dataclass, field
-from typing import Dict, List, Tuple
+from typing import Any, Dict, List, Tuple, Type
 
 import torch
 from torch import Tensor
 
+from kdlib.config import DecodeConfig
 from kdlib.transducer import Transducer
 
 
@@ -24,18 +25,26 @@ class Hypothesis:
 
 
 class Search:
-    """What a search knows of an utterance after the frames that it was given: the base of the two below, which have its
-    ``best`` hypothesis."""
+    """What a search knows of an utterance after the frames that it was given, its ``best`` hypothesis above all; the base
+    of those below."""
 
-    def __init__(self) -> None:
+    best: Hypothesis
+
+    def __init__(self, context_size: int = 2) -> None:
+        self.context_size = context_size  # of the predictor
         self.num_frames = 0
+
+    @staticmethod
+    def advance(searches: List["Search"], model: Transducer, encoder_out: Tensor, lengths: Tensor,
+                **options: Any) -> None:
+        raise NotImplementedError
 
 
 class GreedySearch(Search):
     """The most probable token at each step."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, context_size: int = 2) -> None:
+        super().__init__(context_size)
         self.best = Hypothesis()
 
     @staticmethod
@@ -72,8 +81,7 @@ class BeamSearch(Search):
     label sequences merged, as icefall and sherpa-onnx do it."""
 
     def __init__(self, context_size: int = 2) -> None:
-        super().__init__()
-        self.context_size = context_size
+        super().__init__(context_size)
         self.beam: List[Hypothesis] = [Hypothesis()]  # the most probable first
 
     @property
@@ -145,9 +153,8 @@ def greedy_search(model: Transducer, encoder_out: Tensor, lengths: Tensor, max_s
     Returns:
         The token ids of each utterance.
     """
-    searches = [GreedySearch() for _ in range(encoder_out.size(0))]
-    GreedySearch.advance(searches, model, encoder_out, lengths, max_sym_per_frame, unk_id)
-    return [list(search.best.tokens) for search in searches]
+    return [list(search.best.tokens) for search in
+            _run(GreedySearch, model, encoder_out, lengths, max_sym_per_frame=max_sym_per_frame, unk_id=unk_id)]
 
 
 def modified_beam_search(model: Transducer, encoder_out: Tensor, lengths: Tensor, beam: int = 4,
@@ -161,7 +168,7 @@ def modified_beam_search(model: Transducer, encoder_out: Tensor, lengths: Tensor
     Returns:
         The token ids of the best hypothesis of each utterance, by log-probability divided by the label count.
     """
-    return [list(search.best.tokens) for search in _beam_searches(model, encoder_out, lengths, beam, unk_id)]
+    return [list(search.best.tokens) for search in _run(BeamSearch, model, encoder_out, lengths, beam=beam, unk_id=unk_id)]
 
 
 def nbest_search(model: Transducer, encoder_out: Tensor, lengths: Tensor, beam: int = 4,
@@ -173,12 +180,36 @@ def nbest_search(model: Transducer, encoder_out: Tensor, lengths: Tensor, beam: 
     Returns:
         The at most ``beam`` hypotheses of each utterance, the most probable first.
     """
-    return [search.beam for search in _beam_searches(model, encoder_out, lengths, beam, unk_id)]
+    return [search.beam for search in _run(BeamSearch, model, encoder_out, lengths, beam=beam, unk_id=unk_id)]
 
 
-def _beam_searches(model: Transducer, encoder_out: Tensor, lengths: Tensor, beam: int, unk_id: int) -> List[BeamSearch]:
-    searches = [BeamSearch(model.predictor.context_size) for _ in range(encoder_out.size(0))]
-    BeamSearch.advance(searches, model, encoder_out, lengths, beam, unk_id)
+def best_hypotheses(model: Transducer, encoder_out: Tensor, lengths: Tensor, config: DecodeConfig) -> List[Hypothesis]:
+    """What the search that the config names finds in each utterance, with the frames of its labels.
+
+    Args:
+        encoder_out: (N, T, C).
+        lengths: (N,) int64.
+    """
+    kind, options = find_search(config)
+    return [search.best for search in _run(kind, model, encoder_out, lengths, **options)]
+
+
+def find_search(config: DecodeConfig) -> Tuple[Type[Search], Dict[str, Any]]:
+    """The search that the config names, and what its ``advance`` is given of the config; a :class:`RecipeError` where it
+    needs k2 and that is not there."""
+    if config.method == "greedy_search":
+        return GreedySearch, {"max_sym_per_frame": config.max_sym_per_frame}
+    if config.method == "fast_beam_search":
+        from kdlib.fast_beam_search import FastBeamSearch, load_k2
+
+        load_k2()
+        return FastBeamSearch, {}
+    return BeamSearch, {"beam": config.beam}
+
+
+def _run(kind: Type[Search], model: Transducer, encoder_out: Tensor, lengths: Tensor, **options: Any) -> List[Any]:
+    searches = [kind(model.predictor.context_size) for _ in range(encoder_out.size(0))]
+    kind.advance(searches, model, encoder_out, lengths, **options)
     return searches
 
 

@@ -7,13 +7,14 @@ search over all of it give, chunk for chunk.
 F feature bins, L frames of left context, C channels.
 """
 
-from typing import List, Optional, Type
+from typing import List, Optional
 
 import torch
 from torch import Tensor
 
+from kdlib.config import DecodeConfig
 from kdlib.conformer import SUBSAMPLING, chunk_frames, subsampled_length
-from kdlib.decoding import BeamSearch, GreedySearch, Hypothesis, Search
+from kdlib.decoding import Hypothesis, Search, find_search
 from kdlib.transducer import Transducer
 
 
@@ -50,27 +51,24 @@ class StreamingRecogniser:
     Args:
         model: in evaluation mode.
         chunk_size, left_context: in frames after subsampling (40 ms); the model's config says them when None.
-        method: greedy_search or modified_beam_search.
-        max_sym_per_frame: of the greedy search; beam: hypotheses of the other.
+        config: which search, and how; greedy with at most one token a frame when None.
     """
 
     def __init__(self, model: Transducer, chunk_size: Optional[int] = None, left_context: Optional[int] = None,
-                 method: str = "greedy_search", max_sym_per_frame: int = 1, beam: int = 4):
+                 config: Optional[DecodeConfig] = None):
         self.model = model
         self.chunk_size = model.config.chunk_size if chunk_size is None else chunk_size
         self.left_context = model.config.left_context if left_context is None else left_context
         if self.chunk_size < 1 or self.left_context < 0:
             raise ValueError(f"streams need chunks: chunk_size is {self.chunk_size}, left_context {self.left_context}")
-        self.search: Type[Search] = {"greedy_search": GreedySearch, "modified_beam_search": BeamSearch}[method]
-        self.option = max_sym_per_frame if self.search is GreedySearch else beam
+        self.search, self.options = find_search(config or DecodeConfig())
         self.device = next(model.parameters()).device
 
     def create_stream(self) -> Stream:
         """A stream at its beginning."""
         like = next(self.model.parameters())
         caches = self.model.encoder.initial_caches(1, like, self.left_context)
-        search = GreedySearch() if self.search is GreedySearch else BeamSearch(self.model.predictor.context_size)
-        return Stream(search, *(cache[:, :, 0] for cache in caches))
+        return Stream(self.search(self.model.predictor.context_size), *(cache[:, :, 0] for cache in caches))
 
     def ready(self, stream: Stream) -> bool:
         """Whether the stream has a chunk to run."""
@@ -99,7 +97,7 @@ class StreamingRecogniser:
             torch.stack([stream.convolution for stream in streams], dim=2), processed, counts)
         for number, stream in enumerate(streams):
             stream.attention, stream.convolution = attention[:, :, number], convolution[:, :, number]
-        self.search.advance([stream.search for stream in streams], self.model, encoded, counts, self.option)
+        self.search.advance([stream.search for stream in streams], self.model, encoded, counts, **self.options)
 
     def run(self, streams: List[Stream]) -> None:
         """Run all streams until none is ready."""

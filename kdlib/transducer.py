@@ -3,8 +3,9 @@
 import math
 from typing import Dict
 
-from torch import nn
+from torch import Tensor, nn
 
+from kdlib import rnnt
 from kdlib.config import ModelConfig
 from kdlib.conformer import Conformer
 from kdlib.joiner import Joiner
@@ -47,6 +48,10 @@ class Transducer(nn.Module):
                 odds = BLANK_PRIOR / (1 - BLANK_PRIOR) * self.vocab_size
                 nn.init.constant_(layer.bias[self.blank_id], math.log(odds))
         nn.init.zeros_(self.simple_am.bias)
+
+    def lattice_side(self, encoder_out: Tensor, predictor_out: Tensor) -> rnnt.Side:
+        """The joiner and its two projected inputs, (N, T, C) and (N, U+1, C), as :mod:`kdlib.rnnt` wants them."""
+        return rnnt.Side(self.joiner, self.joiner.encoder_proj(encoder_out), self.joiner.predictor_proj(predictor_out))
 
     def parameter_counts(self) -> Dict[str, int]:
         """Parameters of each deployed part and, under ``total``, of all three."""

@@ -7,14 +7,13 @@ import time
 import torch
 from tqdm import tqdm
 
-from kdlib.commandline import add_decoding_options, decoding_config, decoding_summary, search_setting
+from kdlib.commandline import add_decoding_options, decoding_config, decoding_summary, search_setting, write_test_set
 from kdlib.config import DataConfig, DecodeConfig
 from kdlib.data import checked, eval_loader, load_cuts
-from kdlib.decoding import greedy_search, modified_beam_search
+from kdlib.decoding import best_hypotheses
 from kdlib.errors import run_main
 from kdlib.files import write_json
 from kdlib.lang import Lang
-from kdlib.scoring import write_results
 from kdlib.training.checkpoint import load_averaged
 
 
@@ -25,17 +24,12 @@ def get_args():
 
 
 @torch.no_grad()
-def decode(model, loader, lang: Lang, config: DecodeConfig, device, name: str):
-    """(utterance id, reference words, hypothesis words) of every utterance; one too short for a frame has no words."""
+def decode(model, loader, config: DecodeConfig, device, name: str):
+    """(utterance id, transcript, best hypothesis) of every utterance; one too short for a frame has no labels."""
     results = []
     for batch in checked(tqdm(loader, desc=name, unit="batch", mininterval=5)):
         encoded, lengths, _ = model.encoder(batch.features.to(device), batch.feature_lengths.to(device))
-        if config.method == "greedy_search":
-            tokens = greedy_search(model, encoded, lengths, config.max_sym_per_frame)
-        else:
-            tokens = modified_beam_search(model, encoded, lengths, config.beam)
-        for id_, text, ids in zip(batch.ids, batch.texts, tokens):
-            results.append((id_, text.split(), lang.decode(ids).split()))
+        results += zip(batch.ids, batch.texts, best_hypotheses(model, encoded, lengths, config))
     return results
 
 
@@ -60,10 +54,9 @@ def main():
     for name in args.test_sets.split():
         cuts = load_cuts(args.fbank / f"cuts_{name}.jsonl.gz")
         loader = eval_loader(cuts, lang, DataConfig(), config.max_duration)
-        counts = write_results(folder, name, setting, suffix, decode(model, loader, lang, config, device, name))
-        summary["test_sets"][name] = counts
-        print(f"{args.exp.name} {name}: WER {counts['wer']:.2f} % ({counts['errors']} errors in {counts['words']} words) "
-              f"-> {folder}/errs-{name}-{suffix}.txt")
+        results = decode(model, loader, config, device, name)
+        summary["test_sets"][name] = write_test_set(args, folder, name, setting, suffix, lang, results,
+                                                    model.config.chunk_size)
     summary["seconds"] = round(time.monotonic() - begin, 1)
     # The recipe's tables are made from summary.json: what else is tried leaves it alone.
     write_json(folder / ("summary.json" if own_chunks else f"summary-{suffix}.json"), summary)

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 from kdlib.config import FbankConfig, load_config
+from kdlib.conformer import FRAME_MS
 from kdlib.errors import run_main
 from kdlib.export import export_onnx, quantise
 from kdlib.files import atomic_path, write_json, write_text
@@ -13,7 +14,6 @@ from kdlib.lang import Lang
 from kdlib.sherpa import PARTS, describe_files
 from kdlib.training.checkpoint import load_averaged
 
-FRAME_MS = 40
 
 
 def get_args():

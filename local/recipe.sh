@@ -288,9 +288,10 @@ decode() {
   mapfile -t extra < <(settings decode)
   # shellcheck disable=SC2046,SC2086  # names without spaces, to be split
   step "decode-${name//\//-}" --conf conf/decode.yaml --from 2 $(cuts "$fbank" $test_sets) --from 3 "$lang/tokens.txt" \
-    --from "$trained_in" "$exp/$name/done.json" "$exp/$name/epoch-*.pt" --makes "$exp/$name/decode/summary.json" -- \
+    --from "$trained_in" "$exp/$name/done.json" "$exp/$name/epoch-*.pt" --from 5 $(cuts "$exp/teacher/align" $test_sets) \
+    --makes "$exp/$name/decode/summary.json" -- \
     python "$scripts/decode.py" --exp "$exp/$name" --fbank "$fbank" --lang "$lang" --config conf/decode.yaml \
-    --test-sets "$test_sets" "${extra[@]}"
+    --test-sets "$test_sets" --alignment "$exp/teacher/align" "${extra[@]}"
 }
 
 train_teacher() {  # stage 4
@@ -299,7 +300,14 @@ train_teacher() {  # stage 4
   train teacher --conf conf/teacher.yaml -- "${extra[@]}"
 }
 
-decode_teacher() { decode teacher 4; }  # stage 5
+decode_teacher() {  # stage 5
+  # shellcheck disable=SC2046,SC2086  # names without spaces, to be split
+  step align --from 2 $(cuts "$fbank" $test_sets dev) --from 3 "$lang/tokens.txt" \
+    --from 4 "$exp/teacher/done.json" "$exp/teacher/epoch-*.pt" --makes $(cuts "$exp/teacher/align" $test_sets dev) -- \
+    python "$scripts/align.py" --exp "$exp/teacher" --fbank "$fbank" --lang "$lang" --test-sets "$test_sets dev" \
+    --output "$exp/teacher/align"
+  decode teacher 4
+}
 
 # train_chain PREFIX CONFIGS STAGES: train and decode exp/PREFIX1 and so on with CONFIGS1.yaml and so on, the first from
 # the teacher, each other from the one before.

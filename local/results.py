@@ -12,7 +12,7 @@ import shlex
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
-from kdlib.comparison import compare, differences_table, is_number, legend, table
+from kdlib.comparison import compare, differences_table, has_latency, is_number, latency_legend, latency_table, legend, table
 from kdlib.comparison import read_summary as read_decoding_summary
 from kdlib.config import ProgressiveConfig, load_config
 from kdlib.errors import RecipeError, run_main
@@ -41,6 +41,10 @@ def main(argv: Optional[List[str]] = None) -> None:
     differences = differences_table(results)
     table_text = (markdown_table(header, rows) + "\nThe last stage beside the others, in points of WER:\n\n"
                   + markdown_table(*differences) + "\n" + "".join(f"- {note}\n" for note in notes))
+    late = ""
+    if all(map(has_latency, results["rows"])):
+        late = (f"## Latency\n\n{markdown_table(*latency_table(results['rows']))}\n"
+                f"{latency_legend(results['chunk_ms'])}\n\n")
     points = {row["model"]: SizedModel(BASELINES.get(row["model"], row["model"]), row["parameters"],
                                        {name: test["wer"] for name, test in row["test_sets"].items()})
               for row in results["rows"]}
@@ -49,10 +53,12 @@ def main(argv: Optional[List[str]] = None) -> None:
     write_text(args.output / "table.md", table_text)
     plot_wer_against_size(plot, [points[model] for model in chain], [points[model] for model in BASELINES],
                           results["test_sets"], f"{args.recipe}: word error rate against size")
-    write_text(args.report, report(args, results, table_text))
+    write_text(args.report, report(args, results, table_text, late))
     for path in (args.output / "results.json", args.output / "table.md", plot, args.report):
         print(f"wrote {path}")
     print("\n" + plain_table(header, rows) + "\n" + plain_table(*differences))
+    if late:
+        print(plain_table(*latency_table(results["rows"])))
     print("\n".join(legend(results) + [f"warning: {warning}" for warning in results["warnings"]]))
 
 
@@ -118,7 +124,7 @@ def describe_run(args: argparse.Namespace, summaries: Dict[str, Dict[str, Any]])
     }
 
 
-def report(args: argparse.Namespace, results: Dict[str, Any], table_text: str) -> str:
+def report(args: argparse.Namespace, results: Dict[str, Any], table_text: str, late: str) -> str:
     machine, software = results["machine"], results["software"]
     memory = f", {machine['memory_gib']:g} GiB of memory" if machine["memory_gib"] else ""
     versions = [f"{name} {', '.join(software[key])}" for key, name in
@@ -139,7 +145,7 @@ def report(args: argparse.Namespace, results: Dict[str, Any], table_text: str) -
         + f"\n## Word error rate and size\n\n{table_text}\n"
         f"The plot of word error rate against size is `{shown(args.output / 'wer_vs_size.png')}`, the same figures for "
         f"programs are `{shown(args.output / 'results.json')}`.\n\n"
-        f"## Time\n\n{times}\n"
+        f"{late}## Time\n\n{times}\n"
         "## How to reproduce\n\n"
         f"```\n{results['command']}\n```\n\n"
         "Stages that are done are skipped; `--stage 8 --stop-stage 8` writes this report again from a finished run. "

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from kdlib.commandline import add_decoding_options, decoding_config, decoding_summary, search_setting
+from kdlib.commandline import add_decoding_options, decoding_config, decoding_summary, search_setting, write_test_set
 from kdlib.config import FbankConfig, load_config
 from kdlib.conformer import SUBSAMPLING
 from kdlib.data import load_cuts
@@ -17,7 +17,6 @@ from kdlib.errors import RecipeError, run_main
 from kdlib.features import fbank_extractor
 from kdlib.files import write_json
 from kdlib.lang import Lang
-from kdlib.scoring import write_results
 from kdlib.streaming import StreamingRecogniser
 from kdlib.training.checkpoint import load_averaged
 
@@ -48,8 +47,8 @@ def feature_reader(args):
     return read
 
 
-def decode(recogniser, cuts, read, lang, num_streams, name):
-    """(utterance id, reference words, hypothesis words) of every cut, and the seconds that the recogniser took.
+def decode(recogniser, cuts, read, num_streams, name):
+    """(utterance id, transcript, best hypothesis) of every cut, and the seconds that the recogniser took.
 
     Each stream is given a chunk's worth of features at a time; where one ends, the next begins in its place."""
     step, results, busy = SUBSAMPLING * recogniser.chunk_size, [], 0.0
@@ -72,8 +71,7 @@ def decode(recogniser, cuts, read, lang, num_streams, name):
             recogniser.decode(ready)
         busy += time.perf_counter() - begin
         for cut, _, stream in [item for item in active if item[2].ended and not recogniser.ready(item[2])]:
-            words = lang.decode(list(stream.result.tokens)).split()
-            results.append((cut.id, cut.supervisions[0].text.split(), words))
+            results.append((cut.id, cut.supervisions[0].text, stream.result))
             bar.update()
         active = [item for item in active if not item[2].ended or recogniser.ready(item[2])]
 
@@ -87,8 +85,7 @@ def main():
     model, _, which = load_averaged(args.exp, config.epoch, config.avg, tokens=lang.tokens)
     model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     try:
-        recogniser = StreamingRecogniser(model, args.chunk_size, args.left_context, config.method,
-                                         config.max_sym_per_frame, config.beam)
+        recogniser = StreamingRecogniser(model, args.chunk_size, args.left_context, config)
     except ValueError as error:
         raise RecipeError(f"{args.exp}: {error}; give --chunk-size and --left-context") from None
     setting = (f"streaming-chunk-{recogniser.chunk_size}-left-{recogniser.left_context}-{search_setting(config)}"
@@ -102,11 +99,10 @@ def main():
     busy = seconds = 0.0
     for name in args.test_sets.split():
         cuts = load_cuts(args.fbank / f"cuts_{name}.jsonl.gz")
-        results, took = decode(recogniser, cuts, read, lang, args.streams, name)
-        counts = summary["test_sets"][name] = write_results(folder, name, setting, suffix, results)
+        results, took = decode(recogniser, cuts, read, args.streams, name)
+        summary["test_sets"][name] = write_test_set(args, folder, name, setting, suffix, lang, results,
+                                                    recogniser.chunk_size)
         busy, seconds = busy + took, seconds + sum(cut.duration for cut in cuts)
-        print(f"{args.exp.name} {name}: WER {counts['wer']:.2f} % ({counts['errors']} errors in {counts['words']} words) "
-              f"-> {folder}/errs-{name}-{suffix}.txt")
     summary["real_time_factor"] = round(busy / seconds, 5)
     write_json(folder / "summary.json", summary)
     print(f"{args.exp.name}: {parameters:,} parameters, real-time factor {busy / seconds:.4f} with {args.streams} streams "

@@ -12,7 +12,7 @@ import soundfile
 import torch
 from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
 
-from kdlib.config import FbankConfig, LangConfig, ModelConfig, TrainConfig, config_to_dict
+from kdlib.config import DecodeConfig, FbankConfig, LangConfig, ModelConfig, TrainConfig, config_to_dict
 from kdlib.errors import RecipeError
 from kdlib.export import OnnxModel, check_exported, export_onnx, quantise
 from kdlib.features import fbank_extractor
@@ -117,7 +117,7 @@ def test_metadata_is_what_the_runtime_asks_for(finished, exported):
 def own_words(finished, method):
     """What our streams hear in the audio followed by as much silence as sherpa-onnx is given."""
     _, model, lang, cuts = finished
-    recogniser = StreamingRecogniser(model, method=method)
+    recogniser = StreamingRecogniser(model, config=DecodeConfig(method))
     extractor, heard = fbank_extractor(FbankConfig()), {}
     for cut in cuts:
         silence = np.zeros((1, int((4 * CHUNK + 4) * 160) + 1), dtype=np.float32)

@@ -146,6 +146,23 @@ def test_report_names_the_run_and_no_place_on_this_machine(run):
         assert str(run.folder.parent) not in written.read_text()
 
 
+def test_latency_is_shown_where_every_model_has_it(run, capsys):
+    for place, model in enumerate(WERS):
+        timed = summary(model)
+        for late, test in enumerate(timed["test_sets"].values()):
+            test["latency"] = {"words": 1900, "delay_ms": 100.0 + place, "delay_p90_ms": 200.4 + late, "first_token_ms": 1011.6}
+        run.write(model, test_sets=timed["test_sets"])
+    run.results()
+    report = (run.folder / "RESULTS.md").read_text()
+    lines = report.partition("## Latency")[2].partition("## Time")[0].split("\n")
+    cells = [cell.strip() for cell in next(line for line in lines if line.startswith("| stage3")).split("|")[1:-1]]
+    assert cells == ["stage3", "103", "200", "1012", "103", "201", "1012"]
+    assert "chunk of 320 ms" in report and "first token" in capsys.readouterr().out
+    run.write("single")
+    run.results()
+    assert "## Latency" not in (run.folder / "RESULTS.md").read_text()
+
+
 def test_plot_is_an_image(run):
     run.results()
     image = (run.folder / "out" / "wer_vs_size.png").read_bytes()

@@ -69,6 +69,10 @@ write(value("--exp") / "epoch-1.pt", " ".join(words))
 write(value("--exp") / "done.json", value("--config").read_text())
 """,
     "local/nbest.py": 'write(value("--output"), value("--cuts").read_text() + (value("--exp") / "done.json").read_text())',
+    "local/align.py": """
+for name in words[words.index("--test-sets") + 1].split():
+    write(value("--output") / f"cuts_{name}.jsonl.gz", (value("--exp") / "done.json").read_text())
+""",
     "local/decode.py": 'write(value("--exp") / "decode" / "summary.json", (value("--exp") / "done.json").read_text())',
     "local/plan.py": """
 count = int(value("--config").read_text())
@@ -153,7 +157,7 @@ def toy(tmp_path):
     return call
 
 
-CHAIN = ["corpus", "manifests", "fbank", "lang", "train-teacher", "decode-teacher", "plan", "train-stage1",
+CHAIN = ["corpus", "manifests", "fbank", "lang", "train-teacher", "align", "decode-teacher", "plan", "train-stage1",
          "decode-stage1", "train-stage2", "decode-stage2", "train-scratch", "decode-scratch", "train-single",
          "decode-single", "train-single-matched", "decode-single-matched", "results", "export-teacher", "sherpa-teacher",
          "sherpa-int8-teacher", "export-stage2", "sherpa-stage2", "sherpa-int8-stage2"]
@@ -181,7 +185,7 @@ class TestStages:
     def test_parts(self, toy):
         assert toy("--stop-stage", "1").ran == CHAIN[:2]
         assert toy("--stage", "2", "--stop-stage", "3").ran == CHAIN[2:4]
-        assert toy("--stage=4", "--stop-stage=5").ran == CHAIN[4:6]
+        assert toy("--stage=4", "--stop-stage=5").ran == CHAIN[4:7]
 
     @pytest.mark.parametrize("stage, missing, maker", [
         (1, "data/corpus", 0), (2, "data/manifests/cuts_train.jsonl.gz", 1), (3, "data/manifests/cuts_train.jsonl.gz", 1),
@@ -215,7 +219,7 @@ class TestStages:
         toy("--stop-stage", "5")
         (toy.folder / "conf" / "teacher.yaml").write_text("larger")
         result = toy("--stop-stage", "5")
-        assert result.ran == ["train-teacher", "decode-teacher"]
+        assert result.ran == ["train-teacher", "align", "decode-teacher"]
         assert "runs again because of: conf/teacher.yaml" in result.stdout
 
     def test_an_output_that_was_removed_is_made_again(self, toy):
@@ -329,7 +333,7 @@ class TestSettings:
         result = toy()
         chain = ["plan", "nbest-teacher-train", "train-stage1", "decode-stage1", "nbest-stage1-train", "train-stage2"]
         assert result.returncode == 0, result.stderr
-        assert result.ran[6:12] == chain and result.ran[12:].count("nbest-teacher-train") == 0
+        assert result.ran[7:13] == chain and result.ran[13:].count("nbest-teacher-train") == 0
         given = "--train-cuts exp/{}/nbest/cuts_train.jsonl.gz"
         commands = dict(zip(result.ran, result.commands))
         assert given.format("teacher") in commands["train-stage1"] and given.format("stage1") in commands["train-stage2"]

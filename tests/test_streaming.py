@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdlib.config import ModelConfig
+from kdlib.config import DecodeConfig, ModelConfig
 from kdlib.decoding import greedy_search, modified_beam_search
 from kdlib.streaming import StreamingRecogniser
 from kdlib.transducer import Transducer
@@ -37,7 +37,7 @@ def test_streams_hear_what_the_full_pass_hears(data):
     method, search = data.draw(st.sampled_from([("greedy_search", greedy_search),
                                                 ("modified_beam_search", modified_beam_search)]))
     audio = [torch.randn(length, 16) for length in lengths]
-    recogniser = StreamingRecogniser(model, chunk, left, method)
+    recogniser = StreamingRecogniser(model, chunk, left, DecodeConfig(method))
     streams = [recogniser.create_stream() for _ in audio]
     places = [0] * len(audio)
     while not all(stream.ended for stream in streams):  # pieces of any length, in any order
@@ -70,7 +70,7 @@ def test_encoder_outputs_chunk_by_chunk(milliseconds, left):
     outputs = [[] for _ in lengths]
     recogniser = StreamingRecogniser(model, chunk, left)
     recogniser.search = type("Keeps", (recogniser.search,), {"advance": staticmethod(
-        lambda searches, model, encoded, counts, option: keep(searches, encoded, counts))})
+        lambda searches, model, encoded, counts, **options: keep(searches, encoded, counts))})
 
     def keep(searches, encoded, counts):
         for search, rows, count in zip(searches, encoded, counts.tolist()):

@@ -193,6 +193,11 @@ def lattice_nodes(symbols: Tensor, ranges: Tensor, boundary: Tensor, blank: int)
     return labels, mask
 
 
+def all_nodes(encoder_out: Tensor, symbols: Tensor) -> Tensor:
+    """Ranges that keep every node of the lattice of (N, T, C) and (N, U): (N, T, U+1) int64."""
+    return torch.arange(symbols.size(1) + 1, device=symbols.device).expand(*encoder_out.shape[:2], -1)
+
+
 def as_ranges(starts: Tensor, kept: int) -> Tensor:
     """(N, T) first labels to (N, T, R) label counts of the kept nodes."""
     return starts.unsqueeze(2) + torch.arange(kept, device=starts.device)

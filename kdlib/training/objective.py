@@ -17,10 +17,6 @@ from kdlib.losses import (EncoderLoss, LatticeLoss, SequenceLoss, best_path_weig
 from kdlib.transducer import Transducer
 
 
-def _joiner_side(model: Transducer, encoded: Tensor, predicted: Tensor) -> rnnt.Side:
-    return rnnt.Side(model.joiner, model.joiner.encoder_proj(encoded), model.joiner.predictor_proj(predicted))
-
-
 class Objective(nn.Module):
     """A student, what only its training needs, and (outside the parameters) its teacher.
 
@@ -159,7 +155,7 @@ class Objective(nn.Module):
         encoded, lengths = encoded[nbest.rows], lengths[nbest.rows]
         predicted = self.student.predictor.prefix(nbest.symbols)
         simple, ranges, lattice = self._simple(encoded, lengths, predicted, nbest.symbols, nbest.symbol_lengths)
-        side = _joiner_side(self.student, encoded, predicted)
+        side = self.student.lattice_side(encoded, predicted)
         _, mask = rnnt.node_symbols(nbest.symbols, ranges, lattice["boundary"], self.student.blank_id)
         if self._fuses(mask, False):
             pruned = rnnt.lattice_losses_fused(*side, ranges=ranges, weight=posterior, **lattice).total
@@ -193,12 +189,12 @@ class Objective(nn.Module):
             their part of the total, and the sum and the means, detached.
         """
         c, student, teacher = self.config, self.student, self.teacher
-        ours, theirs = _joiner_side(student, encoded, predicted), None
+        ours, theirs = student.lattice_side(encoded, predicted), None
         if self.lattice_terms:
             with torch.no_grad():
-                theirs = _joiner_side(teacher, taught, teacher.predictor.prefix(batch.symbols))
+                theirs = teacher.lattice_side(taught, teacher.predictor.prefix(batch.symbols))
         total, values = 0.0, {}
-        for nodes, kept in (("pruned", ranges), ("all", self._all_nodes(ranges, batch.symbols))):
+        for nodes, kept in (("pruned", ranges), ("all", rnnt.all_nodes(encoded, batch.symbols))):
             chosen = [(term, loss) for term, loss in self.lattice_terms if loss.nodes == nodes]
             if nodes == "all" and not chosen:
                 continue
@@ -228,11 +224,6 @@ class Objective(nn.Module):
                 total = total + term.scale * value
                 values[name] = value.detach()
         return total, values
-
-    @staticmethod
-    def _all_nodes(ranges: Tensor, symbols: Tensor) -> Tensor:
-        """(N, T, U+1)"""
-        return torch.arange(symbols.size(1) + 1, device=ranges.device).expand(*ranges.shape[:2], -1)
 
     def _node_term(self, term: DistillTerm, loss: LatticeLoss, theirs: rnnt.Side, ranges: Tensor, mask: Tensor,
                    lattice: Dict[str, object], scale: float) -> rnnt.NodeTerm:

@@ -15,8 +15,8 @@ import soundfile
 
 import sounds
 from espeak import Synthesizer
-from kdlib.audio import (band_limit, change_speed, level, mix_at_snr, normalise_level, resample, reverberate,
-                         room_response, trim_silence)
+from kdlib.audio import (band_limit, change_speed, coloured_noise, level, mix_at_snr, normalise_level, resample,
+                         reverberate, room_response, trim_silence)
 from kdlib.errors import RecipeError, run_main
 from kdlib.files import read_json, write_text
 from kdlib.processes import end_with_parent
@@ -36,11 +36,16 @@ def say(synthesizer: Synthesizer, utterance: Dict) -> np.ndarray:
 
 
 def pad(speech: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Add 0.1 to 0.25 s before and 0.3 to 0.45 s after, over a faint pink floor, and vary the level by 6 dB."""
-    before, after = (int(rng.uniform(low, low + 0.15) * RATE) for low in (0.1, 0.3))
-    padded = np.pad(speech, (before, after))
-    floor = rng.standard_normal(len(padded)) * 10.0 ** (rng.uniform(-75.0, -60.0) / 20.0)
-    return normalise_level((padded + floor).astype(np.float32), _SPEECH_LEVEL + rng.uniform(-3.0, 3.0))
+    """Add room tone before and after, a faint pink floor under all of it, and vary the level by 6 dB.
+
+    Mostly 0.1 to 0.25 s before and 0.3 to 0.45 s after, as an endpointer cuts; three ends in ten are up to 1.5 s long,
+    so that a recogniser of this corpus waits for the speech and keeps still after it.
+    """
+    before, after = (int(rng.uniform(low, 1.5 if rng.random() < 0.3 else low + 0.15) * RATE) for low in (0.1, 0.3))
+    # The speech alone sets the level, however much silence is around it.
+    padded = np.pad(normalise_level(speech, _SPEECH_LEVEL + rng.uniform(-3.0, 3.0)), (before, after))
+    floor = coloured_noise(len(padded), 1.0, rng) * 10.0 ** (rng.uniform(-75.0, -60.0) / 20.0)
+    return (padded + floor).astype(np.float32)
 
 
 def into_room(speech: np.ndarray, rng: np.random.Generator, conditions: Dict) -> np.ndarray:

@@ -1,0 +1,78 @@
+"""How late a streaming recogniser is: emission delay and time to first token.
+
+The terms are those of Shangguan et al., "Dissecting user-perceived latency of on-device E2E speech recognition", 2021,
+arXiv 2104.02207.
+"""
+
+from typing import Any, Dict, List, Sequence, Tuple
+
+import numpy as np
+from lhotse.cut import Cut
+
+from kdlib.alignment import FRAME_SECONDS, word_frames
+from kdlib.conformer import chunk_frames
+from kdlib.data import load_cuts
+from kdlib.decoding import Hypothesis
+from kdlib.files import PathLike
+from kdlib.lang import Lang
+from kdlib.scoring import align_words
+
+Word = Tuple[str, float]  # and the seconds at which it ends, or was emitted
+
+
+def chunk_seconds(chunk_size: int) -> float:
+    """The algorithmic latency: how much audio a chunk wants before its first frame can be computed, in seconds."""
+    return 0.01 * chunk_frames(chunk_size)
+
+
+def shown_at(frame: int, chunk_size: int, duration: float) -> float:
+    """When what is emitted in a frame (after subsampling) can be shown at the earliest, in seconds from the beginning of
+    the audio: when its chunk has come, or all of the audio. ``chunk_size`` 0 is full context."""
+    if chunk_size == 0:
+        return duration
+    return min(duration, frame // chunk_size * chunk_size * FRAME_SECONDS + chunk_seconds(chunk_size))
+
+
+def emission_delays(reference: Sequence[Word], recognised: Sequence[Word]) -> List[float]:
+    """Seconds from the end of each word in the audio to its emission; of the words that were recognised rightly."""
+    hyp_ends, ref_ends, delays = iter(recognised), iter(reference), []
+    for ref, hyp in align_words([word for word, _ in reference], [word for word, _ in recognised]):
+        ended = next(ref_ends)[1] if ref is not None else 0.0
+        emitted = next(hyp_ends)[1] if hyp is not None else 0.0
+        if ref == hyp:
+            delays.append(emitted - ended)
+    return delays
+
+
+class LatencyMeter:
+    """Gathers what a decoding summary keeps of a test set's latency.
+
+    Args:
+        alignment: cuts with word alignments, from ``local/align.py``.
+        lang: of the model; chunk_size: with which it is decoded.
+    """
+
+    def __init__(self, alignment: PathLike, lang: Lang, chunk_size: int):
+        self.cuts: Dict[str, Cut] = {cut.id: cut for cut in load_cuts(alignment, "make it with local/align.py")}
+        self.lang, self.chunk_size = lang, chunk_size
+        self.delays: List[float] = []
+        self.first_tokens: List[float] = []
+
+    def add(self, id_: str, hypothesis: Hypothesis) -> None:
+        """What was recognised of an utterance; one that is not aligned does not count."""
+        cut = self.cuts.get(id_)
+        if cut is None or not cut.supervisions or not hypothesis.frames:
+            return
+        reference = [(item.symbol, item.end) for item in (cut.supervisions[0].alignment or {}).get("word", [])]
+        recognised = [(word, (last + 1) * FRAME_SECONDS)
+                      for word, _, last in word_frames(self.lang, hypothesis.tokens, hypothesis.frames)]
+        self.delays += emission_delays(reference, recognised)
+        self.first_tokens.append(shown_at(hypothesis.frames[0], self.chunk_size, cut.duration))
+
+    def summary(self) -> Dict[str, Any]:
+        """How many words were timed, mean and 90th percentile of their emission delay, and the mean time to first token
+        from the beginning of the audio, in milliseconds (0 of nothing)."""
+        delays, first = self.delays or [0.0], self.first_tokens or [0.0]
+        return {"words": len(self.delays), "delay_ms": round(1000 * float(np.mean(delays)), 1),
+                "delay_p90_ms": round(1000 * float(np.percentile(delays, 90)), 1),
+                "first_token_ms": round(1000 * float(np.mean(first)), 1)}

@@ -1,0 +1,82 @@
+#!/usr/bin/env python3
+"""When the words of the test sets end, by a model that hears each utterance whole (stage 5).
+
+Aligns the transcripts with the most probable path of the transducer, with full context, and writes Lhotse cuts whose
+supervisions have an alignment "word". A transducer says where it emits a word's labels: with the whole utterance before
+it, at the word. Against these times local/decode.py --alignment measures how late a streaming model emits.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from lhotse import CutSet
+from lhotse.supervision import AlignmentItem
+from tqdm import tqdm
+
+from kdlib.alignment import FRAME_SECONDS, align_labels, word_frames
+from kdlib.config import DataConfig, TrainConfig, load_config
+from kdlib.data import checked, describe_skipped, eval_loader, load_cuts
+from kdlib.errors import run_main
+from kdlib.files import atomic_path
+from kdlib.lang import Lang
+from kdlib.training.checkpoint import load_averaged
+
+MAX_DURATION = 60.0  # seconds of a batch, whose whole lattice is computed
+
+
+def get_args():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--exp", type=Path, required=True, help="folder of the trained model")
+    parser.add_argument("--fbank", type=Path, required=True, help="folder of stage 2")
+    parser.add_argument("--lang", type=Path, required=True, help="folder of stage 3")
+    parser.add_argument("--test-sets", required=True, help="names, separated by spaces")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the aligned cuts")
+    return parser.parse_args()
+
+
+@torch.no_grad()
+def align(model, cuts, lang, rnnt_type, device, name):
+    """The words of each cut by its id, each with its first and last frame; None where the labels do not fit."""
+    found = {}
+    for batch in checked(tqdm(eval_loader(cuts, lang, DataConfig(), MAX_DURATION), desc=name, unit="batch", mininterval=5)):
+        batch = batch.to(device)
+        encoded, lengths, _ = model.encoder(batch.features, batch.feature_lengths, 0, -1)
+        paths = align_labels(model, encoded, lengths, batch.symbols, batch.symbol_lengths, rnnt_type)
+        for id_, symbols, path in zip(batch.ids, batch.symbols.tolist(), paths):
+            found[id_] = None if path is None else word_frames(lang, symbols, path)
+    return found
+
+
+def main():
+    args = get_args()
+    lang = Lang(args.lang)
+    rnnt_type = load_config(TrainConfig, args.exp / "config.yaml").loss.rnnt_type
+    model, _, _ = load_averaged(args.exp, tokens=lang.tokens)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model.to(device)
+    args.output.mkdir(parents=True, exist_ok=True)
+    for name in args.test_sets.split():
+        cuts = load_cuts(args.fbank / f"cuts_{name}.jsonl.gz")
+        found = align(model, cuts, lang, rnnt_type, device, name)
+        kept, skipped = [], []
+        for cut in cuts:
+            if found[cut.id] is None:
+                skipped.append(cut.id)
+                continue
+            if cut.supervisions:
+                # What a frame stands for ends with it.
+                cut.supervisions[0] = cut.supervisions[0].with_alignment("word", [
+                    AlignmentItem(word, round(first * FRAME_SECONDS, 3), round((last + 1 - first) * FRAME_SECONDS, 3))
+                    for word, first, last in found[cut.id]])
+            kept.append(cut)
+        for line in describe_skipped({"more labels than frames": skipped} if skipped else {}):
+            print(line)
+        path = args.output / f"cuts_{name}.jsonl.gz"
+        with atomic_path(path) as temporary:
+            CutSet.from_cuts(kept).to_file(temporary)
+        print(f"{len(kept)} of {len(cuts)} utterances aligned -> {path}")
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,116 @@
+"""Forced alignment against every path of small lattices, and the delays that are measured against it."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from lhotse import CutSet
+from lhotse.supervision import AlignmentItem
+
+from kdlib.alignment import align_labels, word_frames
+from kdlib.config import ModelConfig
+from kdlib.decoding import Hypothesis
+from kdlib.latency import LatencyMeter, emission_delays, shown_at
+from kdlib.transducer import Transducer
+
+pytestmark = [pytest.mark.both, pytest.mark.usefixtures("one_thread")]
+
+VOCAB = 5
+
+
+def model_of(seed):
+    torch.manual_seed(seed)
+    model = Transducer(ModelConfig(num_features=8, subsampling_channels=2, encoder_dim=8, num_layers=1, num_heads=1, head_dim=8,
+                                   feedforward_dim=8, kernel_size=3, predictor_dim=8, joiner_dim=8), VOCAB).eval()
+    with torch.no_grad():
+        model.joiner.out.weight.normal_(0, 2.0)
+        model.joiner.out.bias.zero_()
+    return model
+
+
+def best_frames(log_probs, labels, modified):
+    """The frames of the labels on the best of all paths; log_probs: (T, U+1, V)."""
+    frames = range(log_probs.shape[0])
+    pick = itertools.combinations if modified else itertools.combinations_with_replacement
+    best = (-math.inf, None)
+    for places in pick(frames, len(labels)):
+        score, u = 0.0, 0
+        for t in frames:
+            emitted = 0
+            while u < len(labels) and places[u] == t:
+                score += log_probs[t, u, labels[u]]
+                u, emitted = u + 1, emitted + 1
+            if not modified or not emitted:
+                score += log_probs[t, u, 0]
+        best = max(best, (float(score), list(places)))
+    return best[1]
+
+
+@given(st.integers(0, 999), st.booleans(), st.lists(st.tuples(st.integers(1, 6), st.integers(0, 4)), min_size=1, max_size=3))
+@settings(deadline=None, max_examples=40)
+def test_alignment_is_the_best_of_all_paths(seed, modified, sizes):
+    model = model_of(seed)
+    lengths, counts = (torch.tensor(column) for column in zip(*sizes))
+    encoded = torch.randn(len(sizes), int(lengths.max()), 8)
+    symbols = torch.randint(1, VOCAB, (len(sizes), int(counts.max())))
+    found = align_labels(model, encoded, lengths, symbols, counts, "modified" if modified else "regular")
+    side = model.lattice_side(encoded, model.predictor.prefix(symbols))
+    with torch.no_grad():
+        logits = model.joiner(side.am.unsqueeze(2), side.lm.unsqueeze(1))
+    for row, (length, count) in enumerate(sizes):
+        expected = best_frames(logits[row, :length].log_softmax(-1), symbols[row, :count].tolist(), modified)
+        assert found[row] == expected
+
+
+def test_a_label_belongs_to_the_word_that_it_changes(corpus):
+    _, lang, train, _ = corpus
+    text = next(cut.supervisions[0].text for cut in train if len(cut.supervisions[0].text.split()) == 2)
+    tokens = lang.encode(text)
+    found = word_frames(lang, tokens, list(range(10, 10 + len(tokens))))
+    assert [word for word, _, _ in found] == text.split()
+    # A piece that only marks where a word begins changes no word.
+    first, second = text.split()
+    ends = [len(lang.encode(first)), len(tokens)]
+    assert [last for _, _, last in found] == [9 + end for end in ends]
+    assert word_frames(lang, [], []) == []
+
+
+def test_only_words_that_are_right_are_timed():
+    reference = [("a", 0.5), ("b", 1.0), ("c", 1.5)]
+    recognised = [("a", 0.7), ("x", 1.0), ("c", 1.4), ("d", 2.0)]
+    assert emission_delays(reference, recognised) == pytest.approx([0.2, -0.1])
+    assert emission_delays(reference, []) == []
+
+
+@pytest.mark.parametrize("frame, chunk, duration, expected", [
+    (0, 16, 9.0, 0.67),  # 4 * 16 + 3 feature frames
+    (15, 16, 9.0, 0.67),
+    (16, 16, 9.0, 1.31),
+    (16, 16, 1.0, 1.0),  # the last chunk may be short
+    (3, 0, 2.5, 2.5),  # full context waits for all
+])
+def test_what_is_said_is_shown_when_its_chunk_has_come(frame, chunk, duration, expected):
+    assert shown_at(frame, chunk, duration) == pytest.approx(expected)
+
+
+def test_the_meter_counts_aligned_utterances(corpus, tmp_path):
+    _, lang, _, dev = corpus
+    cut, other = list(dev)[:2]
+    text = cut.supervisions[0].text
+    aligned = cut.with_id("seen")
+    aligned.supervisions = [cut.supervisions[0].with_alignment(
+        "word", [AlignmentItem(word, 0.0, 0.2) for word in text.split()])]
+    CutSet.from_cuts([aligned, other]).to_file(tmp_path / "cuts.jsonl.gz")
+    tokens = tuple(lang.encode(text))
+    meter = LatencyMeter(tmp_path / "cuts.jsonl.gz", lang, 8)
+    meter.add("seen", Hypothesis(0.0, tokens, tuple([9] * len(tokens))))
+    meter.add("unseen", Hypothesis(0.0, tokens, tuple([0] * len(tokens))))
+    count = len(text.split())
+    assert meter.summary() == {"words": count, "delay_ms": 200.0, "delay_p90_ms": 200.0,
+                               "first_token_ms": pytest.approx(1000 * min(cut.duration, 0.67), abs=0.1)}
+    empty = LatencyMeter(tmp_path / "cuts.jsonl.gz", lang, 8)
+    empty.add("seen", Hypothesis())
+    assert empty.summary()["words"] == 0
