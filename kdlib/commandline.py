@@ -70,6 +70,7 @@ def write_test_set(args: argparse.Namespace, folder: Path, name: str, setting: s
         for id_, _, hypothesis in results:
             meter.add(id_, hypothesis)
         latency = counts["latency"] = meter.summary()
-        print(f"{args.exp.name} {name}: words emitted {latency['delay_ms']:.0f} ms after their end (90th percentile "
-              f"{latency['delay_p90_ms']:.0f} ms), first token shown after {latency['first_token_ms']:.0f} ms")
+        if latency["words"]:
+            print(f"{args.exp.name} {name}: words emitted {latency['delay_ms']:.0f} ms after their end (90th percentile "
+                  f"{latency['delay_p90_ms']:.0f} ms), first token shown after {latency['first_token_ms']:.0f} ms")
     return counts

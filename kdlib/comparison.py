@@ -232,9 +232,13 @@ def latency_table(summaries: Sequence[Summary]) -> Tuple[List[str], List[List[st
     for summary in summaries:
         cells = [summary["model"]]
         for test in summary["test_sets"].values():
-            cells += [f"{test['latency'][key]:.0f}" for key in ("delay_ms", "delay_p90_ms", "first_token_ms")]
+            cells += [_milliseconds(test["latency"][key]) for key in ("delay_ms", "delay_p90_ms", "first_token_ms")]
         rows.append(cells)
     return header, rows
+
+
+def _milliseconds(value: Optional[float]) -> str:
+    return "-" if value is None else f"{value:.0f}"
 
 
 def latency_legend(chunk_ms: float) -> str:
@@ -260,7 +264,7 @@ def ablation_table(arms: Mapping[str, Summary]) -> Tuple[List[str], List[List[st
             cells.append(f"{summary['test_sets'][test_set]['wer']:.2f}{beside}")
             if timed:
                 latency = summary["test_sets"][test_set]["latency"]
-                cells.append(f"{latency['delay_ms']:.0f} / {latency['delay_p90_ms']:.0f}")
+                cells.append(f"{_milliseconds(latency['delay_ms'])} / {_milliseconds(latency['delay_p90_ms'])}")
         rows.append(cells)
     columns = [column for name in test_sets for column in [f"WER {name}", *(["delay / 90%"] if timed else [])]]
     return ["Arm", "Params", "Updates", *columns], rows

@@ -4,7 +4,7 @@ The terms are those of Shangguan et al., "Dissecting user-perceived latency of o
 arXiv 2104.02207.
 """
 
-from typing import Any, Dict, List, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 from lhotse.cut import Cut
@@ -71,8 +71,10 @@ class LatencyMeter:
 
     def summary(self) -> Dict[str, Any]:
         """How many words were timed, mean and 90th percentile of their emission delay, and the mean time to first token
-        from the beginning of the audio, in milliseconds (0 of nothing)."""
-        delays, first = self.delays or [0.0], self.first_tokens or [0.0]
-        return {"words": len(self.delays), "delay_ms": round(1000 * float(np.mean(delays)), 1),
-                "delay_p90_ms": round(1000 * float(np.percentile(delays, 90)), 1),
-                "first_token_ms": round(1000 * float(np.mean(first)), 1)}
+        from the beginning of the audio, in milliseconds (None of nothing)."""
+        def in_ms(values: List[float], statistic: Callable[[List[float]], Any]) -> Optional[float]:
+            return round(1000 * float(statistic(values)), 1) if values else None
+
+        return {"words": len(self.delays), "delay_ms": in_ms(self.delays, np.mean),
+                "delay_p90_ms": in_ms(self.delays, lambda values: np.percentile(values, 90)),
+                "first_token_ms": in_ms(self.first_tokens, np.mean)}

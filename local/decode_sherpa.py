@@ -13,6 +13,7 @@ from kdlib.config import DecodeConfig
 from kdlib.data import load_cuts
 from kdlib.errors import run_main
 from kdlib.files import write_json
+from kdlib.model_card import write_model_card
 from kdlib.scoring import write_results
 from kdlib.sherpa import METHODS, make_recognizer, read_model, tail
 
@@ -61,6 +62,7 @@ def main():
     summary["seconds"] = round(time.monotonic() - begin, 1)
     summary["real_time_factor"] = round(busy / audio_seconds, 5)
     write_json(folder / "summary.json", summary)
+    write_model_card(args.model)
     print(f"{about['model']}{suffix}: real-time factor {busy / audio_seconds:.4f} on one thread, "
           f"{about['int8_bytes' if args.int8 else 'float32_bytes']:,} bytes")
 

@@ -6,14 +6,13 @@ import shutil
 from pathlib import Path
 
 from kdlib.config import FbankConfig, load_config
-from kdlib.conformer import FRAME_MS
 from kdlib.errors import run_main
 from kdlib.export import export_onnx, quantise
-from kdlib.files import atomic_path, write_json, write_text
+from kdlib.files import atomic_path, read_json, write_json
 from kdlib.lang import Lang
+from kdlib.model_card import DECODINGS, write_model_card
 from kdlib.sherpa import PARTS, describe_files
 from kdlib.training.checkpoint import load_averaged
-
 
 
 def get_args():
@@ -30,11 +29,18 @@ def get_args():
     return parser.parse_args()
 
 
+def made_from(exp: Path):
+    """Names of the models from whose weights, or whose teaching, this one comes."""
+    record = exp / "run.json"
+    inputs = read_json(record, f"train {exp} again")["inputs"] if record.exists() else {}
+    return [name for name in inputs if "." not in name]  # the others are files of data
+
+
 def main():
     args = get_args()
     lang = Lang(args.lang)
     fbank = load_config(FbankConfig, args.fbank_config, args.overrides)
-    model, _, which = load_averaged(args.exp, args.epoch, args.avg, tokens=lang.tokens)
+    model, trained, which = load_averaged(args.exp, args.epoch, args.avg, tokens=lang.tokens)
     chunk = model.config.chunk_size if args.chunk_size is None else args.chunk_size
     left = model.config.left_context if args.left_context is None else args.left_context
     args.output.mkdir(parents=True, exist_ok=True)
@@ -48,24 +54,15 @@ def main():
     about = {"model": args.exp.name, "parameters": parameters, **which, "chunk_size": chunk, "left_context": left,
              "sampling_rate": fbank.sampling_rate, "num_filters": fbank.num_filters, "low_freq": fbank.low_freq,
              "high_freq": fbank.high_freq, "vocab_size": len(lang), "float32_bytes": sizes[""],
-             "int8_bytes": sizes[".int8"], "files": files}
-    write_text(args.output / "model_card.md", card(about))
-    write_json(args.output / "model.json", about)  # the last: the folder is whole when it is there
+             "int8_bytes": sizes[".int8"], "files": files, "seed": trained.training.seed,
+             "distillation": {term.name: term.weight for term in trained.loss.distill},
+             "made_from": made_from(args.exp)}
+    for old, _ in DECODINGS:  # of what was here before
+        shutil.rmtree(args.output / old, ignore_errors=True)
+    write_json(args.output / "model.json", about)
+    write_model_card(args.output)
     print(f"{args.exp.name}: {parameters:,} parameters, {sizes['']:,} bytes in float32, {sizes['.int8']:,} in int8; "
           f"largest difference to torch {worst:.1e} -> {args.output}")
-
-
-def card(about) -> str:
-    return (f"# {about['model']}\n\n"
-            "A streaming Conformer transducer for sherpa-onnx (model type `conformer`).\n\n"
-            f"- Parameters: {about['parameters']:,}\n"
-            f"- Bytes: {about['float32_bytes']:,} in float32 (`encoder.onnx`, `decoder.onnx`, `joiner.onnx`), "
-            f"{about['int8_bytes']:,} in int8 (`*.int8.onnx`)\n"
-            f"- Chunk: {about['chunk_size'] * FRAME_MS} ms, with {about['left_context'] * FRAME_MS} ms of left context\n"
-            f"- Features: {about['num_filters']} mel bins from {about['low_freq']:g} Hz to {about['high_freq']:g} Hz "
-            f"(below 0: from half the rate), {about['sampling_rate']} Hz audio\n"
-            f"- Made from epoch {about['epoch']}, {about['avg']} averaged\n\n"
-            "Word error rates, where the model was decoded from these files, stand in `decode/` and `decode-int8/`.\n")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ import soundfile
 import torch
 from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
 
-from kdlib.config import DecodeConfig, FbankConfig, LangConfig, ModelConfig, TrainConfig, config_to_dict
+from kdlib.config import (DecodeConfig, DistillTerm, FbankConfig, LangConfig, LossConfig, ModelConfig, TrainConfig,
+                          config_to_dict)
 from kdlib.errors import RecipeError
 from kdlib.export import OnnxModel, check_exported, export_onnx, quantise
 from kdlib.features import fbank_extractor
@@ -50,13 +51,14 @@ def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("finished")
     lang = train_lang([" ".join(WORDS)] * 3, LangConfig(type="char"), folder / "lang")
     model = random_model(len(lang))
-    config = TrainConfig(model=model.config)
+    config = TrainConfig(model=model.config, loss=LossConfig(distill=[DistillTerm(name="encoder_mse", weight=0.5)]))
     weights = model.state_dict()
     (folder / "exp" / "tiny").mkdir(parents=True)
     save_checkpoint(folder / "exp" / "tiny" / "epoch-1.pt", {
         "model": weights, "average": weights, "config": json.dumps(config_to_dict(config)), "tokens": lang.tokens,
         "updates": 5, "epoch": 1})
     write_json(folder / "exp" / "tiny" / "done.json", {"updates": 5, "epoch": 1})
+    write_json(folder / "exp" / "tiny" / "run.json", {"config": {}, "inputs": {"cuts_train.jsonl.gz": "1", "elder": "2"}})
     (folder / "fbank.yaml").write_text("{}\n")
     (folder / "decode.yaml").write_text("max_sym_per_frame: 1\n")
     random, cuts = np.random.RandomState(0), []
@@ -95,6 +97,7 @@ def test_the_folder_is_whole(finished, exported):
     assert about["int8_bytes"] == sum((exported / f"{part}.int8.onnx").stat().st_size for part in PARTS)
     card = (exported / "model_card.md").read_text()
     assert f"{about['parameters']:,}" in card and f"{about['float32_bytes']:,} in float32" in card and "160 ms" in card
+    assert "from `elder`; distilled with `encoder_mse` (weight 0.5)" in card and "Word error rates" not in card
 
 
 @pytest.mark.parametrize("chunk, left", [(2, 4), (4, 8), (16, 64), (8, 3)])
@@ -144,7 +147,12 @@ def test_sherpa_onnx_hears_what_our_streams_hear(finished, exported, method):
 def test_int8_is_smaller_and_decodes(finished, exported):
     done = script("decode_sherpa.py", "--model", exported, "--cuts", finished[0], "--test-sets", "test", "--int8")
     assert done.returncode == 0, done.stderr
-    assert "tiny.int8" in done.stdout and (exported / "decode-int8" / "summary.json").exists()
+    summary = json.loads((exported / "decode-int8" / "summary.json").read_text())
+    assert "tiny.int8" in done.stdout
+    card = (exported / "model_card.md").read_text()
+    row = next(line for line in card.splitlines() if line.startswith("| int8"))
+    assert [cell.strip() for cell in row.split("|")[1:-1]] == [
+        "int8", "greedy_search", f"{summary['test_sets']['test']['wer']:.2f}"]
     big = random_model(500, encoder_dim=144, feedforward_dim=432, predictor_dim=144, joiner_dim=144)
     folder = exported.parent / "big"
     export_onnx(big, folder, CHUNK, LEFT)

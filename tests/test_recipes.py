@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from kdlib.data import load_cuts
+
 ROOT = Path(__file__).resolve().parents[1]
 MODELS = ["teacher", "stage1", "stage2", "stage3", "scratch", "single", "single-matched"]
 
@@ -41,7 +43,14 @@ def check_results(folder: Path, test_sets, backend: str) -> None:
     stages = sum(rows[f"stage{k}"]["updates"] for k in (1, 2, 3))
     assert rows["single-matched"]["updates"] == pytest.approx(stages, rel=0.02)
     table = (folder / "exp" / "RESULTS.md").read_text()
-    assert all(f"| {name} " in table for name in MODELS)
+    assert all(f"| {name} " in table for name in MODELS) and "## Latency" in table
+    aligned = list(load_cuts(folder / "exp" / "teacher" / "align" / f"cuts_{test_sets[0]}.jsonl.gz"))
+    assert len(aligned) > 10
+    for cut in aligned:
+        words = cut.supervisions[0].alignment["word"]
+        assert [item.symbol for item in words] == cut.supervisions[0].text.split()
+        assert 0 <= words[0].start and words[-1].end <= cut.duration + 0.04
+        assert all(a.end <= b.end for a, b in zip(words, words[1:]))
     assert (folder / "exp" / "results" / "wer_vs_size.png").stat().st_size > 5000
     for name in ("teacher", "stage3"):  # by sherpa-onnx, from the exported files alone
         for decoded in ("decode", "decode-int8"):
