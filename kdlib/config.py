@@ -64,7 +64,8 @@ class DistillTerm:
     schedule: str = "constant"  # of the weight: constant, warmup (from 0) or decay (to 0), over schedule_updates
     schedule_updates: int = 0
     temperature: float = 1.0
-    # Of losses between encoders: teacher frame t - shift against student frame t, in frames after subsampling.
+    # Of losses between encoders: teacher frame t - shift against student frame t, in frames after subsampling; below 0 the
+    # student is to be earlier than its teacher.
     shift: int = 0
     # Of losses between encoders' outputs: last; matched (layer i of L_s with round(i * L_t / L_s)); or a list of
     # [student's, teacher's] pairs, counted from 1.
@@ -78,7 +79,6 @@ class DistillTerm:
         _require(self.schedule == "constant" or self.schedule_updates > 0, f"{where}, schedule_updates",
                  self.schedule_updates, f"at least 1 for schedule {self.schedule}")
         _require(self.temperature > 0, f"{where}, temperature", self.temperature, "above 0")
-        _require(self.shift >= 0, f"{where}, shift", self.shift, "0 or more")
         pairs = self.layers if isinstance(self.layers, list) else []
         good = self.layers in ("last", "matched") or (pairs and all(
             isinstance(p, list) and len(p) == 2 and all(isinstance(n, int) and n >= 1 for n in p) for p in pairs))

@@ -197,14 +197,18 @@ def encoder_logits_kl(student: Tensor, teacher: Tensor, lengths: Tensor, tempera
 
 
 def shifted(student: Tensor, teacher: Tensor, lengths: Tensor, shift: int) -> Tuple[Tensor, Tensor, Tensor]:
-    """Set teacher frame t - ``shift`` against student frame t: a streaming student emits later than its teacher.
+    """Set teacher frame t - ``shift`` against student frame t: above 0 the student learns to emit later than its teacher,
+    below 0 earlier.
 
     Args:
-        student, teacher: (N, T, ...); lengths: (N,) int64; shift: frames, 0 or more.
+        student, teacher: (N, T, ...); lengths: (N,) int64; shift: frames.
     Returns:
-        the overlapping parts of both, (N, T - shift, ...), and their lengths; an utterance of ``shift`` frames or
-        fewer keeps none.
+        the overlapping parts of both, (N, T - abs(shift), ...), and their lengths; an utterance of ``abs(shift)`` frames
+        or fewer keeps none.
     """
+    if shift < 0:
+        teacher, student, lengths = shifted(teacher, student, lengths, -shift)
+        return student, teacher, lengths
     shift = min(shift, student.size(1))
     return student[:, shift:], teacher[:, :student.size(1) - shift], (lengths - shift).clamp(min=0)
 

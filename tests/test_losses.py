@@ -212,6 +212,7 @@ def test_a_shift_sets_earlier_teacher_frames_against_the_student(shift):
     late, early = torch.randn(1, 9, 3), torch.zeros(1, 9, 3)
     early[:, :9 - min(shift, 9)] = late[:, min(shift, 9):]
     assert encoder_mse(*losses.shifted(late, early, torch.tensor([9]), shift)) == 0
+    assert encoder_mse(*losses.shifted(early, late, torch.tensor([9]), -shift)) == 0
 
 
 def test_layers_are_matched_as_documented():
@@ -286,7 +287,7 @@ def test_schedules_of_a_weight():
     assert weights(schedule="warmup") == [0, 1, 2, 2]
     assert weights(schedule="decay") == [2, 1, 0, 0]
     for bad in (dict(schedule="cosine"), dict(schedule="decay", schedule_updates=0), dict(temperature=0.0),
-                dict(weight=-1.0), dict(shift=-1), dict(layers=[[1]]), dict(layers="all")):
+                dict(weight=-1.0), dict(layers=[[1]]), dict(layers="all")):
         with pytest.raises(RecipeError, match=f"loss.distill, encoder_mse, .*{list(bad)[-1]}"):
             DistillTerm("encoder_mse", **bad)
 
