@@ -9,6 +9,7 @@ from kdlib.errors import RecipeError
 from kdlib.files import PathLike, read_json
 
 PARTS = ("encoder", "decoder", "joiner")
+SUBSAMPLING = 4  # as in kdlib.conformer, which needs torch
 METHODS = ("greedy_search", "modified_beam_search")
 AGAIN = "export the model again (stage 9) or copy its folder anew"
 
@@ -48,8 +49,8 @@ def make_recognizer(folder: PathLike, about: Dict[str, Any], int8: bool = False,
                     beam: int = 4, num_threads: int = 1, endpoints: bool = False) -> Any:
     """sherpa-onnx's ``OnlineRecognizer`` of a folder that :func:`read_model` has looked at.
 
-    ``endpoints``: let a second of silence after a word, twenty without any word, or five minutes end a segment, which the
-    caller then has to reset; not for the counting of errors.
+    ``endpoints``: let a second of silence after a word, twenty without any word, or five minutes end a segment, after
+    which the caller goes on with a new stream; not for the counting of errors.
     """
     import sherpa_onnx
 
@@ -59,10 +60,10 @@ def make_recognizer(folder: PathLike, about: Dict[str, Any], int8: bool = False,
         num_threads=num_threads, sample_rate=about["sampling_rate"], feature_dim=about["num_filters"],
         low_freq=about["low_freq"], high_freq=about["high_freq"], decoding_method=method, max_active_paths=beam,
         model_type="conformer", enable_endpoint_detection=endpoints, rule1_min_trailing_silence=20.0,
-        rule2_min_trailing_silence=1.0, rule3_min_utterance_length=300.0, reset_encoder=True)
+        rule2_min_trailing_silence=1.0, rule3_min_utterance_length=300.0)
 
 
 def tail(about: Dict[str, Any], rate: int) -> np.ndarray:
     """The silence that must follow the audio: a chunk runs only when more than its frames are ready, so that without it
     the last words would be cut. Samples of ``rate`` Hz, float32."""
-    return np.zeros(int((4 * about["chunk_size"] + 4) * 0.01 * rate) + 1, dtype=np.float32)
+    return np.zeros(int((SUBSAMPLING * about["chunk_size"] + 4) * 0.01 * rate) + 1, dtype=np.float32)

@@ -1,10 +1,12 @@
 """Exported files: the numbers of torch, and in sherpa-onnx the words of our own streaming search."""
 
+import importlib.util
 import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -272,6 +274,48 @@ def test_transcribe_names_what_it_cannot_read(finished, exported, tmp_path):
     errors = transcribe(exported, truncated, code=1)[1]
     assert str(truncated) in errors
     assert "model.json is missing" in transcribe(tmp_path, good, code=1)[1]
+
+
+class EveryThird:
+    """Stands in for sherpa-onnx: a chunk at a time, a word a chunk, and with each third one a segment ends."""
+
+    def __init__(self, chunk):
+        self.chunk, self.heard = chunk, []
+
+    def create_stream(self):
+        stream = SimpleNamespace(samples=np.zeros(0), words=0, input_finished=lambda: None)
+        stream.accept_waveform = lambda rate, more: setattr(stream, "samples", np.concatenate([stream.samples, more]))
+        return stream
+
+    def is_ready(self, stream):
+        return len(stream.samples) > self.chunk
+
+    def decode_stream(self, stream):
+        self.heard.append(stream.samples[:self.chunk])
+        stream.samples, stream.words = stream.samples[self.chunk:], stream.words + 1
+
+    def is_endpoint(self, stream):
+        return stream.words == 3
+
+    def tokens(self, stream):
+        return [f" w{number}" for number in range(stream.words)]
+
+    def timestamps(self, stream):
+        return [0.64 * number for number in range(stream.words)]
+
+
+def test_a_new_segment_begins_where_the_last_one_ended(capsys):
+    spec = importlib.util.spec_from_file_location("transcribe", TRANSCRIBE)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    recognizer = EveryThird(10240)
+    audio = np.random.default_rng(0).standard_normal(80000).astype(np.float32)
+    module.transcribe(recognizer, {"sampling_rate": 16000, "chunk_size": 16}, "a.wav", 16000,
+                      iter(np.split(audio, [12345, 50000])), SimpleNamespace(live=False, timestamps=True))
+    np.testing.assert_allclose(np.concatenate(recognizer.heard)[:len(audio)], audio, atol=1e-6)
+    times = [float(word[1:-1]) for word in capsys.readouterr().out.split()[1::2]]
+    assert times == pytest.approx([0.64 * number for number in range(len(recognizer.heard))], abs=0.006)
+    assert len(times) > 6
 
 
 def test_the_benchmark_measures_each_runtime(finished, exported, tmp_path):

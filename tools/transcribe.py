@@ -7,7 +7,7 @@
 A file may have any rate and number of channels that soundfile reads; channels are averaged. '-' is raw PCM from standard
 input (16 bit, little endian, one channel), 'mic' the microphone, where the package sounddevice is there.
 
-Needs no torch: on a device `pip install numpy soundfile sherpa-onnx` and, for kdlib, `pip install --no-deps .` do.
+Needs no torch: on a device `pip install numpy soundfile soxr sherpa-onnx` and, for kdlib, `pip install --no-deps .` do.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from kdlib.errors import RecipeError, known_failure, run_main
-from kdlib.sherpa import METHODS, make_recognizer, read_model, tail
+from kdlib.sherpa import METHODS, SUBSAMPLING, make_recognizer, read_model, tail
 
 BLOCK_SECONDS = 0.1
 READ_SECONDS = 10  # of a file at a time, so that an hour takes no more memory than a minute
@@ -126,24 +126,39 @@ class Printer:
         print(self.text if self.live else f"{self.name}:{self.text}", flush=True)
 
 
-def transcribe(recognizer, about, name, rate, blocks, args):
-    stream, printer = recognizer.create_stream(), Printer(name, args.live, args.timestamps)
-    nonfinite, begin = 0, 0.0
-    step = max(1, int(BLOCK_SECONDS * rate))
+def resampled(blocks, rate, model_rate):
+    """The blocks at the model's rate, each as it comes; samples that are no numbers are silence, and are counted."""
+    import soxr
+
+    resampler, nonfinite = soxr.ResampleStream(rate, model_rate, 1, dtype="float32"), 0
     for block in blocks:
         good = np.isfinite(block)
         nonfinite += int((~good).sum())
-        block = np.where(good, block, 0.0).astype(np.float32)
+        yield resampler.resample_chunk(np.where(good, block, 0.0).astype(np.float32)), nonfinite
+    yield resampler.resample_chunk(np.zeros(0, dtype=np.float32), last=True), nonfinite
+
+
+def transcribe(recognizer, about, name, rate, blocks, args):
+    stream, printer = recognizer.create_stream(), Printer(name, args.live, args.timestamps)
+    rate, blocks = about["sampling_rate"], resampled(blocks, rate, about["sampling_rate"])
+    step, chunk = int(BLOCK_SECONDS * rate), SUBSAMPLING * about["chunk_size"] * rate // 100
+    given, begin, taken = np.zeros(0, dtype=np.float32), 0.0, 0  # samples that the stream has not taken, and has taken
+    nonfinite = 0
+    for block, nonfinite in blocks:
         for first in range(0, len(block), step):
             stream.accept_waveform(rate, block[first:first + step])
+            given = np.concatenate([given, block[first:first + step]])
             while recognizer.is_ready(stream):
                 recognizer.decode_stream(stream)
+                given, taken = given[chunk:], taken + chunk
                 ended = recognizer.is_endpoint(stream)
                 if args.live or ended:
                     printer.show(words_of(recognizer, stream, begin), ended)
                 if ended:
-                    recognizer.reset(stream)
-                    begin = recognizer.start_time(stream)
+                    # A stream of its own for each segment: sherpa-onnx's reset leaves the encoder an empty past that it
+                    # takes for a real one, and most words of the next segment are lost.
+                    stream, begin, taken = recognizer.create_stream(), begin + taken / rate, 0
+                    stream.accept_waveform(rate, given)
     stream.accept_waveform(rate, tail(about, rate))
     stream.input_finished()
     while recognizer.is_ready(stream):
