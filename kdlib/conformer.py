@@ -8,7 +8,7 @@ Dimensions: N utterances, T frames, C channels (``encoder_dim``), H heads, L fra
 """
 
 import math
-from typing import List, Optional, Sequence, Tuple
+from typing import List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -57,12 +57,20 @@ def chunk_mask(num_frames: int, chunk_size: int, left_context: int, device=None)
     return mask
 
 
-def rotary_table(num_positions: int, head_dim: int, like: Tensor) -> Tuple[Tensor, Tensor]:
-    """Cosines and sines of the rotary angles, each (num_positions, head_dim / 2), of ``like``'s device and dtype."""
+class Rotary(NamedTuple):
+    """Tables of cosines and sines, each (positions, head_dim / 2): of the keys, and of the queries."""
+
+    keys: Tuple[Tensor, Tensor]
+    queries: Tuple[Tensor, Tensor]
+
+
+def rotary_tables(num_keys: int, num_queries: int, head_dim: int, like: Tensor) -> Rotary:
+    """The rotary angles of ``num_keys`` positions, the queries at the last of them; of ``like``'s device and dtype."""
     frequency = torch.exp(torch.arange(0, head_dim, 2, device=like.device, dtype=torch.float32)
                           * (-math.log(10000.0) / head_dim))
-    angle = torch.arange(num_positions, device=like.device, dtype=torch.float32).unsqueeze(1) * frequency
-    return angle.cos().to(like.dtype), angle.sin().to(like.dtype)
+    angle = torch.arange(num_keys, device=like.device, dtype=torch.float32).unsqueeze(1) * frequency
+    keys = angle.cos().to(like.dtype), angle.sin().to(like.dtype)
+    return Rotary(keys, (keys[0][num_keys - num_queries:], keys[1][num_keys - num_queries:]))
 
 
 def rotate(x: Tensor, table: Tuple[Tensor, Tensor]) -> Tensor:
@@ -70,6 +78,12 @@ def rotate(x: Tensor, table: Tuple[Tensor, Tensor]) -> Tensor:
     cos, sin = table
     left, right = x.chunk(2, dim=-1)
     return torch.cat([left * cos - right * sin, left * sin + right * cos], dim=-1)
+
+
+def _flat(x: Tensor) -> Tensor:
+    """(N, T, A, B) to (N, T, A * B). Only N is left open here and in the like of it, and all else made an int: what an
+    exported file need not work out costs a phone no time."""
+    return x.reshape(-1, int(x.size(1)), int(x.size(2)) * int(x.size(3)))
 
 
 class ConvSubsampling(nn.Module):
@@ -94,7 +108,7 @@ class ConvSubsampling(nn.Module):
         x = (x - self.mean) * self.inverse_std
         x = F.relu(self.conv1(x.unsqueeze(1)))
         x = F.relu(self.conv2(x))
-        return self.out(x.transpose(1, 2).flatten(2))
+        return self.out(_flat(x.transpose(1, 2)))
 
 
 class FeedForward(nn.Module):
@@ -123,13 +137,12 @@ class ChunkAttention(nn.Module):
         self.out = nn.Linear(num_heads * head_dim, encoder_dim)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, bias: Tensor, rotary: Tuple[Tensor, Tensor],
-                cache: Optional[Tensor] = None) -> Tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, bias: Tensor, rotary: Rotary, cache: Optional[Tensor] = None) -> Tuple[Tensor, Tensor]:
         """
         Args:
             x: (N, T, C).
             bias: added to the scores, broadcastable to (N, H, T, S); S = T, or L + T with a cache.
-            rotary: the table of S positions; the queries stand at the last T.
+            rotary: the table of the S keys' positions and that of the T queries', which stand at the last of them.
             cache: (N, L, C), the normalised inputs of the L frames before ``x``.
         Returns:
             (N, T, C), and the normalised inputs (N, S, C), whose last L frames are the next cache.
@@ -139,16 +152,14 @@ class ChunkAttention(nn.Module):
         width = self.num_heads * self.head_dim
         query = self._heads(F.linear(x, self.qkv.weight[:width], self.qkv.bias[:width]))
         key, value = F.linear(source, self.qkv.weight[width:], self.qkv.bias[width:]).split(width, dim=-1)
-        first = source.size(1) - x.size(1)
-        query = rotate(query, (rotary[0][first:], rotary[1][first:])) * self.head_dim ** -0.5
-        key = rotate(self._heads(key), rotary)
+        query = rotate(query, rotary.queries) * self.head_dim ** -0.5
+        key = rotate(self._heads(key), rotary.keys)
         weight = torch.softmax(query @ key.transpose(-2, -1) + bias, dim=-1)
-        context = (weight @ self._heads(value)).transpose(1, 2).flatten(2)
+        context = _flat((weight @ self._heads(value)).transpose(1, 2))
         return self.dropout(self.out(context)), source
 
     def _heads(self, x: Tensor) -> Tensor:
-        # Not by unflatten, which the oldest torch's exporter does not know.
-        return x.reshape(x.size(0), x.size(1), self.num_heads, self.head_dim).transpose(1, 2)
+        return x.reshape(-1, int(x.size(1)), self.num_heads, self.head_dim).transpose(1, 2)
 
 
 class CausalConvolution(nn.Module):
@@ -172,9 +183,9 @@ class CausalConvolution(nn.Module):
             (N, T, C), and the next cache.
         """
         x = F.glu(self.gated(self.norm(x)), dim=-1)
-        past = self.depthwise.kernel_size[0] - 1
+        past, frames = self.depthwise.kernel_size[0] - 1, int(x.size(1))
         x = F.pad(x, (0, 0, past, 0)) if cache is None else torch.cat([cache, x], dim=1)
-        cache = x[:, x.size(1) - past:]
+        cache = x[:, frames:]
         x = self.depthwise(x.transpose(1, 2)).transpose(1, 2)
         return self.dropout(self.out(F.silu(self.inner_norm(x)))), cache
 
@@ -191,7 +202,7 @@ class ConformerLayer(nn.Module):
         self.feed_forward2 = FeedForward(dim, config.feedforward_dim, dropout)
         self.norm = nn.LayerNorm(dim)
 
-    def forward(self, x: Tensor, bias: Tensor, rotary: Tuple[Tensor, Tensor], attention_cache: Optional[Tensor] = None,
+    def forward(self, x: Tensor, bias: Tensor, rotary: Rotary, attention_cache: Optional[Tensor] = None,
                 convolution_cache: Optional[Tensor] = None) -> Tuple[Tensor, Tensor, Tensor]:
         """(N, T, C) to (N, T, C) and the two caches; the arguments are those of the attention and the convolution."""
         x = x + 0.5 * self.feed_forward1(x)
@@ -237,7 +248,7 @@ class Conformer(nn.Module):
         mask = chunk_mask(x.size(1), chunk_size, left_context, x.device)
         inside = torch.arange(x.size(1), device=x.device) < lengths.unsqueeze(1)
         bias = torch.where(mask & inside[:, None, None, :], 0.0, MASKED).to(x.dtype)
-        rotary = rotary_table(x.size(1), self.config.head_dim, x)
+        rotary = rotary_tables(x.size(1), x.size(1), self.config.head_dim, x)
         outputs = {}
         for number, layer in enumerate(self.layers):
             x, _, _ = layer(x, bias, rotary)
@@ -266,18 +277,18 @@ class Conformer(nn.Module):
             (N, chunk_size, C) and the two next caches.
         """
         x = self.subsampling(x)
-        left = attention_cache.size(1)
-        position = torch.arange(left + x.size(1), device=x.device)
+        left, frames = int(attention_cache.size(1)), int(x.size(1))
+        position = torch.arange(left + frames, device=x.device)
         # The cache is filled from its end: a young stream has seen only its last `processed` frames.
         seen = position >= (left - processed).unsqueeze(1)
         if lengths is not None:
             seen &= position < (left + lengths).unsqueeze(1)
         bias = torch.where(seen, 0.0, MASKED).to(x.dtype)[:, None, None, :]
-        rotary = rotary_table(left + x.size(1), self.config.head_dim, x)
+        rotary = rotary_tables(left + frames, frames, self.config.head_dim, x)
         attention, convolution = [], []
         for number, layer in enumerate(self.layers):
             x, source, conv = layer(x, bias, rotary, attention_cache[number].transpose(0, 1),
                                     convolution_cache[number].transpose(0, 1))
-            attention.append(source[:, source.size(1) - left:].transpose(0, 1))
+            attention.append(source[:, frames:].transpose(0, 1))
             convolution.append(conv.transpose(0, 1))
         return x, torch.stack(attention), torch.stack(convolution)

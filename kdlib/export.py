@@ -124,6 +124,13 @@ def _describe(path: Path, entries: Dict[str, object]) -> None:
     # The tracer names each value after the modules that it comes from: a tenth of a small model's bytes.
     kept = {value.name for value in [*content.graph.input, *content.graph.output]}
     short: Dict[str, str] = {"": ""}
+    # It also writes a constant, such as a table of angles, anew wherever it is used.
+    constants: Dict[bytes, str] = {}
+    for node in [node for node in content.graph.node if node.op_type == "Constant"]:
+        first = constants.setdefault(node.attribute[0].SerializeToString(), node.output[0])
+        if first != node.output[0]:
+            short[node.output[0]] = short.setdefault(first, f"v{len(short)}")
+            content.graph.node.remove(node)
     for node in content.graph.node:
         node.name = ""
         for names in (node.input, node.output):
