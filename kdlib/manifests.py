@@ -1,8 +1,9 @@
 """Lhotse manifests of checked recordings: what stage 1 of every recipe does alike."""
 
 import struct
+from contextlib import contextmanager
 from pathlib import Path
-from typing import List, Optional, Sequence, Tuple
+from typing import List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -36,40 +37,83 @@ class Skipped:
             print(f"skipped {len(self._items)} in all of {where}")
 
 
+class AudioFormat(NamedTuple):
+    """What is in a file of audio: samples of each channel, samples a second, channels."""
+
+    samples: int
+    rate: int
+    channels: int
+
+
+@contextmanager
+def _opened(path: Path):
+    """The soundfile of ``path``; whatever is wrong with it, opened or read in the block, is a :class:`BadAudio`."""
+    import soundfile
+
+    if not path.is_file():
+        raise BadAudio(f"{path} is missing")
+    if path.stat().st_size == 0:
+        raise BadAudio(f"{path} is empty")
+    try:
+        _check_riff(path)
+        with soundfile.SoundFile(path) as audio:
+            yield audio
+    except (soundfile.SoundFileError, RuntimeError, OSError) as error:
+        raise BadAudio(f"{path} cannot be read ({(str(error).splitlines() or [type(error).__name__])[0]})") from None
+
+
 def read_audio(path: PathLike, rate: int) -> np.ndarray:
     """Read a whole mono file of ``rate`` Hz as float32, shape (samples,).
 
     Raises :class:`BadAudio` when the file is missing, empty, cut short, damaged, not mono or of another rate.
     """
-    import soundfile
-
     path = Path(path)
-    if not path.is_file():
-        raise BadAudio(f"{path} is missing")
-    if path.stat().st_size == 0:
-        raise BadAudio(f"{path} is empty")
-    if path.suffix.lower() == ".wav":
-        _check_riff(path)
-    try:
-        with soundfile.SoundFile(path) as audio:
-            if audio.samplerate != rate or audio.channels != 1:
-                raise BadAudio(f"{path} has {audio.channels} channels at {audio.samplerate} Hz instead of one at {rate}")
-            samples = audio.read(dtype="float32")
-            if len(samples) != audio.frames or len(samples) == 0:
-                raise BadAudio(f"{path} is cut short: {len(samples)} of {audio.frames} samples")
-    except (soundfile.SoundFileError, RuntimeError, OSError) as error:
-        raise BadAudio(f"{path} cannot be read ({str(error).splitlines()[0]})") from None
+    with _opened(path) as audio:
+        if audio.samplerate != rate or audio.channels != 1:
+            raise BadAudio(f"{path} has {audio.channels} channels at {audio.samplerate} Hz instead of one at {rate}")
+        samples = audio.read(dtype="float32")
+        _check_count(path, len(samples), audio.frames)
     return samples
+
+
+def read_header(path: PathLike) -> AudioFormat:
+    """What a file says of itself, undecoded; :class:`BadAudio` when it is missing, empty, cut short or no audio."""
+    with _opened(Path(path)) as audio:
+        _check_count(Path(path), audio.frames, audio.frames)
+        return AudioFormat(audio.frames, audio.samplerate, audio.channels)
+
+
+def check_audio(path: PathLike) -> AudioFormat:
+    """Decode a whole file, of any rate and number of channels, a block at a time; return what is in it.
+
+    Raises :class:`BadAudio` when the file is missing, empty, cut short or damaged.
+    """
+    path = Path(path)
+    with _opened(path) as audio:
+        block = np.empty((1 << 16, audio.channels), np.float32)
+        samples = 0
+        while True:
+            count = len(audio.read(out=block))
+            if count == 0:
+                break
+            samples += count
+        _check_count(path, samples, audio.frames)
+        return AudioFormat(samples, audio.samplerate, audio.channels)
+
+
+def _check_count(path: Path, samples: int, expected: int) -> None:
+    if samples != expected or samples == 0:
+        raise BadAudio(f"{path} is cut short: {samples} of {expected} samples")
 
 
 def _check_riff(path: Path) -> None:
     """libsndfile reads a WAV file that was cut short without a word, so compare its header with its size."""
     with open(path, "rb") as file:
         head = file.read(12)
-    if len(head) == 12 and head[:4] == b"RIFF":
+    if len(head) == 12 and head[:4] == b"RIFF" and head[8:] == b"WAVE":
         (size,) = struct.unpack("<I", head[4:8])
-        # Streamed files have a size of 0 or of all ones in the header: nothing can be said about these.
-        if size not in (0, 0xFFFFFFFF) and size + 8 > path.stat().st_size + 1:
+        # Whoever streams into a pipe cannot know the size: 0, all ones, or (sox) about 2 GiB stand for it.
+        if 0 < size < 0x7FFFF000 and size + 8 > path.stat().st_size + 1:
             raise BadAudio(f"{path} is cut short: {path.stat().st_size} of {size + 8} bytes")
 
 
@@ -102,19 +146,32 @@ def write_manifests(folder: PathLike, part: str, described: Sequence[tuple]) -> 
     ``folder``, each whole or not at all: one MonoCut a recording, with the recording's id. Prints what was written.
     Raises :class:`RecipeError` when ``described`` is empty or not valid.
     """
-    from lhotse import CutSet, RecordingSet, SupervisionSet, validate
-    from lhotse.qa import validate_recordings_and_supervisions
+    from lhotse import RecordingSet, SupervisionSet
 
-    if not described:
-        raise RecipeError(f"the part {part} has no recording that can be used: see what was skipped above, "
-                          "then run stage 0 again or mend the corpus")
-    recordings = RecordingSet.from_recordings(recording for recording, _ in described)
-    supervisions = SupervisionSet.from_segments(segment for _, segment in described if segment is not None)
     cuts = []
     for recording, segment in described:
         cut = recording.to_cut()
         cut.supervisions = [segment] if segment is not None else []
         cuts.append(cut)
+    write_sets(folder, part, RecordingSet.from_recordings(recording for recording, _ in described),
+               SupervisionSet.from_segments(segment for _, segment in described if segment is not None), cuts)
+    words = sum(len(segment.text.split()) for _, segment in described if segment is not None)
+    hours = sum(recording.duration for recording, _ in described) / 3600
+    print(f"wrote {Path(folder) / f'cuts_{part}.jsonl.gz'}: {len(cuts)} recordings, {hours:.2f} h, {words} words")
+
+
+def write_sets(folder: PathLike, part: str, recordings, supervisions, cuts: Sequence) -> None:
+    """Validate a Lhotse RecordingSet, SupervisionSet and list of cuts that belong together, and write them to ``folder``.
+
+    Leaves ``recordings_<part>``, ``supervisions_<part>`` (when there are any) and ``cuts_<part>.jsonl.gz``, each whole
+    or not at all. Raises :class:`RecipeError` when there are no cuts or something is not valid.
+    """
+    from lhotse import CutSet, validate
+    from lhotse.qa import validate_recordings_and_supervisions
+
+    if not cuts:
+        raise RecipeError(f"the part {part} has no recording that can be used: see what was skipped above, "
+                          "then run stage 0 again or mend the corpus")
     cut_set = CutSet.from_cuts(cuts)
     sets = {"recordings": recordings, "cuts": cut_set}
     try:
@@ -129,6 +186,3 @@ def write_manifests(folder: PathLike, part: str, described: Sequence[tuple]) -> 
     for kind, manifest in sets.items():
         with atomic_path(Path(folder) / f"{kind}_{part}.jsonl.gz") as temporary:
             manifest.to_file(temporary)
-    words = sum(len(segment.text.split()) for segment in supervisions)
-    hours = sum(recording.duration for recording in recordings) / 3600
-    print(f"wrote {Path(folder) / f'cuts_{part}.jsonl.gz'}: {len(cuts)} recordings, {hours:.2f} h, {words} words")

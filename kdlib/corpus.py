@@ -1,0 +1,173 @@
+"""Cuts of any corpus that Lhotse can describe: every utterance checked, mono, at one rate."""
+
+import hashlib
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Callable, Dict, Iterable, List, Optional, Union
+
+from lhotse import CutSet, MonoCut, Recording, RecordingSet, SupervisionSegment, SupervisionSet
+from lhotse.cut import Cut, MixedCut, MixTrack
+from lhotse.utils import fastcopy, to_list
+from tqdm import tqdm
+
+from kdlib.files import PathLike, atomic_path
+from kdlib.manifests import AudioFormat, BadAudio, Skipped, check_audio, normalise_text, write_sets
+from kdlib.processes import end_with_parent
+
+# Seconds by which times may miss what they belong to: transcripts' times are rounded, and so are encoders' frames.
+_SLACK = 0.025
+Checked = Union[AudioFormat, str]
+
+
+def checked_cuts(recordings: RecordingSet, supervisions: SupervisionSet, sampling_rate: int, skipped: Skipped,
+                 normalise: Callable[[Optional[str]], str] = normalise_text, jobs: int = 1,
+                 min_seconds: float = 0.1) -> CutSet:
+    """One mono cut for each supervision, with its id and its normalised transcript, sorted by id.
+
+    The audio is at ``sampling_rate`` (Hz): other rates are resampled by Lhotse when it is loaded. A supervision of one
+    channel gets that channel, one of several gets their mean (a Lhotse MixedCut, until :func:`write_cuts` writes it).
+
+    What cannot be used is left out and counted in ``skipped`` with its reason: audio that is missing, damaged, cut
+    short or other than its recording says (every file is decoded once, by ``jobs`` processes) or that only a command
+    or an address would give, a supervision whose recording is missing, a recording without supervision, an empty
+    transcript, a second utterance of one id, times outside the recording, an utterance shorter than ``min_seconds``.
+    """
+    by_id: Dict[str, Recording] = {}
+    for recording in recordings:
+        if recording.id in by_id:
+            skipped.add(recording.id, "a second recording of this id")
+        by_id.setdefault(recording.id, recording)
+    named, seen, usable = set(), set(), []
+    for segment in supervisions:
+        named.add(segment.recording_id)
+        recording = by_id.get(segment.recording_id)
+        text = normalise(segment.text)
+        reason = "a second utterance of this id" if segment.id in seen else \
+            _problem(segment, recording, text, min_seconds)
+        seen.add(segment.id)
+        if reason is None:
+            usable.append((segment, text))
+        else:
+            skipped.add(segment.id, reason)
+    for name in sorted(by_id.keys() - named):
+        skipped.add(name, "the recording has no transcript")
+
+    files = {source.source for segment, _ in usable for source in by_id[segment.recording_id].sources
+             if source.type == "file"}
+    checked = _check_files(sorted(files), jobs)
+    resampled: Dict[str, Recording] = {}
+    cuts = []
+    for segment, text in sorted(usable, key=lambda item: item[0].id):
+        recording = by_id[segment.recording_id]
+        reason = _audio_problem(recording, checked)
+        if reason is not None:
+            skipped.add(segment.id, reason)
+            continue
+        if recording.id not in resampled:
+            resampled[recording.id] = recording.resample(sampling_rate)
+        cuts.append(_cut(resampled[recording.id], segment, text))
+    return CutSet.from_cuts(cuts)
+
+
+def _problem(segment: SupervisionSegment, recording: Optional[Recording], text: str, min_seconds: float) -> Optional[str]:
+    """Why the utterance cannot be used, as far as the manifests tell, or None."""
+    if recording is None:
+        return f"its recording {segment.recording_id} is missing"
+    if not text:
+        return "its transcript is empty"
+    # Written so that times that are no numbers fail too.
+    if not (segment.start >= -_SLACK and segment.end <= recording.duration + _SLACK):
+        return (f"its times, {segment.start:.3f} to {segment.end:.3f} s, lie outside its recording of "
+                f"{recording.duration:.3f} s")
+    if not min(segment.end, recording.duration) - max(segment.start, 0.0) >= min_seconds:
+        return f"it is shorter than {min_seconds} s"
+    if not set(to_list(segment.channel)) <= set(recording.channel_ids):
+        return f"its recording has no channel {segment.channel}, but {recording.channel_ids}"
+    return None
+
+
+def _check_file(path: str) -> Checked:
+    try:
+        return check_audio(path)
+    except BadAudio as error:
+        return str(error)
+
+
+def _check_files(paths: List[str], jobs: int) -> Dict[str, Checked]:
+    """What is in each file, or why it cannot be used."""
+    bar = {"total": len(paths), "desc": "decode", "unit": "file", "mininterval": 5}
+    if jobs <= 1 or len(paths) < 2:
+        return dict(zip(paths, list(tqdm(map(_check_file, paths), **bar))))
+    with ProcessPoolExecutor(jobs, initializer=end_with_parent) as pool:
+        return dict(zip(paths, list(tqdm(pool.map(_check_file, paths, chunksize=8), **bar))))
+
+
+def _audio_problem(recording: Recording, checked: Dict[str, Checked]) -> Optional[str]:
+    """Why the recording's audio cannot be used, or None."""
+    for source in recording.sources:
+        if source.type in ("command", "url"):
+            return f"its audio is no file but a {source.type} ({source.source}), which recipes never follow: save it first"
+        if source.type != "file":  # within the manifest itself
+            continue
+        found = checked[source.source]
+        if isinstance(found, str):
+            return found
+        # Of a recording with transforms (resampled, for example) the manifest tells the end, not what is in the file.
+        if recording.transforms or source.source.endswith(".opus"):  # Opus decodes to any rate that is asked for
+            continue
+        if found.rate != recording.sampling_rate:
+            return f"{source.source} has {found.rate} Hz where its manifest says {recording.sampling_rate}"
+        if abs(found.samples - recording.num_samples) > _SLACK * found.rate:
+            return (f"{source.source} has {found.samples / found.rate:.3f} s where its manifest says "
+                    f"{recording.duration:.3f}")
+        if found.channels < len(source.channels):
+            return f"{source.source} has {found.channels} channels where its manifest says {len(source.channels)}"
+    return None
+
+
+def _cut(recording: Recording, segment: SupervisionSegment, text: str) -> Cut:
+    segment = segment.trim(recording.duration)
+    channels = to_list(segment.channel)
+    tracks = []
+    for channel in channels:
+        cut = MonoCut(id=segment.id, start=segment.start, duration=segment.duration, channel=channel, recording=recording)
+        if not tracks:
+            cut.supervisions = [fastcopy(segment, start=0.0, channel=channel, text=text)]
+        tracks.append(cut)
+    if len(tracks) == 1:
+        return tracks[0]
+    quiet = recording.perturb_volume(1.0 / len(channels), affix_id=False)  # a mix is a sum
+    return MixedCut(id=segment.id, tracks=[MixTrack(fastcopy(cut, recording=quiet)) for cut in tracks])
+
+
+def _written_mix(cut: MixedCut, path: Path) -> MonoCut:
+    """The same utterance with its mix in a file of its own, which the features' cuts go on naming."""
+    with atomic_path(path) as temporary:
+        cut.save_audio(temporary)
+    recording = Recording.from_file(path, recording_id=f"{cut.id}-mixed")
+    whole = recording.to_cut()
+    segment = fastcopy(cut.supervisions[0], recording_id=recording.id, channel=0, duration=recording.duration)
+    return fastcopy(whole, id=cut.id, supervisions=[segment])
+
+
+def write_cuts(folder: PathLike, part: str, cuts: Iterable[Cut]) -> None:
+    """Validate the cuts of :func:`checked_cuts` and write them to ``folder`` as Lhotse manifests.
+
+    Leaves ``recordings_<part>``, ``supervisions_<part>`` and ``cuts_<part>.jsonl.gz``, each whole or not at all, and
+    the audio of mixed channels in ``mixed_<part>/``. Prints what was written. Raises
+    :class:`~kdlib.errors.RecipeError` when there are no cuts or something is not valid.
+    """
+    folder = Path(folder)
+    mixed = folder / f"mixed_{part}"
+    mono = [_written_mix(cut, mixed / f"{hashlib.sha256(cut.id.encode()).hexdigest()[:16]}.flac")
+            if isinstance(cut, MixedCut) else cut for cut in cuts]
+    recordings = {cut.recording_id: cut.recording for cut in mono}
+    segments = [segment.with_offset(cut.start) for cut in mono for segment in cut.supervisions]
+    write_sets(folder, part, RecordingSet.from_recordings(recordings.values()), SupervisionSet.from_segments(segments),
+               mono)
+    for stale in {*mixed.glob("*.flac")} - {Path(cut.recording.sources[0].source) for cut in mono}:
+        stale.unlink()
+    words = sum(len(segment.text.split()) for segment in segments)
+    speakers = {segment.speaker for segment in segments} - {None}
+    print(f"wrote {folder / f'cuts_{part}.jsonl.gz'}: {len(mono)} utterances, "
+          f"{sum(cut.duration for cut in mono) / 3600:.2f} h, {words} words, {len(speakers)} speakers")

@@ -1,0 +1,296 @@
+"""Corpora on disk in the forms that people have them in, read as Lhotse recordings and supervisions.
+
+Four forms: a Kaldi data folder, Lhotse manifests, a table of files and transcripts, and what Lhotse's own recipes prepare.
+Each reader returns the corpus by part (one part called ``all`` where there are none); headers of audio files are read, their
+samples are not (:func:`kdlib.corpus.checked_cuts` decodes them). Nothing found in a corpus is ever run.
+"""
+
+import csv
+import difflib
+import inspect
+import re
+import tempfile
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Optional, Tuple
+
+from lhotse import Recording, RecordingSet, SupervisionSegment, SupervisionSet
+from lhotse.audio import AudioSource
+from lhotse.utils import fastcopy
+from tqdm import tqdm
+
+from kdlib.errors import RecipeError, known_failure
+from kdlib.files import PathLike, atomic_path
+from kdlib.manifests import BadAudio, Skipped, read_header
+
+Part = Tuple[RecordingSet, SupervisionSet]
+WHOLE = "all"  # the one part of a corpus that is not divided
+COLUMNS = {
+    "audio": ("audio", "audio path", "audio_path", "audio_file", "audio_filepath", "path", "file", "filename", "file_name",
+              "wav", "wav_path"),
+    "text": ("text", "transcript", "transcription", "sentence"),
+    "speaker": ("speaker", "speaker_id", "spk", "client_id"),
+}
+
+
+def _lines(path: Path) -> List[Tuple[int, str]]:
+    """Numbered lines that are not blank."""
+    if not path.is_file():
+        raise RecipeError(f"{path} is missing: give another folder or file, or make it")
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path} is not UTF-8 (byte {error.start}): convert it, for example with "
+                          "iconv -f latin1 -t utf-8") from None
+    return [(number, line.rstrip("\r")) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+
+
+def _entries(path: Path) -> Iterator[Tuple[int, str, str]]:
+    """(line number, first word, the rest) of each line, as Kaldi's files are laid out."""
+    for number, line in _lines(path):
+        name, rest = (line.split(maxsplit=1) + [""])[:2]
+        yield number, name, rest.strip()
+
+
+def _located(path: str, folder: Path) -> str:
+    """A relative path starts from the folder of the file that names it, or from one of the three folders above that."""
+    for base in (folder, *folder.resolve().parents[:3]):
+        if (base / path).exists():
+            return str(base / path)
+    return str(folder / path)
+
+
+def _recording(name: str, path: str) -> Recording:
+    """The recording of a file, by its header; :class:`BadAudio` when that cannot be read."""
+    samples, rate, channels = read_header(path)
+    return Recording(id=name, sources=[AudioSource(type="file", channels=list(range(channels)), source=path)],
+                     sampling_rate=rate, num_samples=samples, duration=samples / rate)
+
+
+def _of_all_channels(recording: Recording) -> Any:
+    return recording.channel_ids if len(recording.channel_ids) > 1 else 0
+
+
+def read_csv(path: Path, skipped: Skipped) -> Dict[str, Part]:
+    """A table of audio path, text and (if there is one) speaker, separated by commas, semicolons, tabs or bars.
+
+    A first row that names the columns may order them otherwise and hold more. Relative paths start from the table.
+    """
+    lines = [line for _, line in _lines(path)]
+    rows = _rows(lines, path)
+    if not rows:
+        raise RecipeError(f"{path} holds no rows: each is an audio path, its text and its speaker")
+    place = {name: _column(rows[0], name) for name in COLUMNS}
+    first = 1
+    if place["audio"] is None or place["text"] is None:
+        place, first = {"audio": 0, "text": 1, "speaker": 2}, 0
+    recordings, segments = {}, []
+    for number, row in enumerate(tqdm(rows[first:], desc="headers", unit="file", mininterval=5), first + 1):
+        if len(row) <= max(place["audio"], place["text"]) or not row[place["audio"]].strip():
+            skipped.add(f"{path}, row {number}", f"it has {len(row)} columns, and no audio path with its text")
+            continue
+        file = row[place["audio"]].strip()
+        name = re.sub(r"[\s/\\]+", "-", str(Path(file).with_suffix(""))).strip("-")
+        if name not in recordings:
+            try:
+                recordings[name] = _recording(name, _located(file, path.parent))
+            except BadAudio as error:
+                skipped.add(name, str(error))
+                continue
+        speaker = row[place["speaker"]].strip() if place["speaker"] is not None and len(row) > place["speaker"] else ""
+        whole = recordings[name]
+        segments.append(SupervisionSegment(id=name, recording_id=name, start=0.0, duration=whole.duration,
+                                           channel=_of_all_channels(whole), text=row[place["text"]],
+                                           speaker=speaker or None))
+    return {WHOLE: (RecordingSet.from_recordings(recordings.values()), SupervisionSet.from_segments(segments))}
+
+
+def _rows(lines: List[str], path: Path) -> List[List[str]]:
+    """The rows, by the first separator that gives the first ones as many columns each; a comma where none does."""
+    try:
+        for separator in ("\t", "|", ";", ","):
+            counts = {len(row) for row in csv.reader(lines[:20], delimiter=separator)}
+            if len(counts) == 1 and counts.pop() > 1:
+                break
+        return list(csv.reader(lines, delimiter=separator))
+    except csv.Error as error:
+        raise RecipeError(f"{path} cannot be read as a table: {error}") from None
+
+
+def _column(header: List[str], name: str) -> Optional[int]:
+    found = [place for place, title in enumerate(header) if title.strip().lower() in COLUMNS[name]]
+    return found[0] if found else None
+
+
+def read_kaldi(folder: Path, skipped: Skipped) -> Dict[str, Part]:
+    """A Kaldi data folder (wav.scp, text, utt2spk and segments, the last two if there are any), or a folder of such."""
+    if (folder / "wav.scp").is_file():
+        return {WHOLE: _kaldi_part(folder, skipped)}
+    parts = sorted(path.parent for path in folder.glob("*/wav.scp"))
+    if not parts:
+        raise RecipeError(f"{folder} holds no wav.scp, nor does a folder in it: give a Kaldi data folder")
+    return {part.name: _kaldi_part(part, skipped) for part in parts}
+
+
+def _kaldi_part(folder: Path, skipped: Skipped) -> Part:
+    recordings: Dict[str, Recording] = {}
+    bad = set()
+    files = list(_entries(folder / "wav.scp"))
+    for number, name, path in files:
+        if path.endswith("|") or path.startswith("|"):
+            raise RecipeError(f"{folder / 'wav.scp'}, line {number} ({name}) holds a command, which is never run: write the "
+                              "audio to files (Kaldi's wav-copy does) and name those instead")
+    for number, name, path in tqdm(files, desc="headers", unit="file", mininterval=5):
+        try:
+            if name in recordings:
+                skipped.add(name, f"{folder / 'wav.scp'}, line {number}: a second recording of this id")
+            else:
+                recordings[name] = _recording(name, _located(path, folder))
+        except BadAudio as error:
+            skipped.add(name, str(error))
+            bad.add(name)
+    texts: Dict[str, str] = {}
+    for number, name, text in _entries(folder / "text"):
+        if name in texts:
+            skipped.add(name, f"{folder / 'text'}, line {number}: a second transcript of this id")
+        texts.setdefault(name, text)
+    speakers = {}
+    if (folder / "utt2spk").is_file():
+        speakers = {name: speaker for _, name, speaker in _entries(folder / "utt2spk")}
+    if (folder / "segments").is_file():
+        times = list(_kaldi_segments(folder / "segments", recordings, skipped))
+    else:  # an utterance is a whole recording
+        times = [(name, name, 0.0, recordings[name].duration) for name in texts if name in recordings]
+    for name in sorted(texts.keys() - {name for name, *_ in times} - bad):
+        skipped.add(name, f"{folder / 'text'} has its transcript, but there is no audio of it")
+    segments = [SupervisionSegment(id=name, recording_id=of, start=start, duration=end - start,
+                                   channel=_of_all_channels(recordings[of]) if of in recordings else 0,
+                                   text=texts.get(name), speaker=speakers.get(name)) for name, of, start, end in times]
+    return RecordingSet.from_recordings(recordings.values()), SupervisionSet.from_segments(segments)
+
+
+def _kaldi_segments(path: Path, recordings: Dict[str, Recording],
+                    skipped: Skipped) -> Iterator[Tuple[str, str, float, float]]:
+    """(utterance, recording, start, end) of each line."""
+    for number, line in _lines(path):
+        try:
+            name, of, start, end = line.split()
+            begin, finish = float(start), float(end)
+        except ValueError:
+            skipped.add(f"{path}, line {number}", "it is not: utterance, recording, start, end")
+            continue
+        if finish < 0 and of in recordings:  # as Kaldi writes the end of the recording
+            finish = recordings[of].duration
+        yield name, of, begin, finish
+
+
+def read_manifests(folder: Path, skipped: Skipped) -> Dict[str, Part]:
+    """Lhotse manifests: each [PREFIX_]recordings[_PART].jsonl.gz with the supervisions of the same name."""
+    if not folder.is_dir():
+        raise RecipeError(f"{folder} is no folder: give the one of recordings_*.jsonl.gz and supervisions_*.jsonl.gz")
+    parts: Dict[str, Part] = {}
+    for path in sorted(folder.glob("*.jsonl*")):
+        match = re.fullmatch(r"(?P<prefix>(?:.+_)?)recordings(?P<part>(?:_.+)?)(?P<suffix>\.jsonl(?:\.gz)?)", path.name)
+        if not match:
+            continue
+        other = folder / "{prefix}supervisions{part}{suffix}".format(**match.groupdict())
+        if not other.is_file():
+            skipped.add(path.name, f"{other.name} is not beside it, so it has no transcripts")
+            continue
+        part = match["part"].strip("_") or WHOLE
+        if part in parts:
+            part = match["prefix"] + part
+        try:
+            recordings, supervisions = RecordingSet.from_file(path).to_eager(), SupervisionSet.from_file(other).to_eager()
+        except Exception as error:  # whatever Lhotse meets in a file that is damaged or something else
+            raise RecipeError(f"{path} or {other.name} cannot be read as a Lhotse manifest "
+                              f"({type(error).__name__}: {' '.join(str(error).split())[:200]}): make them again") from None
+        parts[part] = RecordingSet.from_recordings(_with_files(r, folder) for r in recordings), supervisions
+    if not parts:
+        raise RecipeError(f"{folder} holds no recordings_*.jsonl.gz with supervisions_*.jsonl.gz: give a folder of Lhotse "
+                          "manifests")
+    return parts
+
+
+def _with_files(recording: Recording, folder: Path) -> Recording:
+    return fastcopy(recording, sources=[fastcopy(s, source=_located(s.source, folder)) if s.type == "file" else s
+                                        for s in recording.sources])
+
+
+def read_lhotse(name: str, corpus: Path, jobs: int, skipped: Skipped) -> Dict[str, Part]:
+    """What ``lhotse.recipes.prepare_NAME`` finds in the folder ``corpus``."""
+    import lhotse.recipes
+
+    known = sorted(key[len("prepare_"):] for key in dir(lhotse.recipes) if key.startswith("prepare_"))
+    if name not in known:
+        near = difflib.get_close_matches(name, known) or known
+        raise RecipeError(f"Lhotse prepares no corpus called {name!r}: it knows {', '.join(near)}")
+    prepare = getattr(lhotse.recipes, f"prepare_{name}")
+    parameters = inspect.signature(prepare).parameters
+    needed = [p.name for p in parameters.values() if p.default is p.empty and p.name not in ("corpus_dir", "output_dir")]
+    if needed or "corpus_dir" not in parameters:
+        raise RecipeError(f"Lhotse's {name} needs more than a folder ({', '.join(needed) or 'nothing'}): prepare it with "
+                          f"'lhotse prepare {name.replace('_', '-')}' and give its manifests with --manifests")
+    if not corpus.is_dir():
+        raise RecipeError(f"{corpus} is no folder: give the corpus's as --corpus-dir")
+    with tempfile.TemporaryDirectory() as temporary:
+        given: Dict[str, Any] = {"corpus_dir": str(corpus.resolve())}
+        if "num_jobs" in parameters:
+            given["num_jobs"] = jobs
+        if "output_dir" in parameters and parameters["output_dir"].default is inspect.Parameter.empty:
+            given["output_dir"] = temporary
+        try:
+            prepared = prepare(**given)
+        except Exception as error:  # recipes of a hundred corpora, each with exceptions of its own
+            if known_failure(error) and not isinstance(error, FileNotFoundError):
+                raise
+            raise RecipeError(f"Lhotse's prepare_{name} cannot read {corpus} ({type(error).__name__}: "
+                              f"{' '.join(str(error).split())[:300]}): is this the folder that it expects?") from None
+        parts = dict(_flat(prepared, "", skipped))
+    if not parts:
+        raise RecipeError(f"Lhotse's prepare_{name} found no recordings with supervisions in {corpus}")
+    return parts
+
+
+def _flat(prepared: Any, path: str, skipped: Skipped) -> Iterator[Tuple[str, Part]]:
+    """Recordings and supervisions of a part, of parts, or of parts of parts."""
+    if isinstance(prepared, tuple):
+        prepared = dict(zip(("recordings", "supervisions"), prepared))
+    if not isinstance(prepared, dict):
+        return
+    if "recordings" not in prepared:
+        for key, value in prepared.items():
+            yield from _flat(value, f"{path}-{key}" if path else str(key), skipped)
+    elif prepared.get("supervisions") is None:
+        skipped.add(path or WHOLE, "Lhotse gives this part no supervisions")
+    else:
+        yield path or WHOLE, (prepared["recordings"].to_eager(), prepared["supervisions"].to_eager())
+
+
+def read_corpus(form: str, source: str, skipped: Skipped, corpus_dir: Optional[PathLike] = None,
+                jobs: int = 1) -> Dict[str, Part]:
+    """The corpus by part; ``form`` is kaldi, manifests, csv or lhotse, ``source`` the folder, the file or Lhotse's name.
+
+    Raises:
+        RecipeError: the source is missing or something else, or it holds commands.
+    """
+    if form == "lhotse":
+        if corpus_dir is None:
+            raise RecipeError(f"--lhotse {source} needs the corpus's folder as --corpus-dir")
+        parts = read_lhotse(source, Path(corpus_dir), jobs, skipped)
+    else:
+        parts = {"kaldi": read_kaldi, "manifests": read_manifests, "csv": read_csv}[form](Path(source), skipped)
+    return {re.sub("[^A-Za-z0-9.-]+", "-", name): part for name, part in parts.items()}  # they become names of files
+
+
+def write_parts(folder: PathLike, parts: Dict[str, Part]) -> None:
+    """Write the parts as :func:`read_manifests` reads them; those of an earlier call go."""
+    folder = Path(folder)
+    written = set()
+    for part, (recordings, supervisions) in parts.items():
+        for kind, manifest in (("supervisions", supervisions), ("recordings", recordings)):
+            path = folder / f"{kind}_{part}.jsonl.gz"
+            with atomic_path(path) as temporary:
+                manifest.to_file(temporary)
+            written.add(path)
+    for stale in {*folder.glob("*.jsonl.gz")} - written:
+        stale.unlink()

@@ -1,0 +1,122 @@
+"""Settings for a corpus nobody has trained on yet, from its hours, its texts and its rates.
+
+They are where to start from, not where to end; docs/adapt.md says the same as a table.
+"""
+
+import math
+import re
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+from typing import List, Sequence, Tuple
+
+from kdlib.config import LangConfig, ModelConfig, PlanConfig
+from kdlib.errors import RecipeError
+from kdlib.lang import train_lang
+from kdlib.planning import measure_model, plan_stages
+from kdlib.survey import unspaced
+
+# Up to so many hours: layers, width, heads, feed-forward; seconds of a batch, epochs.
+# - 10: the sizes of egs/voice_commands and egs/fsdd, whose results this project has measured on 8 and 3.4 hours.
+# - 1000 and more: 12 layers of 512, the size that icefall's pruned_transducer_stateless4 has for LibriSpeech's 960 hours;
+#   the one before has the width and depth between these two.
+# - epochs: 30 is what icefall trains LibriSpeech's 100 and 960 hours for. Of less speech more epochs are needed to see as
+#   many updates: 60 hours heard are 10,800 updates of 20 s, three times those of the two recipes above, which say
+#   themselves that theirs are short.
+_TIERS = (
+    (10.0, (4, 144, 4, 432), 20.0),
+    (100.0, (8, 192, 4, 768), 60.0),
+    (500.0, (12, 256, 4, 1024), 300.0),
+    (math.inf, (12, 512, 8, 2048), 600.0),
+)
+_HEARD, _LEAST_EPOCHS, _MOST_EPOCHS = 60.0, 30, 60
+# Speed perturbation (Ko et al., Audio augmentation for speech recognition, Interspeech 2015) pays where speech is scarce.
+_PERTURBED_UP_TO = 100.0
+# icefall's LibriSpeech recipes have 500 tokens; a token should be heard some 300 times in training, so that its row of the
+# output layer is learnt: one token for each 1,000 characters of text, a token being about three characters.
+_MOST_TOKENS, _LEAST_TOKENS, _CHARACTERS_A_TOKEN = 500, 50, 1000
+# So few different words are a closed vocabulary: every word becomes one token, as in egs/fsdd.
+_CLOSED = 300
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """What ``tools/new_recipe.py`` writes into a recipe's conf/."""
+
+    sampling_rate: int
+    num_filters: int
+    speed_factors: Tuple[float, ...]
+    lang_type: str
+    vocab_size: int
+    model: ModelConfig
+    students: Tuple[ModelConfig, ...]
+    batch_seconds: float
+    epochs: int
+    student_epochs: int
+    learning_rate: float
+    updates: int  # of the teacher, about
+    reasons: Tuple[str, ...]  # one line for each choice
+
+    @property
+    def parameters(self) -> int:
+        return measure_model(self.model, self.vocab_size, run=False).total
+
+
+def propose_rate(found: Counter) -> int:
+    """16 kHz unless most recordings have less, as telephone speech does: then 8 kHz; ``found``: (rate, channels) counts."""
+    low = sum(count for (rate, _), count in found.items() if rate < 16000)
+    return 8000 if 2 * low > sum(found.values()) else 16000
+
+
+def propose_tokens(texts: Sequence[str]) -> Tuple[str, int, str]:
+    """(type, size, reason): BPE, or characters for scripts without spaces; the size is one that SentencePiece can make."""
+    words = {word for text in texts for word in text.split()}
+    letters = {letter for word in words for letter in word}
+    if unspaced(texts):
+        return "char", len(letters) + 4, "characters, since most letters are of a script without spaces"
+    closed = len(words) <= _CLOSED
+    wanted = sum(map(len, texts)) // _CHARACTERS_A_TOKEN
+    wanted = _MOST_TOKENS if closed else max(_LEAST_TOKENS, min(_MOST_TOKENS, 50 * round(wanted / 50)))
+    if len(letters) + 4 > _MOST_TOKENS:
+        return "char", len(letters) + 4, f"characters, since there are {len(letters)} of them"
+    wanted = max(wanted, len(letters) + 4)
+    with tempfile.TemporaryDirectory() as folder:
+        while True:
+            try:
+                size = len(train_lang(texts, LangConfig(type="bpe", vocab_size=wanted), folder))
+                break
+            except RecipeError as error:
+                limit = re.search(r"<= (\d+)", str(error))
+                if limit is None or int(limit[1]) >= wanted:
+                    return "char", len(letters) + 4, f"characters, since BPE does not fit the text ({error})"
+                wanted = int(limit[1])
+    return "bpe", size, (f"BPE, as many as make each of {len(words)} words one token" if closed and size < _MOST_TOKENS
+                         else f"BPE, for {len(words):,} different words in {sum(map(len, texts)):,} characters")
+
+
+def propose(hours: float, texts: Sequence[str], found_rates: Counter) -> Proposal:
+    """Settings for ``hours`` of training speech with these transcripts."""
+    reasons: List[str] = []
+    rate = propose_rate(found_rates)
+    lang_type, vocab_size, why = propose_tokens(texts)
+    reasons.append(f"tokens: {vocab_size}, {why}")
+    (layers, width, heads, feedforward), batch = next((size, batch) for limit, size, batch in _TIERS if hours <= limit)
+    model = ModelConfig(num_features=80 if rate >= 16000 else 40, encoder_dim=width, num_layers=layers, num_heads=heads,
+                        head_dim=width // heads, feedforward_dim=feedforward, predictor_dim=width, joiner_dim=width,
+                        chunk_size=16, left_context=64)
+    students = tuple(plan_stages(model, PlanConfig(), vocab_size))
+    count = measure_model(model, vocab_size, run=False).total
+    reasons.append(f"teacher: {count / 1e6:.1f} M parameters, {layers} layers of {width}, for {hours:.2f} h of training "
+                   "speech")
+    last = measure_model(students[-1], vocab_size, run=False).total
+    reasons.append(f"stages: {len(students)} to a model of {last / 1e6:.2f} M, {100 * (1 - last / count):.0f}% smaller")
+    factors = (0.9, 1.1) if hours <= _PERTURBED_UP_TO else ()
+    # Epochs go over the perturbed speech, which is three times as much.
+    heard = hours * (1 + len(factors))
+    passes = min(_MOST_EPOCHS, max(_LEAST_EPOCHS, math.ceil(_HEARD / max(hours, 0.01))))
+    epochs = max(1, math.ceil(passes / (1 + len(factors))))
+    updates = max(1, math.ceil(epochs * heard * 3600 / batch))
+    reasons.append(f"training: {epochs} epochs{' at three speeds' if factors else ''}, about {updates:,} updates of "
+                   f"{batch:g} s")
+    return Proposal(rate, model.num_features, factors, lang_type, vocab_size, model, students, batch, epochs,
+                    max(1, round(epochs / 5)), round(1.2e-3 * math.sqrt(144 / width), 5), updates, tuple(reasons))

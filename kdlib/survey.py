@@ -1,0 +1,152 @@
+"""What somebody should know of a corpus before training on it: hours, durations, odd characters, overlaps, speakers."""
+
+import unicodedata
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from typing import Dict, Iterable, List, Mapping, Sequence, Tuple
+
+from lhotse import RecordingSet, SupervisionSet
+from lhotse.cut import Cut
+from lhotse.utils import to_list
+
+_EDGES = (0.0, 0.5, 1, 2, 3, 4, 6, 8, 10, 15, 20, 25, 30)  # seconds
+_BAR = 40
+# Below this part of the transcripts a symbol, and below this part of the letters a script, is a stray one.
+_RARE_SYMBOL, _RARE_SCRIPT = 0.05, 0.01
+# Scripts that are written without spaces between words, as Unicode names their characters.
+UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
+_OVERLAP = 0.025  # seconds; less is rounding
+
+
+def histogram(durations: Sequence[float]) -> List[str]:
+    """A line with a bar for each range of seconds from the shortest utterance's to the longest's."""
+    counts = Counter(sum(1 for edge in _EDGES[1:] if seconds >= edge) for seconds in durations)
+    lines = []
+    for place in range(min(counts), max(counts) + 1):
+        end = f"{_EDGES[place + 1]:g}" if place + 1 < len(_EDGES) else ""
+        bar = "#" * -(-_BAR * counts[place] // max(counts.values()))
+        lines.append(f"{_EDGES[place]:>5g} - {end:>3} s  {counts[place]:>8,}  {bar}".rstrip())
+    return lines
+
+
+def _script(letter: str) -> str:
+    return unicodedata.name(letter, "?").split()[0].split("-")[0]
+
+
+def _is_letter(character: str) -> bool:
+    return unicodedata.category(character)[0] in "LM"
+
+
+def scripts(texts: Iterable[str]) -> Counter:
+    """How many letters there are of each script, as Unicode names it: LATIN, CJK, ..."""
+    counts = Counter("".join(texts))
+    found: Counter = Counter()
+    for character, count in counts.items():
+        if unicodedata.category(character)[0] == "L":
+            found[_script(character)] += count
+    return found
+
+
+def unspaced(texts: Iterable[str]) -> bool:
+    """Whether most letters are of a script without spaces between words."""
+    found = scripts(texts)
+    return sum(found[name] for name in UNSPACED) > 0.5 * sum(found.values())
+
+
+def odd_characters(texts: Mapping[str, str]) -> Dict[str, Tuple[int, List[str]]]:
+    """Characters that seem not to belong to transcripts: how often each occurs, and the ids of the texts it is in.
+
+    ``texts`` are transcripts by id. Odd are symbols and digits that stand in few of them (where digits are common, they are
+    the way that the corpus writes), and letters of a script that is rare in it. The plain apostrophe is a letter here.
+    """
+    found = scripts(texts.values())
+    rare = {name for name, count in found.items() if count < _RARE_SCRIPT * sum(found.values())}
+    where: Dict[str, List[str]] = defaultdict(list)
+    for name, text in texts.items():
+        for character in set(text) - {"'"}:
+            if not character.isspace():
+                where[character].append(name)
+    odd = {}
+    for character, ids in sorted(where.items(), key=lambda item: (-len(item[1]), item[0])):
+        if _script(character) in rare if _is_letter(character) else len(ids) < _RARE_SYMBOL * len(texts):
+            odd[character] = sum(texts[name].count(character) for name in ids), ids
+    return odd
+
+
+def overlapping(supervisions: SupervisionSet) -> List[Tuple[str, str]]:
+    """Pairs of ids whose times overlap in one channel of one recording."""
+    by_channel = defaultdict(list)
+    for segment in supervisions:
+        for channel in to_list(segment.channel):
+            by_channel[segment.recording_id, channel].append(segment)
+    pairs = []
+    for segments in by_channel.values():
+        segments.sort(key=lambda segment: segment.start)
+        last = segments[0]
+        for segment in segments[1:]:
+            if segment.start < last.end - _OVERLAP:
+                pairs.append((last.id, segment.id))
+            if segment.end > last.end:
+                last = segment
+    return sorted(set(pairs))
+
+
+def rates(recordings: RecordingSet) -> Counter:
+    """How many recordings there are of each (rate in Hz, channels)."""
+    return Counter((recording.sampling_rate, recording.num_channels) for recording in recordings)
+
+
+@dataclass
+class Speech:
+    """What a part of a corpus comes to."""
+
+    utterances: int
+    hours: float
+    words: int
+    speakers: frozenset
+
+    @classmethod
+    def of(cls, cuts: Sequence[Cut]) -> "Speech":
+        return cls(len(cuts), sum(cut.duration for cut in cuts) / 3600,
+                   sum(len(cut.supervisions[0].text.split()) for cut in cuts),
+                   frozenset(cut.supervisions[0].speaker for cut in cuts) - {None})
+
+    def __str__(self) -> str:
+        return (f"{self.utterances:,} utterances, {self.hours:.2f} h, {self.words:,} words, "
+                f"{len(self.speakers) or 'unknown'} speakers")
+
+
+def shared_speakers(parts: Mapping[str, Sequence[Cut]]) -> Dict[str, List[str]]:
+    """The speakers of each other part that train hears too."""
+    heard = Speech.of(parts.get("train", ())).speakers
+    shared = {part: sorted(heard & Speech.of(cuts).speakers) for part, cuts in parts.items() if part != "train"}
+    return {part: names for part, names in shared.items() if names}
+
+
+def describe_survey(recordings: RecordingSet, supervisions: SupervisionSet, parts: Mapping[str, Sequence[Cut]],
+                    shortest: float, longest: float) -> List[str]:
+    """The lines to print: ``parts`` are the checked cuts, and training takes utterances of ``shortest`` to ``longest`` s."""
+    cuts = [cut for some in parts.values() for cut in some]
+    lines = [f"{part}: {Speech.of(some)}" for part, some in parts.items()]
+    lines += ["", "durations:", *histogram([cut.duration for cut in cuts]), ""]
+    for what, some in ((f"shorter than {shortest:g} s", [c.id for c in cuts if c.duration < shortest]),
+                       (f"longer than {longest:g} s", [c.id for c in cuts if c.duration > longest])):
+        if some:
+            lines.append(f"{len(some)} utterances {what}, which training leaves out: {_first(some)}")
+    lines.append("audio: " + "; ".join(f"{count:,} recordings of {rate} Hz, {channels} channel{'s' * (channels > 1)}"
+                                       for (rate, channels), count in rates(recordings).most_common()))
+    pairs = overlapping(supervisions)
+    if pairs:
+        lines.append(f"{len(pairs)} pairs of utterances overlap in their recording: "
+                     + _first([f"{a} and {b}" for a, b in pairs]))
+    odd = odd_characters({cut.id: cut.supervisions[0].text for cut in cuts})
+    for character, (count, ids) in odd.items():
+        lines.append(f"odd character {character!r} ({unicodedata.name(character, 'no name')}): {count} times in "
+                     f"{len(ids)} transcripts, {_first(ids)}")
+    for part, names in shared_speakers(parts).items():
+        lines.append(f"{len(names)} speakers of {part} are in train too: {_first(names)}")
+    return lines
+
+
+def _first(names: Sequence[str], shown: int = 3) -> str:
+    return ", ".join(names[:shown]) + (" ..." if len(names) > shown else "")

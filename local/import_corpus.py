@@ -1,0 +1,34 @@
+#!/usr/bin/env python3
+"""Stage 0 of a recipe that tools/new_recipe.py wrote: find the corpus and describe it as Lhotse manifests."""
+
+import argparse
+from pathlib import Path
+
+from kdlib.corpus_forms import read_corpus, write_parts
+from kdlib.errors import run_main
+from kdlib.manifests import Skipped
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    form = parser.add_mutually_exclusive_group(required=True)
+    form.add_argument("--kaldi", metavar="DIR", help="wav.scp, text, utt2spk, segments; or a folder of such folders")
+    form.add_argument("--manifests", metavar="DIR", help="Lhotse's recordings_*.jsonl.gz and supervisions_*.jsonl.gz")
+    form.add_argument("--csv", metavar="FILE", help="audio path, text, speaker")
+    form.add_argument("--lhotse", metavar="NAME", help="a corpus that Lhotse prepares; with --corpus-dir")
+    parser.add_argument("--corpus-dir", type=Path, help="folder of the corpus that Lhotse is to prepare")
+    parser.add_argument("--output", type=Path, required=True, help="folder of the manifests")
+    parser.add_argument("--jobs", type=int, default=1, help="processes, where Lhotse's recipe uses several")
+    args = parser.parse_args()
+    name, source = next((name, value) for name, value in vars(args).items()
+                        if name in ("kaldi", "manifests", "csv", "lhotse") and value)
+    skipped = Skipped()
+    parts = read_corpus(name, source, skipped, args.corpus_dir, args.jobs)
+    write_parts(args.output, parts)
+    for part, (recordings, supervisions) in parts.items():
+        print(f"{part}: {len(recordings)} recordings, {len(supervisions)} transcripts -> {args.output}")
+    skipped.report(source)
+
+
+if __name__ == "__main__":
+    run_main(main)

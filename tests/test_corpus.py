@@ -1,0 +1,238 @@
+"""Cuts of small corpora laid out here: what is kept, what is left out and why, and what the feature stage makes of them."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from lhotse import CutSet, Recording, RecordingSet, SupervisionSegment, SupervisionSet
+from lhotse.audio import AudioSource
+
+from kdlib.corpus import checked_cuts, write_cuts
+from kdlib.errors import RecipeError
+from kdlib.manifests import Skipped
+
+soundfile = pytest.importorskip("soundfile")
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def tone(path: Path, seconds: float = 1.0, rate: int = 16000, pitches=(400,), level: float = 0.3) -> Path:
+    """A file with a tone in each channel."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    time = np.arange(round(seconds * rate)) / rate
+    soundfile.write(path, level * np.stack([np.sin(2 * np.pi * pitch * time) for pitch in pitches], axis=1), rate)
+    return path
+
+
+def recording(path: Path, name: str = "") -> Recording:
+    return Recording.from_file(path, recording_id=name or path.stem)
+
+
+def says(name: str, text="one two", start=0.0, duration=1.0, of="", channel=0, speaker="anna"):
+    return SupervisionSegment(id=name, recording_id=of or name, start=start, duration=duration, channel=channel,
+                              text=text, speaker=speaker)
+
+
+class Reasons(Skipped):
+    """Remembers why each item was left out."""
+
+    def __init__(self):
+        super().__init__()
+        self.of = {}
+
+    def add(self, name, reason):
+        super().add(name, reason)
+        self.of[name] = reason
+
+
+def cuts_of(recordings, supervisions, rate=16000, **options):
+    """The cuts, and what was left out: reason by name."""
+    skipped = Reasons()
+    cuts = checked_cuts(RecordingSet.from_recordings(recordings), SupervisionSet.from_segments(supervisions), rate, skipped,
+                        **options)
+    return cuts, skipped.of
+
+
+def prepared(manifests: Path, rate=16000, bins=40) -> CutSet:
+    """What stage 2, as it is, makes of a folder of manifests."""
+    output = manifests.parent / "fbank"
+    config = manifests.parent / "fbank.yaml"
+    config.write_text(f"sampling_rate: {rate}\nnum_filters: {bins}\n")
+    done = subprocess.run([sys.executable, str(ROOT / "local" / "prepare_features.py"), "--manifests", str(manifests),
+                           "--output", str(output), "--config", str(config), "--jobs", "1"],
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return CutSet.from_file(output / "cuts_train.jsonl.gz").to_eager()
+
+
+def test_one_cut_an_utterance_sorted_with_the_text_normalised(tmp_path):
+    files = [tone(tmp_path / f"{name}.wav") for name in "cab"]
+    cuts, left_out = cuts_of([recording(path) for path in files],
+                             [says("c", " three\tfour "), says("a", "Über"), says("b", "two")])
+    assert left_out == {}
+    assert [(cut.id, cut.start, cut.duration, cut.supervisions[0].text) for cut in cuts] == [
+        ("a", 0, 1, "ÜBER"), ("b", 0, 1, "TWO"), ("c", 0, 1, "THREE FOUR")]
+    cuts, _ = cuts_of([recording(files[0])], [says("c", "Three")], normalise=lambda text: text.lower())
+    assert cuts[0].supervisions[0].text == "three" and cuts[0].supervisions[0].speaker == "anna"
+
+
+def damage(path: Path, kind: str) -> None:
+    content = path.read_bytes()
+    if kind == "missing":
+        path.unlink()
+    elif kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "noise in the middle":
+        half = len(content) // 2
+        path.write_bytes(content[:half] + np.random.default_rng(0).bytes(2000) + content[half + 2000:])
+    elif kind == "cut short":
+        path.write_bytes(content[:len(content) // 2])
+    elif kind == "no audio":
+        path.write_text("<html>not found</html>")
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_audio_that_cannot_be_used_is_left_out_and_named(tmp_path, jobs):
+    damages = {"gone.wav": ("missing", "is missing"), "empty.flac": ("empty", "is empty"),
+               "spoilt.flac": ("noise in the middle", "cannot be read"), "half.flac": ("cut short", "cannot be read"),
+               "half.wav": ("cut short", "is cut short"), "page.flac": ("no audio", "cannot be read"),
+               "whole.wav": ("", ""), "whole.flac": ("", "")}
+    recordings, supervisions, wanted = [], [], {}
+    for name, (kind, reason) in damages.items():
+        path = tone(tmp_path / name, 2.0)
+        id_ = name.replace(".", "-")
+        recordings.append(recording(path, id_))
+        supervisions.append(says(id_, duration=2.0))
+        damage(path, kind)
+        if kind:
+            wanted[id_] = f"{path} {reason}"
+    cuts, left_out = cuts_of(recordings, supervisions, jobs=jobs)
+    assert [cut.id for cut in cuts] == ["whole-flac", "whole-wav"]
+    assert left_out.keys() == wanted.keys()
+    for name, reason in wanted.items():
+        assert left_out[name].startswith(reason), left_out[name]
+
+
+def test_a_file_other_than_its_manifest_says_is_left_out(tmp_path):
+    recordings = [recording(tone(tmp_path / f"{name}.wav", 2.0)) for name in ("longer", "shorter", "faster", "same")]
+    tone(tmp_path / "longer.wav", 2.5)
+    tone(tmp_path / "shorter.wav", 1.5)
+    tone(tmp_path / "faster.wav", 2.0, rate=8000)
+    tone(tmp_path / "same.wav", 2.01)  # within what Lhotse itself mends
+    cuts, left_out = cuts_of(recordings, [says(r.id) for r in recordings])
+    assert [cut.id for cut in cuts] == ["same"]
+    assert "has 2.500 s where its manifest says 2.000" in left_out["longer"]
+    assert "has 1.500 s where its manifest says 2.000" in left_out["shorter"]
+    assert "has 8000 Hz where its manifest says 16000" in left_out["faster"]
+
+
+def test_commands_and_addresses_are_never_followed(tmp_path):
+    flag = tmp_path / "ran"
+    recordings = [Recording(id=kind, sources=[AudioSource(type=kind, channels=[0], source=source)], sampling_rate=16000,
+                            num_samples=16000, duration=1.0)
+                  for kind, source in (("command", f"touch {flag}"), ("url", "http://127.0.0.1:9/a.wav"))]
+    cuts, left_out = cuts_of(recordings, [says("command"), says("url")])
+    assert len(cuts) == 0 and not flag.exists()
+    assert f"a command (touch {flag})" in left_out["command"] and "a url (http:" in left_out["url"]
+
+
+def test_what_does_not_belong_together_is_left_out(tmp_path):
+    recordings = [recording(tone(tmp_path / f"{name}.wav")) for name in ("good", "silent", "blank", "twice")]
+    cuts, left_out = cuts_of([*recordings, recordings[0]],
+                             [says("good"), says("lost", of="nowhere"), says("blank", " \t"), says("none", None, of="blank"),
+                              says("twice", "first"), says("twice", "second")])
+    assert [(cut.id, cut.supervisions[0].text) for cut in cuts] == [("good", "ONE TWO"), ("twice", "FIRST")]
+    assert left_out == {"lost": "its recording nowhere is missing", "silent": "the recording has no transcript",
+                        "blank": "its transcript is empty", "none": "its transcript is empty",
+                        "twice": "a second utterance of this id", "good": "a second recording of this id"}
+
+
+@pytest.mark.parametrize("start, duration, reason", [
+    (0.5, 1.6, "its times, 0.500 to 2.100 s, lie outside its recording of 2.000 s"),
+    (3.0, 1.0, "lie outside"), (-1.0, 1.5, "lie outside"), (float("nan"), 1.0, "lie outside"),
+    (0.0, float("inf"), "lie outside"), (0.5, 0.05, "it is shorter than 0.1 s"), (0.5, 0.0, "shorter"),
+    (0.5, -0.2, "shorter"), (1.95, 0.07, "shorter")])
+def test_times_that_cannot_be(tmp_path, start, duration, reason):
+    whole = recording(tone(tmp_path / "a.wav", 2.0))
+    cuts, left_out = cuts_of([whole], [says("bad", start=start, duration=duration, of="a"), says("good", of="a")])
+    assert [cut.id for cut in cuts] == ["good"]
+    assert reason in left_out["bad"]
+
+
+def test_times_rounded_a_little_beyond_the_end_are_mended(tmp_path):
+    whole = recording(tone(tmp_path / "a.wav", 2.0))
+    cuts, left_out = cuts_of([whole], [says("a", start=1.0, duration=1.01), says("b", start=-0.01, duration=1.01, of="a")])
+    assert left_out == {} and [(cut.start, round(cut.end, 6)) for cut in cuts] == [(1.0, 2.0), (0.0, 1.0)]
+    write_cuts(tmp_path / "manifests", "train", cuts)
+
+
+def test_segments_of_a_long_recording_are_cuts_of_their_own(tmp_path, capsys):
+    """Each second of the recording has a pitch of its own, and each cut hears its own second."""
+    pitches = (500, 1000, 2000)
+    parts = [soundfile.read(tone(tmp_path / f"{pitch}.wav", pitches=(pitch,)))[0] for pitch in pitches]
+    soundfile.write(tmp_path / "talk.flac", np.concatenate(parts), 16000)
+    cuts, left_out = cuts_of([recording(tmp_path / "talk.flac")],
+                             [says(f"talk-{k}", f"word{k}", start=float(k), of="talk") for k in range(3)])
+    assert left_out == {}
+    write_cuts(tmp_path / "manifests", "train", cuts)
+    assert "3 utterances, 0.00 h, 3 words, 1 speakers" in capsys.readouterr().out
+    supervisions = SupervisionSet.from_file(tmp_path / "manifests" / "supervisions_train.jsonl.gz").to_eager()
+    assert [(s.id, s.start, s.recording_id) for s in supervisions] == [(f"talk-{k}", float(k), "talk") for k in range(3)]
+    assert len(RecordingSet.from_file(tmp_path / "manifests" / "recordings_train.jsonl.gz").to_eager()) == 1
+    for cut, pitch in zip(prepared(tmp_path / "manifests"), pitches):
+        assert cut.num_frames == 100
+        assert loudest_pitch(cut) == pytest.approx(pitch, abs=2)
+
+
+def loudest_pitch(cut) -> float:
+    (samples,) = cut.load_audio()
+    return np.argmax(np.abs(np.fft.rfft(samples))) * cut.sampling_rate / len(samples)
+
+
+def test_audio_of_any_rate_and_channels_goes_through_stage_2_mono_and_resampled(tmp_path):
+    stereo = tone(tmp_path / "stereo.wav", 1.5, rate=48000, pitches=(600, 1500))
+    recordings = [recording(stereo), recording(tone(tmp_path / "slow.wav", 1.5, rate=8000, pitches=(600,)))]
+    cuts, left_out = cuts_of(recordings, [
+        says("stereo", channel=[0, 1], start=0.25), says("left", of="stereo", channel=0),
+        says("right", of="stereo", channel=[1]), says("nowhere", of="stereo", channel=2), says("slow")])
+    assert left_out == {"nowhere": "its recording has no channel 2, but [0, 1]"}
+    assert {cut.sampling_rate for cut in cuts} == {16000} and {cut.load_audio().shape for cut in cuts} == {(1, 16000)}
+    write_cuts(tmp_path / "manifests", "train", cuts)
+    done = {cut.id: cut for cut in prepared(tmp_path / "manifests")}
+    assert len(done) == 4
+    for cut in done.values():
+        assert cut.load_audio().shape == (1, 16000) and cut.load_features().shape == (100, 40)
+        assert cut.supervisions[0].text == "ONE TWO"
+    assert loudest_pitch(done["left"]) == loudest_pitch(done["slow"]) == pytest.approx(600, abs=2)
+    assert loudest_pitch(done["right"]) == pytest.approx(1500, abs=2)
+    spectrum = np.abs(np.fft.rfft(done["stereo"].load_audio()[0])) / 8000  # of tones at 0.3 each
+    assert spectrum[600] == pytest.approx(0.15, abs=0.01) and spectrum[1500] == pytest.approx(0.15, abs=0.01)
+
+
+def test_mixes_of_an_earlier_run_are_removed(tmp_path):
+    stereo = recording(tone(tmp_path / "stereo.wav", 2.0, pitches=(600, 1500)))
+    manifests = tmp_path / "manifests"
+    cuts, _ = cuts_of([stereo], [says(name, of="stereo", channel=[0, 1]) for name in ("a", "b/../../c")])
+    write_cuts(manifests, "train", cuts)
+    assert len(list((manifests / "mixed_train").iterdir())) == 2
+    cuts, _ = cuts_of([stereo], [says("a", of="stereo", channel=[0, 1])])
+    write_cuts(manifests, "train", cuts)
+    (left,) = (manifests / "mixed_train").iterdir()
+    assert CutSet.from_file(manifests / "cuts_train.jsonl.gz")[0].recording.sources[0].source == str(left)
+
+
+def test_a_part_without_cuts_is_one_error_and_leaves_what_was_there(tmp_path):
+    cuts, _ = cuts_of([recording(tone(tmp_path / "a.wav"))], [says("a")])
+    write_cuts(tmp_path / "manifests", "dev", cuts)
+    before = {path: path.read_bytes() for path in (tmp_path / "manifests").iterdir()}
+    with pytest.raises(RecipeError, match="the part dev has no recording that can be used"):
+        write_cuts(tmp_path / "manifests", "dev", CutSet.from_cuts([]))
+    assert {path: path.read_bytes() for path in (tmp_path / "manifests").iterdir()} == before
+
+
+def test_relative_files_stay_relative(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tone(Path("wav/a.wav"))
+    cuts, _ = cuts_of([recording(Path("wav/a.wav"))], [says("a")])
+    assert cuts[0].recording.sources[0].source == "wav/a.wav"

@@ -1,0 +1,443 @@
+"""tools/new_recipe.py: from each form of a corpus to a recipe that runs; and the library's part in that."""
+
+import csv
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from lhotse import MonoCut, Recording, RecordingSet, SupervisionSegment, SupervisionSet
+from lhotse.audio import AudioSource
+
+from kdlib.config import (DecodeConfig, FbankConfig, LangConfig, ProgressiveConfig, TrainConfig, load_config)
+from kdlib.corpus_forms import read_corpus, read_manifests, write_parts
+from kdlib.corpus_parts import hold_out, part_roles, prepare_parts, subset
+from kdlib.errors import RecipeError
+from kdlib.manifests import Skipped
+from kdlib.planning import measure_model
+from kdlib.proposal import propose, propose_rate, propose_tokens
+from kdlib.survey import histogram, odd_characters, overlapping, shared_speakers, unspaced
+
+soundfile = pytest.importorskip("soundfile")
+ROOT = Path(__file__).resolve().parents[1]
+PITCHES = {"ONE": 300, "TWO": 500, "THREE": 800, "FOUR": 1200}
+SPEAKERS = [f"speaker{number:02d}" for number in range(12)]
+
+
+def say(words, rate=16000) -> np.ndarray:
+    """Each word is 0.3 s of a pitch of its own, in noise."""
+    time = np.arange(int(0.3 * rate)) / rate
+    tones = [0.3 * np.sin(2 * np.pi * PITCHES[word] * time) for word in words]
+    return np.concatenate(tones) + 0.01 * np.random.default_rng(len(words)).standard_normal(len(words) * len(time))
+
+
+def utterances(count=8):
+    """(speaker, id, words) of a small corpus: every speaker says other words."""
+    random = np.random.default_rng(1)
+    for speaker in SPEAKERS:
+        for number in range(count):
+            words = list(random.choice(list(PITCHES), random.integers(2, 6)))
+            yield speaker, f"{speaker}-{number}", words
+
+
+def csv_corpus(folder: Path, count=8, header=("audio", "text", "speaker"), separator=",") -> Path:
+    (folder / "wav").mkdir(parents=True)
+    with open(folder / "corpus.csv", "w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file, delimiter=separator)
+        if header:
+            table.writerow(header)
+        for speaker, name, words in utterances(count):
+            soundfile.write(folder / "wav" / f"{name}.wav", say(words), 16000)
+            table.writerow([f"wav/{name}.wav", " ".join(words).lower(), speaker])
+    return folder / "corpus.csv"
+
+
+def kaldi_corpus(folder: Path) -> Path:
+    """One recording a speaker, cut into utterances by a file of segments."""
+    (folder / "wav").mkdir(parents=True)
+    lines = {name: [] for name in ("wav.scp", "text", "utt2spk", "segments")}
+    talks = {}
+    for speaker, name, words in utterances():
+        start = sum(map(len, talks.get(speaker, []))) / 16000
+        talks.setdefault(speaker, []).append(say(words))
+        lines["text"].append(f"{name} {' '.join(words)}")
+        lines["utt2spk"].append(f"{name} {speaker}")
+        lines["segments"].append(f"{name} {speaker} {start:.3f} {start + 0.3 * len(words):.3f}")
+    for speaker, talk in talks.items():
+        soundfile.write(folder / "wav" / f"{speaker}.flac", np.concatenate(talk), 16000)
+        lines["wav.scp"].append(f"{speaker} wav/{speaker}.flac")
+    for name, content in lines.items():
+        (folder / name).write_text("\n".join(content) + "\n")
+    return folder
+
+
+def manifests_corpus(folder: Path) -> Path:
+    """Lhotse manifests with parts of their own; one speaker of the test is in train too."""
+    csv_corpus(folder)
+    parts = {"train": [], "dev": [], "test-clean": []}
+    for speaker, name, words in utterances():
+        number = SPEAKERS.index(speaker)
+        part = "dev" if number == 1 else "test-clean" if number == 2 or name == f"{SPEAKERS[3]}-0" else "train"
+        recording = Recording.from_file(folder / "wav" / f"{name}.wav")
+        parts[part].append((recording, SupervisionSegment(id=name, recording_id=name, start=0, duration=recording.duration,
+                                                          text=" ".join(words), speaker=speaker)))
+    write_parts(folder / "manifests", {
+        part: (RecordingSet.from_recordings(r for r, _ in pairs), SupervisionSet.from_segments(s for _, s in pairs))
+        for part, pairs in parts.items()})
+    return folder / "manifests"
+
+
+def yesno_corpus(folder: Path) -> Path:
+    """In the layout of OpenSLR 1, as Lhotse's recipe yesno expects it: 60 files of eight words each."""
+    folder.mkdir()
+    for number in range(60):
+        bits = f"{number * 4 + 3:08b}"
+        words = ["ONE" if bit == "1" else "TWO" for bit in bits]
+        soundfile.write(folder / f"{'_'.join(bits)}.wav", say(words, 8000), 8000)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tool():
+    spec = importlib.util.spec_from_file_location("new_recipe", ROOT / "tools" / "new_recipe.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def new_recipe(tool, tmp_path, monkeypatch, capsys):
+    """Called with the tool's options it makes tmp_path/house/egs/mine, in a house of the shared stages, and returns what
+    was printed."""
+    house = tmp_path / "house"
+    (house / "egs").mkdir(parents=True)
+    for name in ("local", "tools"):
+        (house / name).symlink_to(ROOT / name)
+
+    def call(*options, name="mine"):
+        monkeypatch.setattr(sys, "argv", ["new_recipe.py", "--name", name, "--output", str(house / "egs"), "--jobs", "1",
+                                          *map(str, options)])
+        capsys.readouterr()
+        tool.main()
+        return capsys.readouterr().out
+
+    call.folder = house / "egs" / "mine"
+    return call
+
+
+FORMS = {"csv": csv_corpus, "kaldi": kaldi_corpus, "manifests": manifests_corpus, "lhotse": yesno_corpus}
+
+
+def options_of(form: str, source: Path):
+    return ("--lhotse", "yesno", "--corpus-dir", source) if form == "lhotse" else (f"--{form}", source)
+
+
+def run_sh(folder: Path, *options) -> str:
+    env = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run([str(folder / "run.sh"), *options], env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT, text=True)
+    assert done.returncode == 0, done.stdout[-3000:]
+    return done.stdout
+
+
+class TestTheRecipe:
+    @pytest.mark.parametrize("form", FORMS)
+    def test_each_form_makes_a_small_folder_whose_settings_hold(self, new_recipe, tmp_path, form):
+        output = new_recipe(*options_of(form, FORMS[form](tmp_path / "corpus")))
+        folder = new_recipe.folder
+        files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+        assert files == ["conf/decode.yaml", "conf/fbank.yaml", "conf/lang.yaml", "conf/progressive.yaml", "conf/smoke.conf",
+                         "conf/teacher.yaml", "local/prepare_manifests.py", "run.sh"]
+        text = "".join((folder / name).read_text() for name in files)
+        assert text.count("\n") < 120 and not re.search("@[a-z_]+@", text)
+        fbank = load_config(FbankConfig, folder / "conf/fbank.yaml")
+        teacher = load_config(TrainConfig, folder / "conf/teacher.yaml")
+        assert fbank.num_filters == teacher.model.num_features
+        assert fbank.sampling_rate == (8000 if form == "lhotse" else 16000)
+        for schema, name in ((LangConfig, "lang"), (DecodeConfig, "decode"), (ProgressiveConfig, "progressive")):
+            load_config(schema, folder / f"conf/{name}.yaml")
+        smoke = [line for line in (folder / "conf/smoke.conf").read_text().splitlines() if line[0] != "#"]
+        load_config(TrainConfig, folder / "conf/teacher.yaml", [word for word in smoke if word[:4] not in ("lang", "fban")])
+        assert re.findall(r"^  (\d)  \S", run_sh(folder, "--help"), re.MULTILINE) == [str(n) for n in range(10)]
+        assert f"wrote {os.path.relpath(folder)}: " in output and "durations:" in output
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("form", ["kaldi", "manifests", "lhotse"])
+    def test_it_runs_to_its_tokens(self, new_recipe, tmp_path, form):
+        new_recipe(*options_of(form, FORMS[form](tmp_path / "corpus")))
+        output = run_sh(new_recipe.folder, "--smoke", "--stop-stage", "3")
+        data = new_recipe.folder / "data-smoke"
+        test = "test-clean" if form == "manifests" else "test"
+        for part in ("train", "dev", test):
+            assert f"wrote data-smoke/manifests/cuts_{part}.jsonl.gz" in output
+            assert (data / "fbank" / f"cuts_{part}.jsonl.gz").is_file()
+        assert (data / "lang" / "tokens.txt").is_file()
+
+    @pytest.mark.slow
+    def test_it_runs_to_its_exported_models(self, new_recipe, tmp_path):
+        new_recipe("--csv", csv_corpus(tmp_path / "corpus"))
+        run_sh(new_recipe.folder, "--smoke")
+        exp = new_recipe.folder / "exp-smoke"
+        rows = json.loads((exp / "results" / "results.json").read_text())["rows"]
+        assert [row["model"] for row in rows] == ["teacher", "stage1", "stage2", "stage3", "scratch", "single",
+                                                  "single-matched"]
+        assert rows[3]["parameters"] <= 0.4 * rows[0]["parameters"]
+        for name in ("teacher", "stage3"):
+            for decoded in ("decode", "decode-int8"):
+                summary = json.loads((exp / "export" / name / decoded / "summary.json").read_text())
+                assert list(summary["test_sets"]) == ["test"]
+
+    def test_an_existing_folder_is_left_alone(self, new_recipe, tmp_path):
+        table = csv_corpus(tmp_path / "corpus", count=2)
+        new_recipe.folder.mkdir()
+        (new_recipe.folder / "mine.txt").write_text("years of work")
+        with pytest.raises(RecipeError, match="mine exists and is not overwritten"):
+            new_recipe("--csv", table)
+        assert [path.name for path in new_recipe.folder.iterdir()] == ["mine.txt"]
+        assert [path.name for path in new_recipe.folder.parent.iterdir()] == ["mine"]
+
+    @pytest.mark.parametrize("name", ["../mine", "Mine", "a b", "_x", "$(touch x)"])
+    def test_a_name_that_is_no_folder_is_refused(self, new_recipe, tmp_path, name):
+        with pytest.raises(RecipeError, match="small letters, digits"):
+            new_recipe("--csv", tmp_path / "none.csv", name=name)
+
+    def test_the_path_of_the_corpus_may_hold_anything(self, new_recipe, tmp_path):
+        table = csv_corpus(tmp_path / "my $(touch ran) 'speech'", count=2)
+        new_recipe("--csv", table)
+        output = run_sh(new_recipe.folder, "--smoke", "--help")
+        assert "--csv VALUE" in output and not list(tmp_path.rglob("ran"))
+        script = (new_recipe.folder / "run.sh").read_text()
+        shown = subprocess.run(["bash", "-c", re.search(r"local (source=.*) watched", script)[1] + '; echo "$source"'],
+                               capture_output=True, text=True, cwd=tmp_path).stdout
+        assert shown == f"{table}\n" and not list(tmp_path.rglob("ran"))
+
+    def test_an_error_is_one_line(self, tmp_path):
+        done = subprocess.run([sys.executable, str(ROOT / "tools" / "new_recipe.py"), "--name", "mine", "--csv",
+                               str(tmp_path / "none.csv"), "--output", str(tmp_path)], capture_output=True, text=True)
+        assert done.returncode == 1 and done.stderr.startswith(f"error: {tmp_path / 'none.csv'} is missing")
+        assert done.stderr.count("\n") == 1
+
+
+class TestTheSurvey:
+    def test_it_tells_what_is_wrong_with_a_corpus(self, new_recipe, tmp_path):
+        table = csv_corpus(tmp_path / "corpus")
+        wav = table.parent / "wav"
+        (wav / "speaker00-0.wav").unlink()
+        (wav / "speaker00-1.wav").write_bytes((wav / "speaker00-1.wav").read_bytes()[:4000])
+        soundfile.write(wav / "speaker01-0.wav", np.zeros(16000 * 31), 16000)
+        soundfile.write(wav / "speaker01-1.wav", np.zeros((9600, 2)), 48000)
+        lines = table.read_text().splitlines()
+        lines += [lines[-1], f"wav/speaker02-0.wav, ,{SPEAKERS[2]}"]
+        lines[20] = lines[20].replace(",", ",4 ", 1)
+        table.write_text("\n".join(lines))
+        output = new_recipe("--csv", table)
+        for said in ("skipped wav-speaker00-0: ", "is missing", "skipped wav-speaker00-1: ", "is cut short",
+                     "skipped wav-speaker11-7: a second utterance of this id", "skipped 4 in all",
+                     "dev and test are held out of train by speaker", "1 utterances longer than 30 s",
+                     "93 recordings of 16000 Hz, 1 channel; 1 recordings of 48000 Hz, 2 channels",
+                     "odd character '4' (DIGIT FOUR): 1 times in 1 transcripts"):
+            assert said in output, said
+
+    def test_speakers_of_a_test_that_train_hears(self, new_recipe, tmp_path):
+        output = new_recipe("--manifests", manifests_corpus(tmp_path / "corpus"))
+        assert f"1 speakers of test-clean are in train too: {SPEAKERS[3]}" in output
+        assert "held out" not in output
+        assert 'test_sets="test-clean"' in (new_recipe.folder / "run.sh").read_text()
+
+    def test_histogram_covers_shortest_to_longest(self):
+        lines = histogram([0.7, 2.5, 2.6, 45.0])
+        assert len(lines) == 12 and lines[0].split()[:5] == ["0.5", "-", "1", "s", "1"]
+        assert lines[2].count("#") == 40 and lines[0].count("#") == 20 and lines[-1].split()[:4] == ["30", "-", "s", "1"]
+
+    def test_odd_characters_are_those_that_do_not_belong(self):
+        texts = {f"u{k}": "THE CAT'S MAT" for k in range(100)}
+        assert odd_characters(texts) == {}
+        texts.update(a="5 CATS", b="A CAT – 5", c="КОТ")
+        odd = odd_characters(texts)
+        assert set(odd) == set("5–КОТ") and odd["5"] == (2, ["a", "b"])
+        assert odd_characters({f"u{k}": f"ROOM {k % 10}" for k in range(100)}) == {}  # this corpus writes digits
+        chinese = {f"u{k}": chr(0x4E00 + k) + "的" for k in range(100)}
+        assert odd_characters(chinese) == {} and unspaced(chinese.values()) and not unspaced(texts.values())
+
+    def test_overlaps_are_of_one_channel(self):
+        def segment(name, start, duration, channel=0, of="talk"):
+            return SupervisionSegment(id=name, recording_id=of, start=start, duration=duration, channel=channel)
+
+        found = overlapping(SupervisionSet.from_segments([
+            segment("a", 0, 10), segment("b", 2, 1), segment("c", 5, 1), segment("d", 10, 1), segment("e", 5, 5, channel=1),
+            segment("f", 0, 5, of="other")]))
+        assert found == [("a", "b"), ("a", "c")]
+
+
+def cut(name: str, speaker="s", seconds=1.0, of=""):
+    recording = Recording(id=of or name, sources=[AudioSource("file", [0], f"{name}.wav")], sampling_rate=16000,
+                          num_samples=16000 * 60, duration=60.0)
+    return MonoCut(id=name, start=0, duration=seconds, channel=0, recording=recording, supervisions=[
+        SupervisionSegment(id=name, recording_id=recording.id, start=0, duration=seconds, text="A", speaker=speaker)])
+
+
+class TestHoldingOut:
+    SHARES = {"dev": 0.1, "test": 0.1}
+
+    def names(self, dealt):
+        return {part: sorted(c.id for c in cuts) for part, cuts in dealt.items()}
+
+    def test_by_speaker_and_by_nothing_else_than_the_names(self):
+        cuts = [cut(f"{speaker}-{k}", speaker) for speaker in map(str, range(20)) for k in range(5)]
+        dealt, by = hold_out(cuts, self.SHARES)
+        assert by == "speaker" and shared_speakers(dealt) == {}
+        assert {part: len(some) for part, some in dealt.items()} == {"train": 80, "dev": 10, "test": 10}
+        assert self.names(hold_out(cuts[::-1], self.SHARES)[0]) == self.names(dealt)
+        assert sorted(c.id for some in dealt.values() for c in some) == sorted(c.id for c in cuts)
+
+    @pytest.mark.parametrize("cuts, by", [
+        ([cut(f"{k}", "one") for k in range(30)], "utterance"),
+        ([cut(f"{k}", None) for k in range(30)], "utterance"),
+        ([cut(f"{k}", None, of=f"talk{k % 15}") for k in range(45)], "recording"),
+        # one speaker says nearly everything
+        ([cut(f"{k}", f"s{k}" if k < 12 else "talker", 1.0 if k < 12 else 50.0) for k in range(40)], "utterance")])
+    def test_where_speakers_are_too_few(self, cuts, by):
+        dealt, how = hold_out(cuts, self.SHARES)
+        assert how == by and len(dealt["train"]) > 0.6 * len(cuts)
+        assert all(dealt.values())
+
+    def test_three_utterances_are_enough_and_two_are_not(self):
+        dealt, _ = hold_out([cut(name) for name in "abc"], self.SHARES)
+        assert all(len(some) == 1 for some in dealt.values())
+        with pytest.raises(RecipeError, match="2 utterances that can be used are too few"):
+            hold_out([cut(name) for name in "ab"], self.SHARES)
+
+    def test_parts_by_their_names(self):
+        assert part_roles(["train_clean", "other", "Dev-A", "valid", "test_other", "eval92"]) == {
+            "train": ["train_clean", "other"], "dev": ["Dev-A", "valid"], "test-other": ["test_other"], "eval92": ["eval92"]}
+        assert part_roles(["all"]) == {"train": ["all"]}
+
+    def test_cuts_of_a_part_of_the_hours(self, tmp_path, capsys):
+        write_parts(tmp_path / "raw", read_corpus("csv", str(csv_corpus(tmp_path / "corpus")), Skipped()))
+        part = read_manifests(tmp_path / "raw", Skipped())["all"]
+        some = subset(part, 0.01)[1]
+        assert 36 <= sum(s.duration for s in some) < 38 and list(subset(part, 0.01)[1]) == list(some)
+        prepare_parts(tmp_path / "raw", tmp_path / "manifests", {"train": ["all"]}, self.SHARES, 16000, hours=0.01)
+        assert "train.jsonl.gz" in capsys.readouterr().out
+        with pytest.raises(RecipeError, match="holds no part gone, which makes train: it holds all"):
+            prepare_parts(tmp_path / "raw", tmp_path / "manifests", {"train": ["gone"]}, {}, 16000)
+
+
+class TestForms:
+    def read(self, form, source, **options):
+        skipped = Skipped()
+        return read_corpus(form, str(source), skipped, **options), len(skipped)
+
+    @pytest.mark.parametrize("header, separator", [(("audio", "text", "speaker"), ","), (None, ","), (None, "\t"),
+                                                   (("path", "sentence", "client_id"), ";")])
+    def test_tables(self, tmp_path, header, separator):
+        table = csv_corpus(tmp_path / "corpus", 2, header, separator)
+        ((name, (recordings, supervisions)),), left_out = self.read("csv", table)[0].items(), self.read("csv", table)[1]
+        assert name == "all" and left_out == 0 and len(recordings) == len(supervisions) == 24
+        first = next(iter(supervisions))
+        assert (first.id, first.speaker) == ("wav-speaker00-0", "speaker00") and first.text.islower()
+
+    def test_a_table_of_two_columns_or_others_in_another_order(self, tmp_path):
+        soundfile.write(tmp_path / "a.wav", say(["ONE"]), 16000)
+        (tmp_path / "two.csv").write_text('a.wav,"one, two"\n')
+        (tmp_path / "more.csv").write_text("﻿speaker,id,Text,Audio\nanna,7,one,a.wav\n", encoding="utf-8")
+        two, more = (next(iter(self.read("csv", tmp_path / name)[0]["all"][1])) for name in ("two.csv", "more.csv"))
+        assert (two.text, two.speaker) == ("one, two", None) and (more.text, more.speaker) == ("one", "anna")
+
+    def test_rows_without_audio_or_text_are_counted(self, tmp_path):
+        soundfile.write(tmp_path / "a.wav", say(["ONE"]), 16000)
+        (tmp_path / "bad.csv").write_text("a.wav,one,anna\nnone.wav,one,anna\nlonely\n,two,anna\n")
+        parts, left_out = self.read("csv", tmp_path / "bad.csv")
+        assert len(parts["all"][1]) == 1 and left_out == 3
+
+    def test_kaldi_folders(self, tmp_path):
+        folder = kaldi_corpus(tmp_path / "corpus")
+        (recordings, supervisions), left_out = self.read("kaldi", folder)[0]["all"], self.read("kaldi", folder)[1]
+        assert left_out == 0 and len(recordings) == 12 and len(supervisions) == 96
+        second = supervisions["speaker00-1"]
+        assert second.recording_id == second.speaker == "speaker00" and second.start > 0
+        with open(folder / "text", "a") as text, open(folder / "segments", "a") as segments:
+            text.write("lost ONE\nlast TWO\nlast THREE\n")
+            segments.write("last speaker00 1.5 -1\nodd speaker00 1.5\n")
+        (_, supervisions), left_out = self.read("kaldi", folder)[0]["all"], self.read("kaldi", folder)[1]
+        assert left_out == 3  # lost, the second last, odd
+        assert supervisions["last"].end == pytest.approx(recordings["speaker00"].duration)
+        parts, _ = self.read("kaldi", folder.parent)
+        assert list(parts) == ["corpus"]
+
+    @pytest.mark.parametrize("command", ["cat a.wav |", "sph2pipe -f wav a.sph |", "touch {flag} |"])
+    def test_commands_in_wav_scp_are_refused_and_not_run(self, tmp_path, command):
+        flag = tmp_path / "ran"
+        (tmp_path / "wav.scp").write_text(f"a {command.format(flag=flag)}\n")
+        (tmp_path / "text").write_text("a ONE\n")
+        with pytest.raises(RecipeError, match="wav.scp, line 1 .a. holds a command, which is never run: write the audio to"):
+            self.read("kaldi", tmp_path)
+        assert not flag.exists()
+
+    def test_relative_audio_is_found_above_the_manifests(self, tmp_path):
+        folder = manifests_corpus(tmp_path / "corpus")
+        path = folder / "recordings_dev.jsonl.gz"
+        recordings = RecordingSet.from_recordings(
+            Recording(r.id, [AudioSource("file", [0], f"wav/{r.id}.wav")], r.sampling_rate, r.num_samples, r.duration)
+            for r in RecordingSet.from_file(path))
+        recordings.to_file(path)
+        found = read_manifests(folder, Skipped())["dev"][0]
+        assert all(Path(r.sources[0].source).is_file() and Path(r.sources[0].source).is_absolute() for r in found)
+
+    def test_lhotse_parts(self, tmp_path):
+        parts, _ = self.read("lhotse", "yesno", corpus_dir=yesno_corpus(tmp_path / "waves"))
+        assert {part: len(some) for part, (some, _) in parts.items()} == {"train": 30, "test": 30}
+
+    @pytest.mark.parametrize("form, source, options, said", [
+        ("csv", "latin.csv", {}, "is not UTF-8"), ("csv", "none.csv", {}, "none.csv is missing"),
+        ("csv", "empty.csv", {}, "holds no rows"), ("kaldi", ".", {}, "holds no wav.scp"),
+        ("manifests", ".", {}, "holds no recordings_"), ("manifests", "none", {}, "is no folder"),
+        ("manifests", "damaged", {}, "cannot be read as a Lhotse manifest"),
+        ("lhotse", "yesno", {}, "as --corpus-dir"), ("lhotse", "yesno", {"corpus_dir": "none"}, "is no folder"),
+        ("lhotse", "yesno", {"corpus_dir": "."}, "is this the folder that it expects"),
+        ("lhotse", "libri_speech", {"corpus_dir": "."}, "it knows librispeech"),
+        ("lhotse", "heroico", {"corpus_dir": "."}, "lhotse prepare heroico")])
+    def test_what_is_no_corpus_is_one_error(self, tmp_path, monkeypatch, form, source, options, said):
+        monkeypatch.chdir(tmp_path)
+        Path("latin.csv").write_bytes("a.wav,Grüße,anna\n".encode("latin-1"))
+        Path("empty.csv").write_text("\n")
+        Path("damaged").mkdir()
+        for kind in ("recordings", "supervisions"):
+            Path(f"damaged/{kind}_all.jsonl.gz").write_bytes(b"no gzip")
+        with pytest.raises(RecipeError, match=said):
+            self.read(form, source, **options)
+
+
+class TestProposals:
+    TEXTS = ["THE CAT SAT ON THE MAT", "A DOG RAN TO THE DOOR"] * 20
+
+    def test_larger_models_for_more_speech(self):
+        sizes = [propose(hours, self.TEXTS, {(16000, 1): 9}).parameters for hours in (0.1, 5, 50, 200, 1000)]
+        assert sizes[0] == sizes[1] < sizes[2] < sizes[3] < sizes[4]
+
+    @pytest.mark.parametrize("hours", [0.05, 0.5, 5, 20, 150, 960])
+    def test_the_stages_reach_their_target(self, hours):
+        proposed = propose(hours, self.TEXTS, {(16000, 1): 9})
+        last = measure_model(proposed.students[-1], proposed.vocab_size, run=False).total
+        assert last <= 0.4 * proposed.parameters and proposed.epochs >= 1 and proposed.student_epochs >= 1
+
+    def test_less_speech_is_heard_more_often(self):
+        often = [propose(hours, self.TEXTS, {(16000, 1): 9}) for hours in (0.5, 5, 50)]
+        assert often[0].epochs > often[1].epochs >= often[2].epochs
+
+    def test_tokens_fit_the_text(self):
+        kind, size, _ = propose_tokens(self.TEXTS)
+        assert kind == "bpe" and size > len(set("".join(self.TEXTS)))
+        assert propose_tokens(["今天天气很好", "我们去公园"])[0] == "char"
+        assert propose_tokens(["A"] * 3)[0] in ("bpe", "char")
+        many = ["".join(chr(0xAC00 + 7 * k + j) for j in range(5)) + " " for k in range(400)]
+        assert propose_tokens(many)[0] == "char"  # Hangul has spaces, and more letters than BPE has tokens
+
+    def test_rates(self):
+        assert propose_rate({(8000, 1): 5, (16000, 1): 4}) == 8000
+        assert propose_rate({(44100, 2): 5, (16000, 1): 4, (8000, 1): 8}) == 16000

@@ -1,0 +1,135 @@
+#!/usr/bin/env python3
+"""Write a recipe for your own corpus: check the corpus, say what is in it, propose settings, write egs/NAME.
+
+docs/adapt.md shows it at work.
+"""
+
+import argparse
+import os
+import re
+import shlex
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Dict, List
+
+from lhotse import RecordingSet, SupervisionSet
+
+from kdlib.config import DataConfig
+from kdlib.corpus import checked_cuts
+from kdlib.corpus_forms import read_corpus
+from kdlib.corpus_parts import hold_out, part_roles
+from kdlib.errors import RecipeError, run_main
+from kdlib.manifests import Skipped
+from kdlib.proposal import Proposal, propose, propose_rate
+from kdlib.survey import Speech, describe_survey, rates
+
+ROOT = Path(__file__).resolve().parent.parent
+TEMPLATE = ROOT / "tools" / "recipe_template"
+FORMS = ("kaldi", "manifests", "csv", "lhotse")
+# A tenth of the hours for each part that the corpus has none of, and never more than that many.
+_SHARE, _MOST_HOURS = 0.1, 2.0
+
+
+def get_args():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--name", required=True, help="of the recipe: its folder in egs/")
+    form = parser.add_mutually_exclusive_group(required=True)
+    form.add_argument("--kaldi", metavar="DIR", help="wav.scp, text, utt2spk, segments; or a folder of such folders")
+    form.add_argument("--manifests", metavar="DIR", help="Lhotse's recordings_*.jsonl.gz and supervisions_*.jsonl.gz")
+    form.add_argument("--csv", metavar="FILE", help="audio path, text, speaker; a first row may name the columns")
+    form.add_argument("--lhotse", metavar="NAME", help="a corpus that Lhotse prepares; with --corpus-dir")
+    parser.add_argument("--corpus-dir", type=Path, help="folder of the corpus that Lhotse is to prepare")
+    parser.add_argument("--output", type=Path, default=ROOT / "egs", help="where the recipe's folder goes (egs)")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes that decode audio (all cores)")
+    return parser.parse_args()
+
+
+def settings(p: Proposal) -> Dict[str, object]:
+    """What stands between @ signs in the files of conf/."""
+    small = p.updates < 20000  # as those of egs/fsdd: masks late or never, students that learn faster than their teacher
+    return {
+        "sampling_rate": p.sampling_rate, "num_filters": p.num_filters, "speed_factors": list(p.speed_factors),
+        "lang_type": p.lang_type, "vocab_size": p.vocab_size, "parameters": f"{p.parameters / 1e6:.1f}",
+        **{name: getattr(p.model, name) for name in ("encoder_dim", "num_layers", "num_heads", "head_dim",
+                                                     "feedforward_dim")},
+        "batch_seconds": f"{p.batch_seconds:g}", "epochs": p.epochs, "student_epochs": p.student_epochs,
+        "learning_rate": p.learning_rate, "student_learning_rate": round(p.learning_rate * (5 / 3 if small else 1), 5),
+        "masks_from": 0.75 if small else 0.0, "student_masks": "false" if small else "true",
+        # Of the updates, the parts that egs/fsdd gives them, up to the library's defaults for long trainings.
+        "loss_warmup": min(2000, max(1, round(0.08 * p.updates))), "ctc_first": min(1000, max(1, round(0.04 * p.updates))),
+        "optim_warmup": min(2000, max(1, round(0.03 * p.updates)))}
+
+
+def write_recipe(folder: Path, values: Dict[str, object]) -> int:
+    """Fill the template into ``folder``, which appears whole or not at all; return its lines."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".tmp-"))
+    lines = 0
+    try:
+        for path in sorted(path for path in TEMPLATE.rglob("*") if path.is_file() and "__pycache__" not in path.parts):
+            text = re.sub("@([a-z_]+)@", lambda match: str(values[match[1]]), path.read_text(encoding="utf-8"))
+            target = temporary / path.relative_to(TEMPLATE)
+            target.parent.mkdir(exist_ok=True)
+            target.write_text(text, encoding="utf-8")
+            lines += text.count("\n")
+        (temporary / "run.sh").chmod(0o755)
+        temporary.chmod(0o755)
+        temporary.rename(folder)
+    except FileExistsError:
+        raise RecipeError(f"{folder} exists: choose another --name, or remove it") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return lines
+
+
+def main():
+    args = get_args()
+    folder = args.output / args.name
+    if not re.fullmatch("[a-z0-9][a-z0-9_-]*", args.name):
+        raise RecipeError(f"--name {args.name}: use small letters, digits, - and _")
+    if folder.exists():
+        raise RecipeError(f"{folder} exists and is not overwritten: choose another --name, or remove it")
+    form = next(name for name in FORMS if getattr(args, name))
+    source, skipped = getattr(args, form), Skipped()
+    parts = read_corpus(form, source, skipped, args.corpus_dir, args.jobs)
+    roles = part_roles(parts)
+    if "train" not in roles:
+        raise RecipeError(f"{source} has no part to train on, but {', '.join(parts)}: rename one, or leave the parts out")
+    recordings = RecordingSet.from_recordings(r for some, _ in parts.values() for r in some)
+    supervisions = SupervisionSet.from_segments(s for _, some in parts.values() for s in some)
+    found = rates(recordings)
+    if not found:
+        skipped.report(source)
+        raise RecipeError(f"{source} has no recording that can be used")
+    rate = propose_rate(found)
+    cuts: Dict[str, List] = {role: [cut for name in names for cut in checked_cuts(*parts[name], rate, skipped,
+                                                                                jobs=args.jobs)]
+                             for role, names in roles.items()}
+    skipped.report(source)
+    hours = Speech.of(cuts["train"]).hours
+    tests = [role for role in roles if role not in ("train", "dev")]
+    shares = {part: round(min(_SHARE, _MOST_HOURS / max(hours, 0.01)), 4)
+              for part in (("dev",) if "dev" not in roles else ()) + (("test",) if not tests else ())}
+    if shares:
+        dealt, by = hold_out(cuts["train"], shares)
+        cuts.update(dealt)
+        print(f"{' and '.join(shares)} are held out of train by {by}"
+              + ("" if by == "speaker" else ": there are too few speakers, or they are not known, to hold some out"))
+    limits = DataConfig()
+    print(*describe_survey(recordings, supervisions, cuts, limits.min_seconds, limits.max_seconds), "", sep="\n")
+    proposal = propose(Speech.of(cuts["train"]).hours, [cut.supervisions[0].text for cut in cuts["train"]], found)
+    print(*proposal.reasons, sep="\n")
+    option = "csv" if form == "csv" else "corpus-dir"  # not the form's name: $manifests is recipe.sh's
+    where = args.corpus_dir if form == "lhotse" else source
+    lines = write_recipe(folder, {
+        **settings(proposal), "name": args.name, "test_sets": " ".join(tests or ["test"]), "option": option,
+        "variable": option.replace("-", "_"), "source": shlex.quote(str(Path(where).resolve())),
+        "arguments": f'--lhotse {source} --corpus-dir "$source"' if form == "lhotse" else f'--{form} "$source"',
+        "parts": roles, "held_out": shares})
+    shown = os.path.relpath(folder)
+    print(f"wrote {shown}: {lines} lines. Next: {shown}/run.sh --smoke, then without --smoke")
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# @name@: from the corpus to a table of compressed recognisers. Written by tools/new_recipe.py. See --help.
+source "$(dirname "${BASH_SOURCE[0]}")/../../local/recipe.sh"
+
+recipe=@name@
+test_sets="@test_sets@"
+path_option @option@ "the corpus, if it has moved since this recipe was written"
+option hours 0 0.1 "hours of training speech to use; 0 for all"
+
+get_corpus() {
+  local source=${@variable@:-@source@} watched=()
+  if [[ -e $source ]]; then watched=(--conf "$source"); fi
+  step corpus "${watched[@]}" --makes "$data/corpus/*.jsonl.gz" -- \
+    python "$scripts/import_corpus.py" @arguments@ --output "$data/corpus" --jobs "$jobs"
+}
+
+make_manifests() {
+  step manifests --conf local/prepare_manifests.py conf/fbank.yaml --from 0 "$data/corpus/*.jsonl.gz" \
+    --makes "${manifests[@]}" -- python local/prepare_manifests.py --corpus "$data/corpus" \
+    --output "$data/manifests" --hours "$hours" --jobs "$jobs"
+}
+
+stage 0 get_corpus       "find the corpus and describe it"
+stage 1 make_manifests   "checked training, dev and test cuts"
+stage 2 prepare_features "fbank features"
+stage 3 prepare_tokens   "tokens of the training transcripts"
+stage 4 train_teacher    "train the teacher"
+stage 5 decode_teacher   "decode the teacher"
+stage 6 distil           "distil it stage by stage: each finished student teaches the next"
+stage 7 train_baselines  "baselines: from scratch, in one step, in one step with as many updates"
+stage 8 write_results    "the table, the plot and RESULTS.md"
+stage 9 export_models    "export to ONNX, float32 and int8; sherpa-onnx decodes the test sets"
+
+run_recipe "$@"
