@@ -10,6 +10,8 @@
 #   path_option NAME TEXT           the same for a path, which may be relative to where the user stands
 #   stage N FUNCTION TEXT           what stage N does; its function calls `step`
 #   extra_stage N FUNCTION TEXT     the same for a stage after the last, that runs when it is asked for by number
+#   settle                          a function that is called, where there is one, when the options are known: it may
+#                                   set test_sets and noise_cuts by them and add to the key=value settings in words
 #
 # In the stages stand $data and $exp (folders), $manifests (the cuts that stage 1 makes), $jobs, $smoke and the recipe's
 # own options.
@@ -123,8 +125,6 @@ parse_options() {
   if [[ ${given[data]-} ]]; then data=$(user_path "${given[data]}"); fi
   if [[ ${given[exp]-} ]]; then exp=$(user_path "${given[exp]}"); fi
   fbank=$data/fbank lang=$data/lang
-  # shellcheck disable=SC2086  # names without spaces, to be split
-  mapfile -t manifests < <(cuts "$data/manifests" train dev $test_sets $noise_cuts $unlabelled_cuts)
   report=$exp/RESULTS.md ablation_report=$exp/ABLATION.md
   if [[ $exp == exp ]]; then report=RESULTS.md ablation_report=ABLATION.md; fi
 
@@ -156,6 +156,9 @@ parse_options() {
     mapfile -t lines < <(grep -E '^[a-z]' conf/smoke.conf)
     words=("${lines[@]}" "${words[@]}")
   fi
+  if declare -F settle >/dev/null; then settle; fi
+  # shellcheck disable=SC2086  # names without spaces, to be split
+  mapfile -t manifests < <(cuts "$data/manifests" train dev $test_sets $noise_cuts $unlabelled_cuts)
 }
 
 # settings KIND: the key=value words for fbank, lang or decode, without that prefix, or for train; one a line.
@@ -342,15 +345,16 @@ train_baselines() {  # stage 7
 }
 
 write_results() {  # stage 8
-  local k stages=1 students=()
+  local k stages=1 students=() published=''
+  if [[ -e conf/published.md ]]; then published=conf/published.md; fi
   if [[ -e $exp/conf/plan.json ]]; then stages=$(json_value "$exp/conf/plan.json" stages int 6); fi
   for ((k = 1; k <= stages; k++)); do students+=("$exp/stage$k/decode/summary.json"); done
-  step results --conf conf/progressive.yaml --from 5 "$exp/teacher/decode/summary.json" \
+  step results --conf conf/progressive.yaml $published --from 5 "$exp/teacher/decode/summary.json" \
     --from 6 "$exp/conf/plan.json" "${students[@]}" --from 7 "$exp/scratch/decode/summary.json" \
     "$exp/single/decode/summary.json" "$exp/single-matched/decode/summary.json" \
     --makes "$exp/results/results.json" "$exp/results/table.md" "$exp/results/wer_vs_size.png" "$report" -- \
     python "$scripts/results.py" --exp "$exp" --config conf/progressive.yaml --recipe "$recipe" \
-    --output "$exp/results" --report "$report" --command "egs/$recipe/$reported"
+    --output "$exp/results" --report "$report" --command "egs/$recipe/$reported" ${published:+--published "$published"}
 }
 
 # export_model NAME TRAINED_IN: exp/NAME to exp/export/NAME, and the test sets decoded from there by sherpa-onnx.

@@ -69,6 +69,7 @@ def parse_args(argv: Optional[List[str]]) -> argparse.Namespace:
     parser.add_argument("--recipe", required=True, help="name of the recipe, for titles")
     parser.add_argument("--output", type=Path, required=True, help="folder for results.json, table.md and the plot")
     parser.add_argument("--report", type=Path, required=True, help="the report to write, such as RESULTS.md")
+    parser.add_argument("--published", type=Path, help="Markdown to end the report with: figures of others to compare with")
     parser.add_argument("--command", help="the command to name in the report (default: egs/RECIPE/run.sh)")
     return parser.parse_args(argv)
 
@@ -126,6 +127,7 @@ def describe_run(args: argparse.Namespace, summaries: Dict[str, Dict[str, Any]])
 
 def report(args: argparse.Namespace, results: Dict[str, Any], table_text: str, late: str) -> str:
     machine, software = results["machine"], results["software"]
+    published = "\n" + args.published.read_text(encoding="utf-8") if args.published else ""
     memory = f", {machine['memory_gib']:g} GiB of memory" if machine["memory_gib"] else ""
     versions = [f"{name} {', '.join(software[key])}" for key, name in
                 (("torch", "torch"), ("k2", "k2"), ("rnnt_backend", "RNN-T backend"), ("device", "trained on"))
@@ -150,6 +152,7 @@ def report(args: argparse.Namespace, results: Dict[str, Any], table_text: str, l
         f"```\n{results['command']}\n```\n\n"
         "Stages that are done are skipped; `--stage 8 --stop-stage 8` writes this report again from a finished run. "
         "Other processors and thread counts round otherwise, so figures differ a little between machines.\n"
+        f"{published}"
     )
 
 

@@ -100,6 +100,12 @@ def test_every_figure_of_the_run_comes_out(run):
     assert [row["other"] for row in results["differences"]] == ["teacher", *stage8.BASELINES]
 
 
+def test_published_figures_end_the_report(run):
+    (run.folder / "published.md").write_text("## Published figures\n\nNone.\n")
+    stage8.main([*run.arguments(), "--published", str(run.folder / "published.md")])
+    assert (run.folder / "RESULTS.md").read_text().endswith("machines.\n\n## Published figures\n\nNone.\n")
+
+
 def test_markdown_table_has_one_row_a_model(run, capsys):
     run.results()
     lines = (run.folder / "out" / "table.md").read_text().splitlines()

@@ -1,0 +1,128 @@
+"""Stage 1: Lhotse manifests of LibriSpeech's parts, every recording checked, and of MUSAN's sounds.
+
+Leaves cuts_train and cuts_dev, each of one or more parts together, cuts_<part> of each test set, and cuts_noise.
+"""
+
+import argparse
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Dict, List, Optional, Tuple
+
+from lhotse import Recording, RecordingSet, SupervisionSegment, SupervisionSet
+from lhotse.recipes.librispeech import parse_utterance
+
+from kdlib.corpus import checked_cuts, write_cuts
+from kdlib.errors import RecipeError, run_main
+from kdlib.files import read_json
+from kdlib.manifests import BadAudio, Skipped, describe, read_audio, write_manifests
+from parts import PARTS, read_transcript, split_names
+
+SAMPLING_RATE = 16000
+REMEDY = "run stage 0 (run.sh --stage 0), which finds or downloads the corpus"
+
+
+def read_utterance(part: Path, line: Tuple[Path, str, str]):
+    """Lhotse's ``(Recording, SupervisionSegment)`` of an utterance of a transcript; or why there is none."""
+    transcript, id_, text = line
+    audio = transcript.parent / f"{id_}.flac"
+    if not text:
+        return "its transcript is empty"
+    if not audio.is_file():
+        return f"{audio} is missing"
+    try:
+        return parse_utterance(part, f"{id_} {text}", {}) or f"{audio} does not stand where its name says"
+    except Exception as error:  # each audio backend has exceptions of its own
+        return f"{audio} cannot be read ({' '.join(str(error).split())[:120] or type(error).__name__})"
+
+
+def read_part(part: Path, most: int, jobs: int, skipped: Skipped) -> Tuple[List[Recording], List[SupervisionSegment]]:
+    """All utterances of a part, or ``most`` of them, evenly spaced; what cannot be used is counted."""
+    lines = [(path, *line) for path in sorted(part.rglob("*.trans.txt")) for line in read_transcript(path)]
+    if not lines:
+        raise RecipeError(f"{part} holds no transcript (*.trans.txt): {REMEDY}")
+    transcribed = {id_ for _, id_, _ in lines}
+    for audio in sorted(part.rglob("*.flac")):
+        if audio.stem not in transcribed:
+            skipped.add(audio.stem, f"{audio} has no transcript")
+    if 0 < most < len(lines):
+        lines = [lines[number * len(lines) // most] for number in range(most)]
+    recordings: List[Recording] = []
+    segments: List[SupervisionSegment] = []
+    with ThreadPoolExecutor(jobs) as pool:
+        for (_, id_, _), found in zip(lines, pool.map(partial(read_utterance, part), lines)):
+            if isinstance(found, str):
+                skipped.add(id_, found)
+            else:
+                recordings.append(found[0])
+                segments.append(found[1])
+    print(f"read {part}: {len(lines)} utterances")
+    return recordings, segments
+
+
+def write_noise(musan: Path, output: Path, jobs: int) -> None:
+    """MUSAN's sounds, each a cut."""
+    def check(path: Path):
+        try:
+            return len(read_audio(path, SAMPLING_RATE))
+        except BadAudio as error:
+            return str(error)
+
+    skipped, described = Skipped(), []
+    paths = sorted(path for part in ("music", "speech", "noise") for path in (musan / part).rglob("*.wav"))
+    with ThreadPoolExecutor(jobs) as pool:
+        for path, found in zip(paths, pool.map(check, paths)):
+            if isinstance(found, str):
+                skipped.add(path.stem, found)
+            else:
+                described.append(describe(path.stem, path, found, SAMPLING_RATE, None))
+    skipped.report(str(musan))
+    write_manifests(output, "noise", described)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Lhotse manifests of LibriSpeech.")
+    parser.add_argument("--corpus", type=Path, default=Path("data/corpus.json"), help="what stage 0 left")
+    parser.add_argument("--train-parts", required=True, help="parts to train on, separated by blanks")
+    parser.add_argument("--dev-parts", required=True, help="parts for the dev loss")
+    parser.add_argument("--test-sets", required=True, help="parts to test on")
+    parser.add_argument("--max-utterances", type=int, default=0, help="of each part, evenly spaced; 0 for all")
+    parser.add_argument("--output", type=Path, default=Path("data/manifests"), help="folder of the manifests")
+    parser.add_argument("--jobs", type=int, default=2, help="processes or threads at once")
+    options = parser.parse_args()
+    if options.jobs < 1 or options.max_utterances < 0:
+        raise RecipeError("--jobs must be at least 1 and --max-utterances 0 or more")
+    corpus = read_json(options.corpus, REMEDY)
+    root = Path(corpus["librispeech"])
+    split_names(f"{options.train_parts} {options.dev_parts} {options.test_sets}")
+    wanted = {"train": options.train_parts.split(), "dev": options.dev_parts.split(),
+              **{part: [part] for part in options.test_sets.split()}}
+    sets: Dict[str, Optional[str]] = {}
+    for name, parts in wanted.items():
+        skipped = Skipped()
+        recordings: List[Recording] = []
+        segments: List[SupervisionSegment] = []
+        for part in parts:
+            if not (root / part).is_dir():
+                raise RecipeError(f"{root / part} is no folder: {REMEDY}")
+            read = read_part(root / part, options.max_utterances, options.jobs, skipped)
+            recordings += read[0]
+            segments += read[1]
+        twice = next((segment.id for segment in segments if sets.get(segment.id, name) != name), None)
+        if twice is not None:
+            raise RecipeError(f"{twice} stands in {sets[twice]} and in {name}: choose parts that share no utterance "
+                              "(train-clean-5 is of train-clean-100, dev-clean-2 of dev-clean)")
+        sets.update((segment.id, name) for segment in segments)
+        cuts = checked_cuts(RecordingSet.from_recordings(recordings), SupervisionSet.from_segments(segments), SAMPLING_RATE,
+                            skipped, jobs=options.jobs)
+        skipped.report(" and ".join(str(root / part) for part in parts))
+        write_cuts(options.output, name, cuts)
+    if corpus["musan"]:
+        write_noise(Path(corpus["musan"]), options.output, options.jobs)
+    for other in {"noise", *PARTS} - {*wanted, "noise" if corpus["musan"] else ""}:
+        for stale in options.output.glob(f"*_{other}.jsonl.gz"):  # of an earlier choice of parts
+            stale.unlink()
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,92 @@
+"""tools/bench_training.py on tiny models: what it prints adds up, and what is wrong is one line."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+SCRIPT = Path(__file__).resolve().parents[1] / "tools" / "bench_training.py"
+TEACHER = {
+    "model": dict(subsampling_channels=4, encoder_dim=32, num_layers=3, num_heads=2, head_dim=8, feedforward_dim=64,
+                  kernel_size=5, predictor_dim=16, joiner_dim=16),
+    "data": dict(max_duration=10, num_buckets=2, num_workers=0, noise_probability=0.5),
+    "optim": dict(learning_rate=1e-3), "training": dict(num_epochs=3)}
+PROGRESSIVE = {
+    "target_compression": 20,
+    "stages": [{"model": {"feedforward_dim": 48}}, {"model": {"num_layers": 2, "feedforward_dim": 32}}],
+    "student": {"loss": {"distill": [{"name": "encoder_mse", "weight": 0.1}]},
+                "training": {"num_epochs": 2, "updates_per_epoch": 900}}}
+
+
+@pytest.fixture
+def recipe(tmp_path) -> Path:
+    conf = tmp_path / "recipe" / "conf"
+    conf.mkdir(parents=True)
+    for name, content in (("teacher", TEACHER), ("progressive", PROGRESSIVE), ("lang", {"type": "bpe", "vocab_size": 60}),
+                          ("fbank", {"speed_factors": [0.8]})):
+        (conf / f"{name}.yaml").write_text(yaml.safe_dump(content))
+    return conf.parent
+
+
+def bench(recipe: Path, *options: str):
+    return subprocess.run([sys.executable, str(SCRIPT), "--recipe", str(recipe), "--seconds", "0:0.4 100:1.6",
+                           "--updates", "3", "--warm-up", "1", *options], capture_output=True, text=True)
+
+
+def rows(text: str):
+    """The table by its first column."""
+    lines = [[cell.strip().replace(",", "") for cell in line.strip("|\n").split("|")] for line in text.splitlines()
+             if line.startswith("|")]
+    return {line[0]: dict(zip(lines[0], line)) for line in lines[2:]}
+
+
+def test_the_cost_of_a_run_follows_from_what_was_measured(recipe, tmp_path):
+    done = bench(recipe, "--hours", "1000", "--world-size", "1", "--output", str(tmp_path / "table.md"))
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "table.md").read_text()
+    assert text == done.stdout[:-1]
+    table = rows(text)
+    assert list(table) == ["teacher", "stage1", "stage2", "scratch", "single", "single-matched", "together"]
+    for name, row in table.items():
+        if name == "together":
+            continue
+        speed, batch = float(row["s of audio / s"]), float(row["s in a batch"])
+        assert speed > 0 and 0.05 < float(row["GiB"]) < 50 and batch <= 11
+        rounded = 0.01 + 0.05 / speed  # the speed is printed to a tenth, the batch to a second
+        assert float(row["updates / s"]) * batch == pytest.approx(speed, rel=0.1 + rounded)
+        assert float(row["hours"]) == pytest.approx(float(row["h of audio"]) / speed, abs=0.1, rel=rounded)
+    # An epoch is once through the corpus at both speeds, unless it is so many updates.
+    assert float(table["teacher"]["h of audio"]) == pytest.approx(3 * 1000 * (1 + 1 / 0.8))
+    stage = table["stage1"]
+    assert float(stage["h of audio"]) == pytest.approx(2 * 900 * float(stage["s in a batch"]) / 3600, rel=0.1)
+    assert table["single-matched"]["epochs"] == "4"
+    assert table["single-matched"]["s of audio / s"] == table["single"]["s of audio / s"]
+    assert int(table["teacher"]["Params"]) > int(table["stage1"]["Params"]) > int(table["stage2"]["Params"])
+    assert float(table["together"]["hours"]) == pytest.approx(
+        sum(float(row["hours"]) for name, row in table.items() if name != "together"), abs=0.4)
+    each, whole = map(float, re.search(r"Features: ([\d.]+) MB an hour, ([\d.]+) GB for 2,250 h", text).groups())
+    assert 5 < each < 100 and whole == pytest.approx(2250 * each / 1000, rel=0.01)
+    assert re.search(r"Cuts: [\d,]+ bytes each", text) and re.search(r"Checkpoints: [\d.]+ GB", text)
+
+
+def test_processes_share_the_batches(recipe):
+    done = bench(recipe, "--models", "stage1", "--world-size", "2", "data.max_duration=6")
+    assert done.returncode == 0, done.stderr
+    assert list(rows(done.stdout)) == ["stage1", "together"] and "2 processes" in done.stdout
+    assert "data.max_duration=6" in done.stdout and float(rows(done.stdout)["stage1"]["s in a batch"]) <= 7
+
+
+@pytest.mark.parametrize("options, said", [
+    (["--seconds", "short"], "--seconds 'short' is not understood"),
+    (["--seconds", "0:3 100:2"], "must rise from 0 to 100 per cent"),
+    (["--models", "stage7"], "--models stage7: the recipe has teacher, stage1, stage2, scratch, single"),
+    (["--updates", "0"], "--updates 0 is not positive"),
+    (["model.layers=3"], "key 'model.layers'"),
+    (["--recipe", "/nowhere"], "/nowhere is no recipe")])
+def test_what_is_wrong_is_one_line(recipe, options, said):
+    done = bench(recipe, *options)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.stderr.strip().splitlines()[-1].startswith("error: ") and said in done.stderr

@@ -1,0 +1,296 @@
+"""The LibriSpeech recipe: its stages 0 and 1 on a made-up tree in the corpus's layout, and the whole chain on real speech.
+
+$LIBRISPEECH_DIR names a folder with a part dev-clean of the corpus, in FLAC or in MP3, and the corpus's CHAPTERS.TXT.
+"""
+
+import functools
+import gzip
+import http.server
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from test_recipes import check_results
+from test_recipes import run as run_recipe
+
+soundfile = pytest.importorskip("soundfile")
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPE = ROOT / "egs" / "librispeech"
+RATE = 16000
+TREE = {"train-clean-100": ["19/198", "26/495"], "train-other-500": ["20/205"], "dev-clean": ["84/121123"],
+        "test-clean": ["61/70968"]}
+
+
+def run(script: str, *arguments, cwd, check=True):
+    ended = subprocess.run([sys.executable, str(RECIPE / "local" / script), *map(str, arguments)], cwd=cwd,
+                           capture_output=True, text=True)
+    if check:
+        assert ended.returncode == 0, ended.stderr
+    return ended
+
+
+def refused(ended) -> str:
+    """The one line of a run that was refused: no stack trace, exit status 1."""
+    assert ended.returncode == 1, ended.stdout
+    lines = ended.stderr.strip().splitlines()
+    assert lines[-1].startswith("error: ") and "Traceback" not in ended.stderr, ended.stderr
+    return lines[-1]
+
+
+def sound(seconds: float, seed: int) -> np.ndarray:
+    return 0.1 * np.random.default_rng(seed).standard_normal(int(seconds * RATE))
+
+
+def write_chapters(root: Path, tree) -> None:
+    lines = ["; Some pipe(|) separated metadata", ";ID    |READER|MINUTES| SUBSET           | PROJ."]
+    lines += [f"{chapter.split('/')[1]:6} | {chapter.split('/')[0]:4} | 0.10  | {part:16} | 53   | 1023  | In Chancery"
+              for part, chapters in tree.items() for chapter in chapters]
+    (root / "CHAPTERS.TXT").write_text("\n".join(lines) + "\n")
+
+
+def make_tree(root: Path) -> Path:
+    """Four utterances of noise a chapter."""
+    for part, chapters in TREE.items():
+        for chapter in chapters:
+            folder = root / part / chapter
+            folder.mkdir(parents=True)
+            name = chapter.replace("/", "-")
+            for number in range(4):
+                soundfile.write(folder / f"{name}-{number:04d}.flac", sound(0.6 + 0.1 * number, number), RATE)
+            (folder / f"{name}.trans.txt").write_text("".join(f"{name}-{n:04d} WORD {n * 'MORE '}\n" for n in range(4)))
+    write_chapters(root, TREE)
+    return root
+
+
+@pytest.fixture
+def tree(tmp_path) -> Path:
+    return make_tree(tmp_path / "LibriSpeech")
+
+
+CHOICE = ["--parts", "train-clean-100 train-other-500 dev-clean test-clean"]
+
+
+def find(tree: Path, *options, check=True):
+    """Stage 0 in the folder beside LibriSpeech/."""
+    return run("get_corpus.py", "--corpus-dir", tree, *options, *([] if "--parts" in options else CHOICE),
+               cwd=tree if (tree / "LibriSpeech").is_dir() else tree.parent, check=check)
+
+
+def prepare(cwd: Path, *options, check=True):
+    chosen = ["--train-parts", "train-clean-100 train-other-500", "--dev-parts", "dev-clean", "--test-sets", "test-clean"]
+    return run("prepare_manifests.py", *chosen, *options, cwd=cwd, check=check)
+
+
+def cuts(cwd: Path, name: str):
+    text = gzip.decompress((cwd / "data" / "manifests" / f"cuts_{name}.jsonl.gz").read_bytes())
+    return {cut["id"]: cut for cut in map(json.loads, text.splitlines())}
+
+
+class TestStages0And1:
+    def test_parts_become_training_dev_and_test_cuts(self, tree):
+        found = find(tree.parent)  # the folder above LibriSpeech serves too
+        assert "train-clean-100: 8 utterances in 2 chapters" in found.stdout
+        prepare(tree.parent, "--jobs", "2")
+        assert {name: len(cuts(tree.parent, name)) for name in ("train", "dev", "test-clean")} == {
+            "train": 12, "dev": 4, "test-clean": 4}
+        cut = cuts(tree.parent, "train")["20-205-0002"]
+        (segment,) = cut["supervisions"]
+        assert (segment["text"], segment["speaker"]) == ("WORD MORE MORE", "20")
+        assert cut["duration"] == pytest.approx(0.8) and cut["recording"]["sampling_rate"] == RATE
+        assert not (tree.parent / "data" / "manifests" / "cuts_noise.jsonl.gz").exists()
+
+    def test_a_second_choice_leaves_nothing_of_the_first_and_takes_as_many_as_asked(self, tree):
+        cwd = tree.parent
+        musan = cwd / "noises" / "musan"
+        for part, seconds in (("music", 2.0), ("noise", 0.5)):
+            (musan / part / "fma").mkdir(parents=True)
+            soundfile.write(musan / part / "fma" / f"{part}-fma-0000.wav", sound(seconds, 1), RATE, subtype="PCM_16")
+        (musan / "music" / "fma" / "music-fma-0001.wav").write_bytes(b"RIFF")
+        said = find(tree, "--musan-dir", musan.parent).stdout
+        assert "speech are missing" in said
+        said = prepare(cwd).stdout
+        assert set(cuts(cwd, "noise")) == {"music-fma-0000", "noise-fma-0000"} and "skipped music-fma-0001: " in said
+        find(tree, "--parts", "train-clean-100 dev-clean train-other-500")
+        chosen = ["--train-parts", "train-clean-100", "--test-sets", "train-other-500", "--max-utterances", "3"]
+        prepare(cwd, *chosen)
+        assert sorted(path.name for path in (cwd / "data" / "manifests").glob("cuts_*")) == [
+            "cuts_dev.jsonl.gz", "cuts_train-other-500.jsonl.gz", "cuts_train.jsonl.gz"]
+        assert set(cuts(cwd, "train")) == {"19-198-0000", "19-198-0002", "26-495-0001"}
+
+    def test_what_cannot_be_used_is_skipped_named_and_counted(self, tree):
+        chapter = tree / "train-clean-100" / "19" / "198"
+        (chapter / "19-198-0000.flac").write_bytes(b"fLaC this is none")
+        whole = (chapter / "19-198-0001.flac").read_bytes()
+        (chapter / "19-198-0001.flac").write_bytes(whole[: len(whole) // 2])
+        (chapter / "19-198-0002.flac").unlink()
+        transcript = chapter / "19-198.trans.txt"
+        transcript.write_text(transcript.read_text().replace("19-198-0003 WORD MORE MORE MORE", "19-198-0003"))
+        soundfile.write(chapter / "19-198-0009.flac", sound(0.5, 9), RATE)
+        find(tree, "--partial", "yes")
+        said = prepare(tree.parent).stdout
+        for name, reason in (("0000", "cannot be read"), ("0001", ""), ("0002", "is missing"),
+                             ("0003", "transcript is empty"), ("0009", "has no transcript")):
+            line = next(line for line in said.splitlines() if line.startswith(f"skipped 19-198-{name}: "))
+            assert reason in line
+        assert "skipped 5 in all of" in said
+        assert set(cuts(tree.parent, "train")) == {f"{c}-{n:04d}" for c in ("26-495", "20-205") for n in range(4)}
+
+    def test_half_a_corpus_is_one_line_that_names_what_is_missing(self, tree):
+        for number in (1, 3):
+            (tree / "train-clean-100" / "26" / "495" / f"26-495-000{number}.flac").unlink()
+        shutil.rmtree(tree / "test-clean" / "61")
+        (tree / "train-other-500" / "20" / "205" / "20-205.trans.txt").unlink()
+        wanted = "train-clean-100 train-other-500 train-clean-360 dev-clean test-clean"
+        line = refused(find(tree, "--parts", wanted, check=False))
+        for said in ("has no train-clean-360, test-clean and", "train-clean-100 (8 utterances in 2 chapters; 2 more",
+                     "train-clean-100/26/495/26-495-0001.flac", "train-other-500/20/205/20-205.trans.txt",
+                     "(dev-clean is whole)", "--partial yes", "--test-sets"):
+            assert said in line
+        assert not (tree.parent / "data" / "corpus.json").exists()
+        # What CHAPTERS.TXT lists is missed, too.
+        write_chapters(tree, {"dev-clean": ["84/121123", "84/999"]})
+        line = refused(find(tree, "--parts", "dev-clean", check=False))
+        assert "only half of dev-clean (4 utterances in 1 chapters; 1 more" in line and "dev-clean/84/999" in line
+
+    def test_wrong_names_and_folders_are_one_line(self, tree):
+        cwd = tree.parent
+        assert "train-clean-99 is no part of LibriSpeech" in refused(find(tree, "--parts", "train-clean-99", check=False))
+        assert "dev-clean is named twice" in refused(find(tree, "--parts", "dev-clean dev-clean", check=False))
+        assert f"{cwd / 'nowhere'} is no folder" in refused(find(cwd / "nowhere", check=False))
+        assert "does not hold MUSAN" in refused(find(tree, "--musan-dir", tree, check=False))
+        line = refused(prepare(cwd, check=False))
+        assert "data/corpus.json" in line and "stage 0" in line
+
+    def test_an_utterance_in_two_sets_is_refused(self, tree):
+        (tree / "dev-clean-2").symlink_to(tree / "dev-clean")
+        find(tree, "--parts", "train-clean-100 dev-clean dev-clean-2")
+        line = refused(prepare(tree.parent, "--test-sets", "dev-clean-2", check=False))
+        assert "84-121123-0000 stands in dev and in dev-clean-2" in line
+
+
+class TestDownload:
+    @pytest.fixture
+    def server(self, tree):
+        """Serves archives of the tree's parts where openslr.org has them; yields its address."""
+        served = tree.parent / "served"
+        (served / "12").mkdir(parents=True)
+        for part in ("train-clean-100", "dev-clean"):
+            with tarfile.open(served / "12" / f"{part}.tar.gz", "w:gz") as tar:
+                tar.add(tree / part, f"LibriSpeech/{part}")
+        (served / "12" / "test-clean.tar.gz").write_bytes(b"no archive")
+
+        class Quiet(http.server.SimpleHTTPRequestHandler):
+            def log_message(self, *_):
+                pass
+
+        handler = functools.partial(Quiet, directory=str(served))
+        with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as listening:
+            threading.Thread(target=listening.serve_forever, daemon=True).start()
+            yield f"http://127.0.0.1:{listening.server_port}"
+            listening.shutdown()
+
+    def test_parts_are_downloaded_once(self, tree, server):
+        cwd = tree.parent
+        for _ in range(2):
+            run("get_corpus.py", "--url", server, "--parts", "train-clean-100 dev-clean", cwd=cwd)
+            (cwd / "served" / "12" / "dev-clean.tar.gz").unlink(missing_ok=True)  # the second time nothing is fetched
+        root = cwd / "data" / "download"
+        found = json.loads((cwd / "data" / "corpus.json").read_text())
+        assert found == {"librispeech": "data/download/LibriSpeech", "musan": ""}
+        assert len(list(root.rglob("*.flac"))) == 12 and not list(root.rglob("*.tar.gz"))
+
+    def test_a_failed_download_is_one_line(self, tree, server):
+        line = refused(run("get_corpus.py", "--url", server, "--parts", "test-clean", cwd=tree.parent, check=False))
+        assert "test-clean.tar.gz is damaged" in line and "--corpus-dir" in line
+        assert not (tree.parent / "data" / "download" / "test-clean.tar.gz").exists()
+        line = refused(run("get_corpus.py", "--url", server, "--parts", "test-other", cwd=tree.parent, check=False))
+        assert "test-other.tar.gz cannot be downloaded" in line and "--corpus-dir" in line
+
+
+class TestOptions:
+    @pytest.mark.parametrize("arguments, said", [
+        (["--mini"], "--mini needs a value"), (["--mini", "maybe"], "--mini maybe: give yes or no"),
+        (["--stage", "10"], "--stage 10: this recipe has the stages 0 to 9")])
+    def test_a_bad_option_is_one_line(self, arguments, said):
+        ended = subprocess.run([RECIPE / "run.sh", *arguments], capture_output=True, text=True)
+        assert ended.returncode == 2 and ended.stderr.startswith(f"error: {said}") and ended.stderr.count("\n") == 1
+
+    def test_mini_chooses_its_parts(self, tree):
+        said = run_recipe("librispeech", tree.parent, "--corpus-dir", "LibriSpeech", "--mini", "yes", "--test-sets",
+                          "test-clean", "--stop-stage", "0", code=1)
+        assert "has no train-clean-5, dev-clean-2 (test-clean is whole)" in said
+
+
+def test_the_report_keeps_the_published_figures():
+    published = (RECIPE / "conf" / "published.md").read_text()
+    assert (RECIPE / "RESULTS.md").read_text().endswith("\n" + published)
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory) -> Path:
+    """A few minutes of dev-clean, each speaker in one of five parts: FLAC, and the corpus's own lines."""
+    if not os.environ.get("LIBRISPEECH_DIR"):
+        pytest.skip("LIBRISPEECH_DIR does not name a folder with LibriSpeech's dev-clean")
+    source = Path(os.environ["LIBRISPEECH_DIR"])
+    root = tmp_path_factory.mktemp("real") / "LibriSpeech"
+    speakers = sorted(path for path in (source / "dev-clean").iterdir() if path.is_dir())
+    parts = {"train-clean-100": speakers[:6], "train-other-500": speakers[6:9], "dev-clean": speakers[9:11],
+             "test-clean": speakers[11:13], "test-other": speakers[13:15]}
+    part_of = {}
+    for part, chosen in parts.items():
+        for speaker in chosen:
+            chapter = min(speaker.iterdir())
+            folder = root / part / speaker.name / chapter.name
+            folder.mkdir(parents=True)
+            lines = {line.split()[0]: line for line in
+                     (chapter / f"{speaker.name}-{chapter.name}.trans.txt").read_text().splitlines()}
+            audio = sorted((next(chapter.glob(f"{id_}.*")) for id_ in lines), key=lambda path: soundfile.info(path).frames)
+            for path in audio[:5]:
+                soundfile.write(folder / f"{path.stem}.flac", *soundfile.read(path), subtype="PCM_16")
+            kept = sorted(lines[path.stem] for path in audio[:5])
+            (folder / f"{speaker.name}-{chapter.name}.trans.txt").write_text("\n".join(kept) + "\n")
+            part_of[chapter.name] = part
+    lines = [line for line in (source / "CHAPTERS.TXT").read_text().splitlines() if not line.startswith(";")]
+    (root / "CHAPTERS.TXT").write_text("".join(
+        line.replace("dev-clean", part_of[line.split()[0]]) + "\n" for line in lines if line.split()[0] in part_of))
+    return root
+
+
+PARTS = ["--parts", "train-clean-100 train-other-500", "--dev-parts", "dev-clean"]
+
+
+@pytest.mark.slow
+def test_from_real_speech_to_the_table(real, tmp_path):
+    said = run_recipe("librispeech", tmp_path, "--corpus-dir", str(real), *PARTS)
+    check_results(tmp_path, ["test-clean", "test-other"], "native")
+    lines = dict(line.split(maxsplit=1) for path in real.glob("train-*/*/*/*.trans.txt")
+                 for line in path.read_text().splitlines())
+    text = gzip.decompress((tmp_path / "data" / "manifests" / "cuts_train.jsonl.gz").read_bytes())
+    made = list(map(json.loads, text.splitlines()))
+    assert {cut["id"]: cut["supervisions"][0]["text"] for cut in made} == lines and len(lines) > 20
+    trained = gzip.decompress((tmp_path / "data" / "fbank" / "cuts_train.jsonl.gz").read_bytes())
+    assert len(trained.splitlines()) == 3 * len(lines)  # at three speeds
+    config = yaml.safe_load((tmp_path / "exp" / "teacher" / "config.yaml").read_text())
+    assert config["data"]["noise_probability"] == 0 and "skipped" not in said.split("== stage 2")[0]
+    assert (tmp_path / "exp" / "RESULTS.md").read_text().endswith((RECIPE / "conf" / "published.md").read_text())
+
+
+@pytest.mark.slow
+def test_noise_is_mixed_in_where_it_is_given(real, tmp_path):
+    noises = tmp_path / "musan" / "noise" / "free-sound"
+    noises.mkdir(parents=True)
+    for number in range(3):
+        soundfile.write(noises / f"noise-free-sound-{number:04d}.wav", sound(4.0, number), RATE, subtype="PCM_16")
+    run_recipe("librispeech", tmp_path, "--corpus-dir", str(real), "--musan-dir", "musan", *PARTS, "--stop-stage", "4")
+    config = yaml.safe_load((tmp_path / "exp" / "teacher" / "config.yaml").read_text())
+    assert config["data"]["noise_probability"] == 0.5
+    assert (tmp_path / "data" / "fbank" / "cuts_noise.jsonl.gz").exists()

@@ -1,0 +1,230 @@
+#!/usr/bin/env python3
+"""How fast this machine trains a recipe's models, and what a whole run would cost on it.
+
+    tools/bench_training.py --recipe egs/librispeech --hours 960
+
+makes some minutes of sound with utterances as long as the corpus's, their features and transcripts, trains each model of
+the recipe on them for a few updates as local/train.py does (on all GPUs, or on the CPU where there is none), and prints the
+throughput, the most memory that a process took, and from them the hours of the whole run, its disk and its memory. No corpus
+is needed. key=value changes a setting of every training, as in run.sh: data.max_duration=60 makes the batches of a
+recipe for GPUs small enough for a CPU. Dev losses, decoding and waiting for a cold disk are not in the figures.
+"""
+
+import argparse
+import gc
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+from typing import Dict, List, Optional, Tuple
+
+import torch
+from lhotse import CutSet
+
+from kdlib.config import FbankConfig, LangConfig, TrainConfig, load_config, merge_config
+from kdlib.conformer import RIGHT_CONTEXT, SUBSAMPLING
+from kdlib.data import feature_statistics
+from kdlib.errors import RecipeError, run_main
+from kdlib.files import read_json, write_json, write_text
+from kdlib.lang import Lang
+from kdlib.planning import FRAMES_A_SECOND, measure_model
+from kdlib.report import describe_machine, markdown_table
+from kdlib.training.loop import Trainer
+from kdlib.training.parallel import default_world_size, launch
+from kdlib.transducer import Transducer
+from made_up_speech import POOL, MadeUpSpeech, make_speech
+
+PLAN = Path(__file__).resolve().parents[1] / "local" / "plan.py"
+# Durations of LibriSpeech's train-clean-360 at its three speeds, as icefall's display_manifest_statistics.py gives them.
+LIBRISPEECH = "0:1.0 1:2.5 5:4.2 10:6.2 25:11.2 50:13.7 75:15.3 90:16.6 99:18.1 99.9:18.8 100:20"
+GIB = 2**30
+
+
+def get_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", type=Path, required=True, help="folder of a recipe, such as egs/librispeech")
+    parser.add_argument("--hours", type=float, default=960.0, help="of speech to train on, at one speed (960)")
+    parser.add_argument("--models", nargs="+", help="of teacher, stage1, ..., scratch, single (all)")
+    parser.add_argument("--updates", type=int, default=20, help="measured, of each model (20)")
+    parser.add_argument("--warm-up", type=int, default=5, help="updates before them (5)")
+    parser.add_argument("--seconds", default=LIBRISPEECH, metavar="PERCENT:SECONDS ...",
+                        help="the utterances' durations: so many per cent are at most so long (LibriSpeech's)")
+    parser.add_argument("--tokens-per-second", type=float, default=4.4, help="of labels (4.4, as LibriSpeech has)")
+    parser.add_argument("--vocab-size", type=int, help="tokens (as in the recipe's lang.yaml)")
+    parser.add_argument("--world-size", type=int, default=default_world_size(), help="processes (as local/train.py)")
+    parser.add_argument("--output", type=Path, help="a file for the tables in Markdown")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    args = parser.parse_args()
+    for name in ("hours", "updates", "warm_up", "tokens_per_second", "world_size"):
+        if not getattr(args, name) > 0:
+            raise RecipeError(f"--{name.replace('_', '-')} {getattr(args, name)} is not positive")
+    if not (args.recipe / "conf").is_dir():
+        raise RecipeError(f"{args.recipe} is no recipe: give its folder, such as egs/librispeech")
+    return args
+
+
+def read_configs(args: argparse.Namespace, folder: Path) -> Dict[str, TrainConfig]:
+    """The trainings of the teacher and of all that local/plan.py plans, by name and in order."""
+    conf = args.recipe / "conf"
+    teacher = load_config(TrainConfig, conf / "teacher.yaml", args.overrides)
+    done = subprocess.run([sys.executable, str(PLAN), "--config", str(conf / "progressive.yaml"), "--teacher-config",
+                           str(conf / "teacher.yaml"), "--lang", str(folder / "lang"), "--output", str(folder / "conf"),
+                           *args.overrides], capture_output=True, text=True)
+    if done.returncode:
+        raise RecipeError((done.stderr.strip().splitlines() or ["error: local/plan.py failed"])[-1].replace("error: ", ""))
+    stages = [f"stage{number + 1}" for number in range(read_json(folder / "conf" / "plan.json", "")["stages"])]
+    configs = {name: load_config(TrainConfig, folder / "conf" / f"{name}.yaml")
+               for name in (*stages, "scratch", "single", "single-matched")}
+    return {"teacher": teacher, **configs}
+
+
+def teacher_of(name: str, configs: Dict[str, TrainConfig]) -> Optional[str]:
+    """Whom a model is distilled from."""
+    if name in ("teacher", "scratch"):
+        return None
+    number = int(name[5:]) if name.startswith("stage") else 1
+    return "teacher" if number == 1 or configs[name].loss.distill_from == "first" else f"stage{number - 1}"
+
+
+class TimedTrainer(Trainer):
+    """The training loop, which notes when each update ended and how many seconds of audio it heard."""
+
+    marks: List[Tuple[float, float]]
+
+    def _update(self, batch):
+        made = super()._update(batch)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        frames = SUBSAMPLING * batch.total_frames + RIGHT_CONTEXT * batch.total_utterances
+        self.marks.append((time.perf_counter(), frames / FRAMES_A_SECOND))
+        return made
+
+    def _end_epoch(self):
+        self.epoch += 1  # neither dev loss nor checkpoint
+
+
+def peak_memory() -> int:
+    """The most bytes that this process has held since its high-water mark was set anew; 0 where that cannot be told."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), 0)
+
+
+def train(config: TrainConfig, teacher: Optional[TrainConfig], lang: Lang, cuts: CutSet, skip: int, exp: Path, rank: int,
+          device: torch.device) -> None:
+    """What each process does; its figures go to a file of its own in ``exp``."""
+    statistics = feature_statistics(cuts.subset(first=POOL))
+    models = []
+    for one in (config, teacher):
+        models.append(None if one is None else Transducer(one.model, len(lang)))
+        if one is not None:
+            models[-1].encoder.set_feature_statistics(*statistics)
+    noise = None
+    if config.data.noise_probability > 0:
+        noise = CutSet.from_cuts(cut.drop_supervisions() for cut in cuts.subset(first=POOL))
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        try:
+            Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+        except OSError:
+            pass  # then it is of the whole process so far
+    trainer = TimedTrainer(config, exp, lang, models[0], cuts, cuts.subset(first=POOL), noise, models[1], device, rank)
+    trainer.marks = []
+    trainer.train()
+    peak = torch.cuda.max_memory_reserved(device) if device.type == "cuda" else peak_memory()
+    state = sum(value.numel() * value.element_size() for value in trainer.model.state_dict().values())
+    took, measured = trainer.marks[-1][0] - trainer.marks[skip - 1][0], trainer.marks[skip:]
+    heard = sum(seconds for _, seconds in measured)
+    write_json(exp / f"figures-{rank}.json", {"memory": peak, "audio": heard / took, "updates": len(measured) / took,
+                                              "batch": heard / len(measured), "state": state, "bad": trainer.bad_updates})
+
+
+def measure(args: argparse.Namespace, name: str, configs: Dict[str, TrainConfig], speech: MadeUpSpeech,
+            folder: Path) -> Dict[str, float]:
+    """The figures of one model; the memory is the most that one of its processes took."""
+    teacher = teacher_of(name, configs)
+    few = [f"training.updates_per_epoch={args.warm_up + args.updates}", "training.num_epochs=1", "training.avg=1",
+           "training.save_every_updates=1000000", "data.curriculum.updates=0"]
+    exp = folder / name
+    exp.mkdir()
+    launch(partial(train, merge_config(TrainConfig, configs[name], few), configs[teacher] if teacher else None, speech.lang,
+                   speech.cuts, args.warm_up, exp), args.world_size)
+    figures = [json.loads(path.read_text()) for path in sorted(exp.glob("figures-*.json"))]
+    if figures[0]["bad"]:
+        raise RecipeError(f"{name}: {figures[0]['bad']} updates had gradients that are not finite and were left out, which "
+                          "is quicker: lower optim.learning_rate")
+    return {**figures[0], "memory": max(one["memory"] for one in figures)}
+
+
+def report(args: argparse.Namespace, configs: Dict[str, TrainConfig], found: Dict[str, Dict[str, float]],
+           speech: MadeUpSpeech, fbank: FbankConfig) -> str:
+    """The tables, in Markdown."""
+    on_gpu = torch.cuda.is_available() and args.world_size <= torch.cuda.device_count()
+    machine = describe_machine()
+    cores = args.world_size if on_gpu else machine["cores"]
+    device = f"{args.world_size} x {torch.cuda.get_device_name(0)}" if on_gpu else \
+        f"{machine['processor']}, {machine['cores']} cores, {args.world_size} processes"
+    heard = args.hours * (1 + sum(1 / factor for factor in fbank.speed_factors))
+    rows, total, checkpoints = [], 0.0, 0
+    for name, config in configs.items():
+        figures = found.get("single" if name == "single-matched" else name)
+        if figures is None:
+            continue
+        training = config.training
+        audio = training.num_epochs * (training.updates_per_epoch * figures["batch"] / 3600 if training.updates_per_epoch
+                                       else heard)
+        hours = audio / figures["audio"]
+        total += hours
+        checkpoints += 2 * training.num_epochs * figures["state"]  # each epoch's weights and their moving average
+        rows.append([name, f"{measure_model(config.model, len(speech.lang), run=False).total:,}", f"{figures['audio']:,.1f}",
+                     f"{figures['updates']:.3f}", f"{figures['batch']:,.0f}", f"{figures['memory'] / GIB:.2f}",
+                     str(training.num_epochs), f"{audio:,.1f}", f"{hours:,.1f}", f"{hours * cores:,.1f}"])
+    rows.append(["together", *[""] * 7, f"{total:,.1f}", f"{total * cores:,.1f}"])
+    header = ["Model", "Params", "s of audio / s", "updates / s", "s in a batch", "GiB", "epochs", "h of audio", "hours",
+              "GPU hours" if on_gpu else "core hours"]
+    cuts = heard * 3600 / (sum(cut.duration for cut in speech.cuts) / len(speech.cuts))
+    command = " ".join([f"--hours {args.hours:g}", *args.overrides])
+    each = speech.features_per_hour
+    return (f"{device}; torch {torch.__version__}; {args.updates} updates of each model after {args.warm_up}; "
+            f"{' '.join([f'--hours {args.hours:g}', *args.overrides])}. GiB: the most that a "
+            f"{'GPU' if on_gpu else 'process'} held.\n\n{markdown_table(header, rows)}\n"
+            f"Features: {each / 1e6:.1f} MB an hour, {each * heard / 1e9:.2f} GB for {heard:,.0f} h (training, "
+            f"{1 + len(fbank.speed_factors)} speeds).\n"
+            f"Checkpoints: {checkpoints / 1e9:.2f} GB, of all epochs.\n"
+            f"Cuts: {speech.bytes_per_cut:,.0f} bytes each in memory, {speech.bytes_per_cut * cuts / GIB:.2f} GiB for "
+            f"{cuts:,.0f} of them in each process.\n")
+
+
+def main() -> None:
+    args = get_args()
+    torch.set_num_threads(1)  # processes are forked from this one
+    fbank = load_config(FbankConfig, args.recipe / "conf" / "fbank.yaml")
+    vocab_size = args.vocab_size or load_config(LangConfig, args.recipe / "conf" / "lang.yaml").vocab_size
+    teacher = load_config(TrainConfig, args.recipe / "conf" / "teacher.yaml", args.overrides)
+    # Enough for all updates and for what the buckets hold back.
+    seconds = teacher.data.max_duration * (args.warm_up + args.updates + 2 * teacher.data.num_buckets)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder, found = Path(temporary), {}
+        speech = make_speech(folder, fbank, vocab_size, seconds, args.seconds, args.tokens_per_second)
+        configs = read_configs(args, folder)
+        known = [name for name in configs if name != "single-matched"]  # which is single for longer
+        for name in args.models or known:
+            if name not in known:
+                raise RecipeError(f"--models {name}: the recipe has {', '.join(known)}")
+            found[name] = measure(args, name, configs, speech, folder)
+            print(f"{name}: {found[name]['audio']:,.1f} s of audio a second", file=sys.stderr)
+        text = report(args, configs, found, speech, fbank)
+    print(text)
+    if args.output:
+        write_text(args.output, text)
+
+
+if __name__ == "__main__":
+    run_main(main)

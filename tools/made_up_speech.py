@@ -1,0 +1,95 @@
+"""Made-up speech for benchmarks: training cuts of any durations with features and transcripts, and no corpus needed."""
+
+import math
+import random
+import tracemalloc
+from pathlib import Path
+from typing import List, NamedTuple, Tuple
+
+import numpy as np
+import soundfile
+from lhotse import CutSet, LilcomChunkyWriter, Recording, SupervisionSegment
+from lhotse.utils import fastcopy
+
+from kdlib.config import FbankConfig, LangConfig
+from kdlib.data import load_cuts
+from kdlib.errors import RecipeError
+from kdlib.features import fbank_extractor
+from kdlib.lang import Lang, train_lang
+
+POOL = 150  # different utterances; a training hears each of them many times
+SYLLABLE = 0.12  # seconds
+
+
+class MadeUpSpeech(NamedTuple):
+    """Training cuts, and what they weigh."""
+
+    lang: Lang
+    cuts: CutSet
+    features_per_hour: float  # bytes on disk of an hour's features
+    bytes_per_cut: float  # in memory, once read
+
+
+def read_durations(words: str) -> Tuple[List[float], List[float]]:
+    """``0:1.5 50:6 100:20``: half of the utterances take 1.5 to 6 s. Returns the per cent and the seconds.
+
+    Raises:
+        RecipeError: it reads otherwise, or does not rise from 0 to 100 per cent.
+    """
+    try:
+        percent, seconds = (list(column) for column in zip(*(map(float, word.split(":")) for word in words.split())))
+    except ValueError:
+        raise RecipeError(f"--seconds '{words}' is not understood: write it as '0:1.5 50:6 100:20'") from None
+    if percent != sorted(percent) or seconds != sorted(seconds) or [percent[0], percent[-1]] != [0, 100] or seconds[0] <= 0:
+        raise RecipeError(f"--seconds '{words}' must rise from 0 to 100 per cent, and from above 0 seconds")
+    return percent, seconds
+
+
+def make_sound(seconds: float, rate: int, rng: np.random.Generator) -> np.ndarray:
+    """Noise, weaker towards high frequencies and rising and falling as syllables do, over a quiet ground; (samples,)."""
+    count = int(seconds * rate)
+    levels = rng.uniform(-60, -15, math.ceil(seconds / SYLLABLE) + 2)
+    level = np.interp(np.arange(count) / (rate * SYLLABLE), np.arange(len(levels)), levels)
+    steps = np.cumsum(rng.standard_normal(count + 64))
+    return (10 ** (level / 20) * (steps[64:] - steps[:-64]) / 8 + 1e-4 * rng.standard_normal(count)).clip(-1, 1)
+
+
+def make_speech(folder: Path, fbank: FbankConfig, vocab_size: int, seconds: float, durations: str,
+                tokens_per_second: float) -> MadeUpSpeech:
+    """At least ``seconds`` of utterances in ``folder``, with ``durations`` as of :func:`read_durations`.
+
+    They share the audio and the features of a pool, and their transcripts are words of a made-up language, whose tokens
+    (``folder/lang``) are BPE.
+    """
+    rng, words_rng = np.random.default_rng(0), random.Random(0)
+    words = ["".join(words_rng.choices("ABCDEFGHIJKLMNOPQRSTUVWXYZ", k=words_rng.randint(2, 8)))
+             for _ in range(4 * vocab_size)]
+    lang = train_lang(words, LangConfig("bpe", vocab_size), folder / "lang")
+    lengths = [len(lang.encode(word)) for word in words]
+    pool = []
+    for number, duration in enumerate(np.interp(np.linspace(0, 100, POOL), *read_durations(durations))):
+        path = folder / "audio" / f"{number}.flac"
+        path.parent.mkdir(exist_ok=True)
+        soundfile.write(path, make_sound(duration, fbank.sampling_rate, rng), fbank.sampling_rate)
+        recording = Recording.from_file(path)
+        text, tokens = [], 0
+        while tokens < tokens_per_second * duration:
+            chosen = rng.integers(len(words))
+            text.append(words[chosen])
+            tokens += lengths[chosen]
+        cut = recording.to_cut()
+        cut.supervisions = [SupervisionSegment(recording.id, recording.id, 0.0, recording.duration, text=" ".join(text),
+                                               speaker="none", language="English")]
+        pool.append(cut)
+    pool = list(CutSet.from_cuts(pool).compute_and_store_features(fbank_extractor(fbank), folder / "features",
+                                                                  storage_type=LilcomChunkyWriter, progress_bar=False))
+    pooled = sum(cut.duration for cut in pool)
+    on_disk = sum(path.stat().st_size for path in {Path(cut.features.storage_path) for cut in pool})
+    path = folder / "cuts.jsonl.gz"
+    CutSet.from_cuts(fastcopy(cut, id=f"{cut.id}-{turn}")
+                     for turn in range(math.ceil(seconds / pooled)) for cut in pool).to_file(path)
+    tracemalloc.start()
+    cuts = load_cuts(path)
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return MadeUpSpeech(lang, cuts, 3600 * on_disk / pooled, held / len(cuts))
