@@ -11,6 +11,7 @@ from torch import Tensor
 from kdlib import rnnt
 from kdlib.conformer import FRAME_MS
 from kdlib.lang import Lang
+from kdlib.scoring import split_characters
 from kdlib.transducer import Transducer
 
 FRAME_SECONDS = FRAME_MS / 1000
@@ -42,13 +43,14 @@ def align_labels(model: Transducer, encoder_out: Tensor, lengths: Tensor, symbol
 
 
 def word_frames(lang: Lang, tokens: Sequence[int], frames: Sequence[int]) -> List[Tuple[str, int, int]]:
-    """The words of a label sequence, each with the frames of its first and of its last label.
+    """The words of a label sequence (in Chinese and Japanese its characters), each with the frames of its first and of its
+    last label.
 
     A label belongs to the word that it changes; ``frames`` are those of the labels.
     """
     words: List[Tuple[str, int, int]] = []
     for count, frame in enumerate(frames, start=1):
-        now = lang.decode(list(tokens[:count])).split()
+        now = split_characters(lang.decode(list(tokens[:count])).split())
         for number, word in enumerate(now):
             if number >= len(words):
                 words.append((word, frame, frame))

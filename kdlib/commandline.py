@@ -9,7 +9,7 @@ from kdlib.conformer import FRAME_MS
 from kdlib.decoding import Hypothesis
 from kdlib.lang import Lang
 from kdlib.latency import LatencyMeter
-from kdlib.scoring import write_results
+from kdlib.scoring import describe_errors, write_results
 
 
 def add_decoding_options(parser: argparse.ArgumentParser) -> None:
@@ -54,7 +54,7 @@ def decoding_summary(model: Mapping[str, Any], config: DecodeConfig, chunk_size:
 
 def write_test_set(args: argparse.Namespace, folder: Path, name: str, setting: str, suffix: str, lang: Lang,
                    results: List[Tuple[str, str, Hypothesis]], chunk_size: int) -> Dict[str, Any]:
-    """Write a decoded test set's files and print its word error rate; return what the summary keeps of it.
+    """Write a decoded test set's files and print its error rates; return what the summary keeps of it.
 
     Args:
         folder, name, setting, suffix: as of :func:`kdlib.scoring.write_results`.
@@ -63,8 +63,7 @@ def write_test_set(args: argparse.Namespace, folder: Path, name: str, setting: s
     """
     counts = write_results(folder, name, setting, suffix, [
         (id_, text.split(), lang.decode(list(hypothesis.tokens)).split()) for id_, text, hypothesis in results])
-    print(f"{args.exp.name} {name}: WER {counts['wer']:.2f} % ({counts['errors']} errors in {counts['words']} words) "
-          f"-> {folder}/errs-{name}-{suffix}.txt")
+    print(f"{args.exp.name} {name}: {describe_errors(counts)} -> {folder}/errs-{name}-{suffix}.txt")
     if args.alignment is not None:
         meter = LatencyMeter(args.alignment / f"cuts_{name}.jsonl.gz", lang, chunk_size)
         for id_, _, hypothesis in results:

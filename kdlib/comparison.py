@@ -4,7 +4,9 @@ A *summary* is what decoding leaves behind: a dict with ``model``, ``parameters`
 ``epoch``, ``avg``, ``method``, ``max_sym_per_frame``, ``chunk_ms``, ``left_context_ms``, ``seconds`` and, under
 ``test_sets``, for each test set ``wer`` (per cent), ``errors``, ``words``, ``ins``, ``del``, ``sub``, ``utterances``,
 ``skipped``, and ``errors_by_utterance`` and ``words_by_utterance``, lists in the order of the ids, and perhaps
-``latency`` (see :class:`kdlib.latency.LatencyMeter`). An optional ``training`` holds what is known of the training (``seconds``, ``torch``, ...).
+``latency`` (see :class:`kdlib.latency.LatencyMeter`). A test set in Chinese or Japanese also has ``characters``: the same
+figures counted over characters, whose ``wer`` is the character error rate (CER); models are compared by these. An optional
+``training`` holds what is known of the training (``seconds``, ``torch``, ...).
 """
 
 import math
@@ -17,6 +19,10 @@ from kdlib.report import format_relative, relative_change
 from kdlib.significance import RESAMPLES, paired_p_value, wer_interval
 
 Summary = Mapping[str, Any]
+
+CER_NOTE = ("CER counts errors over characters, each Chinese or Japanese one on its own and a word in Latin letters as one. "
+            "The WER beside it counts over what stands between spaces: in transcripts without spaces, the part of the "
+            "utterances that have an error.")
 
 # What must be the same for two word error rates to be compared.
 SETTINGS = ("method", "max_sym_per_frame", "chunk_ms", "left_context_ms")
@@ -41,14 +47,36 @@ def summary_problem(summary: Any, model: str) -> Optional[str]:
     if summary["parameters"] <= 0:
         return f"counts {summary['parameters']} parameters"
     for name, test in summary["test_sets"].items():
-        for key in _COUNTS:
-            if not isinstance(test, dict) or not is_number(test.get(key)):
-                return f"has no number {key} for test set {name}"
-        for key, total in zip(_LISTS, ("errors", "words")):
-            counts = test.get(key)
-            if not isinstance(counts, list) or not all(is_number(n) for n in counts) or sum(counts) != test[total]:
-                return f"has no {key} that add up to the {total} of test set {name}"
+        for counted in (test, headline(test)) if isinstance(test, dict) else (test,):
+            for key in _COUNTS:
+                if not isinstance(counted, dict) or not is_number(counted.get(key)):
+                    return f"has no number {key} for test set {name}"
+            for key, total in zip(_LISTS, ("errors", "words")):
+                counts = counted.get(key)
+                if not isinstance(counts, list) or not all(is_number(n) for n in counts) or sum(counts) != counted[total]:
+                    return f"has no {key} that add up to the {total} of test set {name}"
     return None
+
+
+def headline(test: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The figures of a test set that models are compared by: those over characters where it has them, else over words."""
+    return test.get("characters", test)
+
+
+def rate_name(test: Mapping[str, Any]) -> str:
+    """What the headline's rate is called."""
+    return test.get("rate", "CER" if "characters" in test else "WER")
+
+
+def rate_names(tests: Mapping[str, Mapping[str, Any]]) -> str:
+    """The headline rates of these test sets."""
+    return " and ".join(sorted({rate_name(test) for test in tests.values()}))
+
+
+def full_rate_name(tests: Mapping[str, Mapping[str, Any]]) -> str:
+    """What the headline rates of these test sets are called together, in words."""
+    names = {rate_name(test) for test in tests.values()}
+    return {"CER": "character error rate", "WER": "word error rate"}[names.pop()] if len(names) == 1 else "error rate"
 
 
 def read_summary(path: PathLike, model: str, remedy: str) -> Dict[str, Any]:
@@ -98,18 +126,22 @@ def compare(summaries: Mapping[str, Summary], chain: Sequence[str], baselines: S
 
 def _figures(test: Mapping[str, Any], teacher: Mapping[str, Any]) -> Dict[str, Any]:
     """A test set's figures of one model, with their interval and what they are beside the teacher's."""
-    errors, words = (test[key] for key in _LISTS)
+    errors, words = (headline(test)[key] for key in _LISTS)
+    figures = {key: value for key, value in test.items() if key not in _LISTS}
+    if "characters" in test:
+        figures["characters"] = {key: value for key, value in test["characters"].items() if key not in _LISTS}
     return {
-        **{key: value for key, value in test.items() if key not in _LISTS},
+        **figures,
         "interval": wer_interval(errors, words),
-        "relative": relative_change(test["wer"], teacher["wer"]),
-        "p_teacher": paired_p_value(errors, teacher["errors_by_utterance"], words),
+        "relative": relative_change(headline(test)["wer"], headline(teacher)["wer"]),
+        "p_teacher": paired_p_value(errors, headline(teacher)["errors_by_utterance"], words),
     }
 
 
 def _difference(summaries: Mapping[str, Summary], model: str, other: str) -> Dict[str, Any]:
-    """Two models on each test set: the difference of their word error rates and its p-value."""
-    tests = {name: (test, summaries[other]["test_sets"][name]) for name, test in summaries[model]["test_sets"].items()}
+    """Two models on each test set: the difference of their error rates and its p-value."""
+    tests = {name: (headline(test), headline(summaries[other]["test_sets"][name]))
+             for name, test in summaries[model]["test_sets"].items()}
     return {"model": model, "other": other, "test_sets": {
         name: {"difference": ours["wer"] - theirs["wer"],
                "p": paired_p_value(ours["errors_by_utterance"], theirs["errors_by_utterance"],
@@ -121,13 +153,13 @@ def pool_seeds(runs: Sequence[Mapping[str, Summary]]) -> Dict[str, Dict[str, Any
     """The same models trained from several seeds, as if the test sets had been read once by each.
 
     ``runs`` holds the summaries of each seed by model. A model of the result has ``parameters``, ``updates`` (the first
-    seed's) and, for each test set, ``wers`` (one a seed), and ``errors_by_utterance`` and ``words_by_utterance``, summed
-    over the seeds. A bootstrap of them over utterances is about these trained models: it does not know how other seeds
-    would have come out.
+    seed's) and, for each test set, ``rate`` (the name of its headline's), ``wers`` (one a seed), and
+    ``errors_by_utterance`` and ``words_by_utterance``, summed over the seeds. A bootstrap of them over utterances is
+    about these trained models: it does not know how other seeds would have come out.
     Raises :class:`RecipeError` where the runs do not hold the same models, of the same size, on the same test sets.
     """
     pooled: Dict[str, Dict[str, Any]] = {}
-    first = next(iter(runs[0].values()))["test_sets"]
+    first = {name: headline(test) for name, test in next(iter(runs[0].values()))["test_sets"].items()}
     for number, run in enumerate(runs, start=1):
         if list(run) != list(runs[0]):
             raise RecipeError(f"run {number} holds the models {', '.join(run)}; the first one {', '.join(runs[0])}")
@@ -137,8 +169,10 @@ def pool_seeds(runs: Sequence[Mapping[str, Summary]]) -> Dict[str, Dict[str, Any
             if into["parameters"] != summary["parameters"]:
                 raise RecipeError(f"{model} has {summary['parameters']:,} parameters in run {number} and "
                                   f"{into['parameters']:,} in the first one")
-            for name, test in summary["test_sets"].items():
-                sums = into["test_sets"].setdefault(name, {"wers": [], **{key: [0] * len(test[key]) for key in _LISTS}})
+            for name, whole in summary["test_sets"].items():
+                test = headline(whole)
+                sums = into["test_sets"].setdefault(name, {"wers": [], "rate": rate_name(whole),
+                                                           **{key: [0] * len(test[key]) for key in _LISTS}})
                 sums["wers"].append(test["wer"])
                 if name not in first or test["words_by_utterance"] != first[name]["words_by_utterance"]:
                     raise RecipeError(f"{model} was decoded on another {name} in run {number} than the first model in "
@@ -157,8 +191,8 @@ def seeds_table(pooled: Mapping[str, Mapping[str, Any]]) -> Tuple[List[str], Lis
     teacher = pooled[models[0]]
     last = [model for model in models if model.startswith("stage")][-1]
     header = ["Model", "Params", "% of teacher", "Updates"]
-    for name in teacher["test_sets"]:
-        header += [f"WER {name}", "sd", "each", "rel.", "p teacher", f"p {last}"]
+    for name, test in teacher["test_sets"].items():
+        header += [f"{rate_name(test)} {name}", "sd", "each", "rel.", "p teacher", f"p {last}"]
     rows = []
     for model, row in pooled.items():
         cells = [model, f"{row['parameters']:,}", f"{100 * row['parameters'] / teacher['parameters']:.1f}",
@@ -187,10 +221,11 @@ def format_p(p: float) -> str:
 
 
 def table(comparison: Mapping[str, Any]) -> Tuple[List[str], List[List[str]]]:
-    """Header and cells of the table of :func:`compare`: one row a model, two columns a test set."""
+    """Header and cells of the table of :func:`compare`: one row a model, four columns a test set, and the word error rate
+    where another one leads."""
     header = ["Model", "Params", "% of teacher", "Updates"]
-    for name in comparison["test_sets"]:
-        header += [f"WER {name}", "95%", "rel.", "p"]
+    for name, test in comparison["rows"][0]["test_sets"].items():
+        header += [f"{rate_name(test)} {name}", "95%", "rel.", "p"] + [f"WER {name}"] * ("characters" in test)
     rows = []
     for row in comparison["rows"]:
         cells = [row["model"], f"{row['parameters']:,}", f"{row['percent_of_teacher']:.1f}", f"{row['updates']:,}"]
@@ -198,7 +233,9 @@ def table(comparison: Mapping[str, Any]) -> Tuple[List[str], List[List[str]]]:
             test = row["test_sets"][name]
             low, high = test["interval"]
             p = "" if row is comparison["rows"][0] else format_p(test["p_teacher"])
-            cells += [f"{test['wer']:.2f}", f"{low:.1f}-{high:.1f}", format_relative(test["relative"]), p]
+            cells += [f"{headline(test)['wer']:.2f}", f"{low:.1f}-{high:.1f}", format_relative(test["relative"]), p]
+            if "characters" in test:
+                cells.append(f"{test['wer']:.2f}")
         rows.append(cells)
     return header, rows
 
@@ -261,24 +298,29 @@ def ablation_table(arms: Mapping[str, Summary]) -> Tuple[List[str], List[List[st
         for test_set in test_sets:
             beside = "" if name == first else (f" ({against[test_set]['difference']:+.2f}, "
                                                f"p {format_p(against[test_set]['p'])})")
-            cells.append(f"{summary['test_sets'][test_set]['wer']:.2f}{beside}")
+            cells.append(f"{headline(summary['test_sets'][test_set])['wer']:.2f}{beside}")
             if timed:
                 latency = summary["test_sets"][test_set]["latency"]
                 cells.append(f"{_milliseconds(latency['delay_ms'])} / {_milliseconds(latency['delay_p90_ms'])}")
         rows.append(cells)
-    columns = [column for name in test_sets for column in [f"WER {name}", *(["delay / 90%"] if timed else [])]]
+    columns = [column for name, test in arms[first]["test_sets"].items()
+               for column in [f"{rate_name(test)} {name}", *(["delay / 90%"] if timed else [])]]
     return ["Arm", "Params", "Updates", *columns], rows
 
 
 def legend(comparison: Mapping[str, Any]) -> List[str]:
     """Sentences that say how the figures of :func:`table` were come by."""
     cap = comparison["max_sym_per_frame"]
-    words = "; ".join(f"{name} {test['words']:,} in {test['utterances']:,} utterances"
-                      for name, test in comparison["rows"][0]["test_sets"].items())
+    tests = comparison["rows"][0]["test_sets"]
+    words = "; ".join(f"{name} {headline(test)['words']:,} in {test['utterances']:,} utterances"
+                      for name, test in tests.items())
+    rates = rate_names(tests)
+    units = "characters" if rates == "CER" else "words" if rates == "WER" else "words or characters"
     return [
-        f"WER in per cent, with its bootstrap interval of 95% over utterances; rel. is the change against the teacher, "
+        f"{rates} in per cent, with its bootstrap interval of 95% over utterances; rel. is the change against the teacher, "
         "p that of a paired bootstrap against it (two-sided, one training each: it knows nothing of other seeds). "
-        f"Reference words: {words}.",
+        f"Reference {units}: {words}.",
+        *([CER_NOTE] if "CER" in rates else []),
         f"Decoding: {comparison['method']}, "
         + (f"at most {cap} symbol{'s' if cap != 1 else ''} a frame, " if cap else "no cap on the symbols a frame, ")
         + f"chunks of {comparison['chunk_ms']:g} ms with {comparison['left_context_ms']:g} ms of left context.",

@@ -161,6 +161,8 @@ class DataConfig:
     max_duration: float = 25.0  # seconds of audio in a batch
     num_buckets: int = 10
     num_workers: int = 1
+    shar_root: str = ""  # folder or URL of the shards of Shar features, where that is not the folder of stage 2
+    shar_buffer: int = 5000  # their utterances that each process holds, with features, to shuffle and to make batches of
     noise_probability: float = 0.0
     noise_snr: List[float] = field(default_factory=lambda: [8.0, 25.0])
     min_seconds: float = 0.2
@@ -169,7 +171,7 @@ class DataConfig:
     curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
 
     def __post_init__(self) -> None:
-        _positive(self, "data", "max_duration", "num_buckets")
+        _positive(self, "data", "max_duration", "num_buckets", "shar_buffer")
         _require(self.num_workers >= 0, "data.num_workers", self.num_workers, "0 or more")
         _require(len(self.noise_snr) == 2 and self.noise_snr[0] <= self.noise_snr[1], "data.noise_snr", self.noise_snr,
                  "the lowest and the highest ratio, in dB")
@@ -251,6 +253,12 @@ class FbankConfig:
     low_freq: float = 20.0
     high_freq: float = -400.0
     speed_factors: List[float] = field(default_factory=list)
+    storage: str = "files"  # of the training part's features: files, to be read in any order, or shar, from end to end
+    shard_size: int = 1000  # utterances in a file of shar
+
+    def __post_init__(self) -> None:
+        _require(self.storage in ("files", "shar"), "storage", self.storage, "files or shar")
+        _positive(self, "fbank", "shard_size")
 
 
 @dataclass

@@ -4,6 +4,8 @@ import random
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Dict, Iterable, Iterator, List, Optional, Tuple, Union
 
@@ -13,15 +15,19 @@ from lhotse import CutSet
 from lhotse.cut import Cut
 from lhotse.dataset import CutMix, DynamicBucketingSampler, SpecAugment
 from lhotse.dataset.collation import collate_features
+from lhotse.dataset.sampling.dynamic_bucketing import estimate_duration_buckets
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_worker_info
 
 from kdlib.config import DataConfig
 from kdlib.conformer import subsampled_length
 from kdlib.errors import RecipeError
 from kdlib.files import PathLike
 from kdlib.lang import Lang
+from kdlib.shar import SharCuts
+
+TrainCuts = Union[CutSet, SharCuts]
 
 
 @dataclass
@@ -95,6 +101,9 @@ def load_cuts(path: PathLike, remedy: str = "run stage 2 first") -> CutSet:
     """Read a cut manifest whole; a missing, empty or damaged one is a :class:`RecipeError`."""
     path = Path(path)
     if not path.is_file():
+        if shar_index(path).is_file():
+            raise RecipeError(f"{path} is missing, since stage 2 wrote these features in Shar, which training alone reads: "
+                              "run stage 2 with fbank.storage=files")
         raise RecipeError(f"{path} is missing: {remedy}")
     try:
         cuts = CutSet.from_file(path).to_eager()
@@ -104,6 +113,12 @@ def load_cuts(path: PathLike, remedy: str = "run stage 2 first") -> CutSet:
     if len(cuts) == 0:
         raise RecipeError(f"{path} holds no cuts: {remedy}")
     return cuts
+
+
+def shar_index(path: PathLike) -> Path:
+    """Where the index stands if the features of a part are in Shar; ``path`` is that of its cuts if they are not."""
+    path = Path(path)
+    return path.with_name(path.name.replace("cuts_", "shar_", 1).replace(".jsonl.gz", ".json"))
 
 
 def nbest_of(cut: Cut) -> List[Tuple[str, float]]:
@@ -116,12 +131,28 @@ def nbest_of(cut: Cut) -> List[Tuple[str, float]]:
     return found
 
 
-def has_nbest(cuts: Iterable[Cut]) -> bool:
+def has_nbest(cuts: TrainCuts) -> bool:
     """Whether any of the cuts carries hypotheses."""
-    return any(nbest_of(cut) for cut in cuts)
+    return any(nbest_of(cut) for cut in (cuts.described() if isinstance(cuts, SharCuts) else cuts))
 
 
-def select_cuts(cuts: CutSet, lang: Lang, config: DataConfig, modified: bool) -> Tuple[CutSet, Dict[str, List[str]]]:
+def unusable(cut: Cut, lang: Lang, config: DataConfig, modified: bool) -> Optional[str]:
+    """Why a transducer cannot learn from the cut, or None; see :func:`select_cuts`."""
+    text = cut.supervisions[0].text if cut.supervisions else None
+    nbest_of(cut)
+    if not cut.has_features:
+        return "no features"
+    if not text or not text.strip():
+        return "empty transcript"
+    if cut.duration < config.min_seconds:
+        return f"shorter than {config.min_seconds} s"
+    if cut.duration > config.max_seconds:
+        return f"longer than {config.max_seconds} s"
+    labels = len(lang.encode(text)) if modified else 1
+    return None if subsampled_length(cut.num_frames) >= max(1, labels) else "too short for its labels"
+
+
+def select_cuts(cuts: TrainCuts, lang: Lang, config: DataConfig, modified: bool) -> Tuple[TrainCuts, Dict[str, List[str]]]:
     """Keep the cuts that a transducer can learn from.
 
     A path through the ``modified`` lattice consumes one frame a label, so U labels need U frames after subsampling;
@@ -132,28 +163,34 @@ def select_cuts(cuts: CutSet, lang: Lang, config: DataConfig, modified: bool) ->
     Raises:
         RecipeError: what stands where a cut's hypotheses do is something else.
     """
+    reason_of = partial(unusable, lang=lang, config=config, modified=modified)
+    if isinstance(cuts, SharCuts):
+        return cuts.select(reason_of)
     skipped: Dict[str, List[str]] = {}
     kept = []
     for cut in cuts:
-        text = cut.supervisions[0].text if cut.supervisions else None
-        nbest_of(cut)
-        if not cut.has_features:
-            reason = "no features"
-        elif not text or not text.strip():
-            reason = "empty transcript"
-        elif cut.duration < config.min_seconds:
-            reason = f"shorter than {config.min_seconds} s"
-        elif cut.duration > config.max_seconds:
-            reason = f"longer than {config.max_seconds} s"
+        reason = reason_of(cut)
+        if reason is None:
+            kept.append(cut)
         else:
-            frames = subsampled_length(cut.num_frames)
-            labels = len(lang.encode(text))
-            if frames >= max(1, labels if modified else 1):
-                kept.append(cut)
-                continue
-            reason = "too short for its labels"
-        skipped.setdefault(reason, []).append(cut.id)
+            skipped.setdefault(reason, []).append(cut.id)
     return CutSet.from_cuts(kept), skipped
+
+
+def _too_many_words(cut: Cut, most: int) -> Optional[str]:
+    return None if len(cut.supervisions[0].text.split()) <= most else f"more than {most} words"
+
+
+def short_cuts(cuts: TrainCuts, most: int) -> TrainCuts:
+    """The cuts of at most so many words."""
+    if isinstance(cuts, SharCuts):
+        return cuts.select(partial(_too_many_words, most=most))[0]
+    return cuts.filter(lambda cut: _too_many_words(cut, most) is None).to_eager()
+
+
+def total_seconds(cuts: TrainCuts) -> float:
+    """How much audio the cuts hold."""
+    return cuts.seconds if isinstance(cuts, SharCuts) else sum(cut.duration for cut in cuts)
 
 
 def describe_skipped(skipped: Dict[str, List[str]]) -> List[str]:
@@ -266,11 +303,25 @@ class _BucketingSampler(DynamicBucketingSampler, _WithoutSource):
     pass
 
 
+class _SharSampler(_BucketingSampler):
+    """The order of the shards follows the sampler's epoch."""
+
+    def set_epoch(self, epoch: int) -> None:
+        super().set_epoch(epoch)
+        self.cuts[0].epoch = epoch
+
+
 class PlannedSampler(Sampler):
     """Gives a Lhotse sampler's batches their seeds and the training's progress; skips those already trained on.
 
     The batches and their seeds depend on the epoch and the batch's number alone, so a resumed training sees what an
     uninterrupted one would have seen, however many workers read; and every process sees its share of the same batches.
+
+    This holds for Shar features too, at a price: they can only be read from beginning to end, so every process and every
+    worker of it reads all shards and keeps its share, and a training that resumes reads again, from the beginning of its
+    epoch, what it was trained on before. What does not hold is that the shuffling is of all cuts: it is of the shards'
+    order, and of the ``data.shar_buffer`` cuts that are held at a time; so the batches are others than those of the same
+    cuts in a manifest.
     """
 
     def __init__(self, sampler, phase: Phase, skip: int, seconds: float, rank: int, world_size: int):
@@ -304,23 +355,49 @@ def checked(loader: DataLoader) -> Iterator[Batch]:
         yield batch
 
 
-def train_loader(cuts: CutSet, dataset: TransducerDataset, config: DataConfig, phase: Phase, skip: int = 0,
+class _SequentialBatches(IterableDataset):
+    """The planned batches of features that are read in order, in the process that reads them; of several workers each
+    leaves the others' batches to them."""
+
+    def __init__(self, dataset: TransducerDataset, planned: PlannedSampler):
+        self.dataset, self.planned = dataset, planned
+
+    def __iter__(self) -> Iterator[Union[Batch, RecipeError]]:
+        info = get_worker_info()
+        worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        try:
+            for number, planned in enumerate(self.planned):
+                if number % workers == worker:
+                    yield self.dataset[planned]
+        except RecipeError as error:  # as a value, like the dataset's own
+            yield error
+
+
+def train_loader(cuts: TrainCuts, dataset: TransducerDataset, config: DataConfig, phase: Phase, skip: int = 0,
                  rank: int = 0, world_size: int = 1) -> DataLoader:
     """Process ``rank``'s shares of the batches of a phase, from batch ``skip`` on."""
     if len(cuts) <= 2:
         raise RecipeError(f"{len(cuts)} training utterances are too few to make batches of: use more data, or a larger "
                           "data.curriculum.max_words where the curriculum asks for short ones")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # it advises lazy manifests; these are checked whole, so read
-        # Not told of the processes: each batch is dealt out here, so that their number changes none.
-        sampler = _BucketingSampler(cuts, max_duration=config.max_duration, shuffle=True, seed=phase.seed,
-                                    num_buckets=min(config.num_buckets, max(2, len(cuts) // 20)), rank=0, world_size=1)
+    # Not told of the processes: each batch is dealt out here, so that their number changes none.
+    options = dict(max_duration=config.max_duration, shuffle=True, seed=phase.seed, rank=0, world_size=1)
+    buckets = min(config.num_buckets, max(2, len(cuts) // 20))
+    if isinstance(cuts, SharCuts):
+        bins = estimate_duration_buckets(islice(cuts.described(), 10000), buckets)
+        # Synchronised buckets would be drawn otherwise in each worker.
+        sampler = _SharSampler(cuts.shuffled(phase.seed), duration_bins=bins, buffer_size=config.shar_buffer,
+                               sync_buckets=False, **options)
+    else:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # it advises lazy manifests; these are checked whole, so read
+            sampler = _BucketingSampler(cuts, num_buckets=buckets, **options)
     # A phase that goes round several times shuffles anew each time; a thousand rounds are kept for each.
     sampler.set_epoch(1000 * phase.epoch)
-    planned = PlannedSampler(sampler, phase, skip, sum(c.duration for c in cuts), rank, world_size)
-    workers = config.num_workers
-    return DataLoader(dataset, sampler=planned, batch_size=None, num_workers=workers,
-                      **({"prefetch_factor": 8} if workers else {}))
+    planned = PlannedSampler(sampler, phase, skip, total_seconds(cuts), rank, world_size)
+    workers = dict(num_workers=config.num_workers, **({"prefetch_factor": 8} if config.num_workers else {}))
+    if isinstance(cuts, SharCuts):
+        return DataLoader(_SequentialBatches(dataset, planned), batch_size=None, **workers)
+    return DataLoader(dataset, sampler=planned, batch_size=None, **workers)
 
 
 def eval_loader(cuts: CutSet, lang: Lang, config: DataConfig, max_duration: float) -> DataLoader:
@@ -337,9 +414,12 @@ def eval_loader(cuts: CutSet, lang: Lang, config: DataConfig, max_duration: floa
     return DataLoader(TransducerDataset(lang, config), sampler=batches, batch_size=None, num_workers=0)
 
 
-def feature_statistics(cuts: CutSet, max_cuts: int = 300) -> Tuple[Tensor, Tensor]:
+def feature_statistics(cuts: TrainCuts, max_cuts: int = 300) -> Tuple[Tensor, Tensor]:
     """Mean and standard deviation of every feature bin, each (F,) float32, over evenly chosen cuts."""
-    every = list(cuts)
-    step = max(1, len(every) // max_cuts)
-    frames = torch.cat([torch.from_numpy(cut.load_features()) for cut in every[::step]])
+    if isinstance(cuts, SharCuts):
+        chosen = list(cuts.some(max_cuts))
+    else:
+        every = list(cuts)
+        chosen = every[::max(1, len(every) // max_cuts)]
+    frames = torch.cat([torch.from_numpy(cut.load_features()) for cut in chosen])
     return frames.mean(0), frames.std(0)

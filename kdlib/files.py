@@ -1,6 +1,8 @@
 """Files that are either whole or absent."""
 
 import errno
+import gzip
+import hashlib
 import json
 import os
 import tempfile
@@ -53,6 +55,12 @@ def write_text(path: PathLike, text: str) -> None:
 def write_json(path: PathLike, value: Any) -> None:
     """Write ``value`` to ``path`` as indented JSON, atomically."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def content_digest(path: PathLike) -> str:
+    """SHA-256 of what a file says: the bytes of a gzip file hold the time of its writing too."""
+    content = Path(path).read_bytes()
+    return hashlib.sha256(gzip.decompress(content) if Path(path).suffix == ".gz" else content).hexdigest()
 
 
 def read_json(path: PathLike, remedy: str) -> Any:

@@ -17,7 +17,8 @@ REMEDY = "run stage 3 again to make it"
 def train_lang(texts: Iterable[str], config: LangConfig, output: PathLike) -> "Lang":
     """Train SentencePiece on ``texts`` and write ``bpe.model`` and ``tokens.txt`` into the folder ``output``.
 
-    ``char`` takes every character, whatever the vocabulary's size.
+    ``char`` takes every character, whatever the vocabulary's size. Where texts of characters hold no space, none stands
+    for the beginning of a word either: it would be a label before every utterance that says nothing.
 
     Raises:
         RecipeError: the type is unknown, there is no text, or the vocabulary is too small for the characters or larger
@@ -35,6 +36,7 @@ def train_lang(texts: Iterable[str], config: LangConfig, output: PathLike) -> "L
         normalization_rule_name="identity", minloglevel=2)
     if config.type == "char":
         options["use_all_vocab"] = True
+        options["add_dummy_prefix"] = any(len(text.split()) > 1 for text in texts)
     try:
         spm.SentencePieceTrainer.train(**options)
     except RuntimeError as error:
@@ -80,6 +82,11 @@ class Lang:
     def encode(self, text: str) -> List[int]:
         """Text to token ids."""
         return self.processor.encode(text, out_type=int)
+
+    def unknown(self, text: str) -> List[str]:
+        """The characters of a text that no token holds; :meth:`encode` makes ``<unk>`` of them."""
+        pieces = self.processor.encode(text, out_type=str)
+        return [character for piece in pieces if self.processor.piece_to_id(piece) == 2 for character in piece]
 
     def decode(self, ids: List[int]) -> str:
         """Token ids to text; an unknown token reads as a blank does: as nothing."""

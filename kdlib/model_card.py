@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any, Dict, List
 
+from kdlib.comparison import full_rate_name, headline
 from kdlib.conformer import FRAME_MS
 from kdlib.files import PathLike, read_json, write_text
 from kdlib.report import markdown_table
@@ -30,19 +31,20 @@ def write_model_card(folder: PathLike) -> None:
             f"- Features: {about['num_filters']} mel bins from {about['low_freq']:g} Hz to {about['high_freq']:g} Hz "
             f"(below 0: from half the rate), {about['sampling_rate']} Hz audio\n"
             f"- Training: {'; '.join(made)}\n")
-    rows = _word_error_rates(folder)
+    title, *rows = _error_rates(folder)
     if rows:
-        text += f"\n## Word error rates\n\nIn per cent, by sherpa-onnx from these files.\n\n{markdown_table(*rows)}"
+        text += f"\n## {title}\n\nIn per cent, by sherpa-onnx from these files.\n\n{markdown_table(*rows)}"
     write_text(folder / "model_card.md", text)
 
 
-def _word_error_rates(folder: Path) -> List[Any]:
-    """Header and cells of the decodings that are there; an empty list where there is none."""
+def _error_rates(folder: Path) -> List[Any]:
+    """What the rates are called, header and cells of the decodings that are there; only the first where there is none."""
     found: Dict[str, Any] = {kind: read_json(folder / name / "summary.json", AGAIN) for name, kind in DECODINGS
                              if (folder / name / "summary.json").exists()}
+    tests = {name: test for summary in found.values() for name, test in summary["test_sets"].items()}
+    title = f"{full_rate_name(tests).capitalize()}s"
     if not found:
-        return []
-    test_sets = list(dict.fromkeys(name for summary in found.values() for name in summary["test_sets"]))
-    return [["Files", "Search", *test_sets],
-            [[kind, summary["method"], *(f"{test['wer']:.2f}" if (test := summary["test_sets"].get(name)) else ""
-                                         for name in test_sets)] for kind, summary in found.items()]]
+        return [title]
+    return [title, ["Files", "Search", *tests],
+            [[kind, summary["method"], *(f"{headline(test)['wer']:.2f}" if (test := summary["test_sets"].get(name)) else ""
+                                         for name in tests)] for kind, summary in found.items()]]

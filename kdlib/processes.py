@@ -4,6 +4,11 @@ import ctypes
 import multiprocessing
 import os
 import signal
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from typing import Any, Iterator, Optional
+
+from kdlib.errors import RecipeError
 
 
 def end_with_parent() -> None:
@@ -19,3 +24,45 @@ def end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None and not parent.is_alive():  # it ended before the kernel was asked
         os._exit(1)
+
+
+def usable_cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)  # their threads would fight for the cores, which costs many times what they gain
+
+
+def _start_worker() -> None:
+    end_with_parent()
+    _one_thread()
+
+
+@contextmanager
+def executor(jobs: int, dask: Optional[str] = None) -> Iterator[Any]:
+    """What takes work with ``submit``: ``jobs`` processes of one thread, or a Dask cluster.
+
+    Args:
+        dask: the address of its scheduler; or ``local``, for a cluster of ``jobs`` processes on this machine.
+    Raises:
+        RecipeError: Dask is not installed, or nothing answers at that address.
+    """
+    if not dask:
+        with ProcessPoolExecutor(jobs, initializer=_start_worker) as pool:
+            yield pool
+        return
+    try:
+        from distributed import Client
+    except ImportError:
+        raise RecipeError("--dask needs the packages dask and distributed: pip install distributed") from None
+    try:
+        client = Client(n_workers=jobs, threads_per_worker=1) if dask == "local" else Client(dask)
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"--dask {dask}: no Dask scheduler answers there ({' '.join(str(error).split())[:160]})") from None
+    with client:
+        client.run(_one_thread)
+        yield client

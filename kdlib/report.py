@@ -15,7 +15,7 @@ UNKNOWN = "-"
 
 @dataclass(frozen=True)
 class SizedModel:
-    """A model in the plot: ``parameters`` is a count, ``wers`` the word error rates in per cent by test set."""
+    """A model in the plot: ``parameters`` is a count, ``wers`` the error rates in per cent by test set."""
 
     name: str
     parameters: int
@@ -82,8 +82,8 @@ def describe_machine() -> Dict[str, object]:
 
 
 def plot_wer_against_size(path: PathLike, chain: Sequence[SizedModel], others: Sequence[SizedModel],
-                          test_sets: Sequence[str], title: str) -> None:
-    """Draw word error rate against the number of parameters as a PNG, one panel a test set.
+                          test_sets: Mapping[str, str], title: str) -> None:
+    """Draw error rate against the number of parameters as a PNG, one panel a test set; each is named with its rate.
 
     ``chain`` (the largest first) is joined by a line and named on the logarithmic size axis, so that no text stands
     among the points; ``others`` are single markers named in the legend. Raises :class:`RecipeError` without matplotlib.
@@ -101,7 +101,7 @@ def plot_wer_against_size(path: PathLike, chain: Sequence[SizedModel], others: S
     figure = Figure(figsize=(1.0 + 4.6 * columns, 0.9 + 4.0 * rows), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
-    for panel, test_set in zip(panels, test_sets):
+    for panel, (test_set, rate) in zip(panels, test_sets.items()):
         panel.axhline(chain[0].wers[test_set], color="0.6", linestyle=":", linewidth=1, zorder=1)
         panel.plot([model.parameters for model in chain], [model.wers[test_set] for model in chain], "o-",
                    color="tab:blue", markersize=7, zorder=3, label="progressive distillation")
@@ -117,7 +117,7 @@ def plot_wer_against_size(path: PathLike, chain: Sequence[SizedModel], others: S
         highest = max(model.wers[test_set] for model in [*chain, *others])
         panel.set_ylim(0, 1.1 * highest if highest else 1)
         panel.set_xlabel("parameters of the deployed model")
-        panel.set_ylabel("word error rate (%)")
+        panel.set_ylabel(f"{rate} (%)")
         panel.set_title(test_set, fontsize=11)
         panel.grid(alpha=0.3)
     for panel in panels[len(test_sets):]:

@@ -1,10 +1,14 @@
-"""Word error counts and the three files that decoding leaves behind, laid out as icefall lays them out.
+"""Word error counts and the files that decoding leaves behind, laid out as icefall lays them out.
 
 ``results`` is everywhere a sequence of ``(utterance id, reference words, recognised words)``; words are non-empty
 strings without white space. The alignment is Levenshtein's with unit costs, computed by kaldialign.
+
+Chinese and Japanese put no spaces between words, so that their words depend on who wrote the transcripts down. Where
+references are in these scripts errors are counted over characters as well: the character error rate (CER).
 """
 
 import ast
+import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +24,9 @@ GAP = "*"  # how a missing word is shown in files
 # How a missing word is marked inside alignments: white space, which no word contains, so that a corpus whose words
 # include "*" is counted rightly.
 _EPSILON = " "
+# Chinese characters, with their iteration mark and zero, and kana.
+_ALONE = "\u3005\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_CHARACTERS = re.compile(f"[{_ALONE}]|[^{_ALONE}]+")
 
 
 @dataclass(frozen=True)
@@ -66,6 +73,22 @@ def align_words(ref: Sequence[str], hyp: Sequence[str]) -> List[Pair]:
         raise TypeError("ref and hyp must be lists of words, not strings")
     return [(None if left == _EPSILON else left, None if right == _EPSILON else right)
             for left, right in kaldialign.align(list(ref), list(hyp), _EPSILON)]
+
+
+def split_characters(words: Iterable[str]) -> List[str]:
+    """The units of the character error rate: each Chinese or Japanese character, and what stands between them whole.
+
+    So a word in Latin letters counts as one, and words without such characters are returned as they are.
+    """
+    return [unit for word in words for unit in _CHARACTERS.findall(word)]
+
+
+def by_characters(results: Iterable[Result]) -> Optional[List[Result]]:
+    """The results with characters for words; None where no reference has characters to count."""
+    results = list(results)
+    if not any(re.search(f"[{_ALONE}]", word) for _, ref, _ in results for word in ref):
+        return None
+    return [(cut_id, split_characters(ref), split_characters(hyp)) for cut_id, ref, hyp in results]
 
 
 def count_errors(results: Iterable[Result]) -> ErrorCounts:
@@ -118,13 +141,20 @@ def write_error_stats(path: PathLike, test_set_name: str, results: Iterable[Resu
 
     The file begins with ``%WER = 3.06`` and the counts, then shows each utterance with its errors as
     ``(reference->recognised)`` (neighbouring errors joined), then each kind of error by frequency, then each word
-    with its correct count, its errors and how often it stands in references and in hypotheses.
+    with its correct count, its errors and how often it stands in references and in hypotheses. Where the references
+    have characters to count (:func:`by_characters`), the file is about these: it begins with ``%CER = 3.06`` and their
+    counts, and the word error rate follows. The counts that are returned are of words.
 
     Raises :class:`RecipeError` for an id that stands twice and for a test set without reference words (both named).
     """
     results = _sorted_unique(results)
     alignments = [align_words(ref, hyp) for _, ref, hyp in results]
-    counts = _count(alignments)
+    counts = words = _count(alignments)
+    characters = by_characters(results)
+    if characters:
+        results = characters
+        alignments = [align_words(ref, hyp) for _, ref, hyp in results]
+        counts = _count(alignments)
     if counts.words == 0:
         raise RecipeError(f"test set {test_set_name} has no reference words, so no word error rate; check the "
                           "transcripts of its cuts")
@@ -133,9 +163,10 @@ def write_error_stats(path: PathLike, test_set_name: str, results: Iterable[Resu
     deletions = Counter(left for ali in alignments for left, right in ali if right is None)
     insertions = Counter(right for ali in alignments for left, right in ali if left is None)
     lines = [
-        f"%WER = {counts.wer:.2f}",
+        f"%{'CER' if characters else 'WER'} = {counts.wer:.2f}",
         f"Errors: {counts.ins} insertions, {counts.del_} deletions, {counts.sub} substitutions, over {counts.words} "
-        f"reference words ({counts.hits} correct)",
+        f"reference {'characters' if characters else 'words'} ({counts.hits} correct)",
+        *([f"%WER = {words.wer:.2f}, over {words.words} words between spaces"] if characters else []),
         "Search below for sections starting with PER-UTT DETAILS:, SUBSTITUTIONS:, DELETIONS:, INSERTIONS:, "
         "PER-WORD STATS:",
         "",
@@ -155,28 +186,49 @@ def write_error_stats(path: PathLike, test_set_name: str, results: Iterable[Resu
         *_word_lines(results, alignments),
     ]
     write_text(path, "\n".join(lines) + "\n")
-    return counts
+    return words
 
 
-def write_wer_summary(path: PathLike, wers: Mapping[str, float]) -> None:
-    """Write the word error rate (per cent) of each decoding setting, the best first."""
+def write_wer_summary(path: PathLike, wers: Mapping[str, float], rate: str = "WER") -> None:
+    """Write the error rate (per cent) of each decoding setting, the best first."""
     rows = sorted(wers.items(), key=lambda item: item[1])
-    write_text(path, "settings\tWER\n" + "".join(f"{setting}\t{wer:.2f}\n" for setting, wer in rows))
+    write_text(path, f"settings\t{rate}\n" + "".join(f"{setting}\t{wer:.2f}\n" for setting, wer in rows))
 
 
 def write_results(folder: PathLike, test_set: str, setting: str, suffix: str, results: Iterable[Result]) -> Dict[str, Any]:
-    """Write the three files of a decoded test set, and return what a decoding summary keeps of it.
+    """Write the files of a decoded test set, and return what a decoding summary keeps of it.
 
     ``setting`` names how it was decoded, ``suffix`` also with which epochs; the files are ``recogs-``, ``errs-`` and
-    ``wer-summary-<test_set>-<suffix>.txt`` in ``folder``.
+    ``wer-summary-<test_set>-<suffix>.txt`` in ``folder``, and ``cer-summary-`` where there are characters to count.
     """
     folder, results = Path(folder), list(results)
     write_recogs(folder / f"recogs-{test_set}-{suffix}.txt", results)
     counts = write_error_stats(folder / f"errs-{test_set}-{suffix}.txt", test_set, results)
     write_wer_summary(folder / f"wer-summary-{test_set}-{suffix}.txt", {setting: counts.wer})
+    kept = {**_kept(counts, results), "skipped": 0}
+    characters = by_characters(results)
+    if characters:
+        counts = count_errors(characters)
+        write_wer_summary(folder / f"cer-summary-{test_set}-{suffix}.txt", {setting: counts.wer}, "CER")
+        kept["characters"] = _kept(counts, characters)
+    return kept
+
+
+def _kept(counts: ErrorCounts, results: Iterable[Result]) -> Dict[str, Any]:
     errors, words = errors_by_utterance(results)
-    return {**counts.as_dict(), "wer": round(counts.wer, 4), "skipped": 0, "errors_by_utterance": errors,
-            "words_by_utterance": words}
+    return {**counts.as_dict(), "wer": round(counts.wer, 4), "errors_by_utterance": errors, "words_by_utterance": words}
+
+
+def describe_errors(test: Mapping[str, Any], by: str = "") -> str:
+    """What :func:`write_results` returned, for people: the word error rate, after the character error rate if any.
+
+    ``by`` stands behind the rate, to say how it came about.
+    """
+    described = f"WER {test['wer']:.2f} %{by} ({test['errors']} errors in {test['words']} words)"
+    if "characters" in test:
+        over = test["characters"]
+        described = f"CER {over['wer']:.2f} %{by} ({over['errors']} errors in {over['words']} characters), {described}"
+    return described
 
 
 def _sorted_unique(results: Iterable[Result]) -> List[Result]:

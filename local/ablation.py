@@ -20,7 +20,7 @@ from typing import Any, Dict, List
 
 from omegaconf import OmegaConf
 
-from kdlib.comparison import ablation_table, read_summary
+from kdlib.comparison import ablation_table, rate_names, read_summary
 from kdlib.config import ProgressiveConfig, TrainConfig, config_to_dict, load_config, merge_config, save_config
 from kdlib.errors import RecipeError, run_main
 from kdlib.files import write_text
@@ -103,8 +103,9 @@ def write_tables(args, config: AblationConfig) -> None:
     machine = describe_machine()
     text = (f"# Ablation of {args.recipe}\n\nWritten by `{args.command}`, with `conf/ablation.yaml`; every figure comes from "
             f"the files of one run, one seed. Machine: {machine['processor']}, {machine['cores']} cores.\n\n"
-            "WER in per cent; in brackets the difference to the first row and its p-value (paired bootstrap over "
-            "utterances, two-sided; it knows nothing of other seeds). Updates are those of all stages.\n")
+            f"{rate_names(next(iter(arms.values()))['test_sets'])} in per cent; in brackets the difference to the first row "
+            "and its p-value (paired bootstrap over utterances, two-sided; it knows nothing of other seeds). Updates are "
+            "those of all stages.\n")
     for table in config.tables:
         header, rows = ablation_table({name: arms[name] for name in table.arms})
         text += f"\n## {table.title}\n\n{markdown_table(header, rows)}"

@@ -14,7 +14,7 @@ from kdlib.data import load_cuts
 from kdlib.errors import run_main
 from kdlib.files import write_json
 from kdlib.model_card import write_model_card
-from kdlib.scoring import write_results
+from kdlib.scoring import describe_errors, write_results
 from kdlib.sherpa import METHODS, make_recognizer, read_model, tail
 
 
@@ -57,8 +57,8 @@ def main():
             results.append((cut.id, cut.supervisions[0].text.split(), recognizer.get_result(stream).split()))
         counts = write_results(folder, name, setting, setting, results)
         summary["test_sets"][name] = counts
-        print(f"{about['model']}{suffix} {name}: WER {counts['wer']:.2f} % by sherpa-onnx ({counts['errors']} errors in "
-              f"{counts['words']} words) -> {folder}/errs-{name}-{setting}.txt")
+        print(f"{about['model']}{suffix} {name}: {describe_errors(counts, ' by sherpa-onnx')} "
+              f"-> {folder}/errs-{name}-{setting}.txt")
     summary["seconds"] = round(time.monotonic() - begin, 1)
     summary["real_time_factor"] = round(busy / audio_seconds, 5)
     write_json(folder / "summary.json", summary)

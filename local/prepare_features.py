@@ -1,30 +1,39 @@
 #!/usr/bin/env python3
-"""Stage 2: Lhotse fbank features of every cut set, the training part also at other speeds."""
+"""Stage 2: Lhotse fbank features of every cut set, the training part also at other speeds.
+
+Several machines that share a disk may each make a part (--part 1/4 and so on); the same command without --part then joins
+what they made. With --dask the work goes to a Dask cluster.
+"""
 
 import argparse
+import random
 import shutil
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Iterable
+from typing import Iterable, List
 
 import torch
 from lhotse import CutSet, Fbank, LilcomChunkyWriter
 from lhotse.cut import Cut
 
-from kdlib.config import FbankConfig, load_config
-from kdlib.data import load_cuts
+from kdlib.config import FbankConfig, config_to_dict, load_config
+from kdlib.data import load_cuts, shar_index
 from kdlib.errors import RecipeError, run_main
 from kdlib.features import fbank_extractor
-from kdlib.files import atomic_path
-from kdlib.processes import end_with_parent
+from kdlib.files import atomic_path, content_digest
+from kdlib.processes import executor, usable_cores
+from kdlib.shar import read_index, write_index, write_shard
+from kdlib.shares import finish_share, finished_shares, parse_part, share_folder
 
 
 def get_args():
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--manifests", type=Path, required=True, help="folder with cuts_<part>.jsonl.gz")
     parser.add_argument("--output", type=Path, required=True, help="folder for the features and their cuts")
     parser.add_argument("--config", type=Path, required=True, help="conf/fbank.yaml")
-    parser.add_argument("--jobs", type=int, default=2, help="processes")
+    parser.add_argument("--jobs", type=int, default=usable_cores(), help="processes (the number of cores)")
+    parser.add_argument("--part", type=parse_part, metavar="K/N", help="do the K-th of N parts of each cut set")
+    parser.add_argument("--dask", metavar="ADDRESS", help="of a Dask scheduler, whose workers stand in this same folder; or "
+                        "'local', for a cluster of JOBS processes on this machine")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     return parser.parse_args()
 
@@ -41,11 +50,6 @@ def readable(cuts: Iterable[Cut]):
     return kept, broken
 
 
-def start_worker() -> None:
-    end_with_parent()
-    torch.set_num_threads(1)  # their threads would fight for the cores, which costs many times what they gain
-
-
 def report_skipped(part: str, count: int, broken) -> None:
     print(f"{part}: skipped {len(broken)} of {count} cuts with unreadable audio:")
     for name, reason in broken[:10]:
@@ -54,22 +58,25 @@ def report_skipped(part: str, count: int, broken) -> None:
         raise RecipeError(f"{part}: no audio can be read; make the corpus again (stage 0)")
 
 
-def extract(cuts: CutSet, part: str, output: Path, extractor: Fbank, jobs: int) -> CutSet:
+def extract(cuts: CutSet, part: str, storage: Path, extractor: Fbank, jobs: int, dask: str) -> CutSet:
     # More pieces than processes, so that the progress bar moves.
     pieces = max(1, min(len(cuts) // 50, 10 * jobs))
+    storage.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with ProcessPoolExecutor(jobs, initializer=start_worker) as pool:
+        with executor(jobs, dask) as pool:
             done = cuts.compute_and_store_features(
-                extractor=extractor, storage_path=output / part, num_jobs=pieces, executor=pool,
+                extractor=extractor, storage_path=storage, num_jobs=pieces, executor=pool if pieces > 1 else None,
                 storage_type=LilcomChunkyWriter, progress_bar=True).to_eager()
+    except RecipeError:
+        raise
     except Exception:
         # Reading every file twice on every run would be dear; only a run that met a bad file looks for it.
         kept, broken = readable(cuts)
         if not broken:
             raise
         report_skipped(part, len(cuts), broken)
-        shutil.rmtree(output / part, ignore_errors=True)
-        return extract(CutSet.from_cuts(kept), part, output, extractor, jobs)
+        shutil.rmtree(storage, ignore_errors=True)
+        return extract(CutSet.from_cuts(kept), part, storage, extractor, jobs, dask)
     if len(done) < len(cuts):  # Lhotse leaves out what it knows to be unreadable, and does not count it
         there = set(done.ids)
         left_out = [cut for cut in cuts if cut.id not in there]
@@ -78,34 +85,72 @@ def extract(cuts: CutSet, part: str, output: Path, extractor: Fbank, jobs: int) 
     return done
 
 
+def extract_shards(cuts: CutSet, part: str, storage: Path, name: str, extractor: Fbank, args, size: int) -> List[dict]:
+    """The same into shards of ``size`` cuts, whatever their order was: neighbours in a shard stay near in training."""
+    mixed = list(cuts)
+    random.Random(part).shuffle(mixed)
+    with executor(args.jobs, args.dask) as pool:
+        pieces = [pool.submit(write_shard, mixed[first:first + size], storage, name, number, extractor)
+                  for number, first in enumerate(range(0, len(mixed), size))]
+        done = [piece.result() for piece in pieces]
+    broken = [item for _, skipped in done for item in skipped]
+    if broken:
+        report_skipped(part, len(mixed), broken)
+    return [shard for shard, _ in done]
+
+
+def read_part(manifest: Path, part: str, args, config: FbankConfig) -> CutSet:
+    """The cuts of a part, or this machine's share of them; those of training also at other speeds."""
+    cuts = load_cuts(manifest, "run stage 1 again")
+    wrong = next((c for c in cuts if c.sampling_rate != config.sampling_rate), None)
+    if wrong is not None:
+        raise RecipeError(f"{manifest}: {wrong.id} has {wrong.sampling_rate} Hz, {args.config} says "
+                          f"{config.sampling_rate}: resample the corpus in stage 1 or change the config")
+    if args.part:
+        number, count = args.part
+        cuts = CutSet.from_cuts(list(cuts)[number - 1::count])
+    perturbed = [cuts.perturb_speed(factor) for factor in (config.speed_factors if part == "train" else [])]
+    return CutSet.from_cuts(cut for one in [cuts, *perturbed] for cut in one)
+
+
 def main():
     args = get_args()
     config = load_config(FbankConfig, args.config, args.overrides)
-    parts = sorted(args.manifests.glob("cuts_*.jsonl.gz"))
-    if not parts:
+    manifests = sorted(args.manifests.glob("cuts_*.jsonl.gz"))
+    if not manifests:
         raise RecipeError(f"{args.manifests} holds no cuts_*.jsonl.gz: run stage 1 first")
-    extractor = fbank_extractor(config)
     torch.set_num_threads(1)  # lhotse warns of forked processes that have more
     args.output.mkdir(parents=True, exist_ok=True)
-    for manifest in parts:
+    made_of = {"config": config_to_dict(config), "manifests": {path.name: content_digest(path) for path in manifests}}
+    shares = [] if args.part else finished_shares(args.output, made_of)
+    folder = share_folder(args.output, args.part) if args.part else args.output
+    for manifest in manifests:
         part = manifest.name[len("cuts_"):-len(".jsonl.gz")]
-        cuts = load_cuts(manifest, "run stage 1 again")
-        wrong = next((c for c in cuts if c.sampling_rate != config.sampling_rate), None)
-        if wrong is not None:
-            raise RecipeError(f"{manifest}: {wrong.id} has {wrong.sampling_rate} Hz, {args.config} says "
-                              f"{config.sampling_rate}: resample the corpus in stage 1 or change the config")
-        if part == "train":
-            for factor in config.speed_factors:
-                cuts = cuts + load_cuts(manifest).perturb_speed(factor)
-            cuts = cuts.to_eager()
+        shar = part == "train" and config.storage == "shar"
+        path, index = folder / manifest.name, shar_index(folder / manifest.name)
         # The old cuts go first: after a kill they would stand beside features that are gone or others'.
-        (args.output / manifest.name).unlink(missing_ok=True)
-        shutil.rmtree(args.output / part, ignore_errors=True)
-        cuts = extract(cuts, part, args.output, extractor, args.jobs)
-        with atomic_path(args.output / manifest.name) as temporary:
-            cuts.to_eager().to_file(temporary)
+        for old in (path, index, args.output / manifest.name, shar_index(args.output / manifest.name)):
+            old.unlink(missing_ok=True)
+        name = f"{part}/{folder.name}" if args.part else part
+        if not shares:
+            shutil.rmtree(args.output / name, ignore_errors=True)
+            cuts = read_part(manifest, part, args, config)
+        if shar:
+            shards = ([shard for share in shares for shard in read_index(shar_index(share / manifest.name))] if shares else
+                      extract_shards(cuts, part, args.output / name, name, fbank_extractor(config), args, config.shard_size))
+            write_index(index, shards)
+            print(f"{part}: {sum(shard['utterances'] for shard in shards)} cuts, {config.num_filters} bins -> {index}")
+            continue
+        cuts = (CutSet.from_cuts(cut for share in shares for cut in CutSet.from_file(share / manifest.name)) if shares else
+                extract(cuts, part, args.output / name, fbank_extractor(config), args.jobs, args.dask))
+        with atomic_path(path) as temporary:
+            cuts.to_file(temporary)
         hours = sum(c.duration for c in cuts) / 3600
-        print(f"{part}: {len(cuts)} cuts, {hours:.2f} h, {config.num_filters} bins -> {args.output / manifest.name}")
+        print(f"{part}: {len(cuts)} cuts, {hours:.2f} h, {config.num_filters} bins -> {path}")
+    if args.part:
+        finish_share(folder, made_of)
+    elif shares:
+        shutil.rmtree(shares[0].parent)
 
 
 if __name__ == "__main__":

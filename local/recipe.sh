@@ -207,6 +207,13 @@ cuts() {
   for part; do printf '%s\n' "$folder/cuts_$part.jsonl.gz"; done
 }
 
+# training_cuts: what stage 2 leaves of the training part: its cuts, or the index of its shards where it stores these.
+training_cuts() {
+  local storage
+  storage=$({ sed -n 's/^storage: *//p' conf/fbank.yaml; settings fbank | sed -n 's/^storage=//p'; } | tail -n 1)
+  if [[ $storage == shar* ]]; then printf '%s\n' "$fbank/shar_train.json"; else cuts "$fbank" train; fi
+}
+
 # json_value FILE KEY TYPE STAGE: the str or int of a file that STAGE makes; the file's own name where it is missing, for
 # `step` to complain about.
 json_value() {
@@ -229,18 +236,20 @@ prepare_features() {  # stage 2
   mapfile -t extra < <(settings fbank)
   # shellcheck disable=SC2046,SC2086  # names without spaces, to be split
   step fbank --conf conf/fbank.yaml --from 1 "${manifests[@]}" \
-    --makes $(cuts "$fbank" train dev $test_sets $noise_cuts $unlabelled_cuts) -- \
+    --makes "$(training_cuts)" $(cuts "$fbank" dev $test_sets $noise_cuts $unlabelled_cuts) -- \
     python "$scripts/prepare_features.py" --manifests "$data/manifests" --output "$fbank" --config conf/fbank.yaml \
     --jobs "$jobs" "${extra[@]}"
 }
 
 prepare_tokens() {  # stage 3
-  local extra
+  local extra others
   mapfile -t extra < <(settings lang)
-  step lang --conf conf/lang.yaml --from 1 "$data/manifests/cuts_train.jsonl.gz" --makes "$lang/tokens.txt" \
-    "$lang/bpe.model" -- \
+  # shellcheck disable=SC2086  # names without spaces, to be split
+  mapfile -t others < <(cuts "$data/manifests" dev $test_sets)
+  step lang --conf conf/lang.yaml --from 1 "$data/manifests/cuts_train.jsonl.gz" "${others[@]}" \
+    --makes "$lang/tokens.txt" "$lang/bpe.model" -- \
     python "$scripts/prepare_lang.py" --cuts "$data/manifests/cuts_train.jsonl.gz" --config conf/lang.yaml \
-    --output "$lang" "${extra[@]}"
+    --output "$lang" --count-unknown "${others[@]}" -- "${extra[@]}"
 }
 
 # nbest CONFIG TEACHER MADE_IN: where the config or the corpus wants them, let exp/TEACHER, which stage MADE_IN trains, write
@@ -248,6 +257,10 @@ prepare_tokens() {  # stage 3
 nbest() {
   local part extra option config=$1 teacher=$2 current=$3
   if ! grep -qs 'name: nbest_rnnt' "$config" && [[ ! $unlabelled_cuts ]]; then return; fi
+  if [[ $(training_cuts) == *.json ]]; then
+    echo "error: $config wants the teacher's hypotheses, which are not made of shards: set fbank.storage=files" >&2
+    return 1
+  fi
   mapfile -t extra < <(settings decode)
   for part in train $unlabelled_cuts; do
     option=''
@@ -268,7 +281,7 @@ train() {
   shift 3
   if [[ ${inputs[0]} == --from ]]; then inputs+=("$1") config=$1; shift; fi
   # shellcheck disable=SC2046,SC2086,SC2207  # names without spaces, to be split
-  inputs+=(--from 2 $(cuts "$fbank" train dev $noise_cuts) --from 3 "$lang/tokens.txt")
+  inputs+=(--from 2 "$(training_cuts)" $(cuts "$fbank" dev $noise_cuts) --from 3 "$lang/tokens.txt")
   if (($#)) && [[ $1 != -- ]]; then
     teacher=(--init-from "$exp/$1" --teacher "$exp/$1" --first-teacher "$exp/teacher")
     inputs+=(--from "$2" "$exp/$1/done.json" "$exp/$1/epoch-*.pt")

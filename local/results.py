@@ -12,7 +12,8 @@ import shlex
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
-from kdlib.comparison import compare, differences_table, has_latency, is_number, latency_legend, latency_table, legend, table
+from kdlib.comparison import (compare, differences_table, has_latency, headline, is_number, latency_legend, latency_table,
+                              legend, rate_names, full_rate_name, table)
 from kdlib.comparison import read_summary as read_decoding_summary
 from kdlib.config import ProgressiveConfig, load_config
 from kdlib.errors import RecipeError, run_main
@@ -39,20 +40,22 @@ def main(argv: Optional[List[str]] = None) -> None:
     header, rows = table(results)
     notes = legend(results) + [f"**Warning:** {warning}" for warning in results["warnings"]]
     differences = differences_table(results)
-    table_text = (markdown_table(header, rows) + "\nThe last stage beside the others, in points of WER:\n\n"
+    tests = results["rows"][0]["test_sets"]
+    table_text = (markdown_table(header, rows) + f"\nThe last stage beside the others, in points of {rate_names(tests)}:\n\n"
                   + markdown_table(*differences) + "\n" + "".join(f"- {note}\n" for note in notes))
     late = ""
     if all(map(has_latency, results["rows"])):
         late = (f"## Latency\n\n{markdown_table(*latency_table(results['rows']))}\n"
                 f"{latency_legend(results['chunk_ms'])}\n\n")
     points = {row["model"]: SizedModel(BASELINES.get(row["model"], row["model"]), row["parameters"],
-                                       {name: test["wer"] for name, test in row["test_sets"].items()})
+                                       {name: headline(test)["wer"] for name, test in row["test_sets"].items()})
               for row in results["rows"]}
     plot = args.output / "wer_vs_size.png"
     write_json(args.output / "results.json", results)
     write_text(args.output / "table.md", table_text)
     plot_wer_against_size(plot, [points[model] for model in chain], [points[model] for model in BASELINES],
-                          results["test_sets"], f"{args.recipe}: word error rate against size")
+                          {name: full_rate_name({name: test}) for name, test in tests.items()},
+                          f"{args.recipe}: {full_rate_name(tests)} against size")
     write_text(args.report, report(args, results, table_text, late))
     for path in (args.output / "results.json", args.output / "table.md", plot, args.report):
         print(f"wrote {path}")
@@ -100,9 +103,9 @@ def read_summary(exp: Path, model: str) -> Dict[str, Any]:
 
 
 def check_same_test_sets(exp: Path, summaries: Dict[str, Dict[str, Any]]) -> None:
-    """Word error rates may be compared only when they were counted over the same words, utterance by utterance."""
+    """Error rates may be compared only when they were counted over the same words, utterance by utterance."""
     def words(model: str, key: str) -> Dict[str, Any]:
-        return {name: test[key] for name, test in summaries[model]["test_sets"].items()}
+        return {name: headline(test)[key] for name, test in summaries[model]["test_sets"].items()}
 
     for model in summaries:
         if words(model, "words_by_utterance") != words("teacher", "words_by_utterance"):
@@ -128,6 +131,7 @@ def describe_run(args: argparse.Namespace, summaries: Dict[str, Dict[str, Any]])
 def report(args: argparse.Namespace, results: Dict[str, Any], table_text: str, late: str) -> str:
     machine, software = results["machine"], results["software"]
     published = "\n" + args.published.read_text(encoding="utf-8") if args.published else ""
+    error_rate = full_rate_name(results["rows"][0]["test_sets"])
     memory = f", {machine['memory_gib']:g} GiB of memory" if machine["memory_gib"] else ""
     versions = [f"{name} {', '.join(software[key])}" for key, name in
                 (("torch", "torch"), ("k2", "k2"), ("rnnt_backend", "RNN-T backend"), ("device", "trained on"))
@@ -144,8 +148,8 @@ def report(args: argparse.Namespace, results: Dict[str, Any], table_text: str, l
         f"- Machine: {machine['processor']}, {machine['cores']} cores{memory}; {machine['system']}, "
         f"Python {machine['python']}\n"
         + (f"- Software: {'; '.join(versions)}\n" if versions else "")
-        + f"\n## Word error rate and size\n\n{table_text}\n"
-        f"The plot of word error rate against size is `{shown(args.output / 'wer_vs_size.png')}`, the same figures for "
+        + f"\n## {error_rate.capitalize()} and size\n\n{table_text}\n"
+        f"The plot of {error_rate} against size is `{shown(args.output / 'wer_vs_size.png')}`, the same figures for "
         f"programs are `{shown(args.output / 'results.json')}`.\n\n"
         f"{late}## Time\n\n{times}\n"
         "## How to reproduce\n\n"

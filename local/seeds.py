@@ -10,7 +10,7 @@ from pathlib import Path
 
 from results import BASELINES, read_stage_count, read_summary
 
-from kdlib.comparison import pool_seeds, seeds_table
+from kdlib.comparison import pool_seeds, rate_names, seeds_table
 from kdlib.errors import RecipeError, run_main
 from kdlib.files import read_json, write_text
 from kdlib.report import markdown_table, plain_table
@@ -51,11 +51,12 @@ def describe_runs(exps):
 
 def main():
     args = get_args()
-    header, rows = seeds_table(pool_seeds([read_run(exp) for exp in args.exp]))
+    pooled = pool_seeds([read_run(exp) for exp in args.exp])
+    header, rows = seeds_table(pooled)
     print(plain_table(header, rows))
-    note = (f"{len(args.exp)} seeds. WER in per cent over all of them, its standard deviation between them, and each "
-            "one's; p: two-sided, of a paired bootstrap over utterances with the errors of all seeds added up, so of "
-            "these trained models: how much seeds differ stands in the column sd.")
+    note = (f"{len(args.exp)} seeds. {rate_names(pooled['teacher']['test_sets'])} in per cent over all of them, its "
+            "standard deviation between them, and each one's; p: two-sided, of a paired bootstrap over utterances with the "
+            "errors of all seeds added up, so of these trained models: how much seeds differ stands in the column sd.")
     print(note)
     if args.output:
         write_text(args.output, describe_runs(args.exp) + markdown_table(header, rows) + f"\n- {note}\n")

@@ -2,8 +2,6 @@
 """Train one model: a teacher, a student with its teacher, or a baseline (stages 4, 6 and 7)."""
 
 import argparse
-import gzip
-import hashlib
 import logging
 from functools import partial
 from pathlib import Path
@@ -14,11 +12,13 @@ from lhotse import CutSet
 
 from kdlib.compression import init_from_teacher, least_missed_layers
 from kdlib.config import TrainConfig, config_to_dict, load_config, save_config
-from kdlib.data import describe_skipped, eval_loader, feature_statistics, has_nbest, load_cuts, select_cuts
+from kdlib.data import (TrainCuts, describe_skipped, eval_loader, feature_statistics, has_nbest, load_cuts, select_cuts,
+                        shar_index, total_seconds)
 from kdlib.errors import RecipeError, run_main
-from kdlib.files import read_json, write_json
+from kdlib.files import content_digest, read_json, write_json
 from kdlib.lang import Lang
 from kdlib.losses import SequenceLoss, find_loss
+from kdlib.shar import SharCuts
 from kdlib.training.checkpoint import finished, load_averaged
 from kdlib.training.loop import Trainer
 from kdlib.training.objective import loss_with_layers
@@ -57,8 +57,12 @@ def set_aside_if_changed(exp: Path, run: dict) -> None:
     write_json(record, run)
 
 
-def load_train_cuts(files: List[Path]) -> CutSet:
-    """The cuts of all manifests; one id in two of them is an error."""
+def load_train_cuts(files: List[Path], shar_root: str) -> TrainCuts:
+    """The cuts of all manifests, where one id in two of them is an error; or of the index of Shar features."""
+    if files[0].suffix == ".json":
+        if len(files) > 1:
+            raise RecipeError(f"{files[0]} is an index of Shar features, beside which there can be no other training cuts")
+        return SharCuts(files[0], shar_root)
     cuts = [load_cuts(path) for path in files]
     ids = set()
     for path, part in zip(files, cuts):
@@ -68,12 +72,6 @@ def load_train_cuts(files: List[Path]) -> CutSet:
                               f"{min(twice)}: give each cut once")
         ids.update(part.ids)
     return CutSet.from_cuts(cut for part in cuts for cut in part)
-
-
-def digest(path: Path) -> str:
-    """Of what a file says: the bytes of a gzip file hold the time of its writing too."""
-    content = path.read_bytes()
-    return hashlib.sha256(gzip.decompress(content) if path.suffix == ".gz" else content).hexdigest()
 
 
 def build_model(args, config: TrainConfig, lang: Lang, train_cuts, dev_cuts) -> Transducer:
@@ -114,9 +112,11 @@ def main():
     logging.basicConfig(level=logging.INFO, format=line, force=True)
     lang = Lang(args.lang)
     train_files = args.train_cuts or [args.fbank / "cuts_train.jsonl.gz"]
+    if shar_index(train_files[0]).is_file() and not train_files[0].exists():
+        train_files[0] = shar_index(train_files[0])
     files = [*train_files, args.fbank / "cuts_dev.jsonl.gz", args.lang / "tokens.txt"]
     modified = config.loss.rnnt_type == "modified"
-    train_cuts, skipped = select_cuts(load_train_cuts(train_files), lang, config.data, modified)
+    train_cuts, skipped = select_cuts(load_train_cuts(train_files, config.data.shar_root), lang, config.data, modified)
     dev_cuts, dev_skipped = select_cuts(load_cuts(files[-2]), lang, config.data, modified)
     for path, cuts in ((", ".join(map(str, train_files)), train_cuts), (files[-2], dev_cuts)):
         if len(cuts) == 0:
@@ -125,8 +125,9 @@ def main():
     if any(isinstance(find_loss(term.name), SequenceLoss) for term in config.loss.distill) and not has_nbest(train_cuts):
         raise RecipeError(f"{args.config} asks for a loss of the teacher's hypotheses and no training cut has any: make "
                           "them with local/nbest.py and give its manifest as --train-cuts")
-    if train_cuts[0].num_features != config.model.num_features:
-        raise RecipeError(f"{train_files[0]} has {train_cuts[0].num_features} feature bins, model.num_features is "
+    num_features = next(iter(train_cuts)).num_features
+    if num_features != config.model.num_features:
+        raise RecipeError(f"{train_files[0]} has {num_features} feature bins, model.num_features is "
                           f"{config.model.num_features}: make conf/fbank.yaml and {args.config} agree")
     noise = None
     if config.data.noise_probability > 0:
@@ -135,11 +136,11 @@ def main():
 
     inputs: Dict[str, str] = {}
     for path in files:  # by name, since folders may move; two of one name are told apart by their order
-        inputs[path.name + " again" * sum(name.startswith(path.name) for name in inputs)] = digest(path)
+        inputs[path.name + " again" * sum(name.startswith(path.name) for name in inputs)] = content_digest(path)
     for name in (args.init_from, args.teacher):
         if name is not None:
             finished(name)
-            inputs[name.name] = digest(name / "done.json")
+            inputs[name.name] = content_digest(name / "done.json")
     set_aside_if_changed(args.exp, {"config": config_to_dict(config), "inputs": inputs})
     save_config(config, args.exp / "config.yaml")
     log = logging.FileHandler(args.exp / "train.log")
@@ -159,7 +160,7 @@ def main():
     elif config.loss.distill:
         raise RecipeError(f"{args.config} asks for distillation losses: give --teacher")
     logging.info("%s: %d parameters deployed, %d training cuts (%.2f h), %d processes", args.exp,
-                 model.parameter_counts()["total"], len(train_cuts), sum(c.duration for c in train_cuts) / 3600,
+                 model.parameter_counts()["total"], len(train_cuts), total_seconds(train_cuts) / 3600,
                  args.world_size)
     launch(partial(train, config, args.exp, lang, model, train_cuts, dev_cuts, noise, teacher), args.world_size)
     done = finished(args.exp)

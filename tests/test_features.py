@@ -1,5 +1,8 @@
 """Stage 2 on audio of which some cannot be read: the rest goes on, and what was left out is named."""
 
+import argparse
+import importlib.util
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +11,10 @@ import numpy as np
 import pytest
 import soundfile
 from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
+
+from kdlib.errors import RecipeError
+from kdlib.shar import SharCuts
+from kdlib.shares import finish_share, finished_shares, parse_part, share_folder
 
 SCRIPT = Path(__file__).resolve().parents[1] / "local" / "prepare_features.py"
 
@@ -82,3 +89,82 @@ def test_before_stage_1(tmp_path):
     (tmp_path / "fbank.yaml").write_text("{}\n")
     done = prepare(tmp_path)
     assert done.returncode == 1 and "holds no cuts_*.jsonl.gz: run stage 1 first" in done.stderr
+
+
+def loaded(cuts):
+    """The features of each cut by its id."""
+    return {cut.id: cut.load_features() for cut in cuts}
+
+
+def test_features_in_shards_are_those_in_files(manifests):
+    """Of training alone; unreadable audio is left out of them too, and the old features do not outlive the new ones."""
+    (manifests / "5.wav").unlink()
+    shutil.copy(manifests / "manifests" / "cuts_train.jsonl.gz", manifests / "manifests" / "cuts_dev.jsonl.gz")
+    fbank = manifests / "fbank"
+    assert prepare(manifests, "speed_factors=[0.9]").returncode == 0
+    expected = loaded(CutSet.from_file(fbank / "cuts_train.jsonl.gz"))
+    done = prepare(manifests, "speed_factors=[0.9]", "storage=shar", "shard_size=3")
+    assert done.returncode == 0, done.stderr
+    assert "train: skipped 2 of 16 cuts with unreadable audio" in done.stdout and "train: 14 cuts, 23 bins" in done.stdout
+    assert not (fbank / "cuts_train.jsonl.gz").exists() and (fbank / "cuts_dev.jsonl.gz").exists()
+    found = loaded(SharCuts(fbank / "shar_train.json"))
+    assert set(found) == set(expected) and len(found) == 14
+    assert list(found)[:8] != sorted(found)[:8]  # neighbours of the manifest are apart
+    for name, features in expected.items():
+        np.testing.assert_allclose(found[name], features, atol=0.1)  # both are compressed with a loss
+
+
+def test_parts_that_machines_share_are_joined(manifests):
+    shutil.copy(manifests / "manifests" / "cuts_train.jsonl.gz", manifests / "manifests" / "cuts_dev.jsonl.gz")
+    words = ("storage=shar", "shard_size=2")
+    fbank = manifests / "fbank"
+    for part in ("2/2", "1/2"):
+        done = prepare(manifests, *words, "--part", part)
+        assert done.returncode == 0, done.stderr
+    assert not list(fbank.glob("*.json*"))
+    done = prepare(manifests, *words)
+    assert done.returncode == 0 and "train: 8 cuts" in done.stdout and "dev: 8 cuts" in done.stdout, done.stderr
+    for cuts in (SharCuts(fbank / "shar_train.json"), CutSet.from_file(fbank / "cuts_dev.jsonl.gz")):
+        found = loaded(cuts)
+        assert set(found) == {f"cut-{number}" for number in range(8)} and all(f.shape == (100, 23) for f in found.values())
+    assert not (fbank / "parts").exists()  # the next run extracts anew
+
+
+def test_parts_that_are_missing_or_of_something_else(tmp_path):
+    assert finished_shares(tmp_path, "these settings") == []
+    finish_share(share_folder(tmp_path, (2, 2)), "these settings")
+    with pytest.raises(RecipeError, match="1-of-2/done.json is missing: make it with --part"):
+        finished_shares(tmp_path, "these settings")
+    finish_share(share_folder(tmp_path, (1, 2)), "others")
+    with pytest.raises(RecipeError, match="1-of-2 was made of other manifests or with other settings"):
+        finished_shares(tmp_path, "these settings")
+    finish_share(share_folder(tmp_path, (1, 2)), "these settings")
+    assert [share.name for share in finished_shares(tmp_path, "these settings")] == ["1-of-2", "2-of-2"]
+    share_folder(tmp_path, (2, 2))  # begun again
+    with pytest.raises(RecipeError, match="2-of-2/done.json is missing"):
+        finished_shares(tmp_path, "these settings")
+    share_folder(tmp_path, (2, 3))
+    with pytest.raises(RecipeError, match="parts of 2 and of 3"):
+        finished_shares(tmp_path, "these settings")
+    assert parse_part("2/4") == (2, 4)
+    for part in ("0/2", "3/2", "half", "1/2/3"):
+        with pytest.raises(argparse.ArgumentTypeError, match=f"'{part}' is no part: give K/N"):
+            parse_part(part)
+
+
+def test_a_dask_cluster(manifests):
+    if importlib.util.find_spec("distributed") is None:
+        done = prepare(manifests, "--dask", "local")
+        assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith("error: --dask needs the packages dask and ")
+        pytest.skip("distributed is not installed")
+    cuts = CutSet.from_file(manifests / "manifests" / "cuts_train.jsonl.gz")
+    cuts = CutSet.from_cuts(cut.with_id(f"{cut.id}-{copy}") for cut in cuts for copy in range(15))
+    cuts.to_file(manifests / "manifests" / "cuts_train.jsonl.gz")  # enough for two pieces
+    for storage in ("files", "shar"):
+        done = prepare(manifests, "--dask", "local", f"storage={storage}", "shard_size=50")
+        assert done.returncode == 0, done.stderr
+        fbank = manifests / "fbank"
+        made = SharCuts(fbank / "shar_train.json") if storage == "shar" else CutSet.from_file(fbank / "cuts_train.jsonl.gz")
+        assert set(loaded(made)) == set(cuts.ids)
+    done = prepare(manifests, "--dask", "tcp://127.0.0.1:1")
+    assert done.returncode == 1 and "no Dask scheduler answers there" in done.stderr

@@ -152,6 +152,33 @@ def test_report_names_the_run_and_no_place_on_this_machine(run):
         assert str(run.folder.parent) not in written.read_text()
 
 
+def test_test_sets_in_characters_are_compared_by_these(run, capsys):
+    """The figures over characters of one test set: its CER leads and its WER stands behind it; the other has its WER."""
+    for model in WERS:
+        made = summary(model)
+        test = made["test_sets"]["test-clean"]
+        test["characters"] = dict(test)
+        test.update(wer=80.0, errors=320, words=400, words_by_utterance=[1] * 400, errors_by_utterance=[1] * 320 + [0] * 80)
+        run.write(model, test_sets=made["test_sets"])
+    results = run.results()
+    row = next(row for row in results["rows"] if row["model"] == "stage3")["test_sets"]["test-clean"]
+    assert (row["wer"], row["characters"]["wer"], row["relative"]) == (80.0, 9.0, pytest.approx(50.0))
+    assert row["interval"][0] < 9.0 < row["interval"][1]
+    lines = (run.folder / "out" / "table.md").read_text().splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    assert cells[0][4:] == ["CER test-clean", "95%", "rel.", "p", "WER test-clean", "WER test-other", "95%", "rel.", "p"]
+    assert cells[5][4] == "9.00" and cells[5][6:10] == ["+50.0%", "<0.0002", "80.00", "22.50"]
+    assert cells[-1][1:] == ["-0.75", "<0.0002", "-1.50", "<0.0002"]
+    report = (run.folder / "RESULTS.md").read_text()
+    assert "## Error rate and size" in report and "CER counts errors over characters" in report
+    assert "CER and WER in per cent" in capsys.readouterr().out
+    foreign = summary("single")["test_sets"]
+    foreign["test-clean"]["characters"] = {**foreign["test-clean"], "errors": 1}
+    run.write("single", test_sets=foreign)
+    with pytest.raises(RecipeError, match="add up to the errors of test set test-clean"):
+        run.results()
+
+
 def test_latency_is_shown_where_every_model_has_it(run, capsys):
     for place, model in enumerate(WERS):
         timed = summary(model)

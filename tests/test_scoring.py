@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdlib.errors import RecipeError
-from kdlib.scoring import (ErrorCounts, align_words, count_errors, errors_by_utterance, read_recogs, write_error_stats,
-                           write_recogs, write_wer_summary)
+from kdlib.scoring import (ErrorCounts, align_words, by_characters, count_errors, describe_errors, errors_by_utterance,
+                           read_recogs, split_characters, write_error_stats, write_recogs, write_results, write_wer_summary)
 
 WORD_LISTS = st.lists(st.sampled_from(["A", "B", "C", "*", "É"]), max_size=8)
 
@@ -164,3 +164,44 @@ def test_a_damaged_recogs_file_is_named(tmp_path, text):
 def test_errors_by_utterance_follow_the_ids():
     results = [("b", ["A", "B"], ["A"]), ("a", ["C"], ["C", "D", "E"]), ("c", [], [])]
     assert errors_by_utterance(results) == ([2, 1, 0], [1, 2, 0])
+
+
+def test_characters_stand_alone_and_latin_words_whole():
+    assert split_characters(["我们去KTV", "唱歌", "A-B", "カラオケ", "二〇二六年", "人々"]) == [
+        "我", "们", "去", "KTV", "唱", "歌", "A-B", *"カラオケ", *"二〇二六年", *"人々"]
+    assert split_characters(["HELLO", "IT'S", "É*"]) == ["HELLO", "IT'S", "É*"]
+    assert by_characters([("u", ["HELLO"], ["今"])]) is None  # of words, whatever was recognised
+    assert by_characters([("u", ["HELLO"], []), ("v", ["今天"], ["今"])]) == [("u", ["HELLO"], []), ("v", ["今", "天"], ["今"])]
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.text("今天气很好", min_size=1, max_size=8), st.text("今天气很好", max_size=8)), min_size=1,
+                max_size=5))
+def test_character_errors_equal_jiwer(pairs):
+    jiwer = pytest.importorskip("jiwer")
+    results = [(str(index), [ref], [hyp] if hyp else []) for index, (ref, hyp) in enumerate(pairs)]
+    counts = count_errors(by_characters(results))
+    assert counts.wer == pytest.approx(100 * jiwer.cer([ref for ref, _ in pairs], [hyp for _, hyp in pairs]))
+    assert counts.words == sum(len(ref) for ref, _ in pairs)
+
+
+def test_a_test_set_in_characters_is_led_by_their_errors(tmp_path):
+    """Worked by hand: u1 has 气 -> 汽 and 好 deleted, u2 is right; seven characters, two words between spaces."""
+    results = [("u2", ["KTV"], ["KTV"]), ("u1", ["今天天气很好"], ["今天天汽很"])]
+    kept = write_results(tmp_path, "test", "greedy", "epoch-1-greedy", results)
+    lines = (tmp_path / "errs-test-epoch-1-greedy.txt").read_text(encoding="utf-8").splitlines()
+    assert lines[:3] == ["%CER = 28.57", "Errors: 0 insertions, 1 deletions, 1 substitutions, over 7 reference characters "
+                         "(5 correct)", "%WER = 50.00, over 2 words between spaces"]
+    assert "u1:\t今 天 天 (气->汽) 很 (好->*)" in lines
+    assert (tmp_path / "cer-summary-test-epoch-1-greedy.txt").read_text() == "settings\tCER\ngreedy\t28.57\n"
+    assert (tmp_path / "wer-summary-test-epoch-1-greedy.txt").read_text() == "settings\tWER\ngreedy\t50.00\n"
+    assert read_recogs(tmp_path / "recogs-test-epoch-1-greedy.txt")[0] == ("u1", ["今天天气很好"], ["今天天汽很"])
+    assert (kept["wer"], kept["errors"], kept["words"], kept["errors_by_utterance"]) == (50.0, 1, 2, [1, 0])
+    by = kept["characters"]
+    assert (by["wer"], by["errors"], by["words"], by["errors_by_utterance"]) == (28.5714, 2, 7, [2, 0])
+    assert by["words_by_utterance"] == [6, 1]
+    assert describe_errors(kept, " here") == ("CER 28.57 % here (2 errors in 7 characters), WER 50.00 % here (1 errors in 2 "
+                                             "words)")
+    words = write_results(tmp_path, "other", "greedy", "g", [("u", ["A", "B"], ["A"])])
+    assert "characters" not in words and describe_errors(words) == "WER 50.00 % (1 errors in 2 words)"
+    assert not list(tmp_path.glob("cer-summary-other-*"))

@@ -163,13 +163,14 @@ def run_rows(args, rows, audio):
 
 def table(args, rows, texts, found):
     from kdlib.report import describe_machine, markdown_table
-    from kdlib.scoring import count_errors
+    from kdlib.scoring import by_characters, count_errors
 
     cells, first = [], None
     for model, runtime in rows:
         figures = {key: statistics.median(one[key] for one in found[model, runtime]) for key in ("rtf", "memory")}
         heard = found[model, runtime][0]["heard"]
-        wer = count_errors((id_, words, got) for (id_, words), got in zip(texts, heard)).wer
+        results = [(id_, words, got) for (id_, words), got in zip(texts, heard)]
+        wer = count_errors(by_characters(results) or results).wer
         about = read_model(args.exp / "export" / model)
         size = about["int8_bytes" if runtime.endswith("int8") else "float32_bytes"]
         first = first or {**figures, "size": size}
@@ -177,7 +178,8 @@ def table(args, rows, texts, found):
         cells.append([model, runtime, f"{figures['rtf']:.4f}", f"{first['rtf'] / figures['rtf']:.2f}",
                       f"{figures['memory']:.0f}", "" if torch_row else f"{size:,}",
                       "" if torch_row else f"{first['size'] / size:.2f}", f"{wer:.2f}"])
-    header = ["Model", "Runtime", "Real-time factor", "times faster", "MiB", "Bytes", "times smaller", "WER"]
+    header = ["Model", "Runtime", "Real-time factor", "times faster", "MiB", "Bytes", "times smaller",
+              "CER" if by_characters(results) else "WER"]
     machine = describe_machine()
     return (f"{args.utterances} utterances of {args.test_set}, one stream, one thread; {machine['processor']}, "
             f"{machine['cores']} cores. Medians of {args.repeats}; faster and smaller than {args.models[0]} in "

@@ -16,7 +16,8 @@ from tqdm import tqdm
 
 from kdlib import rnnt
 from kdlib.config import OptimConfig, TrainConfig, config_to_dict
-from kdlib.data import Batch, Phase, TransducerDataset, checked, eval_loader, train_loader
+from kdlib.data import (Batch, Phase, TrainCuts, TransducerDataset, checked, eval_loader, short_cuts, total_seconds,
+                        train_loader)
 from kdlib.errors import RecipeError
 from kdlib.files import write_json
 from kdlib.lang import Lang
@@ -68,7 +69,7 @@ class Trainer:
     computes its share of every batch, all make the same updates, and rank 0 writes.
     """
 
-    def __init__(self, config: TrainConfig, exp: Path, lang: Lang, model: Transducer, train_cuts: CutSet,
+    def __init__(self, config: TrainConfig, exp: Path, lang: Lang, model: Transducer, train_cuts: TrainCuts,
                  dev_cuts: CutSet, noise: Optional[CutSet], teacher: Optional[Transducer], device: torch.device,
                  rank: int = 0):
         self.config, self.exp, self.lang, self.device, self.rank = config, exp, lang, device, rank
@@ -117,14 +118,14 @@ class Trainer:
                       config.training.updates_per_epoch)
         if self.epoch == 0:
             most = config.data.curriculum.max_words
-            cuts = cuts.filter(lambda cut: len(cut.supervisions[0].text.split()) <= most).to_eager()
+            cuts = short_cuts(cuts, most)
             if len(cuts) == 0:
                 raise RecipeError(f"no training utterance has at most {most} words, which data.curriculum asks for: "
                                   "raise data.curriculum.max_words or set data.curriculum.updates=0")
             phase = Phase(0, config.training.seed, 0.0, 0.0, config.data.curriculum.updates)
         loader = train_loader(cuts, self.dataset, config.data, phase, self.batch, self.rank, world_size())
         self.model.train()
-        total = phase.updates or math.ceil(sum(c.duration for c in cuts) / config.data.max_duration)
+        total = phase.updates or math.ceil(total_seconds(cuts) / config.data.max_duration)
         with tqdm(total=total, initial=self.batch, desc=f"epoch {self.epoch}", unit="update", mininterval=5,
                   disable=self.rank > 0) as bar:
             for batch in checked(loader):

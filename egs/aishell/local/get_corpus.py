@@ -1,0 +1,67 @@
+"""Stage 0: find AISHELL-1 at --corpus-dir, or let Lhotse download it from OpenSLR."""
+
+import argparse
+import tarfile
+import zlib
+from pathlib import Path
+
+from lhotse.recipes import download_aishell
+
+from kdlib.errors import RecipeError, known_failure, run_main
+from kdlib.files import write_json
+
+PARTS = ("train", "dev", "test")
+URL = "https://www.openslr.org/resources"
+
+
+def find_corpus(folder: Path) -> Path:
+    """Return the folder data_aishell, ``folder`` itself or in it; RecipeError when something of it is missing.
+
+    Whether every recording can be read, and has its transcript, is looked at in stage 1.
+    """
+    if not folder.is_dir():
+        raise RecipeError(f"{folder} is no folder: give the one that holds data_aishell as --corpus-dir, or none to "
+                          "download it")
+    data = folder if folder.name == "data_aishell" else folder / "data_aishell"
+    if not data.is_dir():
+        raise RecipeError(f"{folder} holds no data_aishell: unpack data_aishell.tgz there, give another --corpus-dir, or "
+                          "none to download it")
+    transcript = data / "transcript" / "aishell_transcript_v0.8.txt"
+    if not transcript.is_file():
+        raise RecipeError(f"{transcript} is missing: unpack data_aishell.tgz again")
+    for part in PARTS:
+        if next((data / "wav" / part).glob("*/*.wav"), None) is None:
+            packed = len(list((data / "wav").glob("*.tar.gz")))
+            raise RecipeError(f"{data / 'wav' / part} holds no recordings (SPEAKER/ID.wav): unpack "
+                              + (f"the {packed} archives of speakers there" if packed else "data_aishell.tgz again"))
+    return data
+
+
+def download(target: Path, url: str) -> Path:
+    """Let Lhotse fetch and unpack the corpus; what is there already is kept, and a download that broke off goes on."""
+    remedy = (f"check the network and run stage 0 again (a damaged archive in {target} must be removed first), or copy the "
+              "corpus here and give its folder as --corpus-dir")
+    try:
+        return download_aishell(target, base_url=url)
+    except (OSError, EOFError, ValueError, tarfile.TarError, zlib.error) as error:
+        if known_failure(error):  # a full disk, for one
+            raise
+        raise RecipeError(f"{url} cannot be downloaded or unpacked ({type(error).__name__}: "
+                          f"{' '.join(str(error).split())}): {remedy}") from None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--corpus-dir", type=Path, help="folder that holds data_aishell, when it is on this machine already")
+    parser.add_argument("--url", default=URL, help="where OpenSLR's resources are")
+    parser.add_argument("--download", type=Path, default=Path("data/download"), help="where the download goes")
+    parser.add_argument("--output", type=Path, default=Path("data/corpus.json"), help="says where the corpus is")
+    options = parser.parse_args()
+    data = find_corpus(options.corpus_dir or download(options.download, options.url))
+    print(f"read {data}: transcripts, and recordings of {', '.join(PARTS)}")
+    write_json(options.output, {"data_aishell": str(data)})
+    print(f"wrote {options.output}")
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# Mandarin read aloud (AISHELL-1), in characters: from nothing to a table of compressed recognisers. See --help.
+source "$(dirname "${BASH_SOURCE[0]}")/../../local/recipe.sh"
+
+recipe=aishell
+test_sets="test"
+path_option corpus-dir "folder that holds data_aishell, where it is on this machine; without it stage 0 downloads 15 GB"
+option hours 0 0.1 "hours of training speech to use, chosen evenly; 0 for all"
+option test-hours 0 0.04 "the same of dev and of test"
+
+get_corpus() {
+  local folder=()
+  if [[ -d $corpus_dir ]]; then folder=(--conf "$corpus_dir"); fi
+  step corpus "${folder[@]}" --makes "$data/corpus.json" -- \
+    python local/get_corpus.py --download "$data/download" --output "$data/corpus.json" \
+    ${corpus_dir:+--corpus-dir "$corpus_dir"}
+}
+
+make_manifests() {
+  local folder
+  folder=$(json_value "$data/corpus.json" data_aishell str 0)
+  step manifests --from 0 "$data/corpus.json" "$folder/transcript" "$folder/wav" --makes "${manifests[@]}" -- \
+    python local/prepare_manifests.py --corpus "$data/corpus.json" --output "$data/manifests" --hours "$hours" \
+    --test-hours "$test_hours" --jobs "$jobs"
+}
+
+stage 0 get_corpus       "find the corpus, or download it"
+stage 1 make_manifests   "Lhotse manifests, validated: training, dev and test cuts"
+stage 2 prepare_features "fbank features"
+stage 3 prepare_tokens   "tokens: the characters of the training transcripts"
+stage 4 train_teacher    "train the teacher"
+stage 5 decode_teacher   "decode the teacher"
+stage 6 distil           "distil it stage by stage: each finished student teaches the next"
+stage 7 train_baselines  "baselines: from scratch, in one step, in one step with as many updates"
+stage 8 write_results    "the table, the plot and RESULTS.md"
+stage 9 export_models    "export to ONNX, float32 and int8; sherpa-onnx decodes the test sets"
+
+run_recipe "$@"

@@ -1,0 +1,56 @@
+"""Work that several machines share: each does its part, in a folder of its own, and one joins them."""
+
+import argparse
+import re
+from pathlib import Path
+from typing import Any, List, Tuple
+
+from kdlib.errors import RecipeError
+from kdlib.files import PathLike, read_json, write_json
+
+_FOLDER, _DONE = "parts", "done.json"
+
+
+def parse_part(text: str) -> Tuple[int, int]:
+    """(2, 4) of "2/4", for argparse."""
+    match = re.fullmatch(r"([0-9]+)/([0-9]+)", text)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise argparse.ArgumentTypeError(f"'{text}' is no part: give K/N with K from 1 to N, such as 2/4")
+    return int(match[1]), int(match[2])
+
+
+def share_folder(output: PathLike, part: Tuple[int, int]) -> Path:
+    """The folder that this part leaves what is to be joined in; it is not finished from here on."""
+    folder = Path(output) / _FOLDER / "{}-of-{}".format(*part)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / _DONE).unlink(missing_ok=True)
+    return folder
+
+
+def finish_share(folder: PathLike, made_of: Any) -> None:
+    """Say that a part is done, and of what (JSON) it was made."""
+    write_json(Path(folder) / _DONE, made_of)
+
+
+def finished_shares(output: PathLike, made_of: Any) -> List[Path]:
+    """The folders of all parts, to be joined; an empty list where nobody began to make parts.
+
+    Raises:
+        RecipeError: a part is missing or was made of something else.
+    """
+    folder = Path(output) / _FOLDER
+    found = {path.name: path for path in folder.glob("*-of-*")}
+    if not found:
+        return []
+    remedy = f"make it with --part, or remove {folder} to do all of it here"
+    counts = {name.rpartition("-")[2] for name in found}
+    if len(counts) > 1:
+        raise RecipeError(f"{folder} holds parts of {' and of '.join(sorted(counts))}: remove those that are not to be "
+                          "joined")
+    shares = []
+    for number in range(1, int(counts.pop()) + 1):
+        share = folder / f"{number}-of-{next(iter(found)).rpartition('-')[2]}"
+        if read_json(share / _DONE, remedy) != made_of:
+            raise RecipeError(f"{share} was made of other manifests or with other settings: {remedy}")
+        shares.append(share)
+    return shares

@@ -1,0 +1,180 @@
+"""The Mandarin recipe: stages 0 and 1 on a tree in AISHELL-1's layout, good and bad; and all of it on synthetic speech."""
+
+import gzip
+import http.server
+import json
+import re
+import subprocess
+import sys
+import tarfile
+import threading
+from functools import partial
+from pathlib import Path
+
+import mandarin
+import numpy as np
+import pytest
+from test_recipes import MODELS, run
+
+from kdlib.config import LangConfig
+from kdlib.lang import train_lang
+from kdlib.scoring import read_recogs
+
+LOCAL = mandarin.ROOT / "egs" / "aishell" / "local"
+TRANSCRIPT = Path("transcript") / "aishell_transcript_v0.8.txt"
+
+
+def script(name: str, *arguments, cwd, code=0):
+    """Run a script of the recipe; one that is refused says so in one line and no stack trace."""
+    ended = subprocess.run([sys.executable, str(LOCAL / name), *map(str, arguments)], cwd=cwd, capture_output=True,
+                           text=True)
+    assert ended.returncode == code, ended.stderr
+    if code:
+        assert ended.stderr.splitlines()[-1].startswith("error: ") and "Traceback" not in ended.stderr
+        return ended.stderr.splitlines()[-1]
+    return ended.stdout
+
+
+@pytest.fixture
+def corpus(tmp_path) -> Path:
+    """The corpus with noise for speech."""
+    noise = np.random.default_rng(1)
+    return mandarin.write_corpus(tmp_path / "corpus", lambda *_: 0.1 * noise.standard_normal(8000))
+
+
+def prepare(corpus: Path, cwd: Path, *options, code=0):
+    script("get_corpus.py", "--corpus-dir", corpus.parent, cwd=cwd)
+    return script("prepare_manifests.py", *options, cwd=cwd, code=code)
+
+
+def cuts(cwd: Path, part: str):
+    text = gzip.decompress((cwd / "data" / "manifests" / f"cuts_{part}.jsonl.gz").read_bytes())
+    return {cut["id"]: cut for cut in map(json.loads, text.splitlines())}
+
+
+def test_every_utterance_stands_in_its_part_without_spaces(corpus, tmp_path):
+    printed = prepare(corpus, tmp_path)
+    assert "skipped" not in printed
+    for part in mandarin.UTTERANCES:
+        made = cuts(tmp_path, part)
+        assert {name: (cut["supervisions"][0]["text"], cut["supervisions"][0]["speaker"]) for name, cut in made.items()} == {
+            name: ("".join(words), speaker) for name, speaker, words in mandarin.sentences(part)}
+        assert {cut["duration"] for cut in made.values()} == {0.5}
+
+
+def test_a_part_of_the_speech_is_chosen_evenly(corpus, tmp_path):
+    prepare(corpus, tmp_path, "--hours", 30 * 0.5 / 3600, "--test-hours", 4 * 0.5 / 3600)
+    chosen = cuts(tmp_path, "train")
+    assert len(chosen) == 30 and len(cuts(tmp_path, "dev")) == len(cuts(tmp_path, "test")) == 4
+    assert {cut["supervisions"][0]["speaker"] for cut in chosen.values()} == {"S0002", "S0003", "S0004"}
+    assert "--hours -1.0 is not 0 or more" in prepare(corpus, tmp_path, "--hours", -1, code=1)
+
+
+def test_what_does_not_match_is_skipped_named_and_counted(corpus, tmp_path):
+    names = [name for name, _, _ in mandarin.sentences("train")]
+    wav = {path.stem: path for path in (corpus / "wav").rglob("*.wav")}
+    lines = (corpus / TRANSCRIPT).read_text(encoding="utf-8").splitlines()
+    wav[names[0]].unlink()  # a line without audio
+    wav[names[1]].write_bytes(wav[names[1]].read_bytes()[:8000])  # audio cut short
+    lines = [line for line in lines if not line.startswith(names[2])]  # audio without a line
+    lines = [names[3] if line.startswith(names[3]) else line for line in lines]  # a line without a text
+    (corpus / TRANSCRIPT).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    printed = prepare(corpus, tmp_path)
+    for name, reason in zip(names, ("its transcript has no recording", ".* is cut short",
+                                    "its recording has no line", "its transcript is empty")):
+        assert re.search(f"skipped {name}: .*{reason}", printed), printed
+    assert "skipped 3 in all of" in printed and "skipped 1 in all of" in printed
+    assert set(cuts(tmp_path, "train")) == set(names[4:])
+
+
+def test_what_cannot_be_read_at_all_is_one_line(corpus, tmp_path):
+    transcript, first = corpus / TRANSCRIPT, min((corpus / "wav" / "train").rglob("*.wav"))
+    good, text = first.read_bytes(), transcript.read_text(encoding="utf-8")
+    first.write_bytes(b"this is no audio")
+    assert f"{first} cannot be read" in prepare(corpus, tmp_path, code=1)
+    first.write_bytes(good)
+    transcript.write_text(text + "\n\n" + text, encoding="utf-8")
+    assert "is blank" in prepare(corpus, tmp_path, code=1)
+    transcript.write_text(text, encoding="gb18030")
+    assert "is not UTF-8" in prepare(corpus, tmp_path, code=1)
+    transcript.unlink()
+    assert f"{transcript} is missing" in script("get_corpus.py", "--corpus-dir", corpus, cwd=tmp_path, code=1)
+    assert "holds no data_aishell" in script("get_corpus.py", "--corpus-dir", tmp_path, cwd=tmp_path, code=1)
+    assert "is no folder" in script("get_corpus.py", "--corpus-dir", tmp_path / "none", cwd=tmp_path, code=1)
+    transcript.write_text(text, encoding="utf-8")
+    for path in (corpus / "wav" / "dev").rglob("*.wav"):
+        path.unlink()
+    assert "dev holds no recordings" in script("get_corpus.py", "--corpus-dir", corpus, cwd=tmp_path, code=1)
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+def test_the_corpus_is_downloaded_and_unpacked(corpus, tmp_path):
+    folder = tmp_path / "server" / "33"
+    folder.mkdir(parents=True)
+    for speaker in {speaker for part in mandarin.SPEAKERS.values() for speaker in part}:
+        part = next(path for path in (corpus / "wav").glob(f"*/{speaker}"))
+        with tarfile.open(corpus / "wav" / f"{speaker}.tar.gz", "w:gz") as tar:
+            tar.add(part, f"{part.parent.name}/{speaker}")
+    with tarfile.open(folder / "data_aishell.tgz", "w:gz") as tar:
+        tar.add(corpus / TRANSCRIPT, f"data_aishell/{TRANSCRIPT}")
+        for path in (corpus / "wav").glob("*.tar.gz"):
+            tar.add(path, f"data_aishell/wav/{path.name}")
+    with tarfile.open(folder / "resource_aishell.tgz", "w:gz") as tar:
+        tar.add(corpus / TRANSCRIPT, "resource_aishell/lexicon.txt")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder.parent))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_address[1]}"
+        script("get_corpus.py", "--url", url, cwd=tmp_path)
+        line = script("get_corpus.py", "--url", f"{url}/none", "--download", tmp_path / "other", cwd=tmp_path, code=1)
+        assert "cannot be downloaded" in line and "--corpus-dir" in line
+        server.shutdown()
+    assert "skipped" not in script("prepare_manifests.py", cwd=tmp_path)
+    assert len(cuts(tmp_path, "train")) == mandarin.UTTERANCES["train"]
+    script("get_corpus.py", "--url", url, cwd=tmp_path)  # there already: no server is asked
+
+
+def test_thousands_of_characters_are_tokens_and_no_others(tmp_path):
+    characters = [chr(0x4e00 + number) for number in range(4300)]
+    texts = ["".join(characters[start:start + 20]) for start in range(0, 4300, 20)]
+    lang = train_lang(texts, LangConfig(type="char"), tmp_path)
+    assert set(lang.tokens[3:]) == set(characters)  # and nothing that stands for a space
+    for text in texts:
+        ids = lang.encode(text)
+        assert len(ids) == len(text) and lang.decode(ids) == text and lang.unknown(text) == []
+    other = texts[0] + "鿿"
+    assert lang.encode(other)[-1] == 2 and lang.unknown(other) == ["鿿"] and lang.decode(lang.encode(other)) == texts[0]
+
+
+@pytest.mark.slow
+def test_aishell_from_nothing_to_the_table(tmp_path):
+    subprocess.run([sys.executable, mandarin.__file__, str(tmp_path / "corpus")], check=True)
+    output = run("aishell", tmp_path, "--corpus-dir", str(tmp_path / "corpus"))
+    exp = tmp_path / "exp"
+    # Of the dev transcripts two characters stand in no training transcript.
+    assert re.search(r"cuts_dev.jsonl.gz: 2 of \d+ characters stand in no training transcript and become <unk>", output)
+    assert not re.search(r"cuts_test.jsonl.gz: \d+ of", output)
+    results = json.loads((exp / "results" / "results.json").read_text())
+    assert [row["model"] for row in results["rows"]] == MODELS and results["test_sets"] == ["test"]
+    characters = sum(len(re.sub("KTV", "K", "".join(words))) for _, _, words in mandarin.sentences("test"))
+    for row in results["rows"]:
+        test = row["test_sets"]["test"]
+        assert test["characters"]["words"] == characters and test["words"] == mandarin.UTTERANCES["test"]
+        folder = exp / row["model"] / "decode"
+        written = next(folder.glob("errs-test-*.txt")).read_text(encoding="utf-8")
+        assert float(re.match(r"%CER = ([\d.]+)", written).group(1)) == pytest.approx(test["characters"]["wer"], abs=0.006)
+        recogs = read_recogs(next(folder.glob("recogs-test-*.txt")))
+        assert test["errors"] == sum(ref != hyp for _, ref, hyp in recogs)  # one word an utterance
+    assert results["rows"][3]["parameters"] <= 0.4 * results["rows"][0]["parameters"]
+    report = (exp / "RESULTS.md").read_text(encoding="utf-8")
+    assert "## Character error rate and size" in report and "| CER test |" in re.sub(" +", " ", report)
+    assert "CER" in output and all(f"| {name} " in report for name in MODELS)
+    for name in ("teacher", "stage3"):
+        for decoded in ("decode", "decode-int8"):
+            summary = json.loads((exp / "export" / name / decoded / "summary.json").read_text())
+            assert summary["test_sets"]["test"]["characters"]["words"] == characters
+    for stage in range(10):
+        assert f"== stage {stage}:" in output
