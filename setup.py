@@ -31,6 +31,7 @@ EXTRAS = {
     # To be there before: pip cannot tell apart the wheels of k2 on the package index (requirements-k2-wheel.txt says
     # why), so use tools/install.sh --k2, or the wheel that the k2 authors publish for your torch.
     "k2": ["k2>=1.23.4"],
+    "cluster": ["distributed", "smart_open"],  # Dask, and object stores of Shar
     "dev": ["pytest>=9", "hypothesis>=6.168", "jiwer>=4", "torchaudio"],
 }
 
