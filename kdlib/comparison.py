@@ -275,7 +275,7 @@ def latency_table(summaries: Sequence[Summary]) -> Tuple[List[str], List[List[st
 
 
 def _milliseconds(value: Optional[float]) -> str:
-    return "-" if value is None else f"{value:.0f}"
+    return "-" if value is None else f"{round(value)}"  # an int: -0.4 is 0, not -0
 
 
 def latency_legend(chunk_ms: float) -> str:
