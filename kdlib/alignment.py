@@ -30,7 +30,7 @@ def align_labels(model: Transducer, encoder_out: Tensor, lengths: Tensor, symbol
         The frames of each utterance's labels, rising (strictly, if modified); None where there is no path, as in an
         utterance with more labels than frames.
     """
-    boundary = torch.stack([torch.zeros_like(lengths), torch.zeros_like(lengths), symbol_lengths, lengths], dim=1)
+    boundary = rnnt.boundary_of(symbol_lengths, lengths)
     ranges = rnnt.all_nodes(encoder_out, symbols)
     side = model.lattice_side(encoder_out, model.predictor.prefix(symbols))
     arcs = rnnt.arc_log_probs(side, symbols, ranges, model.blank_id, boundary, rnnt_type)

@@ -32,7 +32,7 @@ from kdlib.rnnt.fused import (
     lattice_losses_fused,
     rnnt_loss_fused,
 )
-from kdlib.rnnt.lattice import all_nodes, full_boundary, lattice_nodes
+from kdlib.rnnt.lattice import all_nodes, boundary_of, full_boundary, lattice_nodes
 from kdlib.rnnt.native import BEST_PATH, node_posteriors
 
 BACKENDS = ("auto", "k2", "native")
@@ -46,6 +46,7 @@ __all__ = [
     "all_nodes",
     "arc_log_probs",
     "backend_in_use",
+    "boundary_of",
     "do_rnnt_pruning",
     "fused_pays",
     "get_rnnt_prune_ranges",

@@ -193,6 +193,12 @@ def lattice_nodes(symbols: Tensor, ranges: Tensor, boundary: Tensor, blank: int)
     return labels, mask
 
 
+def boundary_of(symbol_lengths: Tensor, lengths: Tensor) -> Tensor:
+    """The boundary (N, 4) int64 of utterances that begin at 0: their labels and frames, (N,) int64 each."""
+    begin = torch.zeros_like(lengths)
+    return torch.stack([begin, begin, symbol_lengths, lengths], dim=1)
+
+
 def all_nodes(encoder_out: Tensor, symbols: Tensor) -> Tensor:
     """Ranges that keep every node of the lattice of (N, T, C) and (N, U): (N, T, U+1) int64."""
     return torch.arange(symbols.size(1) + 1, device=symbols.device).expand(*encoder_out.shape[:2], -1)

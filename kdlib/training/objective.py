@@ -138,8 +138,7 @@ class Objective(nn.Module):
                 symbol_lengths: Tensor) -> Tuple[Tensor, Tensor, Dict[str, object]]:
         """The smoothed loss of each utterance (N,), its prune ranges (N, T, R), and what names the lattice."""
         c, student = self.config, self.student
-        boundary = torch.zeros(lengths.size(0), 4, dtype=torch.int64, device=lengths.device)
-        boundary[:, 2], boundary[:, 3] = symbol_lengths, lengths
+        boundary = rnnt.boundary_of(symbol_lengths, lengths)
         lattice = dict(symbols=symbols, termination_symbol=student.blank_id, boundary=boundary, rnnt_type=c.rnnt_type,
                        delay_penalty=c.delay_penalty)
         # The lattice's sums of log-probabilities need float32, whatever the model computes in.
