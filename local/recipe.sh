@@ -27,6 +27,7 @@ stage_functions=() stage_texts=() last_stage=0
 option_names=() option_texts=() path_options=' '
 declare -A option_defaults option_smoke
 words=()
+shared_options='stage stop-stage settings jobs python data exp'
 stage='' stop_stage='' smoke='' force='' python='' data='' exp='' jobs=''
 
 usage_error() { printf 'error: %s (see run.sh --help)\n' "$1" >&2; exit 2; }
@@ -45,7 +46,8 @@ path_option() {
 }
 
 usage() {
-  local n
+  local n settings_files
+  settings_files=$(cd conf && printf '%s\n' *.conf | sed -n 's/\.conf$//p' | paste -sd ' ')
   echo "usage: egs/$recipe/run.sh [options] [key=value ...]"
   echo
   echo "stages:"
@@ -57,6 +59,7 @@ usage() {
     "--stop-stage N" "end with stage N ($last_stage)" \
     "--smoke" "the same chain in minutes, on little data and with small models, in data-smoke/ and exp-smoke/" \
     "--force" "run the stages again even where they are done" \
+    "--settings NAME" "also the settings of conf/NAME.conf, a key=value a line${settings_files:+ ($settings_files)}" \
     "--jobs N" "processes that work side by side on data (the number of cores)" \
     "--python PATH" "the Python to use, or to make tools/venv from when it lacks packages" \
     "--data DIR" "where data goes (data)" \
@@ -90,7 +93,7 @@ parse_options() {
       --*=*) name=${1%%=*} name=${name#--} value=${1#*=}; shift ;;
       --*)
         name=${1#--}
-        case " stage stop-stage jobs python data exp ${option_names[*]} " in
+        case " $shared_options ${option_names[*]} " in
           *" $name "*) ;;
           *) usage_error "unknown option $1" ;;
         esac
@@ -100,7 +103,7 @@ parse_options() {
       *) usage_error "unknown option $1" ;;
     esac
     [[ $value ]] || usage_error "--$name needs a value"
-    case " stage stop-stage jobs python data exp ${option_names[*]} " in
+    case " $shared_options ${option_names[*]} " in
       *" $name "*) given[$name]=$value ;;
       *) usage_error "unknown option --$name" ;;
     esac
@@ -141,7 +144,7 @@ parse_options() {
   # The call that gives the same results, for the user; and for the report, where this machine's paths say nothing.
   rerun="run.sh${smoke:+ --smoke}"
   reported=$rerun
-  for name in python data exp "${option_names[@]}"; do
+  for name in settings python data exp "${option_names[@]}"; do
     if [[ ! ${given[$name]+given} ]]; then continue; fi
     printf -v value %q "${given[$name]}"
     rerun+=" --$name $value"
@@ -152,10 +155,12 @@ parse_options() {
     printf -v value %q "$value"
     rerun+=" $value" reported+=" $value"
   done
-  if [[ $smoke ]]; then  # the user's own settings come after, and win
-    mapfile -t lines < <(grep -E '^[a-z]' conf/smoke.conf)
+  # Each goes before the others, and what comes later wins: the user's own settings, then those of --smoke.
+  for name in ${smoke:+smoke} ${given[settings]:+"${given[settings]}"}; do
+    [[ -f conf/$name.conf ]] || usage_error "--settings $name: there is no conf/$name.conf"
+    mapfile -t lines < <(grep -E '^[a-z]' "conf/$name.conf")
     words=("${lines[@]}" "${words[@]}")
-  fi
+  done
   if declare -F settle >/dev/null; then settle; fi
   # shellcheck disable=SC2086  # names without spaces, to be split
   mapfile -t manifests < <(cuts "$data/manifests" train dev $test_sets $noise_cuts $unlabelled_cuts)

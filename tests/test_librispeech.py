@@ -177,6 +177,43 @@ class TestStages0And1:
         assert "84-121123-0000 stands in dev and in dev-clean-2" in line
 
 
+class TestSplittingAPart:
+    def split(self, tree, *options, check=True):
+        return run("split_part.py", "--corpus-dir", tree, "--part", "train-clean-100", "--output", "parts", *options,
+                   cwd=tree.parent, check=check)
+
+    def test_each_part_has_speakers_of_its_own_and_stage_0_finds_it_whole(self, tree):
+        chapter = tree / "train-clean-100" / "26" / "495"
+        samples = sound(0.9, 7)
+        (chapter / "26-495-0001.flac").unlink()
+        soundfile.write(chapter / "26-495-0001.mp3", samples, RATE, format="MP3")
+        said = self.split(tree, "--speakers", "train-clean-5=1 test-clean=1").stdout
+        assert "train-clean-5: 4 utterances of 19 " in said and "test-clean: 4 utterances of 26 " in said
+        parts = tree.parent / "parts"
+        decoded, rate = soundfile.read(parts / "test-clean" / "26" / "495" / "26-495-0001.flac")
+        assert rate == RATE and len(decoded) == pytest.approx(len(samples), abs=2500)
+        found = find(parts, "--parts", "train-clean-5 test-clean").stdout
+        assert "train-clean-5: 4 utterances in 1 chapters" in found and "test-clean: 4 utterances in 1 chapters" in found
+        said = self.split(tree, "--speakers", "dev-clean-2=1", "--shortest", "3").stdout
+        assert "dev-clean-2: 3 utterances of 19 " in said
+        assert soundfile.info(parts / "dev-clean-2" / "19" / "198" / "19-198-0002.flac").frames == int(0.8 * RATE)
+
+    @pytest.mark.parametrize("options, said", [
+        (["--speakers", "train-clean-5=2 test-clean=1"], "has 2 speakers, and --speakers asks for 3"),
+        (["--speakers", "train-clean-5=two"], "as in train-clean-5=2"), (["--speakers", "mine=1"], "mine is no part of"),
+        (["--part", "test-other"], "does not hold test-other and CHAPTERS.TXT")])
+    def test_a_wrong_choice_is_one_line(self, tree, options, said):
+        assert said in refused(self.split(tree, *options, check=False))
+
+    def test_audio_that_is_missing_or_damaged_is_named(self, tree):
+        audio = tree / "train-clean-100" / "19" / "198" / "19-198-0000.flac"
+        audio.write_bytes(b"fLaC")
+        choice = ["--speakers", "test-clean=2"]
+        assert "19-198-0000.flac cannot be read" in refused(self.split(tree, *choice, check=False))
+        audio.unlink()
+        assert "names 19-198-0000, of which there is no" in refused(self.split(tree, *choice, check=False))
+
+
 class TestDownload:
     @pytest.fixture
     def server(self, tree):
@@ -240,28 +277,10 @@ def real(tmp_path_factory) -> Path:
     """A few minutes of dev-clean, each speaker in one of five parts: FLAC, and the corpus's own lines."""
     if not os.environ.get("LIBRISPEECH_DIR"):
         pytest.skip("LIBRISPEECH_DIR does not name a folder with LibriSpeech's dev-clean")
-    source = Path(os.environ["LIBRISPEECH_DIR"])
     root = tmp_path_factory.mktemp("real") / "LibriSpeech"
-    speakers = sorted(path for path in (source / "dev-clean").iterdir() if path.is_dir())
-    parts = {"train-clean-100": speakers[:6], "train-other-500": speakers[6:9], "dev-clean": speakers[9:11],
-             "test-clean": speakers[11:13], "test-other": speakers[13:15]}
-    part_of = {}
-    for part, chosen in parts.items():
-        for speaker in chosen:
-            chapter = min(speaker.iterdir())
-            folder = root / part / speaker.name / chapter.name
-            folder.mkdir(parents=True)
-            lines = {line.split()[0]: line for line in
-                     (chapter / f"{speaker.name}-{chapter.name}.trans.txt").read_text().splitlines()}
-            audio = sorted((next(chapter.glob(f"{id_}.*")) for id_ in lines), key=lambda path: soundfile.info(path).frames)
-            for path in audio[:5]:
-                soundfile.write(folder / f"{path.stem}.flac", *soundfile.read(path), subtype="PCM_16")
-            kept = sorted(lines[path.stem] for path in audio[:5])
-            (folder / f"{speaker.name}-{chapter.name}.trans.txt").write_text("\n".join(kept) + "\n")
-            part_of[chapter.name] = part
-    lines = [line for line in (source / "CHAPTERS.TXT").read_text().splitlines() if not line.startswith(";")]
-    (root / "CHAPTERS.TXT").write_text("".join(
-        line.replace("dev-clean", part_of[line.split()[0]]) + "\n" for line in lines if line.split()[0] in part_of))
+    shares = "train-clean-100=6 train-other-500=3 dev-clean=2 test-clean=2 test-other=2"
+    run("split_part.py", "--corpus-dir", os.environ["LIBRISPEECH_DIR"], "--speakers", shares, "--shortest", 5, "--output", root,
+        cwd=root.parent)
     return root
 
 

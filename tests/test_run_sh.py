@@ -28,7 +28,7 @@ class TestOptions:
         result = run(ROOT / "egs" / recipe / "run.sh", "--help")
         assert result.returncode == 0 and not result.stderr
         assert re.findall(r"^  (\d)  \S", result.stdout, re.MULTILINE) == [str(n) for n in range(10)]
-        for option in ("--stage", "--stop-stage", "--smoke", "--force", "--jobs", "--python", "--hours"):
+        for option in ("--stage", "--stop-stage", "--smoke", "--settings", "--force", "--jobs", "--python", "--hours"):
             assert f"  {option} " in result.stdout
 
     @pytest.mark.parametrize("recipe", RECIPES)
@@ -327,6 +327,18 @@ class TestSettings:
     def test_the_users_settings_win_over_those_of_smoke(self, toy):
         commands = toy("--smoke", "training.num_epochs=3", "--stop-stage", "4").commands
         assert commands[4].endswith("training.num_epochs=1 training.num_epochs=3")
+
+    def test_a_named_file_of_settings_comes_before_smoke_and_the_user(self, toy):
+        (toy.folder / "conf" / "tiny.conf").write_text("# tiny\ntraining.num_epochs=2\nlang.vocab_size=5\n")
+        result = toy("--settings", "tiny", "training.seed=5")
+        assert result.commands[3].endswith(" vocab_size=5")
+        assert result.commands[4].endswith(" training.num_epochs=2 training.seed=5")
+        assert (toy.folder / "RESULTS.md").read_text() == "egs/toy/run.sh --settings tiny training.seed=5"
+        smoke = toy("--smoke", "--settings", "tiny", "--stop-stage", "4").commands
+        assert smoke[3].endswith(" vocab_size=5 vocab_size=9")
+        assert "(smoke tiny)" in toy("--help").stdout
+        missing = toy("--settings", "none")
+        assert missing.returncode == 2 and "there is no conf/none.conf" in missing.stderr
 
     def test_hypotheses_are_made_once_for_each_teacher_that_is_to_give_them(self, toy):
         (toy.folder / "conf" / "teacher.yaml").write_text("- name: nbest_rnnt\n")
