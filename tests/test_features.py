@@ -1,7 +1,6 @@
 """Stage 2 on audio of which some cannot be read: the rest goes on, and what was left out is named."""
 
 import argparse
-import importlib.util
 import shutil
 import subprocess
 import sys
@@ -13,6 +12,7 @@ import soundfile
 from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
 
 from kdlib.errors import RecipeError
+from kdlib.processes import executor
 from kdlib.shar import SharCuts
 from kdlib.shares import finish_share, finished_shares, parse_part, share_folder
 
@@ -152,19 +152,24 @@ def test_parts_that_are_missing_or_of_something_else(tmp_path):
             parse_part(part)
 
 
+def test_dask_without_its_packages(monkeypatch):
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(RecipeError, match="--dask needs the packages dask and distributed: pip install distributed"):
+        with executor(1, "local"):
+            pass
+
+
 def test_a_dask_cluster(manifests):
-    if importlib.util.find_spec("distributed") is None:
-        done = prepare(manifests, "--dask", "local")
-        assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith("error: --dask needs the packages dask and ")
-        pytest.skip("distributed is not installed")
+    distributed = pytest.importorskip("distributed")
     cuts = CutSet.from_file(manifests / "manifests" / "cuts_train.jsonl.gz")
     cuts = CutSet.from_cuts(cut.with_id(f"{cut.id}-{copy}") for cut in cuts for copy in range(15))
     cuts.to_file(manifests / "manifests" / "cuts_train.jsonl.gz")  # enough for two pieces
-    for storage in ("files", "shar"):
-        done = prepare(manifests, "--dask", "local", f"storage={storage}", "shard_size=50")
-        assert done.returncode == 0, done.stderr
-        fbank = manifests / "fbank"
-        made = SharCuts(fbank / "shar_train.json") if storage == "shar" else CutSet.from_file(fbank / "cuts_train.jsonl.gz")
-        assert set(loaded(made)) == set(cuts.ids)
+    with distributed.LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as cluster:
+        for storage, where in (("files", "local"), ("shar", cluster.scheduler_address)):
+            done = prepare(manifests, "--dask", where, f"storage={storage}", "shard_size=50")
+            assert done.returncode == 0, done.stderr
+            fbank = manifests / "fbank"
+            made = SharCuts(fbank / "shar_train.json") if storage == "shar" else CutSet.from_file(fbank / "cuts_train.jsonl.gz")
+            assert set(loaded(made)) == set(cuts.ids)
     done = prepare(manifests, "--dask", "tcp://127.0.0.1:1")
     assert done.returncode == 1 and "no Dask scheduler answers there" in done.stderr

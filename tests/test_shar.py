@@ -1,7 +1,9 @@
 """Training from features in Lhotse Shar: the batches, resuming, several processes, and what is wrong with the shards."""
 
+import http.server
 import importlib.util
 import json
+import threading
 from functools import partial
 
 import pytest
@@ -158,12 +160,34 @@ def test_the_shards_may_be_elsewhere(corpus, shar, tmp_path):
         list(SharCuts(alone))
 
 
-def test_an_object_store(shar):
-    if importlib.util.find_spec("smart_open") is None:
-        with pytest.raises(RecipeError, match="s3://bucket/fbank is read by the package smart_open, which is missing"):
-            SharCuts(shar, "s3://bucket/fbank")
-        pytest.skip("smart_open is not installed")
-    assert len(list(SharCuts(shar, f"file://{shar.parent}"))) == 90
+def test_an_object_store(corpus, shar):
+    pytest.importorskip("smart_open")
+    handler = partial(SilentHandler, directory=str(shar.parent))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            url = f"http://127.0.0.1:{server.server_port}"
+            cuts = SharCuts(shar, url)
+            there = {cut.id: cut.load_features() for cut in cuts}
+            with pytest.raises(RecipeError, match=f"{url}/none/.*cannot be read"):
+                list(SharCuts(shar, f"{url}/none"))
+        finally:
+            server.shutdown()
+    assert len(there) == 90
+    for cut in corpus[2]:
+        assert (there[cut.id] == cut.load_features()).all()
+
+
+class SilentHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+def test_an_object_store_without_its_package(shar, monkeypatch):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "smart_open" else find_spec(name))
+    with pytest.raises(RecipeError, match="s3://bucket/fbank is read by the package smart_open, which is missing"):
+        SharCuts(shar, "s3://bucket/fbank")
 
 
 @pytest.mark.parametrize("workers", [0, 1])
