@@ -105,7 +105,8 @@ def write_tables(args, config: AblationConfig) -> None:
             f"the files of one run, one seed. Machine: {machine['processor']}, {machine['cores']} cores.\n\n"
             f"{rate_names(next(iter(arms.values()))['test_sets'])} in per cent; in brackets the difference to the first row "
             "and its p-value (paired bootstrap over utterances, two-sided; it knows nothing of other seeds). Updates are "
-            "those of all stages.\n")
+            "those of all stages. delay / 90%: milliseconds from a word's end to the frame that emits it, mean and 90th "
+            "percentile, as in RESULTS.md.\n")
     for table in config.tables:
         header, rows = ablation_table({name: arms[name] for name in table.arms})
         text += f"\n## {table.title}\n\n{markdown_table(header, rows)}"
