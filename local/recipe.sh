@@ -28,7 +28,7 @@ option_names=() option_texts=() path_options=' '
 declare -A option_defaults option_smoke
 words=()
 shared_options='stage stop-stage settings jobs python data exp'
-stage='' stop_stage='' smoke='' force='' python='' data='' exp='' jobs=''
+stage='' stop_stage='' settings='' smoke='' force='' python='' data='' exp='' jobs=''
 
 usage_error() { printf 'error: %s (see run.sh --help)\n' "$1" >&2; exit 2; }
 
@@ -46,8 +46,8 @@ path_option() {
 }
 
 usage() {
-  local n settings_files
-  settings_files=$(cd conf && printf '%s\n' *.conf | sed -n 's/\.conf$//p' | paste -sd ' ')
+  local n folders
+  folders=$(for n in conf/*/; do if [[ -d $n ]]; then basename "$n"; fi; done | paste -sd ' ')
   echo "usage: egs/$recipe/run.sh [options] [key=value ...]"
   echo
   echo "stages:"
@@ -59,7 +59,7 @@ usage() {
     "--stop-stage N" "end with stage N ($last_stage)" \
     "--smoke" "the same chain in minutes, on little data and with small models, in data-smoke/ and exp-smoke/" \
     "--force" "run the stages again even where they are done" \
-    "--settings NAME" "also the settings of conf/NAME.conf, a key=value a line${settings_files:+ ($settings_files)}" \
+    "--settings NAME" "the files of conf/NAME/ in place of those of conf/${folders:+ (there is $folders)}" \
     "--jobs N" "processes that work side by side on data (the number of cores)" \
     "--python PATH" "the Python to use, or to make tools/venv from when it lacks packages" \
     "--data DIR" "where data goes (data)" \
@@ -122,6 +122,8 @@ parse_options() {
   ((stage <= stop_stage)) || usage_error "--stage $stage comes after --stop-stage $stop_stage"
   jobs=${given[jobs]-$(nproc 2>/dev/null || echo 1)}
   [[ $jobs =~ ^[1-9][0-9]*$ ]] || usage_error "--jobs $jobs: give the number of processes"
+  settings=${given[settings]-}
+  [[ ! $settings || -d conf/$settings ]] || usage_error "--settings $settings: there is no folder conf/$settings"
   python=${given[python]-}
   if [[ $python == */* ]]; then python=$(user_path "$python"); fi
   data=data${smoke:+-smoke} exp=exp${smoke:+-smoke}
@@ -155,15 +157,18 @@ parse_options() {
     printf -v value %q "$value"
     rerun+=" $value" reported+=" $value"
   done
-  # Each goes before the others, and what comes later wins: the user's own settings, then those of --smoke.
-  for name in ${smoke:+smoke} ${given[settings]:+"${given[settings]}"}; do
-    [[ -f conf/$name.conf ]] || usage_error "--settings $name: there is no conf/$name.conf"
-    mapfile -t lines < <(grep -E '^[a-z]' "conf/$name.conf")
+  if [[ $smoke ]]; then  # the user's own settings come after, and win
+    mapfile -t lines < <(grep -E '^[a-z]' "$(conf smoke.conf)")
     words=("${lines[@]}" "${words[@]}")
-  done
+  fi
   if declare -F settle >/dev/null; then settle; fi
   # shellcheck disable=SC2086  # names without spaces, to be split
   mapfile -t manifests < <(cuts "$data/manifests" train dev $test_sets $noise_cuts $unlabelled_cuts)
+}
+
+# conf FILE: where that file of the settings is.
+conf() {
+  if [[ $settings && -e conf/$settings/$1 ]]; then printf '%s\n' "conf/$settings/$1"; else printf '%s\n' "conf/$1"; fi
 }
 
 # settings KIND: the key=value words for fbank, lang or decode, without that prefix, or for train; one a line.
@@ -215,7 +220,7 @@ cuts() {
 # training_cuts: what stage 2 leaves of the training part: its cuts, or the index of its shards where it stores these.
 training_cuts() {
   local storage
-  storage=$({ sed -n 's/^storage: *//p' conf/fbank.yaml; settings fbank | sed -n 's/^storage=//p'; } | tail -n 1)
+  storage=$({ sed -n 's/^storage: *//p' "$(conf fbank.yaml)"; settings fbank | sed -n 's/^storage=//p'; } | tail -n 1)
   if [[ $storage == shar* ]]; then printf '%s\n' "$fbank/shar_train.json"; else cuts "$fbank" train; fi
 }
 
@@ -240,9 +245,9 @@ prepare_features() {  # stage 2
   local extra
   mapfile -t extra < <(settings fbank)
   # shellcheck disable=SC2046,SC2086  # names without spaces, to be split
-  step fbank --conf conf/fbank.yaml --from 1 "${manifests[@]}" \
+  step fbank --conf "$(conf fbank.yaml)" --from 1 "${manifests[@]}" \
     --makes "$(training_cuts)" $(cuts "$fbank" dev $test_sets $noise_cuts $unlabelled_cuts) -- \
-    python "$scripts/prepare_features.py" --manifests "$data/manifests" --output "$fbank" --config conf/fbank.yaml \
+    python "$scripts/prepare_features.py" --manifests "$data/manifests" --output "$fbank" --config "$(conf fbank.yaml)" \
     --jobs "$jobs" "${extra[@]}"
 }
 
@@ -251,9 +256,9 @@ prepare_tokens() {  # stage 3
   mapfile -t extra < <(settings lang)
   # shellcheck disable=SC2086  # names without spaces, to be split
   mapfile -t others < <(cuts "$data/manifests" dev $test_sets)
-  step lang --conf conf/lang.yaml --from 1 "$data/manifests/cuts_train.jsonl.gz" "${others[@]}" \
+  step lang --conf "$(conf lang.yaml)" --from 1 "$data/manifests/cuts_train.jsonl.gz" "${others[@]}" \
     --makes "$lang/tokens.txt" "$lang/bpe.model" -- \
-    python "$scripts/prepare_lang.py" --cuts "$data/manifests/cuts_train.jsonl.gz" --config conf/lang.yaml \
+    python "$scripts/prepare_lang.py" --cuts "$data/manifests/cuts_train.jsonl.gz" --config "$(conf lang.yaml)" \
     --output "$lang" --count-unknown "${others[@]}" -- "${extra[@]}"
 }
 
@@ -271,11 +276,11 @@ nbest() {
     option=''
     if [[ $part != train ]]; then option=--pseudo-label; fi
     train_cuts+=("$exp/$teacher/nbest/cuts_$part.jsonl.gz")
-    step "nbest-${teacher//\//-}-$part" --conf conf/decode.yaml --from 2 "$(cuts "$fbank" "$part")" \
+    step "nbest-${teacher//\//-}-$part" --conf "$(conf decode.yaml)" --from 2 "$(cuts "$fbank" "$part")" \
       --from 3 "$lang/tokens.txt" --from "$current" "$exp/$teacher/done.json" "$exp/$teacher/epoch-*.pt" \
       --makes "${train_cuts[-1]}" -- \
       python "$scripts/nbest.py" --exp "$exp/$teacher" --cuts "$(cuts "$fbank" "$part")" --lang "$lang" \
-      --config conf/decode.yaml --output "${train_cuts[-1]}" $option "${extra[@]}"
+      --config "$(conf decode.yaml)" --output "${train_cuts[-1]}" $option "${extra[@]}"
   done
 }
 
@@ -308,17 +313,17 @@ decode() {
   local name=$1 trained_in=$2 extra
   mapfile -t extra < <(settings decode)
   # shellcheck disable=SC2046,SC2086  # names without spaces, to be split
-  step "decode-${name//\//-}" --conf conf/decode.yaml --from 2 $(cuts "$fbank" $test_sets) --from 3 "$lang/tokens.txt" \
+  step "decode-${name//\//-}" --conf "$(conf decode.yaml)" --from 2 $(cuts "$fbank" $test_sets) --from 3 "$lang/tokens.txt" \
     --from "$trained_in" "$exp/$name/done.json" "$exp/$name/epoch-*.pt" --from 5 $(cuts "$exp/teacher/align" $test_sets) \
     --makes "$exp/$name/decode/summary.json" -- \
-    python "$scripts/decode.py" --exp "$exp/$name" --fbank "$fbank" --lang "$lang" --config conf/decode.yaml \
+    python "$scripts/decode.py" --exp "$exp/$name" --fbank "$fbank" --lang "$lang" --config "$(conf decode.yaml)" \
     --test-sets "$test_sets" --alignment "$exp/teacher/align" "${extra[@]}"
 }
 
 train_teacher() {  # stage 4
   local extra
   mapfile -t extra < <(settings train)
-  train teacher --conf conf/teacher.yaml -- "${extra[@]}"
+  train teacher --conf "$(conf teacher.yaml)" -- "${extra[@]}"
 }
 
 decode_teacher() {  # stage 5
@@ -345,9 +350,9 @@ distil() {  # stage 6
   local extra stages
   mapfile -t extra < <(settings train)
   # The settings of the command line go into the configs that the plan writes, since some follow from others.
-  step plan --conf conf/progressive.yaml conf/teacher.yaml --from 3 "$lang/tokens.txt" \
+  step plan --conf "$(conf progressive.yaml)" "$(conf teacher.yaml)" --from 3 "$lang/tokens.txt" \
     --makes "$exp/conf/plan.json" "$exp/conf/*.yaml" -- \
-    python "$scripts/plan.py" --config conf/progressive.yaml --teacher-config conf/teacher.yaml --lang "$lang" \
+    python "$scripts/plan.py" --config "$(conf progressive.yaml)" --teacher-config "$(conf teacher.yaml)" --lang "$lang" \
     --output "$exp/conf" "${extra[@]}"
   stages=$(json_value "$exp/conf/plan.json" stages int 6)
   train_chain stage "$exp/conf/stage" "$stages"
@@ -367,11 +372,11 @@ write_results() {  # stage 8
   if [[ -e conf/published.md ]]; then published=conf/published.md; fi
   if [[ -e $exp/conf/plan.json ]]; then stages=$(json_value "$exp/conf/plan.json" stages int 6); fi
   for ((k = 1; k <= stages; k++)); do students+=("$exp/stage$k/decode/summary.json"); done
-  step results --conf conf/progressive.yaml $published --from 5 "$exp/teacher/decode/summary.json" \
+  step results --conf "$(conf progressive.yaml)" $published --from 5 "$exp/teacher/decode/summary.json" \
     --from 6 "$exp/conf/plan.json" "${students[@]}" --from 7 "$exp/scratch/decode/summary.json" \
     "$exp/single/decode/summary.json" "$exp/single-matched/decode/summary.json" \
     --makes "$exp/results/results.json" "$exp/results/table.md" "$exp/results/wer_vs_size.png" "$report" -- \
-    python "$scripts/results.py" --exp "$exp" --config conf/progressive.yaml --recipe "$recipe" \
+    python "$scripts/results.py" --exp "$exp" --config "$(conf progressive.yaml)" --recipe "$recipe" \
     --output "$exp/results" --report "$report" --command "egs/$recipe/$reported" ${published:+--published "$published"}
 }
 
@@ -379,10 +384,10 @@ write_results() {  # stage 8
 export_model() {
   local name=$1 trained_in=$2 folder=$exp/export/$1 extra suffix option
   mapfile -t extra < <(settings fbank)
-  step "export-$name" --conf conf/fbank.yaml --from 3 "$lang/tokens.txt" \
+  step "export-$name" --conf "$(conf fbank.yaml)" --from 3 "$lang/tokens.txt" \
     --from "$trained_in" "$exp/$name/done.json" "$exp/$name/epoch-*.pt" --makes "$folder/model.json" "$folder/*.onnx" \
     "$folder/tokens.txt" -- \
-    python "$scripts/export_onnx.py" --exp "$exp/$name" --lang "$lang" --fbank-config conf/fbank.yaml \
+    python "$scripts/export_onnx.py" --exp "$exp/$name" --lang "$lang" --fbank-config "$(conf fbank.yaml)" \
     --output "$folder" "${extra[@]}"
   for suffix in '' -int8; do
     option=${suffix:+--int8}
@@ -403,18 +408,18 @@ export_models() {  # stage 9
 ablate() {  # stage 10
   local extra arms arm name stages k ablation=$exp/ablation test_sets="dev $test_sets" summaries=()
   mapfile -t extra < <(settings train)
-  step ablation-plan --conf conf/ablation.yaml conf/progressive.yaml conf/teacher.yaml --from 3 "$lang/tokens.txt" \
+  step ablation-plan --conf "$(conf ablation.yaml)" "$(conf progressive.yaml)" "$(conf teacher.yaml)" --from 3 "$lang/tokens.txt" \
     --makes "$ablation/arms.txt" "$ablation/conf/*.yaml" -- \
-    python "$scripts/ablation.py" --do plan --config conf/ablation.yaml --progressive conf/progressive.yaml \
-    --teacher-config conf/teacher.yaml --lang "$lang" --exp "$ablation" "${extra[@]}"
+    python "$scripts/ablation.py" --do plan --config "$(conf ablation.yaml)" --progressive "$(conf progressive.yaml)" \
+    --teacher-config "$(conf teacher.yaml)" --lang "$lang" --exp "$ablation" "${extra[@]}"
   mapfile -t arms <"$ablation/arms.txt"
   for arm in "${arms[@]}"; do
     read -r name stages <<<"$arm"
     train_chain "ablation/$name-stage" "$ablation/conf/$name-stage" "$stages"
     for ((k = 1; k <= stages; k++)); do summaries+=("$ablation/$name-stage$k/decode/summary.json"); done
   done
-  step ablation-table --conf conf/ablation.yaml --from 10 "$ablation/arms.txt" "${summaries[@]}" \
+  step ablation-table --conf "$(conf ablation.yaml)" --from 10 "$ablation/arms.txt" "${summaries[@]}" \
     --makes "$ablation_report" -- \
-    python "$scripts/ablation.py" --do table --config conf/ablation.yaml --exp "$ablation" --recipe "$recipe" \
+    python "$scripts/ablation.py" --do table --config "$(conf ablation.yaml)" --exp "$ablation" --recipe "$recipe" \
     --command "egs/$recipe/$reported --stage 10" --report "$ablation_report"
 }

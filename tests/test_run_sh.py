@@ -328,17 +328,20 @@ class TestSettings:
         commands = toy("--smoke", "training.num_epochs=3", "--stop-stage", "4").commands
         assert commands[4].endswith("training.num_epochs=1 training.num_epochs=3")
 
-    def test_a_named_file_of_settings_comes_before_smoke_and_the_user(self, toy):
-        (toy.folder / "conf" / "tiny.conf").write_text("# tiny\ntraining.num_epochs=2\nlang.vocab_size=5\n")
-        result = toy("--settings", "tiny", "training.seed=5")
-        assert result.commands[3].endswith(" vocab_size=5")
-        assert result.commands[4].endswith(" training.num_epochs=2 training.seed=5")
+    def test_a_folder_of_settings_stands_in_for_what_it_holds(self, toy):
+        tiny = toy.folder / "conf" / "tiny"
+        tiny.mkdir()
+        for name in ("teacher.yaml", "lang.yaml"):
+            (tiny / name).write_text("4\n")
+        commands = dict(zip(CHAIN, toy("--settings", "tiny", "training.seed=5").commands))
+        assert "--config conf/tiny/lang.yaml " in commands["lang"] and "--config conf/fbank.yaml " in commands["fbank"]
+        assert "--config conf/tiny/teacher.yaml " in commands["train-teacher"]
+        assert "--config conf/progressive.yaml --teacher-config conf/tiny/teacher.yaml " in commands["plan"]
         assert (toy.folder / "RESULTS.md").read_text() == "egs/toy/run.sh --settings tiny training.seed=5"
-        smoke = toy("--smoke", "--settings", "tiny", "--stop-stage", "4").commands
-        assert smoke[3].endswith(" vocab_size=5 vocab_size=9")
-        assert "(smoke tiny)" in toy("--help").stdout
+        assert "train-teacher" in toy("--stop-stage", "4").ran  # with the others it is another training
+        assert "(there is tiny)" in toy("--help").stdout
         missing = toy("--settings", "none")
-        assert missing.returncode == 2 and "there is no conf/none.conf" in missing.stderr
+        assert missing.returncode == 2 and "there is no folder conf/none" in missing.stderr
 
     def test_hypotheses_are_made_once_for_each_teacher_that_is_to_give_them(self, toy):
         (toy.folder / "conf" / "teacher.yaml").write_text("- name: nbest_rnnt\n")
