@@ -21,6 +21,9 @@ import yaml
 from test_recipes import check_results
 from test_recipes import run as run_recipe
 
+from kdlib.config import LangConfig, ProgressiveConfig, TrainConfig, load_config
+from kdlib.planning import measure_model, stage_configs
+
 soundfile = pytest.importorskip("soundfile")
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -270,6 +273,17 @@ class TestOptions:
 def test_the_report_keeps_the_published_figures():
     published = (RECIPE / "conf" / "published.md").read_text()
     assert (RECIPE / "RESULTS.md").read_text().endswith("\n" + published)
+
+
+@pytest.mark.parametrize("folder, large", [("conf", (75e6, 85e6)), ("conf/small", (1e6, 2e6))])
+def test_the_teachers_are_as_large_as_they_say(folder, large):
+    tokens = load_config(LangConfig, RECIPE / folder / "lang.yaml").vocab_size
+    teacher = load_config(TrainConfig, RECIPE / folder / "teacher.yaml")
+    chain = load_config(ProgressiveConfig, RECIPE / folder / "progressive.yaml")
+    size = measure_model(teacher.model, tokens, run=False).total
+    last = stage_configs(chain, teacher, tokens, [], folder)[-1]
+    assert large[0] <= size <= large[1]
+    assert measure_model(last.model, tokens, run=False).total <= (1 - chain.target_compression / 100) * size
 
 
 @pytest.fixture(scope="module")
