@@ -408,8 +408,8 @@ export_models() {  # stage 9
 ablate() {  # stage 10
   local extra arms arm name stages k ablation=$exp/ablation test_sets="dev $test_sets" summaries=()
   mapfile -t extra < <(settings train)
-  step ablation-plan --conf "$(conf ablation.yaml)" "$(conf progressive.yaml)" "$(conf teacher.yaml)" --from 3 "$lang/tokens.txt" \
-    --makes "$ablation/arms.txt" "$ablation/conf/*.yaml" -- \
+  step ablation-plan --conf "$(conf ablation.yaml)" "$(conf progressive.yaml)" "$(conf teacher.yaml)" \
+    --from 3 "$lang/tokens.txt" --makes "$ablation/arms.txt" "$ablation/conf/*.yaml" -- \
     python "$scripts/ablation.py" --do plan --config "$(conf ablation.yaml)" --progressive "$(conf progressive.yaml)" \
     --teacher-config "$(conf teacher.yaml)" --lang "$lang" --exp "$ablation" "${extra[@]}"
   mapfile -t arms <"$ablation/arms.txt"

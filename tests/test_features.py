@@ -169,7 +169,8 @@ def test_a_dask_cluster(manifests):
             done = prepare(manifests, "--dask", where, f"storage={storage}", "shard_size=50")
             assert done.returncode == 0, done.stderr
             fbank = manifests / "fbank"
-            made = SharCuts(fbank / "shar_train.json") if storage == "shar" else CutSet.from_file(fbank / "cuts_train.jsonl.gz")
+            made = (SharCuts(fbank / "shar_train.json") if storage == "shar"
+                    else CutSet.from_file(fbank / "cuts_train.jsonl.gz"))
             assert set(loaded(made)) == set(cuts.ids)
     done = prepare(manifests, "--dask", "tcp://127.0.0.1:1")
     assert done.returncode == 1 and "no Dask scheduler answers there" in done.stderr

@@ -293,8 +293,8 @@ def real(tmp_path_factory) -> Path:
         pytest.skip("LIBRISPEECH_DIR does not name a folder with LibriSpeech's dev-clean")
     root = tmp_path_factory.mktemp("real") / "LibriSpeech"
     shares = "train-clean-100=6 train-other-500=3 dev-clean=2 test-clean=2 test-other=2"
-    run("split_part.py", "--corpus-dir", os.environ["LIBRISPEECH_DIR"], "--speakers", shares, "--shortest", 5, "--output", root,
-        cwd=root.parent)
+    run("split_part.py", "--corpus-dir", os.environ["LIBRISPEECH_DIR"], "--speakers", shares, "--shortest", 5,
+        "--output", root, cwd=root.parent)
     return root
 
 

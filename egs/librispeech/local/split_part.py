@@ -20,7 +20,8 @@ def get_args():
     parser.add_argument("--part", default="dev-clean", help="the part that is there (dev-clean)")
     parser.add_argument("--speakers", default="train-clean-5=16 dev-clean-2=2 test-clean=2", metavar="PART=COUNT ...",
                         help="how many speakers each part gets, in the order of their numbers (%(default)s)")
-    parser.add_argument("--shortest", type=int, default=0, metavar="N", help="take the N shortest utterances of a speaker (all)")
+    parser.add_argument("--shortest", type=int, default=0, metavar="N",
+                        help="take the N shortest utterances of each speaker (all)")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--jobs", type=int, default=1)
     return parser.parse_args()
