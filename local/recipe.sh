@@ -369,7 +369,7 @@ train_baselines() {  # stage 7
 
 write_results() {  # stage 8
   local k stages=1 students=() published=''
-  if [[ -e conf/published.md ]]; then published=conf/published.md; fi
+  if [[ -e $(conf published.md) ]]; then published=$(conf published.md); fi
   if [[ -e $exp/conf/plan.json ]]; then stages=$(json_value "$exp/conf/plan.json" stages int 6); fi
   for ((k = 1; k <= stages; k++)); do students+=("$exp/stage$k/decode/summary.json"); done
   step results --conf "$(conf progressive.yaml)" $published --from 5 "$exp/teacher/decode/summary.json" \
