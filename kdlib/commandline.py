@@ -4,12 +4,14 @@ import argparse
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Tuple
 
+from lhotse import CutSet
+
 from kdlib.config import DecodeConfig, load_config
 from kdlib.conformer import FRAME_MS
 from kdlib.decoding import Hypothesis
 from kdlib.lang import Lang
 from kdlib.latency import LatencyMeter
-from kdlib.scoring import describe_errors, write_results
+from kdlib.scoring import describe_errors, read_takes, write_results
 
 
 def add_decoding_options(parser: argparse.ArgumentParser) -> None:
@@ -53,16 +55,18 @@ def decoding_summary(model: Mapping[str, Any], config: DecodeConfig, chunk_size:
 
 
 def write_test_set(args: argparse.Namespace, folder: Path, name: str, setting: str, suffix: str, lang: Lang,
-                   results: List[Tuple[str, str, Hypothesis]], chunk_size: int) -> Dict[str, Any]:
+                   cuts: CutSet, results: List[Tuple[str, str, Hypothesis]], chunk_size: int) -> Dict[str, Any]:
     """Write a decoded test set's files and print its error rates; return what the summary keeps of it.
 
     Args:
         folder, name, setting, suffix: as of :func:`kdlib.scoring.write_results`.
-        results: (utterance id, transcript, best hypothesis).
+        cuts: the test set.
+        results: (utterance id, transcript, best hypothesis) of each cut that was decoded.
         chunk_size: with which it was decoded; 0 for full context.
     """
     counts = write_results(folder, name, setting, suffix, [
-        (id_, text.split(), lang.decode(list(hypothesis.tokens)).split()) for id_, text, hypothesis in results])
+        (id_, text.split(), lang.decode(list(hypothesis.tokens)).split()) for id_, text, hypothesis in results],
+        read_takes(cuts))
     print(f"{args.exp.name} {name}: {describe_errors(counts)} -> {folder}/errs-{name}-{suffix}.txt")
     if args.alignment is not None:
         meter = LatencyMeter(args.alignment / f"cuts_{name}.jsonl.gz", lang, chunk_size)

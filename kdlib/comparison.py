@@ -4,9 +4,10 @@ A *summary* is what decoding leaves behind: a dict with ``model``, ``parameters`
 ``epoch``, ``avg``, ``method``, ``max_sym_per_frame``, ``chunk_ms``, ``left_context_ms``, ``seconds`` and, under
 ``test_sets``, for each test set ``wer`` (per cent), ``errors``, ``words``, ``ins``, ``del``, ``sub``, ``utterances``,
 ``skipped``, and ``errors_by_utterance`` and ``words_by_utterance``, lists in the order of the ids, and perhaps
-``latency`` (see :class:`kdlib.latency.LatencyMeter`). A test set in Chinese or Japanese also has ``characters``: the same
-figures counted over characters, whose ``wer`` is the character error rate (CER); models are compared by these. An optional
-``training`` holds what is known of the training (``seconds``, ``torch``, ...).
+``errors_by_take`` and ``words_by_take`` (see :func:`kdlib.scoring.read_takes`), which the bootstrap then draws in place of
+utterances, and ``latency`` (see :class:`kdlib.latency.LatencyMeter`). A test set in Chinese or Japanese also has
+``characters``: the same figures counted over characters, whose ``wer`` is the character error rate (CER); models are compared
+by these. An optional ``training`` holds what is known of the training (``seconds``, ``torch``, ...).
 """
 
 import math
@@ -29,7 +30,8 @@ SETTINGS = ("method", "max_sym_per_frame", "chunk_ms", "left_context_ms")
 # Batches are bucketed anew in every epoch, so trainings of equally many epochs differ by a few updates.
 UPDATES_TOLERANCE = 0.02
 _COUNTS = ("wer", "errors", "words", "ins", "del", "sub", "utterances")
-_LISTS = ("errors_by_utterance", "words_by_utterance")
+_BY_UTTERANCE = ("errors_by_utterance", "words_by_utterance")
+_BY_TAKE = ("errors_by_take", "words_by_take")
 
 
 def summary_problem(summary: Any, model: str) -> Optional[str]:
@@ -51,7 +53,7 @@ def summary_problem(summary: Any, model: str) -> Optional[str]:
             for key in _COUNTS:
                 if not isinstance(counted, dict) or not is_number(counted.get(key)):
                     return f"has no number {key} for test set {name}"
-            for key, total in zip(_LISTS, ("errors", "words")):
+            for key, total in zip((*_BY_UTTERANCE, *(_BY_TAKE if _BY_TAKE[0] in counted else ())), ("errors", "words") * 2):
                 counts = counted.get(key)
                 if not isinstance(counts, list) or not all(is_number(n) for n in counts) or sum(counts) != counted[total]:
                     return f"has no {key} that add up to the {total} of test set {name}"
@@ -61,6 +63,25 @@ def summary_problem(summary: Any, model: str) -> Optional[str]:
 def headline(test: Mapping[str, Any]) -> Mapping[str, Any]:
     """The figures of a test set that models are compared by: those over characters where it has them, else over words."""
     return test.get("characters", test)
+
+
+def _lists(test: Mapping[str, Any]) -> Tuple[str, str]:
+    """Under which keys of a headline are the errors and words of what the bootstrap draws: takes that several utterances
+    share are drawn themselves, since utterances would pass for independent that are not."""
+    return _BY_TAKE if _BY_TAKE[0] in test else _BY_UTTERANCE
+
+
+def _p_value(test: Mapping[str, Any], other: Mapping[str, Any]) -> float:
+    """Of two headlines of one test set."""
+    errors, words = _lists(test)
+    return paired_p_value(test[errors], other.get(errors, ()), test[words])
+
+
+def drawn_over(tests: Mapping[str, Mapping[str, Any]]) -> str:
+    """What the bootstrap draws of these test sets, in words."""
+    kinds = {test.get("drawn", "takes" if _BY_TAKE[0] in headline(test) else "utterances") for test in tests.values()}
+    return " or ".join("takes (recorded words, which several utterances share)" if kind == "takes" else kind
+                       for kind in sorted(kinds, reverse=True))
 
 
 def rate_name(test: Mapping[str, Any]) -> str:
@@ -126,15 +147,16 @@ def compare(summaries: Mapping[str, Summary], chain: Sequence[str], baselines: S
 
 def _figures(test: Mapping[str, Any], teacher: Mapping[str, Any]) -> Dict[str, Any]:
     """A test set's figures of one model, with their interval and what they are beside the teacher's."""
-    errors, words = (headline(test)[key] for key in _LISTS)
-    figures = {key: value for key, value in test.items() if key not in _LISTS}
+    errors, words = (headline(test)[key] for key in _lists(headline(test)))
+    figures = {key: value for key, value in test.items() if key not in _BY_UTTERANCE + _BY_TAKE}
     if "characters" in test:
-        figures["characters"] = {key: value for key, value in test["characters"].items() if key not in _LISTS}
+        figures["characters"] = {key: value for key, value in test["characters"].items() if key not in _BY_UTTERANCE}
     return {
         **figures,
+        "drawn": "takes" if _lists(headline(test)) == _BY_TAKE else "utterances",
         "interval": wer_interval(errors, words),
         "relative": relative_change(headline(test)["wer"], headline(teacher)["wer"]),
-        "p_teacher": paired_p_value(errors, headline(teacher)["errors_by_utterance"], words),
+        "p_teacher": _p_value(headline(test), headline(teacher)),
     }
 
 
@@ -143,9 +165,7 @@ def _difference(summaries: Mapping[str, Summary], model: str, other: str) -> Dic
     tests = {name: (headline(test), headline(summaries[other]["test_sets"][name]))
              for name, test in summaries[model]["test_sets"].items()}
     return {"model": model, "other": other, "test_sets": {
-        name: {"difference": ours["wer"] - theirs["wer"],
-               "p": paired_p_value(ours["errors_by_utterance"], theirs["errors_by_utterance"],
-                                   ours["words_by_utterance"])}
+        name: {"difference": ours["wer"] - theirs["wer"], "p": _p_value(ours, theirs)}
         for name, (ours, theirs) in tests.items()}}
 
 
@@ -154,8 +174,8 @@ def pool_seeds(runs: Sequence[Mapping[str, Summary]]) -> Dict[str, Dict[str, Any
 
     ``runs`` holds the summaries of each seed by model. A model of the result has ``parameters``, ``updates`` (the first
     seed's) and, for each test set, ``rate`` (the name of its headline's), ``wers`` (one a seed), and
-    ``errors_by_utterance`` and ``words_by_utterance``, summed over the seeds. A bootstrap of them over utterances is
-    about these trained models: it does not know how other seeds would have come out.
+    ``errors_by_utterance`` and ``words_by_utterance`` (or those by take), summed over the seeds. A bootstrap of them
+    is about these trained models: it does not know how other seeds would have come out.
     Raises :class:`RecipeError` where the runs do not hold the same models, of the same size, on the same test sets.
     """
     pooled: Dict[str, Dict[str, Any]] = {}
@@ -171,13 +191,14 @@ def pool_seeds(runs: Sequence[Mapping[str, Summary]]) -> Dict[str, Dict[str, Any
                                   f"{into['parameters']:,} in the first one")
             for name, whole in summary["test_sets"].items():
                 test = headline(whole)
-                sums = into["test_sets"].setdefault(name, {"wers": [], "rate": rate_name(whole),
-                                                           **{key: [0] * len(test[key]) for key in _LISTS}})
-                sums["wers"].append(test["wer"])
-                if name not in first or test["words_by_utterance"] != first[name]["words_by_utterance"]:
+                keys = _lists(first.get(name, test))
+                if name not in first or test.get(keys[1]) != first[name][keys[1]]:
                     raise RecipeError(f"{model} was decoded on another {name} in run {number} than the first model in "
                                       "the first one")
-                for key in _LISTS:
+                sums = into["test_sets"].setdefault(name, {"wers": [], "rate": rate_name(whole),
+                                                           **{key: [0] * len(test[key]) for key in keys}})
+                sums["wers"].append(test["wer"])
+                for key in keys:
                     sums[key] = [a + b for a, b in zip(sums[key], test[key])]
             if any(len(test["wers"]) != number for test in into["test_sets"].values()):
                 raise RecipeError(f"{model} was decoded on other test sets in run {number} than in the first one")
@@ -198,15 +219,15 @@ def seeds_table(pooled: Mapping[str, Mapping[str, Any]]) -> Tuple[List[str], Lis
         cells = [model, f"{row['parameters']:,}", f"{100 * row['parameters'] / teacher['parameters']:.1f}",
                  f"{row['updates']:,}"]
         for name, test in row["test_sets"].items():
-            errors, words = (test[key] for key in _LISTS)
+            errors, words = (test[key] for key in _lists(test))
             mean = 100 * sum(errors) / sum(words)
             reference = teacher["test_sets"][name]
-            base = 100 * sum(reference[_LISTS[0]]) / sum(words)
+            base = 100 * sum(reference[_lists(reference)[0]]) / sum(words)
             spread = statistics.stdev(test["wers"]) if len(test["wers"]) > 1 else math.nan
             cells += [f"{mean:.2f}", f"{spread:.2f}", " ".join(f"{wer:.2f}" for wer in test["wers"]),
                       format_relative(relative_change(mean, base))]
             cells += ["" if other == model else
-                      format_p(paired_p_value(errors, pooled[other]["test_sets"][name][_LISTS[0]], words))
+                      format_p(_p_value(test, pooled[other]["test_sets"][name]))
                       for other in (models[0], last)]
         rows.append(cells)
     return header, rows
@@ -317,8 +338,8 @@ def legend(comparison: Mapping[str, Any]) -> List[str]:
     rates = rate_names(tests)
     units = "characters" if rates == "CER" else "words" if rates == "WER" else "words or characters"
     return [
-        f"{rates} in per cent, with its bootstrap interval of 95% over utterances; rel. is the change against the teacher, "
-        "p that of a paired bootstrap against it (two-sided, one training each: it knows nothing of other seeds). "
+        f"{rates} in per cent, with its bootstrap interval of 95% over {drawn_over(tests)}; rel. is the change against the "
+        "teacher, p that of a paired bootstrap against it (two-sided, one training each: it knows nothing of other seeds). "
         f"Reference {units}: {words}.",
         *([CER_NOTE] if "CER" in rates else []),
         f"Decoding: {comparison['method']}, "

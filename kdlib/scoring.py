@@ -103,6 +103,37 @@ def errors_by_utterance(results: Iterable[Result]) -> Tuple[List[int], List[int]
     return [count.errors for count in counts], [count.words for count in counts]
 
 
+def read_takes(cuts: Iterable[Any]) -> Optional[Dict[str, List[str]]]:
+    """The takes that each cut's words are from, by cut id; None where a cut does not say.
+
+    A corpus that puts utterances together from recorded words, as egs/fsdd does, names them in ``custom["takes"]`` of
+    the supervision, one a word: where several utterances share a take, their errors are not independent.
+    """
+    takes = {cut.id: (cut.supervisions[0].custom or {}).get("takes") for cut in cuts}
+    return None if None in takes.values() else takes
+
+
+def errors_by_take(results: Iterable[Result], takes: Mapping[str, Sequence[str]]) -> Tuple[List[int], List[int]]:
+    """Errors and reference words of each take, in the order of their names, over all utterances that have it.
+
+    ``takes`` is of :func:`read_takes`. An insertion counts for the word before it, or for the first one.
+    Raises :class:`RecipeError` naming an utterance that has not one take a word.
+    """
+    errors: Counter = Counter()
+    words: Counter = Counter()
+    for cut_id, ref, hyp in results:
+        if len(takes[cut_id]) != len(ref) or not ref:
+            raise RecipeError(f"{cut_id} has {len(takes[cut_id])} takes and {len(ref)} words: make its manifest again, with "
+                              "one take a word or none at all")
+        words.update(takes[cut_id])
+        place = -1
+        for left, right in align_words(ref, hyp):
+            place += left is not None
+            errors[takes[cut_id][max(place, 0)]] += left != right
+    names = sorted(words)
+    return [errors[name] for name in names], [words[name] for name in names]
+
+
 def write_recogs(path: PathLike, results: Iterable[Result]) -> None:
     """Write references and recognised words, two lines an utterance, sorted by id.
 
@@ -195,17 +226,21 @@ def write_wer_summary(path: PathLike, wers: Mapping[str, float], rate: str = "WE
     write_text(path, f"settings\t{rate}\n" + "".join(f"{setting}\t{wer:.2f}\n" for setting, wer in rows))
 
 
-def write_results(folder: PathLike, test_set: str, setting: str, suffix: str, results: Iterable[Result]) -> Dict[str, Any]:
+def write_results(folder: PathLike, test_set: str, setting: str, suffix: str, results: Iterable[Result],
+                  takes: Optional[Mapping[str, Sequence[str]]] = None) -> Dict[str, Any]:
     """Write the files of a decoded test set, and return what a decoding summary keeps of it.
 
     ``setting`` names how it was decoded, ``suffix`` also with which epochs; the files are ``recogs-``, ``errs-`` and
     ``wer-summary-<test_set>-<suffix>.txt`` in ``folder``, and ``cer-summary-`` where there are characters to count.
+    ``takes``, of :func:`read_takes`, has the errors counted by take as well.
     """
     folder, results = Path(folder), list(results)
     write_recogs(folder / f"recogs-{test_set}-{suffix}.txt", results)
     counts = write_error_stats(folder / f"errs-{test_set}-{suffix}.txt", test_set, results)
     write_wer_summary(folder / f"wer-summary-{test_set}-{suffix}.txt", {setting: counts.wer})
     kept = {**_kept(counts, results), "skipped": 0}
+    if takes is not None:
+        kept["errors_by_take"], kept["words_by_take"] = errors_by_take(results, takes)
     characters = by_characters(results)
     if characters:
         counts = count_errors(characters)

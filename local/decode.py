@@ -55,7 +55,7 @@ def main():
         cuts = load_cuts(args.fbank / f"cuts_{name}.jsonl.gz")
         loader = eval_loader(cuts, lang, DataConfig(), config.max_duration)
         results = decode(model, loader, config, device, name)
-        summary["test_sets"][name] = write_test_set(args, folder, name, setting, suffix, lang, results,
+        summary["test_sets"][name] = write_test_set(args, folder, name, setting, suffix, lang, cuts, results,
                                                     model.config.chunk_size)
     summary["seconds"] = round(time.monotonic() - begin, 1)
     # The recipe's tables are made from summary.json: what else is tried leaves it alone.

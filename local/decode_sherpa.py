@@ -14,7 +14,7 @@ from kdlib.data import load_cuts
 from kdlib.errors import run_main
 from kdlib.files import write_json
 from kdlib.model_card import write_model_card
-from kdlib.scoring import describe_errors, write_results
+from kdlib.scoring import describe_errors, read_takes, write_results
 from kdlib.sherpa import METHODS, make_recognizer, read_model, tail
 
 
@@ -44,7 +44,8 @@ def main():
     begin, audio_seconds, busy = time.monotonic(), 0.0, 0.0
     for name in args.test_sets.split():
         results = []
-        for cut in tqdm(load_cuts(args.cuts / f"cuts_{name}.jsonl.gz"), desc=name, unit="utterance", mininterval=5):
+        cuts = load_cuts(args.cuts / f"cuts_{name}.jsonl.gz")
+        for cut in tqdm(cuts, desc=name, unit="utterance", mininterval=5):
             samples = cut.load_audio()[0].astype(np.float32)
             start = time.perf_counter()
             stream = recognizer.create_stream()
@@ -55,7 +56,7 @@ def main():
             busy += time.perf_counter() - start
             audio_seconds += cut.duration
             results.append((cut.id, cut.supervisions[0].text.split(), recognizer.get_result(stream).split()))
-        counts = write_results(folder, name, setting, setting, results)
+        counts = write_results(folder, name, setting, setting, results, read_takes(cuts))
         summary["test_sets"][name] = counts
         print(f"{about['model']}{suffix} {name}: {describe_errors(counts, ' by sherpa-onnx')} "
               f"-> {folder}/errs-{name}-{setting}.txt")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from results import BASELINES, read_stage_count, read_summary
 
-from kdlib.comparison import pool_seeds, rate_names, seeds_table
+from kdlib.comparison import drawn_over, pool_seeds, rate_names, seeds_table
 from kdlib.errors import RecipeError, run_main
 from kdlib.files import read_json, write_text
 from kdlib.report import markdown_table, plain_table
@@ -55,8 +55,8 @@ def main():
     header, rows = seeds_table(pooled)
     print(plain_table(header, rows))
     note = (f"{len(args.exp)} seeds. {rate_names(pooled['teacher']['test_sets'])} in per cent over all of them, its "
-            "standard deviation between them, and each one's; p: two-sided, of a paired bootstrap over utterances with the "
-            "errors of all seeds added up, so of these trained models: how much seeds differ stands in the column sd.")
+            "standard deviation between them, and each one's; p: two-sided, of a paired bootstrap over "
+            f"{drawn_over(pooled['teacher']['test_sets'])} with the errors of all seeds added up, so of these trained models: how much seeds differ stands in the column sd.")
     print(note)
     if args.output:
         write_text(args.output, describe_runs(args.exp) + markdown_table(header, rows) + f"\n- {note}\n")

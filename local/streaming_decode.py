@@ -100,7 +100,7 @@ def main():
     for name in args.test_sets.split():
         cuts = load_cuts(args.fbank / f"cuts_{name}.jsonl.gz")
         results, took = decode(recogniser, cuts, read, args.streams, name)
-        summary["test_sets"][name] = write_test_set(args, folder, name, setting, suffix, lang, results,
+        summary["test_sets"][name] = write_test_set(args, folder, name, setting, suffix, lang, cuts, results,
                                                     recogniser.chunk_size)
         busy, seconds = busy + took, seconds + sum(cut.duration for cut in cuts)
     summary["real_time_factor"] = round(busy / seconds, 5)

@@ -179,6 +179,28 @@ def test_test_sets_in_characters_are_compared_by_these(run, capsys):
         run.results()
 
 
+def test_takes_that_utterances_share_are_drawn_in_their_place(run, tmp_path, capsys):
+    """The same 9.00 and 9.75 per cent: 15 errors more, each of an utterance of its own, but all of one take."""
+    independent = run.results()["differences"][-1]["test_sets"]["test-clean"]["p"]
+    for model in WERS:
+        made = summary(model)
+        test = made["test_sets"]["test-clean"]
+        more = 15 * (model == "single-matched")
+        test["errors_by_take"] = [test["errors"] - 60 - more, more, *[6] * 10]
+        test["words_by_take"] = [1000, 400, *[60] * 10]
+        run.write(model, test_sets=made["test_sets"])
+    difference = run.results()["differences"][-1]["test_sets"]["test-clean"]
+    assert (difference["difference"], independent) == (pytest.approx(-0.75), pytest.approx(0.0002, abs=1e-4))
+    assert difference["p"] == pytest.approx(2 * (11 / 12) ** 12, abs=0.03)  # how often the take is not drawn
+    assert "takes (recorded words, which several utterances share)" in capsys.readouterr().out
+    results = json.loads((run.folder / "out" / "results.json").read_text())
+    assert {row["test_sets"]["test-clean"]["drawn"] for row in results["rows"]} == {"takes"}
+    assert not any("by_take" in key for row in results["rows"] for key in row["test_sets"]["test-clean"])
+    run.write("single", test_sets=summary("single")["test_sets"])
+    with pytest.raises(RecipeError, match="not decoded on the same utterances: decode again"):
+        run.results()
+
+
 def test_latency_is_shown_where_every_model_has_it(run, capsys):
     for place, model in enumerate(WERS):
         timed = summary(model)

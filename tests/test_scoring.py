@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdlib.errors import RecipeError
-from kdlib.scoring import (ErrorCounts, align_words, by_characters, count_errors, describe_errors, errors_by_utterance,
-                           read_recogs, split_characters, write_error_stats, write_recogs, write_results, write_wer_summary)
+from kdlib.scoring import (ErrorCounts, align_words, by_characters, count_errors, describe_errors, errors_by_take,
+                           errors_by_utterance, read_recogs, split_characters, write_error_stats, write_recogs,
+                           write_results, write_wer_summary)
 
 WORD_LISTS = st.lists(st.sampled_from(["A", "B", "C", "*", "É"]), max_size=8)
 
@@ -164,6 +165,27 @@ def test_a_damaged_recogs_file_is_named(tmp_path, text):
 def test_errors_by_utterance_follow_the_ids():
     results = [("b", ["A", "B"], ["A"]), ("a", ["C"], ["C", "D", "E"]), ("c", [], [])]
     assert errors_by_utterance(results) == ([2, 1, 0], [1, 2, 0])
+
+
+def test_errors_are_counted_by_take_over_all_utterances():
+    """Worked by hand: b's second word is deleted, a word is inserted at the beginning of c and one behind it."""
+    results = [("b", ["ONE", "TWO"], ["ONE"]), ("c", ["TWO"], ["SIX", "TWO", "SIX"]), ("a", ["ONE"], ["TEN"])]
+    takes = {"a": ["1_ann_0"], "b": ["1_ann_0", "2_ann_7"], "c": ["2_ann_7"]}
+    assert errors_by_take(results, takes) == ([1, 3], [2, 2])
+    with pytest.raises(RecipeError, match="b has 1 takes and 2 words"):
+        errors_by_take(results, {**takes, "b": ["1_ann_0"]})
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 3)), min_size=1, max_size=5),
+                          st.lists(st.sampled_from("abc"), max_size=6)), min_size=1, max_size=6))
+def test_errors_by_take_add_up_to_those_by_utterance(pairs):
+    results = [(str(n), [word for word, _ in ref], hyp) for n, (ref, hyp) in enumerate(pairs)]
+    takes = {str(n): [f"{word}{number}" for word, number in ref] for n, (ref, _) in enumerate(pairs)}
+    errors, words = errors_by_take(results, takes)
+    counts = count_errors(results)
+    assert (sum(errors), sum(words)) == (counts.errors, counts.words)
+    assert len(words) == len({take for names in takes.values() for take in names})
 
 
 def test_characters_stand_alone_and_latin_words_whole():
