@@ -9,6 +9,7 @@ from lhotse import CutSet
 from kdlib.config import DecodeConfig, load_config
 from kdlib.conformer import FRAME_MS
 from kdlib.decoding import Hypothesis
+from kdlib.errors import RecipeError
 from kdlib.lang import Lang
 from kdlib.latency import LatencyMeter
 from kdlib.scoring import describe_errors, read_takes, write_results
@@ -31,8 +32,18 @@ def add_decoding_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for conf/decode.yaml")
 
 
+def named_test_sets(words: str) -> List[str]:
+    """The names that ``--test-sets`` gives; a :class:`RecipeError` where it gives none."""
+    names = words.split()
+    if not names:
+        raise RecipeError("--test-sets names none: give it the names after cuts_ in the folder of the cuts")
+    return names
+
+
 def decoding_config(args: argparse.Namespace) -> DecodeConfig:
     """The config file, changed by the options; a :class:`RecipeError` names what is wrong."""
+    if args.chunk_size is not None and args.chunk_size < 0:
+        raise RecipeError(f"--chunk-size {args.chunk_size}: give frames of 40 ms, or 0 for full context")
     options = {"epoch": args.epoch, "avg": args.avg, "method": args.method, "beam": args.beam}
     given = [f"{name}={value}" for name, value in options.items() if value is not None]
     return load_config(DecodeConfig, args.config, given + args.overrides)

@@ -29,6 +29,10 @@ from kdlib.shar import SharCuts
 
 TrainCuts = Union[CutSet, SharCuts]
 
+# Attention over a whole utterance at once takes memory that grows with the square of its length: some 3 GiB for so many
+# seconds. Longer ones are decoded chunk by chunk, and not aligned.
+LONGEST_SECONDS = 300.0
+
 
 @dataclass
 class PlannedBatch:
@@ -113,6 +117,36 @@ def load_cuts(path: PathLike, remedy: str = "run stage 2 first") -> CutSet:
     if len(cuts) == 0:
         raise RecipeError(f"{path} holds no cuts: {remedy}")
     return cuts
+
+
+def transcript(cut: Cut) -> str:
+    """What is said in the cut; empty where it does not say."""
+    return (cut.supervisions[0].text or "") if cut.supervisions else ""
+
+
+def load_samples(cut: Cut, sampling_rate: int) -> np.ndarray:
+    """The cut's audio, (1, samples) float32; a :class:`RecipeError` names a cut that has none, or of another rate."""
+    if cut.has_recording and cut.sampling_rate != sampling_rate:
+        raise RecipeError(f"{cut.id} has audio of {cut.sampling_rate} Hz and the model hears {sampling_rate} Hz: give the cuts "
+                          "that the recipe's stage 2 wrote")
+    try:
+        return cut.load_audio().astype(np.float32)
+    except Exception as error:  # each format has exceptions of its own
+        raise RecipeError(f"the audio of {cut.id} cannot be read ({_reason(error)}): mend the file, or run stages 1 and 2 "
+                          "again, which leave it out") from None
+
+
+def load_features(cut: Cut) -> Tensor:
+    """The cut's features, (T0, F) float32; a :class:`RecipeError` names a cut whose features cannot be read."""
+    try:
+        return torch.from_numpy(cut.load_features())
+    except Exception as error:  # each storage has exceptions of its own
+        raise RecipeError(f"the features of {cut.id} cannot be read ({_reason(error)}): run stage 2 again "
+                          "with --force") from None
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def shar_index(path: PathLike) -> Path:
@@ -244,7 +278,7 @@ class TransducerDataset(Dataset):
             return Batch(torch.zeros(0, 0, 0), nothing.flatten(), nothing, nothing.flatten(), [], [],
                          planned.progress, planned.total_frames, planned.total_utterances)
         cuts = planned.cuts
-        texts = [(cut.supervisions[0].text or "") if cut.supervisions else "" for cut in cuts]
+        texts = [transcript(cut) for cut in cuts]
         ids = [cut.id for cut in cuts]
         with seeded(planned.seed):
             if self.noise is not None:
@@ -254,9 +288,8 @@ class TransducerDataset(Dataset):
             try:
                 features, lengths = collate_features(cuts)
             except Exception as error:  # each storage has exceptions of its own
-                reason = " ".join(str(error).split())[:200]
                 return RecipeError(f"the features of {ids[0]} or of another utterance in its batch cannot be read "
-                                   f"({type(error).__name__}: {reason}): run stage 2 again with --force")
+                                   f"({_reason(error)}): run stage 2 again with --force")
             if self.spec_augment is not None and planned.progress >= self.config.spec_augment.start:
                 features = self.spec_augment(features)
         # The subsampling needs seven frames even to say that there is nothing.
@@ -421,5 +454,5 @@ def feature_statistics(cuts: TrainCuts, max_cuts: int = 300) -> Tuple[Tensor, Te
     else:
         every = list(cuts)
         chosen = every[::max(1, len(every) // max_cuts)]
-    frames = torch.cat([torch.from_numpy(cut.load_features()) for cut in chosen])
+    frames = torch.cat([load_features(cut) for cut in chosen])
     return frames.mean(0), frames.std(0)

@@ -61,9 +61,10 @@ class LatencyMeter:
     def add(self, id_: str, hypothesis: Hypothesis) -> None:
         """What was recognised of an utterance; one that is not aligned does not count."""
         cut = self.cuts.get(id_)
-        if cut is None or not cut.supervisions or not hypothesis.frames:
+        words = (cut.supervisions[0].alignment or {}).get("word") if cut is not None and cut.supervisions else None
+        if words is None or not hypothesis.frames:
             return
-        reference = [(item.symbol, item.end) for item in (cut.supervisions[0].alignment or {}).get("word", [])]
+        reference = [(item.symbol, item.end) for item in words]
         recognised = [(word, (last + 1) * FRAME_SECONDS)
                       for word, _, last in word_frames(self.lang, hypothesis.tokens, hypothesis.frames)]
         self.delays += emission_delays(reference, recognised)

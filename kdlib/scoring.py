@@ -109,7 +109,7 @@ def read_takes(cuts: Iterable[Any]) -> Optional[Dict[str, List[str]]]:
     A corpus that puts utterances together from recorded words, as egs/fsdd does, names them in ``custom["takes"]`` of
     the supervision, one a word: where several utterances share a take, their errors are not independent.
     """
-    takes = {cut.id: (cut.supervisions[0].custom or {}).get("takes") for cut in cuts}
+    takes = {cut.id: (cut.supervisions[0].custom or {}).get("takes") if cut.supervisions else None for cut in cuts}
     return None if None in takes.values() else takes
 
 

@@ -2,11 +2,12 @@
 """When the words of the test sets end, by a model that hears each utterance whole (stage 5).
 
 Aligns the transcripts with the most probable path of the transducer, with full context, and writes Lhotse cuts whose
-supervisions have an alignment "word". A transducer says where it emits a word's labels: with the whole utterance before
+supervisions have an alignment "word", but for those that cannot be aligned. A transducer says where it emits a word's labels: with the whole utterance before
 it, at the word. Against these times local/decode.py --alignment measures how late a streaming model emits.
 """
 
 import argparse
+from collections import defaultdict
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from tqdm import tqdm
 
 from kdlib.alignment import FRAME_SECONDS, align_labels, word_frames
 from kdlib.config import DataConfig, TrainConfig, load_config
-from kdlib.data import checked, describe_skipped, eval_loader, load_cuts
+from kdlib.data import LONGEST_SECONDS, checked, describe_skipped, eval_loader, load_cuts
 from kdlib.errors import run_main
 from kdlib.files import atomic_path
 from kdlib.lang import Lang
@@ -58,24 +59,23 @@ def main():
     args.output.mkdir(parents=True, exist_ok=True)
     for name in args.test_sets.split():
         cuts = load_cuts(args.fbank / f"cuts_{name}.jsonl.gz")
-        found = align(model, cuts, lang, rnnt_type, device, name)
-        kept, skipped = [], []
+        short = [cut for cut in cuts if cut.duration <= LONGEST_SECONDS]
+        found = align(model, CutSet.from_cuts(short), lang, rnnt_type, device, name) if short else {}
+        skipped = defaultdict(list)
         for cut in cuts:
-            if found[cut.id] is None:
-                skipped.append(cut.id)
-                continue
-            if cut.supervisions:
+            if found.get(cut.id) is None:
+                skipped["more labels than frames" if cut.id in found else f"longer than {LONGEST_SECONDS:g} s"].append(cut.id)
+            elif cut.supervisions:
                 # What a frame stands for ends with it.
                 cut.supervisions[0] = cut.supervisions[0].with_alignment("word", [
                     AlignmentItem(word, round(first * FRAME_SECONDS, 3), round((last + 1 - first) * FRAME_SECONDS, 3))
                     for word, first, last in found[cut.id]])
-            kept.append(cut)
-        for line in describe_skipped({"more labels than frames": skipped} if skipped else {}):
+        for line in describe_skipped(skipped):
             print(line)
         path = args.output / f"cuts_{name}.jsonl.gz"
         with atomic_path(path) as temporary:
-            CutSet.from_cuts(kept).to_file(temporary)
-        print(f"{len(kept)} of {len(cuts)} utterances aligned -> {path}")
+            cuts.to_file(temporary)
+        print(f"{len(cuts) - sum(map(len, skipped.values()))} of {len(cuts)} utterances aligned -> {path}")
 
 
 if __name__ == "__main__":

@@ -7,14 +7,18 @@ import time
 import torch
 from tqdm import tqdm
 
-from kdlib.commandline import add_decoding_options, decoding_config, decoding_summary, search_setting, write_test_set
+from kdlib.commandline import (add_decoding_options, decoding_config, decoding_summary, named_test_sets, search_setting,
+                               write_test_set)
 from kdlib.config import DataConfig, DecodeConfig
-from kdlib.data import checked, eval_loader, load_cuts
+from kdlib.data import LONGEST_SECONDS, checked, eval_loader, load_cuts
 from kdlib.decoding import best_hypotheses
-from kdlib.errors import run_main
+from kdlib.errors import RecipeError, run_main
 from kdlib.files import write_json
 from kdlib.lang import Lang
+from kdlib.streaming import StreamingRecogniser
 from kdlib.training.checkpoint import load_averaged
+
+FRAMES_A_SECOND = 100  # of features
 
 
 def get_args():
@@ -25,12 +29,38 @@ def get_args():
 
 @torch.no_grad()
 def decode(model, loader, config: DecodeConfig, device, name: str):
-    """(utterance id, transcript, best hypothesis) of every utterance; one too short for a frame has no labels."""
-    results = []
+    """(utterance id, transcript, best hypothesis) of every utterance, and the seconds that the model took; an utterance
+    too short for a frame has no labels."""
+    results, busy = [], 0.0
     for batch in checked(tqdm(loader, desc=name, unit="batch", mininterval=5)):
-        encoded, lengths, _ = model.encoder(batch.features.to(device), batch.feature_lengths.to(device))
-        results += zip(batch.ids, batch.texts, best_hypotheses(model, encoded, lengths, config))
-    return results
+        begin = time.perf_counter()
+        if batch.features.size(1) > LONGEST_SECONDS * FRAMES_A_SECOND:
+            hypotheses = decode_in_chunks(model, batch, config)
+        else:
+            encoded, lengths, _ = model.encoder(batch.features.to(device), batch.feature_lengths.to(device))
+            hypotheses = best_hypotheses(model, encoded, lengths, config)
+        busy += time.perf_counter() - begin
+        results += zip(batch.ids, batch.texts, hypotheses)
+    return results, busy
+
+
+def decode_in_chunks(model, batch, config: DecodeConfig):
+    """The best hypotheses of utterances that are too long for a pass over all frames at once: the same, by streaming."""
+    try:
+        recogniser = StreamingRecogniser(model, config=config)
+    except ValueError:
+        raise RecipeError(f"{batch.ids[0]} is longer than {LONGEST_SECONDS:g} s, too long to be heard whole: give "
+                          "--chunk-size and --left-context, or cut it") from None
+    streams = []
+    for features, length in zip(batch.features, batch.feature_lengths.tolist()):
+        stream = recogniser.create_stream()
+        for piece in features[:length].split(FRAMES_A_SECOND):
+            stream.accept(piece)
+            recogniser.run([stream])
+        stream.end()
+        recogniser.run([stream])
+        streams.append(stream)
+    return [stream.result for stream in streams]
 
 
 def main():
@@ -50,16 +80,20 @@ def main():
     folder.mkdir(parents=True, exist_ok=True)
     about = {"model": args.exp.name, "parameters": model.parameter_counts()["total"], **which}
     summary = decoding_summary(about, config, model.config.chunk_size, model.config.left_context)
-    begin = time.monotonic()
-    for name in args.test_sets.split():
+    begin, busy, audio_seconds = time.monotonic(), 0.0, 0.0
+    for name in named_test_sets(args.test_sets):
         cuts = load_cuts(args.fbank / f"cuts_{name}.jsonl.gz")
         loader = eval_loader(cuts, lang, DataConfig(), config.max_duration)
-        results = decode(model, loader, config, device, name)
+        results, took = decode(model, loader, config, device, name)
+        busy, audio_seconds = busy + took, audio_seconds + sum(cut.duration for cut in cuts)
         summary["test_sets"][name] = write_test_set(args, folder, name, setting, suffix, lang, cuts, results,
                                                     model.config.chunk_size)
     summary["seconds"] = round(time.monotonic() - begin, 1)
+    summary["real_time_factor"] = round(busy / audio_seconds, 5)
     # The recipe's tables are made from summary.json: what else is tried leaves it alone.
     write_json(folder / ("summary.json" if own_chunks else f"summary-{suffix}.json"), summary)
+    print(f"{args.exp.name}: {about['parameters']:,} parameters, real-time factor {busy / audio_seconds:.4f} in batches of "
+          f"{config.max_duration:g} s and {torch.get_num_threads()} threads")
 
 
 if __name__ == "__main__":

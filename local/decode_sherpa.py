@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from kdlib.commandline import decoding_summary
+from kdlib.commandline import decoding_summary, named_test_sets
 from kdlib.config import DecodeConfig
-from kdlib.data import load_cuts
+from kdlib.data import load_cuts, load_samples, transcript
 from kdlib.errors import run_main
 from kdlib.files import write_json
 from kdlib.model_card import write_model_card
@@ -31,6 +31,7 @@ def get_args():
 
 def main():
     args = get_args()
+    test_sets = named_test_sets(args.test_sets)
     about = read_model(args.model, args.int8)
     suffix, rate = ".int8" if args.int8 else "", about["sampling_rate"]
     recognizer = make_recognizer(args.model, about, args.int8, args.method, args.beam)
@@ -42,11 +43,11 @@ def main():
     config = DecodeConfig(method=args.method, beam=args.beam)
     summary = decoding_summary(about, config, about["chunk_size"], about["left_context"])
     begin, audio_seconds, busy = time.monotonic(), 0.0, 0.0
-    for name in args.test_sets.split():
+    for name in test_sets:
         results = []
         cuts = load_cuts(args.cuts / f"cuts_{name}.jsonl.gz")
         for cut in tqdm(cuts, desc=name, unit="utterance", mininterval=5):
-            samples = cut.load_audio()[0].astype(np.float32)
+            samples = load_samples(cut, rate)[0]
             start = time.perf_counter()
             stream = recognizer.create_stream()
             stream.accept_waveform(rate, np.concatenate([samples, silence]))
@@ -55,7 +56,7 @@ def main():
                 recognizer.decode_stream(stream)
             busy += time.perf_counter() - start
             audio_seconds += cut.duration
-            results.append((cut.id, cut.supervisions[0].text.split(), recognizer.get_result(stream).split()))
+            results.append((cut.id, transcript(cut).split(), recognizer.get_result(stream).split()))
         counts = write_results(folder, name, setting, setting, results, read_takes(cuts))
         summary["test_sets"][name] = counts
         print(f"{about['model']}{suffix} {name}: {describe_errors(counts, ' by sherpa-onnx')} "

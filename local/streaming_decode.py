@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from kdlib.commandline import add_decoding_options, decoding_config, decoding_summary, search_setting, write_test_set
+from kdlib.commandline import (add_decoding_options, decoding_config, decoding_summary, named_test_sets, search_setting,
+                               write_test_set)
 from kdlib.config import FbankConfig, load_config
 from kdlib.conformer import SUBSAMPLING
-from kdlib.data import load_cuts
+from kdlib.data import load_cuts, load_features, load_samples, transcript
 from kdlib.errors import RecipeError, run_main
 from kdlib.features import fbank_extractor
 from kdlib.files import write_json
@@ -34,7 +35,9 @@ def get_args():
 def feature_reader(args):
     """A function from a cut to its features (T0, F)."""
     if args.tail is None:
-        return lambda cut: torch.from_numpy(cut.load_features())
+        return load_features
+    if args.tail < 0:
+        raise RecipeError(f"--tail {args.tail}: give seconds of silence, 0 or more")
     if args.fbank_config is None:
         raise RecipeError("--tail computes features: give --fbank-config conf/fbank.yaml")
     config = load_config(FbankConfig, args.fbank_config)
@@ -42,7 +45,7 @@ def feature_reader(args):
     silence = np.zeros((1, int(args.tail * config.sampling_rate)), dtype=np.float32)
 
     def read(cut):
-        samples = np.concatenate([cut.load_audio(), silence], axis=1)
+        samples = np.concatenate([load_samples(cut, config.sampling_rate), silence], axis=1)
         return torch.from_numpy(np.asarray(extractor.extract(samples, config.sampling_rate)))
     return read
 
@@ -71,7 +74,7 @@ def decode(recogniser, cuts, read, num_streams, name):
             recogniser.decode(ready)
         busy += time.perf_counter() - begin
         for cut, _, stream in [item for item in active if item[2].ended and not recogniser.ready(item[2])]:
-            results.append((cut.id, cut.supervisions[0].text, stream.result))
+            results.append((cut.id, transcript(cut), stream.result))
             bar.update()
         active = [item for item in active if not item[2].ended or recogniser.ready(item[2])]
 
@@ -97,7 +100,7 @@ def main():
     about = {"model": args.exp.name, "parameters": parameters, **which}
     summary = decoding_summary(about, config, recogniser.chunk_size, recogniser.left_context)
     busy = seconds = 0.0
-    for name in args.test_sets.split():
+    for name in named_test_sets(args.test_sets):
         cuts = load_cuts(args.fbank / f"cuts_{name}.jsonl.gz")
         results, took = decode(recogniser, cuts, read, args.streams, name)
         summary["test_sets"][name] = write_test_set(args, folder, name, setting, suffix, lang, cuts, results,

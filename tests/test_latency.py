@@ -107,6 +107,7 @@ def test_the_meter_counts_aligned_utterances(corpus, tmp_path):
     tokens = tuple(lang.encode(text))
     meter = LatencyMeter(tmp_path / "cuts.jsonl.gz", lang, 8)
     meter.add("seen", Hypothesis(0.0, tokens, tuple([9] * len(tokens))))
+    meter.add(other.id, Hypothesis(0.0, tokens, tuple([0] * len(tokens))))  # not aligned
     meter.add("unseen", Hypothesis(0.0, tokens, tuple([0] * len(tokens))))
     count = len(text.split())
     assert meter.summary() == {"words": count, "delay_ms": 200.0, "delay_p90_ms": 200.0,

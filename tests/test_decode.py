@@ -1,0 +1,134 @@
+"""local/decode.py, local/streaming_decode.py and local/align.py as commands, on a small trained model: long utterances,
+and what cannot be decoded."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
+
+from made_up import settings
+
+from kdlib.config import save_config
+from kdlib.data import load_cuts, load_samples
+from kdlib.errors import RecipeError
+from kdlib.scoring import read_recogs
+
+LOCAL = Path(__file__).resolve().parents[1] / "local"
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def load_script(name):
+    spec = importlib.util.spec_from_file_location(name, LOCAL / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def options(corpus, teacher_folder, tmp_path):
+    """Of a script, for the dev cuts as a test set; what it writes goes to a copy of the model's folder."""
+    folder, lang, _, dev = corpus
+    exp = tmp_path / "tiny"
+    exp.mkdir()
+    for path in teacher_folder.glob("*"):
+        if path.is_file():
+            (exp / path.name).symlink_to(path)
+    save_config(settings(), exp / "config.yaml")
+    dev.to_file(tmp_path / "cuts_dev.jsonl.gz")
+    (tmp_path / "decode.yaml").write_text("max_sym_per_frame: 1\n")
+    return {"--exp": exp, "--fbank": tmp_path, "--lang": folder / "lang", "--config": tmp_path / "decode.yaml",
+            "--test-sets": "dev"}
+
+
+def words_of(options, more=()):
+    return [str(word) for pair in options.items() for word in pair] + list(more)
+
+
+def run_script(name, options, *more):
+    return subprocess.run([sys.executable, LOCAL / f"{name}.py", *words_of(options, more)], capture_output=True, text=True)
+
+
+def decode_here(monkeypatch, options, longest, *more):
+    """What decode.py recognises if utterances above ``longest`` seconds are long ones, and its summary."""
+    module = load_script("decode")
+    monkeypatch.setattr(module, "LONGEST_SECONDS", longest)
+    monkeypatch.setattr(sys, "argv", ["decode.py", *words_of(options, more)])
+    module.main()
+    folder = options["--exp"] / "decode"
+    return read_recogs(next(folder.glob("recogs-dev-*.txt"))), json.loads((folder / "summary.json").read_text())
+
+
+def test_long_utterances_are_decoded_in_chunks_to_the_same_words(monkeypatch, options, capsys):
+    whole, summary = decode_here(monkeypatch, options, 300.0)
+    printed = capsys.readouterr().out
+    assert f"{summary['parameters']:,} parameters, real-time factor " in printed and summary["real_time_factor"] > 0
+    in_chunks, _ = decode_here(monkeypatch, options, 0.4)
+    assert in_chunks == whole
+    assert sum(ref == hyp for _, ref, hyp in whole) > len(whole) / 2  # it has learned something
+
+
+def test_a_long_utterance_cannot_be_heard_whole(monkeypatch, options):
+    with pytest.raises(RecipeError, match="dev-.* is longer than 0.4 s, too long to be heard whole: give --chunk-size"):
+        decode_here(monkeypatch, options, 0.4, "--chunk-size", "0", "--left-context", "-1")
+
+
+def test_a_long_utterance_is_not_aligned_and_stays(monkeypatch, options, corpus, capsys):
+    module = load_script("align")
+    monkeypatch.setattr(module, "LONGEST_SECONDS", 0.5)
+    output = options["--fbank"] / "align"
+    words = words_of({**{key: options[key] for key in ("--exp", "--fbank", "--lang", "--test-sets")}, "--output": output})
+    monkeypatch.setattr(sys, "argv", ["align.py", *words])
+    module.main()
+    long = [cut.id for cut in corpus[3] if cut.duration > 0.5]
+    aligned = load_cuts(output / "cuts_dev.jsonl.gz")
+    assert 0 < len(long) < len(corpus[3]) == len(aligned)
+    assert [cut.id for cut in aligned if not cut.supervisions[0].alignment] == long
+    printed = capsys.readouterr().out
+    assert f"skipped {len(long)} utterances (longer than 0.5 s): {long[0]}" in printed
+    assert f"{len(aligned) - len(long)} of {len(aligned)} utterances aligned" in printed
+
+
+@pytest.mark.parametrize("name, more, said", [
+    ("decode", ["--test-sets", " "], "--test-sets names none"),
+    ("decode", ["--chunk-size", "-3"], "--chunk-size -3: give frames of 40 ms"),
+    ("streaming_decode", ["--tail", "-1", "--fbank-config", "fbank.yaml"], "--tail -1.0: give seconds of silence"),
+])
+def test_options_that_mean_nothing_are_refused(options, name, more, said):
+    done = run_script(name, options, *more)
+    assert done.returncode == 1 and said in done.stderr and "Traceback" not in done.stderr
+
+
+def test_features_that_are_gone_are_named(options):
+    cuts = list(load_cuts(options["--fbank"] / "cuts_dev.jsonl.gz"))
+    cuts[1].features.storage_path = str(options["--fbank"] / "gone")
+    CutSet.from_cuts(cuts).to_file(options["--fbank"] / "cuts_dev.jsonl.gz")
+    done = run_script("streaming_decode", options)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert f"the features of {cuts[1].id} cannot be read" in done.stderr and "run stage 2 again" in done.stderr
+
+
+def test_a_cut_without_transcript_is_decoded(options, corpus):
+    cuts = [cut.drop_supervisions() if number == 0 else cut for number, cut in enumerate(corpus[3])]
+    CutSet.from_cuts(cuts).to_file(options["--fbank"] / "cuts_dev.jsonl.gz")
+    done = run_script("streaming_decode", options)
+    assert done.returncode == 0, done.stderr
+    results = read_recogs(next((options["--exp"] / "streaming_decode").glob("recogs-dev-*.txt")))
+    assert len(results) == len(cuts) and [ref for id_, ref, _ in results if id_ == cuts[0].id] == [[]]
+
+
+def test_audio_that_cannot_be_used_is_named(tmp_path):
+    soundfile.write(tmp_path / "a.wav", 0.1 * np.ones(16000), 16000)
+    recording = Recording.from_file(tmp_path / "a.wav")
+    cut = MonoCut("u1", 0, 1, 0, [SupervisionSegment("u1", recording.id, 0, 1, text="A")], recording=recording)
+    assert load_samples(cut, 16000).shape == (1, 16000) and load_samples(cut, 16000).dtype == np.float32
+    with pytest.raises(RecipeError, match="u1 has audio of 16000 Hz and the model hears 8000 Hz"):
+        load_samples(cut, 8000)
+    (tmp_path / "a.wav").unlink()
+    with pytest.raises(RecipeError, match="the audio of u1 cannot be read"):
+        load_samples(cut, 16000)
