@@ -8,10 +8,12 @@
 #   unlabelled_cuts="A B"           names of cuts that a student hears its teacher's transcripts of, if there are any
 #   option NAME DEFAULT SMOKE TEXT  an option --NAME of its own, in the variable NAME ('-' becomes '_')
 #   path_option NAME TEXT           the same for a path, which may be relative to where the user stands
+#   flag NAME TEXT                  an option without a value: the variable is yes, or empty
 #   stage N FUNCTION TEXT           what stage N does; its function calls `step`
 #   extra_stage N FUNCTION TEXT     the same for a stage after the last, that runs when it is asked for by number
 #   settle                          a function that is called, where there is one, when the options are known: it may
-#                                   set test_sets and noise_cuts by them and add to the key=value settings in words
+#                                   set test_sets, noise_cuts and settings by them, add to the key=value settings in
+#                                   words, and with subset=yes keep RESULTS.md, which is of the whole corpus, as it is
 #
 # In the stages stand $data and $exp (folders), $manifests (the cuts that stage 1 makes), $jobs, $smoke and the recipe's
 # own options.
@@ -24,11 +26,11 @@ source ../../tools/activate.sh
 
 noise_cuts='' unlabelled_cuts=''
 stage_functions=() stage_texts=() last_stage=0
-option_names=() option_texts=() path_options=' '
+option_names=() option_texts=() path_options=' ' flags=' '
 declare -A option_defaults option_smoke
 words=()
 shared_options='stage stop-stage settings jobs python data exp'
-stage='' stop_stage='' settings='' smoke='' force='' python='' data='' exp='' jobs=''
+stage='' stop_stage='' settings='' subset='' smoke='' force='' python='' data='' exp='' jobs=''
 
 usage_error() { printf 'error: %s (see run.sh --help)\n' "$1" >&2; exit 2; }
 
@@ -45,6 +47,11 @@ path_option() {
   path_options+="$1 "
 }
 
+flag() {
+  option "$1" "" "" "$2"
+  flags+="$1 "
+}
+
 usage() {
   local n folders
   folders=$(for n in conf/*/; do if [[ -d $n ]]; then basename "$n"; fi; done | paste -sd ' ')
@@ -59,7 +66,7 @@ usage() {
     "--stop-stage N" "end with stage N ($last_stage)" \
     "--smoke" "the same chain in minutes, on little data and with small models, in data-smoke/ and exp-smoke/" \
     "--force" "run the stages again even where they are done" \
-    "--settings NAME" "the files of conf/NAME/ in place of those of conf/${folders:+ (there is $folders)}" \
+    "--settings NAME" "the files of conf/NAME/ in place of conf/'s, in data-NAME/ and exp-NAME/${folders:+ (there is $folders)}" \
     "--jobs N" "processes that work side by side on data (the number of cores)" \
     "--python PATH" "the Python to use, or to make tools/venv from when it lacks packages" \
     "--data DIR" "where data goes (data)" \
@@ -67,7 +74,9 @@ usage() {
     "--help" "this text"
   for n in "${!option_names[@]}"; do
     local default=${option_defaults[${option_names[n]}]}
-    printf '  %-22s %s\n' "--${option_names[n]} VALUE" "${option_texts[n]}${default:+ ($default)}"
+    local value=VALUE
+    if [[ $flags == *" ${option_names[n]} "* ]]; then value=''; fi
+    printf '  %-22s %s\n' "--${option_names[n]} $value" "${option_texts[n]}${default:+ ($default)}"
   done
   echo
   echo "key=value changes a setting of the files in conf/: fbank.KEY of fbank.yaml, lang.KEY of lang.yaml, decode.KEY of"
@@ -97,12 +106,14 @@ parse_options() {
           *" $name "*) ;;
           *) usage_error "unknown option $1" ;;
         esac
+        if [[ $flags == *" $name "* ]]; then given[$name]=yes; shift; continue; fi
         (($# > 1)) || usage_error "--$name needs a value"
         value=$2; shift 2 ;;
       [a-z]*=*) words+=("$1"); shift; continue ;;
       *) usage_error "unknown option $1" ;;
     esac
     [[ $value ]] || usage_error "--$name needs a value"
+    [[ $flags != *" $name "* ]] || usage_error "--$name takes no value"
     case " $shared_options ${option_names[*]} " in
       *" $name "*) given[$name]=$value ;;
       *) usage_error "unknown option --$name" ;;
@@ -123,15 +134,8 @@ parse_options() {
   jobs=${given[jobs]-$(nproc 2>/dev/null || echo 1)}
   [[ $jobs =~ ^[1-9][0-9]*$ ]] || usage_error "--jobs $jobs: give the number of processes"
   settings=${given[settings]-}
-  [[ ! $settings || -d conf/$settings ]] || usage_error "--settings $settings: there is no folder conf/$settings"
   python=${given[python]-}
   if [[ $python == */* ]]; then python=$(user_path "$python"); fi
-  data=data${smoke:+-smoke} exp=exp${smoke:+-smoke}
-  if [[ ${given[data]-} ]]; then data=$(user_path "${given[data]}"); fi
-  if [[ ${given[exp]-} ]]; then exp=$(user_path "${given[exp]}"); fi
-  fbank=$data/fbank lang=$data/lang
-  report=$exp/RESULTS.md ablation_report=$exp/ABLATION.md
-  if [[ $exp == exp ]]; then report=RESULTS.md ablation_report=ABLATION.md; fi
 
   for name in "${option_names[@]}"; do
     value=${option_defaults[$name]}
@@ -148,20 +152,29 @@ parse_options() {
   reported=$rerun
   for name in settings python data exp "${option_names[@]}"; do
     if [[ ! ${given[$name]+given} ]]; then continue; fi
-    printf -v value %q "${given[$name]}"
-    rerun+=" --$name $value"
-    case " data exp$path_options" in *" $name "*) value=DIR ;; esac
-    if [[ $name != python ]]; then reported+=" --$name $value"; fi
+    printf -v value ' %q' "${given[$name]}"
+    if [[ $flags == *" $name "* ]]; then value=''; fi
+    rerun+=" --$name$value"
+    case " data exp$path_options" in *" $name "*) value=' DIR' ;; esac
+    if [[ $name != python ]]; then reported+=" --$name$value"; fi
   done
   for value in "${words[@]}"; do
     printf -v value %q "$value"
     rerun+=" $value" reported+=" $value"
   done
+  if declare -F settle >/dev/null; then settle; fi
+  [[ ! $settings || -d conf/$settings ]] || usage_error "--settings $settings: there is no folder conf/$settings"
+  local suffix=${settings:+-$settings}${smoke:+-smoke}
+  data=data$suffix exp=exp$suffix
+  if [[ ${given[data]-} ]]; then data=$(user_path "${given[data]}"); fi
+  if [[ ${given[exp]-} ]]; then exp=$(user_path "${given[exp]}"); fi
+  fbank=$data/fbank lang=$data/lang
+  report=$exp/RESULTS.md ablation_report=$exp/ABLATION.md
+  if [[ $exp == exp && ! $subset ]]; then report=RESULTS.md ablation_report=ABLATION.md; fi
   if [[ $smoke ]]; then  # the user's own settings come after, and win
     mapfile -t lines < <(grep -E '^[a-z]' "$(conf smoke.conf)")
     words=("${lines[@]}" "${words[@]}")
   fi
-  if declare -F settle >/dev/null; then settle; fi
   # shellcheck disable=SC2086  # names without spaces, to be split
   mapfile -t manifests < <(cuts "$data/manifests" train dev $test_sets $noise_cuts $unlabelled_cuts)
 }
@@ -369,7 +382,10 @@ train_baselines() {  # stage 7
 
 write_results() {  # stage 8
   local k stages=1 students=() published=''
-  if [[ -e $(conf published.md) ]]; then published=$(conf published.md); fi
+  # Published figures are of the whole corpus, unless those settings have some of their own.
+  if [[ -e $(conf published.md) ]] && [[ ! $subset || $(conf published.md) == conf/*/* ]]; then
+    published=$(conf published.md)
+  fi
   if [[ -e $exp/conf/plan.json ]]; then stages=$(json_value "$exp/conf/plan.json" stages int 6); fi
   for ((k = 1; k <= stages; k++)); do students+=("$exp/stage$k/decode/summary.json"); done
   step results --conf "$(conf progressive.yaml)" $published --from 5 "$exp/teacher/decode/summary.json" \

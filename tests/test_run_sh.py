@@ -107,6 +107,11 @@ recipe=toy
 test_sets="test"
 option size 10 1 "size of the corpus"
 path_option corpus-dir "where it is"
+flag half "half of it, with smaller models"
+settle() {
+  if [[ $half ]]; then subset=yes; fi
+  if [[ $half && -d conf/tiny ]]; then settings=tiny; fi
+}
 corpus() {
   step corpus --makes "$data/corpus" -- python local/corpus.py --size "$size" --output "$data/corpus" --at "$corpus_dir"
 }
@@ -333,15 +338,36 @@ class TestSettings:
         tiny.mkdir()
         for name in ("teacher.yaml", "lang.yaml"):
             (tiny / name).write_text("4\n")
+        (toy.folder / "conf" / "published.md").write_text("Of the whole corpus.\n")
         commands = dict(zip(CHAIN, toy("--settings", "tiny", "training.seed=5").commands))
         assert "--config conf/tiny/lang.yaml " in commands["lang"] and "--config conf/fbank.yaml " in commands["fbank"]
         assert "--config conf/tiny/teacher.yaml " in commands["train-teacher"]
         assert "--config conf/progressive.yaml --teacher-config conf/tiny/teacher.yaml " in commands["plan"]
-        assert (toy.folder / "RESULTS.md").read_text() == "egs/toy/run.sh --settings tiny training.seed=5"
-        assert "train-teacher" in toy("--stop-stage", "4").ran  # with the others it is another training
+        assert (toy.folder / "exp-tiny" / "RESULTS.md").read_text() == "egs/toy/run.sh --settings tiny training.seed=5"
+        assert not any((toy.folder / name).exists() for name in ("RESULTS.md", "data", "exp"))
+        shared = toy("--settings", "tiny", "training.seed=5", "--data", "data-tiny", "--exp", "exp-tiny",
+                     "--stop-stage", "7")
+        assert not shared.ran  # the folders that it has by itself
+        assert toy("--half", "--stop-stage", "4", "training.seed=5").ran == []  # a recipe may choose them itself
         assert "(there is tiny)" in toy("--help").stdout
         missing = toy("--settings", "none")
         assert missing.returncode == 2 and "there is no folder conf/none" in missing.stderr
+
+    def test_a_flag_has_no_value(self, toy):
+        refused = toy("--half=no")
+        assert refused.returncode == 2 and "--half takes no value" in refused.stderr
+        assert toy("--half", "--stage", "3", "--exp", "elsewhere").stderr.endswith(
+            "run.sh --exp elsewhere --half --stage 1 --stop-stage 1\n")
+        assert re.search(r"--half +half of it", toy("--help").stdout)
+
+    def test_a_run_on_a_part_of_the_corpus_leaves_the_report_of_the_whole(self, toy):
+        (toy.folder / "conf" / "published.md").write_text("Of the whole corpus.\n")
+        (toy.folder / "RESULTS.md").write_text("of the whole corpus")
+        part = dict(zip(CHAIN, toy("--half").commands))
+        assert "--report exp/RESULTS.md --command egs/toy/run.sh --half" in part["results"]
+        assert "--published" not in part["results"]
+        assert (toy.folder / "RESULTS.md").read_text() == "of the whole corpus"
+        assert "--report RESULTS.md --command egs/toy/run.sh --published conf/published.md" in " ".join(toy().commands)
 
     def test_hypotheses_are_made_once_for_each_teacher_that_is_to_give_them(self, toy):
         (toy.folder / "conf" / "teacher.yaml").write_text("- name: nbest_rnnt\n")
