@@ -66,7 +66,7 @@ usage() {
     "--stop-stage N" "end with stage N ($last_stage)" \
     "--smoke" "the same chain in minutes, on little data and with small models, in data-smoke/ and exp-smoke/" \
     "--force" "run the stages again even where they are done" \
-    "--settings NAME" "the files of conf/NAME/ in place of conf/'s, in data-NAME/ and exp-NAME/${folders:+ (there is $folders)}" \
+    "--settings NAME" "conf/NAME/ before conf/, with data-NAME/ and exp-NAME/${folders:+ (there is $folders)}" \
     "--jobs N" "processes that work side by side on data (the number of cores)" \
     "--python PATH" "the Python to use, or to make tools/venv from when it lacks packages" \
     "--data DIR" "where data goes (data)" \

@@ -228,3 +228,18 @@ def test_the_benchmark_of_the_losses_prints_its_table():
     for line in lines[2:]:
         milliseconds = float(line.split("|")[3].replace(",", ""))
         assert milliseconds > 0
+
+
+@pytest.mark.parametrize("tool", ["bench_rnnt.py", "bench_training.py"])
+def test_the_tools_find_their_environment(tool, tmp_path):
+    """With a Python that has nothing of ours: in the environment beside the tool, or one line that says how to make it."""
+    bare = [Path(sys.base_prefix) / "bin" / "python3", "-E", "-s"]
+    if run(*bare, "-c", "import kdlib", cwd=tmp_path).returncode == 0:
+        pytest.skip("kdlib is installed for every Python here")
+    if (ROOT / "tools" / "venv" / "bin" / "python").exists():
+        assert "usage: " + tool in run(*bare, ROOT / "tools" / tool, "--help").stdout
+    for name in (tool, "environment.py"):
+        shutil.copy(ROOT / "tools" / name, tmp_path)
+    alone = run(*bare, tmp_path / tool, "--help")
+    assert alone.returncode == 1 and alone.stderr.startswith("error: kdlib is not installed: tools/install.sh")
+    assert "Traceback" not in alone.stderr

@@ -10,6 +10,8 @@ it: of the process on the CPU (Linux only), of the allocator on a GPU. The table
 has them.
 """
 
+import environment  # first, since the rest needs what it finds
+
 import argparse
 import ctypes
 import datetime
