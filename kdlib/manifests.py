@@ -136,15 +136,15 @@ def normalise_text(text: Optional[str]) -> str:
 
 
 def describe(name: str, path: PathLike, samples: int, rate: int, text: Optional[str], speaker: Optional[str] = None,
-             custom: Optional[dict] = None, language: str = "English"):
-    """Return a Lhotse ``(Recording, SupervisionSegment)`` of one mono file; the supervision spans all of it.
+             custom: Optional[dict] = None, language: str = "English", channels: int = 1):
+    """Return a Lhotse ``(Recording, SupervisionSegment)`` of one file; the supervision spans all of its first channel.
 
     Without ``text`` (a noise) the second is ``None``. ``path`` is kept as it is given, relative or not.
     """
     from lhotse import Recording, SupervisionSegment
     from lhotse.audio import AudioSource
 
-    recording = Recording(id=name, sources=[AudioSource(type="file", channels=[0], source=str(path))],
+    recording = Recording(id=name, sources=[AudioSource(type="file", channels=list(range(channels)), source=str(path))],
                           sampling_rate=rate, num_samples=samples, duration=samples / rate)
     if text is None:
         return recording, None
