@@ -56,5 +56,5 @@ def test_a_vocabulary_that_the_text_cannot_fill(cuts):
     assert prepare(cuts, type="bpe", vocab_size=most).returncode == 0
 
 
-def test_characters_need_no_size(cuts):
-    assert prepare(cuts, type="char", vocab_size=1).returncode == 0
+def test_of_characters_there_are_as_many_as_there_are(cuts):
+    assert prepare(cuts, type="char", vocab_size=4).returncode == 0
