@@ -259,6 +259,8 @@ class FbankConfig:
     def __post_init__(self) -> None:
         _require(self.storage in ("files", "shar"), "storage", self.storage, "files or shar")
         _positive(self, "fbank", "shard_size")
+        _require(all(factor > 0 for factor in self.speed_factors), "fbank.speed_factors", self.speed_factors,
+                 "a list of numbers above 0")
 
 
 @dataclass

@@ -54,6 +54,9 @@ def _opened(path: Path):
         raise BadAudio(f"{path} is missing")
     if path.stat().st_size == 0:
         raise BadAudio(f"{path} is empty")
+    if path.suffix.lower() == ".sph":
+        # libsndfile may read it, but Lhotse makes a shell command of its name, for a program that is seldom there.
+        raise BadAudio(f"{path} is NIST SPHERE, which recipes do not read: convert it to WAV or FLAC (sox does)")
     try:
         _check_riff(path)
         with soundfile.SoundFile(path) as audio:
@@ -65,7 +68,8 @@ def _opened(path: Path):
 def read_audio(path: PathLike, rate: int) -> np.ndarray:
     """Read a whole mono file of ``rate`` Hz as float32, shape (samples,).
 
-    Raises :class:`BadAudio` when the file is missing, empty, cut short, damaged, not mono or of another rate.
+    Raises :class:`BadAudio` when the file is missing, empty, cut short, damaged, NIST SPHERE, not mono or of another rate,
+    or holds samples that are no finite numbers.
     """
     path = Path(path)
     with _opened(path) as audio:
@@ -73,11 +77,12 @@ def read_audio(path: PathLike, rate: int) -> np.ndarray:
             raise BadAudio(f"{path} has {audio.channels} channels at {audio.samplerate} Hz instead of one at {rate}")
         samples = audio.read(dtype="float32")
         _check_count(path, len(samples), audio.frames)
+        _check_finite(path, samples)
     return samples
 
 
 def read_header(path: PathLike) -> AudioFormat:
-    """What a file says of itself, undecoded; :class:`BadAudio` when it is missing, empty, cut short or no audio."""
+    """What a file says of itself, undecoded; :class:`BadAudio` when it is missing, empty, cut short, NIST SPHERE or none."""
     with _opened(Path(path)) as audio:
         _check_count(Path(path), audio.frames, audio.frames)
         return AudioFormat(audio.frames, audio.samplerate, audio.channels)
@@ -86,7 +91,8 @@ def read_header(path: PathLike) -> AudioFormat:
 def check_audio(path: PathLike) -> AudioFormat:
     """Decode a whole file, of any rate and number of channels, a block at a time; return what is in it.
 
-    Raises :class:`BadAudio` when the file is missing, empty, cut short or damaged.
+    Raises :class:`BadAudio` when the file is missing, empty, cut short, damaged or NIST SPHERE, or holds samples that are no
+    finite numbers.
     """
     path = Path(path)
     with _opened(path) as audio:
@@ -96,6 +102,7 @@ def check_audio(path: PathLike) -> AudioFormat:
             count = len(audio.read(out=block))
             if count == 0:
                 break
+            _check_finite(path, block[:count])
             samples += count
         _check_count(path, samples, audio.frames)
         return AudioFormat(samples, audio.samplerate, audio.channels)
@@ -104,6 +111,12 @@ def check_audio(path: PathLike) -> AudioFormat:
 def _check_count(path: Path, samples: int, expected: int) -> None:
     if samples != expected or samples == 0:
         raise BadAudio(f"{path} is cut short: {samples} of {expected} samples")
+
+
+def _check_finite(path: Path, samples: np.ndarray) -> None:
+    """Files of floating-point samples may hold NaN or infinity: of one such sample come features that are no numbers."""
+    if not np.isfinite(samples).all():
+        raise BadAudio(f"{path} holds samples that are no finite numbers")
 
 
 def _check_riff(path: Path) -> None:
@@ -123,15 +136,15 @@ def normalise_text(text: Optional[str]) -> str:
 
 
 def describe(name: str, path: PathLike, samples: int, rate: int, text: Optional[str], speaker: Optional[str] = None,
-             custom: Optional[dict] = None, language: str = "English"):
-    """Return a Lhotse ``(Recording, SupervisionSegment)`` of one mono file; the supervision spans all of it.
+             custom: Optional[dict] = None, language: str = "English", channels: int = 1):
+    """Return a Lhotse ``(Recording, SupervisionSegment)`` of one file; the supervision spans all of its first channel.
 
     Without ``text`` (a noise) the second is ``None``. ``path`` is kept as it is given, relative or not.
     """
     from lhotse import Recording, SupervisionSegment
     from lhotse.audio import AudioSource
 
-    recording = Recording(id=name, sources=[AudioSource(type="file", channels=[0], source=str(path))],
+    recording = Recording(id=name, sources=[AudioSource(type="file", channels=list(range(channels)), source=str(path))],
                           sampling_rate=rate, num_samples=samples, duration=samples / rate)
     if text is None:
         return recording, None

@@ -3,8 +3,9 @@
 ``results`` is everywhere a sequence of ``(utterance id, reference words, recognised words)``; words are non-empty
 strings without white space. The alignment is Levenshtein's with unit costs, computed by kaldialign.
 
-Chinese and Japanese put no spaces between words, so that their words depend on who wrote the transcripts down. Where
-references are in these scripts errors are counted over characters as well: the character error rate (CER).
+Some scripts put no spaces between words, so that these depend on who wrote the transcripts down, or are whole sentences.
+Where references are in such scripts (:data:`UNSPACED`) errors are counted over characters as well: the character error rate
+(CER).
 """
 
 import ast
@@ -24,8 +25,19 @@ GAP = "*"  # how a missing word is shown in files
 # How a missing word is marked inside alignments: white space, which no word contains, so that a corpus whose words
 # include "*" is counted rightly.
 _EPSILON = " "
-# Chinese characters, with their iteration mark and zero, and kana.
-_ALONE = "\u3005\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+# Scripts that are written without spaces between words, as Unicode names their characters, and where these stand. Vowel and
+# tone signs are characters of their own, as in character tokens.
+UNSPACED = {
+    "CJK": "\u3005\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff",  # with iteration mark and zero
+    "HIRAGANA": "\u3040-\u309f",
+    "KATAKANA": "\u30a0-\u30ff",
+    "THAI": "\u0e00-\u0e7f",
+    "LAO": "\u0e80-\u0eff",
+    "KHMER": "\u1780-\u17ff",
+    "MYANMAR": "\u1000-\u109f\ua9e0-\ua9ff\uaa60-\uaa7f",
+    "TIBETAN": "\u0f00-\u0fff",
+}
+_ALONE = "".join(UNSPACED.values())
 _CHARACTERS = re.compile(f"[{_ALONE}]|[^{_ALONE}]+")
 
 
@@ -76,7 +88,7 @@ def align_words(ref: Sequence[str], hyp: Sequence[str]) -> List[Pair]:
 
 
 def split_characters(words: Iterable[str]) -> List[str]:
-    """The units of the character error rate: each Chinese or Japanese character, and what stands between them whole.
+    """The units of the character error rate: each character of an unspaced script, and what stands between them whole.
 
     So a word in Latin letters counts as one, and words without such characters are returned as they are.
     """

@@ -13,11 +13,11 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tupl
 
 from lhotse import CutSet, Fbank
 from lhotse.cut import Cut
-from lhotse.features.io import MemoryRawWriter
 from lhotse.shar import SharWriter
 from lhotse.utils import fastcopy
 
 from kdlib.errors import RecipeError
+from kdlib.features import describe_failure, with_features
 from kdlib.files import PathLike, read_json, write_json
 
 Shard = Dict[str, Any]
@@ -30,8 +30,8 @@ def write_shard(cuts: Sequence[Cut], folder: PathLike, name: str, number: int, e
         Shard, List[Tuple[str, str]]]:
     """Extract the features of some cuts and write them, in that order, as shard ``number`` in ``folder``.
 
-    Returns its entry for the index, where its files stand under the folder ``name``, and the cuts whose audio cannot be
-    read, each with the reason; these are left out.
+    Returns its entry for the index, where its files stand under the folder ``name``, and the cuts of whose audio there are
+    no features, each with the reason; these are left out.
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
     broken: List[Tuple[str, str]] = []
@@ -39,9 +39,9 @@ def write_shard(cuts: Sequence[Cut], folder: PathLike, name: str, number: int, e
                     warn_unused_fields=False) as writer:
         for cut in cuts:
             try:
-                done = cut.compute_and_store_features(extractor, MemoryRawWriter())
+                done = with_features(cut, extractor)
             except Exception as error:  # every audio backend has exceptions of its own
-                broken.append((cut.id, " ".join(str(error).split())[:160]))
+                broken.append((cut.id, describe_failure(error)))
                 continue
             # Shards stand alone: where they are read there need be no audio.
             writer.write(fastcopy(done, recording=None))
@@ -54,12 +54,12 @@ def write_index(path: PathLike, shards: Sequence[Shard]) -> None:
     write_json(path, {"shards": [shard for shard in shards if shard["utterances"]]})
 
 
-def read_index(path: PathLike) -> List[Shard]:
-    """The shards of an index; a :class:`RecipeError` where it is missing or something else."""
+def read_index(path: PathLike, some: bool = True) -> List[Shard]:
+    """The shards of an index; a :class:`RecipeError` where it is missing or something else, or if ``some`` lists none."""
     content = read_json(path, "run stage 2 first")
     shards = content.get("shards") if isinstance(content, dict) else None
     # Names only: whoever wrote the index decides neither what is run ("pipe:") nor what is read elsewhere.
-    if not isinstance(shards, list) or not shards or not all(
+    if not isinstance(shards, list) or (some and not shards) or not all(
             isinstance(shard, dict) and isinstance(shard.get("utterances"), int)
             and all(re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)*", str(shard.get(key))) for key in ("cuts", "features"))
             for shard in shards):

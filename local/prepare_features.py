@@ -9,16 +9,15 @@ import argparse
 import random
 import shutil
 from pathlib import Path
-from typing import Iterable, List
+from typing import List
 
 import torch
 from lhotse import CutSet, Fbank, LilcomChunkyWriter
-from lhotse.cut import Cut
 
 from kdlib.config import FbankConfig, config_to_dict, load_config
 from kdlib.data import load_cuts, shar_index
 from kdlib.errors import RecipeError, run_main
-from kdlib.features import fbank_extractor
+from kdlib.features import fbank_extractor, without_features
 from kdlib.files import atomic_path, content_digest
 from kdlib.processes import executor, usable_cores
 from kdlib.shar import read_index, write_index, write_shard
@@ -38,24 +37,18 @@ def get_args():
     return parser.parse_args()
 
 
-def readable(cuts: Iterable[Cut]):
-    """The cuts whose audio can be decoded; and the ids of the others, each with the reason."""
-    kept, broken = [], []
-    for cut in cuts:
-        try:
-            cut.load_audio()
-            kept.append(cut)
-        except Exception as error:  # every audio backend has exceptions of its own
-            broken.append((cut.id, " ".join(str(error).split())[:160]))
-    return kept, broken
-
-
 def report_skipped(part: str, count: int, broken) -> None:
     print(f"{part}: skipped {len(broken)} of {count} cuts with unreadable audio:")
     for name, reason in broken[:10]:
         print(f"  {name}: {reason}")
-    if len(broken) == count:
-        raise RecipeError(f"{part}: no audio can be read; make the corpus again (stage 0)")
+
+
+def find_broken(cuts: CutSet, extractor: Fbank, jobs: int, dask: str):
+    """The ids of the cuts of which there are no features, each with the reason."""
+    cuts = list(cuts)
+    with executor(jobs, dask) as pool:
+        pieces = [pool.submit(without_features, cuts[first:first + 50], extractor) for first in range(0, len(cuts), 50)]
+        return [item for piece in pieces for item in piece.result()]
 
 
 def extract(cuts: CutSet, part: str, storage: Path, extractor: Fbank, jobs: int, dask: str) -> CutSet:
@@ -71,16 +64,17 @@ def extract(cuts: CutSet, part: str, storage: Path, extractor: Fbank, jobs: int,
         raise
     except Exception:
         # Reading every file twice on every run would be dear; only a run that met a bad file looks for it.
-        kept, broken = readable(cuts)
+        broken = find_broken(cuts, extractor, jobs, dask)
         if not broken:
             raise
         report_skipped(part, len(cuts), broken)
         shutil.rmtree(storage, ignore_errors=True)
-        return extract(CutSet.from_cuts(kept), part, storage, extractor, jobs, dask)
+        bad = {name for name, _ in broken}
+        return extract(CutSet.from_cuts(cut for cut in cuts if cut.id not in bad), part, storage, extractor, jobs, dask)
     if len(done) < len(cuts):  # Lhotse leaves out what it knows to be unreadable, and does not count it
         there = set(done.ids)
         left_out = [cut for cut in cuts if cut.id not in there]
-        reasons = dict(readable(left_out)[1])
+        reasons = dict(without_features(left_out, extractor))
         report_skipped(part, len(cuts), [(cut.id, reasons.get(cut.id, "Lhotse left it out")) for cut in left_out])
     return done
 
@@ -113,6 +107,12 @@ def read_part(manifest: Path, part: str, args, config: FbankConfig) -> CutSet:
     return CutSet.from_cuts(cut for one in [cuts, *perturbed] for cut in one)
 
 
+def require_some(count: int, part: str, args) -> None:
+    """Nothing at all is an error, but not in the share of one machine, which may be small."""
+    if not count and not args.part:
+        raise RecipeError(f"{part}: no audio can be read; make the corpus again (stage 0)")
+
+
 def main():
     args = get_args()
     config = load_config(FbankConfig, args.config, args.overrides)
@@ -136,13 +136,18 @@ def main():
             shutil.rmtree(args.output / name, ignore_errors=True)
             cuts = read_part(manifest, part, args, config)
         if shar:
-            shards = ([shard for share in shares for shard in read_index(shar_index(share / manifest.name))] if shares else
-                      extract_shards(cuts, part, args.output / name, name, fbank_extractor(config), args, config.shard_size))
+            shards = (
+                [shard for share in shares for shard in read_index(shar_index(share / manifest.name), some=False)] if shares
+                else extract_shards(cuts, part, args.output / name, name, fbank_extractor(config), args, config.shard_size))
+            count = sum(shard["utterances"] for shard in shards)
+            require_some(count, part, args)
             write_index(index, shards)
-            print(f"{part}: {sum(shard['utterances'] for shard in shards)} cuts, {config.num_filters} bins -> {index}")
+            print(f"{part}: {count} cuts, {config.num_filters} bins -> {index}")
             continue
-        cuts = (CutSet.from_cuts(cut for share in shares for cut in CutSet.from_file(share / manifest.name)) if shares else
-                extract(cuts, part, args.output / name, fbank_extractor(config), args.jobs, args.dask))
+        # There may be fewer cuts than machines: Lhotse reads the file of a share without any as None.
+        cuts = (CutSet.from_cuts(cut for share in shares for cut in CutSet.from_file(share / manifest.name) or ())
+                if shares else extract(cuts, part, args.output / name, fbank_extractor(config), args.jobs, args.dask))
+        require_some(len(cuts), part, args)
         with atomic_path(path) as temporary:
             cuts.to_file(temporary)
         hours = sum(c.duration for c in cuts) / 3600

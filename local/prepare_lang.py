@@ -2,13 +2,40 @@
 """Stage 3: tokens of the training transcripts (SentencePiece BPE or characters)."""
 
 import argparse
+import re
 from collections import Counter
 from pathlib import Path
+from typing import List, Tuple
 
 from kdlib.config import LangConfig, load_config
 from kdlib.data import load_cuts
-from kdlib.errors import run_main
-from kdlib.lang import UNK, train_lang
+from kdlib.errors import RecipeError, run_main
+from kdlib.lang import UNK, Lang, train_lang
+
+
+def read_texts(cuts: Path) -> List[Tuple[str, str]]:
+    """(utterance id, transcript) of all cuts."""
+    return [(s.id, s.text) for cut in load_cuts(cuts, "run stage 1 first") for s in cut.supervisions if s.text]
+
+
+def make_lang(cuts: Path, texts: List[Tuple[str, str]], config: LangConfig, output: Path) -> Lang:
+    """The tokens of these transcripts; what SentencePiece refuses is told with what to change."""
+    counts = Counter("".join(text for _, text in texts).replace(" ", ""))
+    needed = 3 + 1 + len(counts)  # the three symbols, and what stands for a word's beginning
+    if texts and config.type in ("bpe", "unigram") and config.vocab_size < needed:
+        rarest = sorted(counts, key=lambda character: (counts[character], character))[:5]
+        places = [f"'{c}' ({counts[c]} times, first in {next(id_ for id_, text in texts if c in text)})" for c in rarest]
+        raise RecipeError(f"{cuts}: the transcripts hold {len(counts)} different characters, for which lang.vocab_size="
+                          f"{config.vocab_size} is too small: give lang.vocab_size={needed} or more, or mend the transcripts "
+                          f"with the rarest, {', '.join(places)}")
+    try:
+        return train_lang((text for _, text in texts), config, output)
+    except RecipeError as error:
+        most = re.search(r"Vocabulary size too high .* value <= (\d+)", str(error))
+        if most is None:
+            raise
+        raise RecipeError(f"{cuts}: the transcripts hold no more than {most[1]} {config.type} tokens, which lang.vocab_size="
+                          f"{config.vocab_size} asks for: give lang.vocab_size={most[1]} or less") from None
 
 
 def main():
@@ -21,14 +48,15 @@ def main():
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     args = parser.parse_args()
     config = load_config(LangConfig, args.config, args.overrides)
-    texts = [s.text for cut in load_cuts(args.cuts, "run stage 1 first") for s in cut.supervisions if s.text]
-    lang = train_lang(texts, config, args.output)
+    named = read_texts(args.cuts)
+    lang = make_lang(args.cuts, named, config, args.output)
+    texts = [text for _, text in named]
     words = sum(len(text.split()) for text in texts)
     tokens = sum(len(lang.encode(text)) for text in texts)
     print(f"{len(texts)} transcripts, {len(set(' '.join(texts).split()))} different words, {len(lang)} tokens, "
           f"{tokens / max(1, words):.2f} tokens a word -> {args.output / 'tokens.txt'}")
     for path in args.count_unknown:
-        texts = [s.text for cut in load_cuts(path, "run stage 1 first") for s in cut.supervisions if s.text]
+        texts = [text for _, text in read_texts(path)]
         unknown = Counter(character for text in texts for character in lang.unknown(text))
         if unknown:
             print(f"{path}: {sum(unknown.values())} of {sum(map(len, texts))} characters stand in no training transcript "

@@ -14,6 +14,7 @@ from pathlib import Path
 import mandarin
 import numpy as np
 import pytest
+import soundfile
 from test_recipes import MODELS, run
 
 from kdlib.config import LangConfig
@@ -78,23 +79,46 @@ def test_what_does_not_match_is_skipped_named_and_counted(corpus, tmp_path):
     wav[names[1]].write_bytes(wav[names[1]].read_bytes()[:8000])  # audio cut short
     lines = [line for line in lines if not line.startswith(names[2])]  # audio without a line
     lines = [names[3] if line.startswith(names[3]) else line for line in lines]  # a line without a text
+    wav[names[4]].write_bytes(b"")  # the download broke off
+    wav[names[5]].write_bytes(b"this is no audio")
+    samples = 0.1 * np.ones((24000, 2))
+    samples[0, 0] = np.nan
+    soundfile.write(wav[names[6]], samples, 48000, subtype="FLOAT")
+    lines += ["", f"{names[7]} 不同"]  # a blank line says nothing, a second line of an id is not believed
+    second = wav[names[8]].parents[1] / "S0099" / wav[names[8]].name  # a second recording of one id
+    second.parent.mkdir()
+    second.write_bytes(wav[names[8]].read_bytes())
+    soundfile.write(wav[names[9]], 0.1 * np.ones((24000, 2)), 48000)
     (corpus / TRANSCRIPT).write_text("\n".join(lines) + "\n", encoding="utf-8")
     printed = prepare(corpus, tmp_path)
-    for name, reason in zip(names, ("its transcript has no recording", ".* is cut short",
-                                    "its recording has no line", "its transcript is empty")):
+    for name, reason in zip(names, (
+            "its transcript has no recording", ".* is cut short", "its recording has no line", "its transcript is empty",
+            ".* is empty", ".* cannot be read", ".* no finite numbers", ".* a second one of this id",
+            ".*/S0099/.* is a second recording")):
         assert re.search(f"skipped {name}: .*{reason}", printed), printed
-    assert "skipped 3 in all of" in printed and "skipped 1 in all of" in printed
-    assert set(cuts(tmp_path, "train")) == set(names[4:])
+    assert "skipped 7 in all of" in printed and "skipped 2 in all of" in printed and printed.count("skipped ") == 9 + 2
+    made = cuts(tmp_path, "train")
+    assert set(made) == set(names[7:])
+    spoken = {name: "".join(words) for name, _, words in mandarin.sentences("train")}
+    assert {name: cut["supervisions"][0]["text"] for name, cut in made.items()} == {name: spoken[name] for name in made}
+    assert made[names[8]]["supervisions"][0]["speaker"] != "S0099"
+    assert len(made[names[9]]["recording"]["sources"][0]["channels"]) == 2  # and the first of them is heard, resampled
+    assert made[names[9]]["channel"] == 0 and made[names[9]]["recording"]["sampling_rate"] == 16000
+
+
+def test_one_recording_in_two_parts_is_refused_by_name(corpus, tmp_path):
+    """Such a test would be of what was trained on."""
+    heard = min((corpus / "wav" / "train").rglob("*.wav"))
+    leaked = corpus / "wav" / "test" / "S0764" / heard.name
+    leaked.write_bytes(heard.read_bytes())
+    line = prepare(corpus, tmp_path, code=1)
+    assert f"{heard.stem} stands in train and in test ({heard} and {leaked})" in line
+    assert not (tmp_path / "data" / "manifests").exists()
 
 
 def test_what_cannot_be_read_at_all_is_one_line(corpus, tmp_path):
-    transcript, first = corpus / TRANSCRIPT, min((corpus / "wav" / "train").rglob("*.wav"))
-    good, text = first.read_bytes(), transcript.read_text(encoding="utf-8")
-    first.write_bytes(b"this is no audio")
-    assert f"{first} cannot be read" in prepare(corpus, tmp_path, code=1)
-    first.write_bytes(good)
-    transcript.write_text(text + "\n\n" + text, encoding="utf-8")
-    assert "is blank" in prepare(corpus, tmp_path, code=1)
+    transcript = corpus / TRANSCRIPT
+    text = transcript.read_text(encoding="utf-8")
     transcript.write_text(text, encoding="gb18030")
     assert "is not UTF-8" in prepare(corpus, tmp_path, code=1)
     transcript.unlink()
@@ -102,6 +126,9 @@ def test_what_cannot_be_read_at_all_is_one_line(corpus, tmp_path):
     assert "holds no data_aishell" in script("get_corpus.py", "--corpus-dir", tmp_path, cwd=tmp_path, code=1)
     assert "is no folder" in script("get_corpus.py", "--corpus-dir", tmp_path / "none", cwd=tmp_path, code=1)
     transcript.write_text(text, encoding="utf-8")
+    for path in (corpus / "wav" / "dev").rglob("*.wav"):
+        path.write_bytes(b"")
+    assert "the part dev has no recording that can be used" in prepare(corpus, tmp_path, code=1)
     for path in (corpus / "wav" / "dev").rglob("*.wav"):
         path.unlink()
     assert "dev holds no recordings" in script("get_corpus.py", "--corpus-dir", corpus, cwd=tmp_path, code=1)

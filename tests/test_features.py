@@ -11,6 +11,7 @@ import pytest
 import soundfile
 from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
 
+from kdlib.config import FbankConfig
 from kdlib.errors import RecipeError
 from kdlib.processes import executor
 from kdlib.shar import SharCuts
@@ -63,6 +64,24 @@ def test_a_corrupt_file_in_the_middle_is_left_out_and_named(manifests):
     assert ids == {f"cut-{n}" for n in (0, 1, 2, 4, 6, 7)}
 
 
+@pytest.mark.parametrize("storage", ["files", "shar"])
+def test_a_sample_that_is_no_finite_number_is_found_by_stage_2_too(manifests, storage):
+    """Such audio can be decoded, but its features can be neither stored nor learned from."""
+    for number, value in ((3, np.nan), (4, np.inf), (6, 1e30)):
+        samples = 0.1 * np.random.RandomState(3).randn(16000)
+        samples[8000] = value
+        soundfile.write(manifests / f"{number}.wav", samples, 16000, subtype="FLOAT")
+    done = prepare(manifests, f"storage={storage}")
+    assert done.returncode == 0, done.stderr
+    assert "train: skipped 3 of 8 cuts" in done.stdout and "Traceback" not in done.stderr
+    for number in (3, 4, 6):
+        assert f"  cut-{number}: its features are no finite numbers" in done.stdout
+    fbank = manifests / "fbank"
+    made = SharCuts(fbank / "shar_train.json") if storage == "shar" else CutSet.from_file(fbank / "cuts_train.jsonl.gz")
+    found = loaded(made)
+    assert set(found) == {f"cut-{n}" for n in (0, 1, 2, 5, 7)} and all(np.isfinite(f).all() for f in found.values())
+
+
 def test_no_file_can_be_read(manifests):
     for path in manifests.glob("*.wav"):
         path.unlink()
@@ -75,6 +94,12 @@ def test_another_sampling_rate_is_an_error_that_says_so(manifests):
     done = prepare(manifests, "sampling_rate=8000")
     assert done.returncode == 1
     assert "has 16000 Hz" in done.stderr and "says 8000" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("factor", [0.0, -0.9, float("nan")])
+def test_a_speed_that_cannot_be_is_refused(factor):
+    with pytest.raises(RecipeError, match=r"fbank.speed_factors is \[0.9, .* above 0"):
+        FbankConfig(speed_factors=[0.9, factor])
 
 
 def test_old_cuts_do_not_outlive_their_features(manifests):
@@ -128,6 +153,32 @@ def test_parts_that_machines_share_are_joined(manifests):
         found = loaded(cuts)
         assert set(found) == {f"cut-{number}" for number in range(8)} and all(f.shape == (100, 23) for f in found.values())
     assert not (fbank / "parts").exists()  # the next run extracts anew
+
+
+def test_more_machines_than_cuts(manifests):
+    """The second share is empty since its only file cannot be read, the third from the start."""
+    cuts = CutSet.from_file(manifests / "manifests" / "cuts_train.jsonl.gz").subset(first=2)
+    for part in ("train", "dev"):
+        cuts.to_file(manifests / "manifests" / f"cuts_{part}.jsonl.gz")
+    (manifests / "1.wav").unlink()
+    for part in ("1/3", "2/3", "3/3"):
+        done = prepare(manifests, "storage=shar", "--part", part)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("cut-1: ") == (2 if part == "2/3" else 0)
+    done = prepare(manifests, "storage=shar")
+    assert done.returncode == 0 and "train: 1 cuts" in done.stdout and "dev: 1 cuts" in done.stdout, done.stderr
+    for made in (SharCuts(manifests / "fbank" / "shar_train.json"),
+                 CutSet.from_file(manifests / "fbank" / "cuts_dev.jsonl.gz")):
+        assert set(loaded(made)) == {"cut-0"}
+
+
+def test_shares_of_which_none_has_a_cut(manifests):
+    for path in manifests.glob("*.wav"):
+        path.unlink()
+    assert prepare(manifests, "--part", "1/1").returncode == 0
+    done = prepare(manifests)
+    assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith("error: train: no audio can be read")
+    assert not list((manifests / "fbank").glob("cuts_*"))
 
 
 def test_parts_that_are_missing_or_of_something_else(tmp_path):

@@ -140,12 +140,44 @@ class TestStages0And1:
         soundfile.write(chapter / "19-198-0009.flac", sound(0.5, 9), RATE)
         find(tree, "--partial", "yes")
         said = prepare(tree.parent).stdout
-        for name, reason in (("0000", "cannot be read"), ("0001", ""), ("0002", "is missing"),
-                             ("0003", "transcript is empty"), ("0009", "has no transcript")):
+        for name, reason in (("0000", "cannot be read"), ("0001", "19-198-0001.flac cannot be read (Error : flac decoder"),
+                             ("0002", "is missing"), ("0003", "transcript is empty"), ("0009", "has no transcript")):
             line = next(line for line in said.splitlines() if line.startswith(f"skipped 19-198-{name}: "))
             assert reason in line
         assert "skipped 5 in all of" in said
         assert set(cuts(tree.parent, "train")) == {f"{c}-{n:04d}" for c in ("26-495", "20-205") for n in range(4)}
+
+    def test_an_id_that_is_a_path_is_named_and_nothing_is_read_there(self, tree):
+        chapter = tree / "train-clean-100" / "19" / "198"
+        elsewhere = tree.parent / "elsewhere"
+        shutil.copy(chapter / "19-198-0000.flac", f"{elsewhere}.flac")
+        with open(chapter / "19-198.trans.txt", "a") as transcript:
+            transcript.write(f"{elsewhere} WORD\n../198/19-198-0001 WORD\n")
+        line = refused(find(tree, check=False))
+        assert "2 more files or chapters are missing" in line and f"train-clean-100/19/198/{elsewhere}.flac" in line
+        find(tree, "--partial", "yes")
+        said = prepare(tree.parent).stdout
+        for name in (elsewhere, "../198/19-198-0001"):
+            assert f"skipped {name}: its id is no name of a file" in said
+        assert "skipped 2 in all of" in said and len(cuts(tree.parent, "train")) == 12
+
+    def test_other_characters_are_left_out_of_training_and_kept_elsewhere(self, tree):
+        for part, chapter in (("train-clean-100", "19/198"), ("dev-clean", "84/121123"), ("test-clean", "61/70968")):
+            name = chapter.replace("/", "-")
+            transcript = tree / part / chapter / f"{name}.trans.txt"
+            lines = transcript.read_text().splitlines()
+            lines[1:3] = [f"{name}-0001 WÖRD ★ 你好", f"{name}-0002 it's lower"]
+            transcript.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        find(tree)
+        said = prepare(tree.parent).stdout
+        assert "skipped 19-198-0001: its transcript holds Ö★你好, " in said and "skipped 1 in all of" in said
+        made = cuts(tree.parent, "train")
+        assert "19-198-0001" not in made and len(made) == 11
+        assert made["19-198-0002"]["supervisions"][0]["text"] == "IT'S LOWER"
+        for part, name in (("dev", "84-121123-0001"), ("test-clean", "61-70968-0001")):
+            assert f"kept {name}: its transcript holds Ö★你好, " in said and f"kept 1 in all of {part}" in said
+            assert len(cuts(tree.parent, part)) == 4
+            assert cuts(tree.parent, part)[name]["supervisions"][0]["text"] == "WÖRD ★ 你好"
 
     def test_half_a_corpus_is_one_line_that_names_what_is_missing(self, tree):
         for number in (1, 3):
@@ -208,6 +240,20 @@ class TestSplittingAPart:
     def test_a_wrong_choice_is_one_line(self, tree, options, said):
         assert said in refused(self.split(tree, *options, check=False))
 
+    def test_it_is_run_as_it_is_written_down(self, tree):
+        """In the environment that run.sh takes, from any folder."""
+        environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        ended = subprocess.run([RECIPE / "local" / "split_part.py", "--corpus-dir", tree, "--part", "train-clean-100",
+                                "--speakers", "test-clean=1", "--output", "parts"], cwd=tree.parent, env=environment,
+                               capture_output=True, text=True)
+        assert ended.returncode == 0 and "test-clean: 4 utterances of 19 " in ended.stdout, ended.stderr
+
+    def test_a_transcript_that_names_a_path_is_one_line(self, tree):
+        with open(tree / "train-clean-100" / "19" / "198" / "19-198.trans.txt", "a") as transcript:
+            transcript.write(f"{tree}/elsewhere WORD\n")
+        line = refused(self.split(tree, "--speakers", "test-clean=1", check=False))
+        assert f"names {tree}/elsewhere, of which there is no" in line
+
     def test_audio_that_is_missing_or_damaged_is_named(self, tree):
         audio = tree / "train-clean-100" / "19" / "198" / "19-198-0000.flac"
         audio.write_bytes(b"fLaC")
@@ -258,15 +304,16 @@ class TestDownload:
 
 class TestOptions:
     @pytest.mark.parametrize("arguments, said", [
-        (["--mini"], "--mini needs a value"), (["--mini", "maybe"], "--mini maybe: give yes or no"),
+        (["--musan"], "--musan needs a value"), (["--mini", "maybe"], "--mini maybe: give yes or no"),
         (["--stage", "10"], "--stage 10: this recipe has the stages 0 to 9")])
     def test_a_bad_option_is_one_line(self, arguments, said):
         ended = subprocess.run([RECIPE / "run.sh", *arguments], capture_output=True, text=True)
         assert ended.returncode == 2 and ended.stderr.startswith(f"error: {said}") and ended.stderr.count("\n") == 1
 
-    def test_mini_chooses_its_parts(self, tree):
-        said = run_recipe("librispeech", tree.parent, "--corpus-dir", "LibriSpeech", "--mini", "yes", "--test-sets",
-                          "test-clean", "--stop-stage", "0", code=1)
+    @pytest.mark.parametrize("mini", [["--mini", "yes"], ["--mini"], ["--mini", "training.num_epochs=1"]])
+    def test_mini_chooses_its_parts(self, tree, mini):
+        said = run_recipe("librispeech", tree.parent, "--corpus-dir", "LibriSpeech", "--test-sets", "test-clean",
+                          "--stop-stage", "0", *mini, code=1)
         assert "has no train-clean-5, dev-clean-2 (test-clean is whole)" in said
 
 

@@ -1,13 +1,14 @@
 """Error counts against jiwer, a small example worked by hand, and the files read back."""
 
 import re
+import unicodedata
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdlib.errors import RecipeError
-from kdlib.scoring import (ErrorCounts, align_words, by_characters, count_errors, describe_errors, errors_by_take,
+from kdlib.scoring import (UNSPACED, ErrorCounts, align_words, by_characters, count_errors, describe_errors, errors_by_take,
                            errors_by_utterance, read_recogs, split_characters, write_error_stats, write_recogs,
                            write_results, write_wer_summary)
 
@@ -194,6 +195,21 @@ def test_characters_stand_alone_and_latin_words_whole():
     assert split_characters(["HELLO", "IT'S", "É*"]) == ["HELLO", "IT'S", "É*"]
     assert by_characters([("u", ["HELLO"], ["今"])]) is None  # of words, whatever was recognised
     assert by_characters([("u", ["HELLO"], []), ("v", ["今天"], ["今"])]) == [("u", ["HELLO"], []), ("v", ["今", "天"], ["今"])]
+
+
+@pytest.mark.parametrize("script, words", [
+    ("CJK", "今天"), ("HIRAGANA", "ありがとう"), ("KATAKANA", "カラオケ"), ("THAI", "สวัสดี"), ("LAO", "ສະບາຍດີ"), ("KHMER", "សួស្តី"),
+    ("MYANMAR", "မင်္ဂလာပါ"), ("TIBETAN", "བཀྲ་ཤིས")])
+def test_each_script_without_spaces_is_counted_in_characters(script, words):
+    assert script in UNSPACED and {unicodedata.name(c).split()[0] for c in words} == {script}
+    assert split_characters([words, "OK"]) == [*words, "OK"]
+    (result,) = by_characters([("u", [words], [words[:-1]])])
+    assert count_errors([result]).as_dict()["errors"] == 1 and len(result[1]) == len(words)
+
+
+def test_scripts_with_spaces_are_counted_in_words():
+    for word in ("HELLO", "привет", "नमस्ते", "안녕하세요", "مرحبا", "γεια"):
+        assert by_characters([("u", [word], [])]) is None and split_characters([word]) == [word]
 
 
 @settings(deadline=None)

@@ -9,7 +9,7 @@ option musan no "" "yes: stage 0 downloads MUSAN (11 GB)"
 option parts "train-clean-100 train-clean-360 train-other-500" "" "parts to train on"
 option dev-parts "dev-clean dev-other" "" "parts for the dev loss"
 option test-sets "test-clean test-other" "" "parts to test on"
-option mini no "" "yes: mini LibriSpeech, which is train-clean-5 as --parts and dev-clean-2 as --dev-parts"
+option mini no "" "mini LibriSpeech: train-clean-5 as --parts, dev-clean-2 as --dev-parts; yes may be left out"
 option partial no "" "yes: take parts of --corpus-dir that are half there as they are"
 option max-utterances 0 80 "utterances to take of each part, evenly spaced; 0 for all"
 
@@ -57,4 +57,8 @@ stage 7 train_baselines  "baselines: from scratch, in one step, in one step with
 stage 8 write_results    "the table, the plot and RESULTS.md"
 stage 9 export_models    "export to ONNX, float32 and int8; sherpa-onnx decodes the test sets"
 
-run_recipe "$@"
+arguments=("$@")
+for ((n = 0; n < $#; n++)); do  # --mini without a value: at the end, or before another option or a setting
+  if [[ ${arguments[n]} == --mini && ! ${arguments[n + 1]-} =~ ^[a-z]+$ ]]; then arguments[n]=--mini=yes; fi
+done
+run_recipe "${arguments[@]}"

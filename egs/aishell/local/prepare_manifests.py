@@ -1,73 +1,91 @@
-"""Stage 1: Lhotse manifests of AISHELL-1, with every recording checked."""
+"""Stage 1: Lhotse manifests of AISHELL-1, with every recording checked.
+
+What cannot be used is skipped, named and counted: a recording that cannot be read, one without a line in the transcripts, a
+line without a recording or a text, and what has the id of something before it in its part. One id in two parts is an error.
+"""
 
 import argparse
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Dict, List, Set
+from typing import Dict, List, Tuple, Union
 
-import soundfile
-from lhotse import RecordingSet, SupervisionSegment, SupervisionSet
-from lhotse.recipes import prepare_aishell
+from lhotse import Recording, RecordingSet, SupervisionSegment, SupervisionSet
+from lhotse.recipes.aishell import text_normalize
 
 from kdlib.corpus import checked_cuts, write_cuts
 from kdlib.errors import RecipeError, run_main
 from kdlib.files import read_json
-from kdlib.manifests import Skipped
+from kdlib.manifests import BadAudio, Skipped, describe, read_header
 
 PARTS = ("train", "dev", "test")
 SAMPLING_RATE = 16000
 _REMEDY = "run stage 0 (run.sh --stage 0), which finds or downloads the corpus"
 
 
-def transcribed(path: Path, skipped: Skipped) -> Set[str]:
-    """The ids that have a line in the transcripts; a second line of an id is skipped and counted (the last one holds)."""
+def read_transcripts(path: Path, skipped: Skipped) -> Dict[str, str]:
+    """The text of each id, without the spaces between its words; a second line of an id is skipped."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
         raise RecipeError(f"{path} is missing: {_REMEDY}") from None
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path} is not UTF-8 ({error}): unpack data_aishell.tgz again") from None
-    found: Set[str] = set()
+    texts: Dict[str, str] = {}
     for number, line in enumerate(lines, start=1):
-        words = line.split()
-        if not words:
-            raise RecipeError(f"{path}, line {number} is blank, which Lhotse does not take: remove the line")
-        if words[0] in found:
-            skipped.add(words[0], f"{path}, line {number} is a second one of this id, and the one that counts")
-        found.add(words[0])
+        name, *words = line.split() or [""]
+        if name in texts:
+            skipped.add(name, f"{path}, line {number} is a second one of this id")
+        elif name:
+            texts[name] = text_normalize("".join(words))
+    return texts
+
+
+def find_recordings(data: Path, texts: Dict[str, str], skipped: Dict[str, Skipped]) -> Dict[str, List[Path]]:
+    """The transcribed recordings of each part, each id once; a RecipeError for an id that stands in two parts."""
+    found: Dict[str, List[Path]] = {}
+    first: Dict[str, Tuple[str, Path]] = {}  # where each id stands
+    for part in PARTS:
+        found[part] = []
+        for path in sorted((data / "wav" / part).rglob("*.wav")):
+            there, other = first.setdefault(path.stem, (part, path))
+            if there != part:
+                raise RecipeError(f"{path.stem} stands in {there} and in {part} ({other} and {path}): remove one of them, "
+                                  "so that no test is of what was trained on")
+            if other != path:
+                skipped[part].add(path.stem, f"{path} is a second recording of this id")
+            elif path.stem not in texts:
+                skipped[part].add(path.stem, "its recording has no line in the transcripts")
+            else:
+                found[part].append(path)
+    for name in sorted(texts.keys() - first.keys()):
+        skipped[""].add(name, "its transcript has no recording")
     return found
 
 
-def match(data: Path) -> Dict[str, Skipped]:
-    """What has only audio or only a transcript, neither of which Lhotse's recipe reports: by part, "" for no part."""
-    skipped = {part: Skipped() for part in ("", *PARTS)}
-    lines = transcribed(data / "transcript" / "aishell_transcript_v0.8.txt", skipped[""])
-    heard: Set[str] = set()
-    for part in PARTS:
-        ids = {path.stem for path in (data / "wav" / part).rglob("*.wav")}
-        for name in sorted(ids - lines):
-            skipped[part].add(name, "its recording has no line in the transcripts")
-        heard |= ids
-    for name in sorted(lines - heard):
-        skipped[""].add(name, "its transcript has no recording")
-    return skipped
-
-
-def read_corpus(data: Path) -> Dict[str, Dict]:
-    """Lhotse's manifests by part; RecipeError where it cannot read a file, which it then does not name."""
+def read_utterance(path: Path, text: str) -> Union[Tuple[Recording, SupervisionSegment], str]:
+    """The recording of a file and what is said in it; or why there is none."""
     try:
-        return prepare_aishell(data.parent)
-    except Exception as error:
-        for path in sorted((data / "wav").rglob("*.wav")):
-            try:
-                soundfile.info(str(path))
-            except (soundfile.SoundFileError, RuntimeError, OSError) as reason:
-                raise RecipeError(f"{path} cannot be read ({str(reason).splitlines()[0]}): unpack it again, or remove it "
-                                  "to leave it out") from None
-        raise RecipeError(f"Lhotse cannot read {data} as AISHELL-1 ({type(error).__name__}: "
-                          f"{' '.join(str(error).split())}): unpack data_aishell.tgz again") from None
+        samples, rate, channels = read_header(path)
+    except BadAudio as error:
+        return str(error)
+    return describe(path.stem, path, samples, rate, text, path.parent.name, language="Chinese", channels=channels)
 
 
-def evenly(segments: SupervisionSet, hours: float) -> List[SupervisionSegment]:
+def read_part(paths: List[Path], texts: Dict[str, str], jobs: int, skipped: Skipped) -> Tuple[
+        List[Recording], List[SupervisionSegment]]:
+    """What the headers of a part's recordings tell; those that cannot be read are skipped."""
+    recordings, segments = [], []
+    with ThreadPoolExecutor(jobs) as pool:
+        for path, read in zip(paths, pool.map(read_utterance, paths, [texts[path.stem] for path in paths])):
+            if isinstance(read, str):
+                skipped.add(path.stem, read)
+            else:
+                recordings.append(read[0])
+                segments.append(read[1])
+    return recordings, segments
+
+
+def evenly(segments: List[SupervisionSegment], hours: float) -> List[SupervisionSegment]:
     """So many hours of the utterances, evenly spaced in the order of their ids, so of all speakers; 0 for all."""
     ordered = sorted(segments, key=lambda segment: segment.id)
     wanted, total = hours * 3600, sum(segment.duration for segment in ordered)
@@ -78,7 +96,7 @@ def evenly(segments: SupervisionSet, hours: float) -> List[SupervisionSegment]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpus", type=Path, default=Path("data/corpus.json"), help="what stage 0 left")
     parser.add_argument("--output", type=Path, default=Path("data/manifests"), help="folder of the manifests")
     parser.add_argument("--hours", type=float, default=0, help="hours of training speech, chosen evenly; 0 for all")
@@ -88,16 +106,19 @@ def main() -> None:
     for name in ("hours", "test_hours"):
         if not getattr(options, name) >= 0:
             raise RecipeError(f"--{name.replace('_', '-')} {getattr(options, name)} is not 0 or more")
+    if options.jobs < 1:
+        raise RecipeError("--jobs must be at least 1")
     data = Path(read_json(options.corpus, _REMEDY)["data_aishell"])
-    skipped = match(data)
+    skipped = {part: Skipped() for part in ("", *PARTS)}
+    texts = read_transcripts(data / "transcript" / "aishell_transcript_v0.8.txt", skipped[""])
+    found = find_recordings(data, texts, skipped)
     skipped[""].report(str(data / "transcript"))
-    manifests = read_corpus(data)
     for part in PARTS:
-        segments = evenly(manifests[part]["supervisions"], options.hours if part == "train" else options.test_hours)
+        recordings, segments = read_part(found[part], texts, options.jobs, skipped[part])
+        segments = evenly(segments, options.hours if part == "train" else options.test_hours)
         names = {segment.recording_id for segment in segments}
-        recordings = RecordingSet.from_recordings(r for r in manifests[part]["recordings"] if r.id in names)
-        cuts = checked_cuts(recordings, SupervisionSet.from_segments(segments), SAMPLING_RATE, skipped[part],
-                            jobs=options.jobs)
+        cuts = checked_cuts(RecordingSet.from_recordings(r for r in recordings if r.id in names),
+                            SupervisionSet.from_segments(segments), SAMPLING_RATE, skipped[part], jobs=options.jobs)
         skipped[part].report(f"{data / 'wav' / part}")
         write_cuts(options.output, part, cuts)
 

@@ -56,14 +56,15 @@ def look_at(part: Path, listed: Set[str]) -> PartState:
     """What is in the folder of a part; ``listed`` are the chapters that it should have, as far as is known."""
     there, lacks, utterances = set(), [], 0
     for folder in sorted(path for path in part.glob("*/*") if path.is_dir()):
-        there.add(f"{folder.parent.name}/{folder.name}")
+        chapter = f"{folder.parent.name}/{folder.name}"
+        there.add(chapter)
         files = set(os.listdir(folder))
         transcript = folder / f"{folder.parent.name}-{folder.name}.trans.txt"
         if transcript.name not in files:
-            lacks.append(str(transcript.relative_to(part.parent)))
+            lacks.append(f"{part.name}/{chapter}/{transcript.name}")
             continue
         ids = [name for name, _ in read_transcript(transcript)]
         utterances += len(ids)
-        lacks += [str((folder / name).relative_to(part.parent)) for name in (f"{id_}.flac" for id_ in ids)
-                  if name not in files]
+        # Put together as words: an id may be anything, an absolute path too.
+        lacks += [f"{part.name}/{chapter}/{id_}.flac" for id_ in ids if f"{id_}.flac" not in files]
     return PartState(utterances, len(there), [f"{part.name}/{name}" for name in sorted(listed - there)] + lacks)

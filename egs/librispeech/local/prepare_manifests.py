@@ -1,6 +1,10 @@
 """Stage 1: Lhotse manifests of LibriSpeech's parts, every recording checked, and of MUSAN's sounds.
 
 Leaves cuts_train and cuts_dev, each of one or more parts together, cuts_<part> of each test set, and cuts_noise.
+
+LibriSpeech is written in A to Z, apostrophe and space. A transcript with any other character is damaged; it is named and
+counted. Training leaves it out, since each such character would become a token. Dev and test keep it, so that they are the
+same utterances for everybody; a character that no token holds counts as an error (stage 3 counts these too).
 """
 
 import argparse
@@ -9,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Dict, List, Optional, Tuple
 
-from lhotse import Recording, RecordingSet, SupervisionSegment, SupervisionSet
+from lhotse import CutSet, Recording, RecordingSet, SupervisionSegment, SupervisionSet
 from lhotse.recipes.librispeech import parse_utterance
 
 from kdlib.corpus import checked_cuts, write_cuts
@@ -19,6 +23,7 @@ from kdlib.manifests import BadAudio, Skipped, describe, read_audio, write_manif
 from parts import PARTS, read_transcript, split_names
 
 SAMPLING_RATE = 16000
+ALPHABET = set("ABCDEFGHIJKLMNOPQRSTUVWXYZ' ")
 REMEDY = "run stage 0 (run.sh --stage 0), which finds or downloads the corpus"
 
 
@@ -26,6 +31,8 @@ def read_utterance(part: Path, line: Tuple[Path, str, str]):
     """Lhotse's ``(Recording, SupervisionSegment)`` of an utterance of a transcript; or why there is none."""
     transcript, id_, text = line
     audio = transcript.parent / f"{id_}.flac"
+    if "/" in id_:
+        return "its id is no name of a file"
     if not text:
         return "its transcript is empty"
     if not audio.is_file():
@@ -58,6 +65,22 @@ def read_part(part: Path, most: int, jobs: int, skipped: Skipped) -> Tuple[List[
                 segments.append(found[1])
     print(f"read {part}: {len(lines)} utterances")
     return recordings, segments
+
+
+def within_alphabet(name: str, cuts: CutSet, skipped: Skipped) -> CutSet:
+    """The cuts of a set without those whose transcripts hold other characters, in training; dev and test keep them."""
+    odd = {cut.id: "".join(sorted(set(cut.supervisions[0].text) - ALPHABET)) for cut in cuts}
+    odd = {id_: f"its transcript holds {characters}, and LibriSpeech's only A to Z and apostrophes"
+           for id_, characters in odd.items() if characters}
+    if name == "train":
+        for id_, reason in odd.items():
+            skipped.add(id_, reason)
+        return CutSet.from_cuts(cut for cut in cuts if cut.id not in odd)
+    for id_, reason in list(odd.items())[:10]:
+        print(f"kept {id_}: {reason}")
+    if odd:
+        print(f"kept {len(odd)} in all of {name}, whose characters without a token count as errors")
+    return cuts
 
 
 def write_noise(musan: Path, output: Path, jobs: int) -> None:
@@ -115,6 +138,7 @@ def main() -> None:
         sets.update((segment.id, name) for segment in segments)
         cuts = checked_cuts(RecordingSet.from_recordings(recordings), SupervisionSet.from_segments(segments), SAMPLING_RATE,
                             skipped, jobs=options.jobs)
+        cuts = within_alphabet(name, cuts, skipped)
         skipped.report(" and ".join(str(root / part) for part in parts))
         write_cuts(options.output, name, cuts)
     if corpus["musan"]:

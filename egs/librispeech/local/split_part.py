@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Make training, dev and test parts of the speakers of one part of LibriSpeech: real speech to try the recipe on where only
 that part is at hand, in FLAC or, as LibriVox has it, in MP3. --output becomes a tree in the corpus's layout."""
 
@@ -40,8 +41,9 @@ def utterances(speaker: Path, shortest: int) -> List[Tuple[Path, str]]:
     """(audio file, transcript) of a speaker."""
     found = []
     for transcript in sorted(speaker.glob("*/*.trans.txt")):
+        files = {path.stem: path for path in transcript.parent.iterdir() if path.suffix in (".flac", ".mp3")}
         for id_, text in read_transcript(transcript):
-            audio = next((path for path in transcript.parent.glob(f"{id_}.*") if path.suffix in (".flac", ".mp3")), None)
+            audio = files.get(id_)
             if audio is None:
                 raise RecipeError(f"{transcript} names {id_}, of which there is no .flac or .mp3 beside it")
             found.append((audio, text))
