@@ -138,7 +138,7 @@ class TestStages0And1:
         transcript = chapter / "19-198.trans.txt"
         transcript.write_text(transcript.read_text().replace("19-198-0003 WORD MORE MORE MORE", "19-198-0003"))
         soundfile.write(chapter / "19-198-0009.flac", sound(0.5, 9), RATE)
-        find(tree, "--partial", "yes")
+        find(tree, "--partial")
         said = prepare(tree.parent).stdout
         for name, reason in (("0000", "cannot be read"), ("0001", "19-198-0001.flac cannot be read (Error : flac decoder"),
                              ("0002", "is missing"), ("0003", "transcript is empty"), ("0009", "has no transcript")):
@@ -155,7 +155,7 @@ class TestStages0And1:
             transcript.write(f"{elsewhere} WORD\n../198/19-198-0001 WORD\n")
         line = refused(find(tree, check=False))
         assert "2 more files or chapters are missing" in line and f"train-clean-100/19/198/{elsewhere}.flac" in line
-        find(tree, "--partial", "yes")
+        find(tree, "--partial")
         said = prepare(tree.parent).stdout
         for name in (elsewhere, "../198/19-198-0001"):
             assert f"skipped {name}: its id is no name of a file" in said
@@ -188,7 +188,7 @@ class TestStages0And1:
         line = refused(find(tree, "--parts", wanted, check=False))
         for said in ("has no train-clean-360, test-clean and", "train-clean-100 (8 utterances in 2 chapters; 2 more",
                      "train-clean-100/26/495/26-495-0001.flac", "train-other-500/20/205/20-205.trans.txt",
-                     "(dev-clean is whole)", "--partial yes", "--test-sets"):
+                     "(dev-clean is whole)", "--partial", "--test-sets"):
             assert said in line
         assert not (tree.parent / "data" / "corpus.json").exists()
         # What CHAPTERS.TXT lists is missed, too.
@@ -304,17 +304,27 @@ class TestDownload:
 
 class TestOptions:
     @pytest.mark.parametrize("arguments, said", [
-        (["--musan"], "--musan needs a value"), (["--mini", "maybe"], "--mini maybe: give yes or no"),
+        (["--parts"], "--parts needs a value"), (["--mini", "maybe"], "unknown option maybe"),
         (["--stage", "10"], "--stage 10: this recipe has the stages 0 to 9")])
     def test_a_bad_option_is_one_line(self, arguments, said):
         ended = subprocess.run([RECIPE / "run.sh", *arguments], capture_output=True, text=True)
         assert ended.returncode == 2 and ended.stderr.startswith(f"error: {said}") and ended.stderr.count("\n") == 1
 
-    @pytest.mark.parametrize("mini", [["--mini", "yes"], ["--mini"], ["--mini", "training.num_epochs=1"]])
-    def test_mini_chooses_its_parts(self, tree, mini):
+    def test_mini_chooses_its_parts(self, tree):
         said = run_recipe("librispeech", tree.parent, "--corpus-dir", "LibriSpeech", "--test-sets", "test-clean",
-                          "--stop-stage", "0", *mini, code=1)
+                          "--stop-stage", "0", "--mini", code=1)
         assert "has no train-clean-5, dev-clean-2 (test-clean is whole)" in said
+
+    @pytest.mark.parametrize("options, config, report", [
+        (["--mini"], "conf/small/teacher.yaml", "exp-small/RESULTS.md"),
+        (["--parts", "train-clean-100"], "conf/teacher.yaml", "exp/RESULTS.md"),
+        ([], "conf/teacher.yaml", "RESULTS.md")])
+    def test_the_report_of_960_hours_is_of_no_fewer(self, options, config, report):
+        """What run.sh would do, as its functions say once the options are read."""
+        script = (RECIPE / "run.sh").read_text().replace('run_recipe "$@"', 'parse_options "$@"; conf teacher.yaml; echo "$report"')
+        ended = subprocess.run(["bash", "-c", script.replace("${BASH_SOURCE[0]}", str(RECIPE / "run.sh")), "run.sh", *options],
+                               capture_output=True, text=True, cwd=RECIPE)
+        assert ended.stdout.split() == [config, report], ended.stderr
 
 
 def test_the_report_keeps_the_published_figures():

@@ -58,7 +58,7 @@ def check_parts(root: Path, parts: List[str], partial: bool, listed: Dict[str, S
         problems.append(f"has only half of {'; '.join(half)}")
     if problems:
         there = f" ({', '.join(whole)} {'is' if len(whole) == 1 else 'are'} whole)" if whole else ""
-        remedy = ", or take it as it is with --partial yes" if half else ""
+        remedy = ", or take it as it is with --partial" if half else ""
         raise RecipeError(f"{root} {' and '.join(problems)}{there}: copy what is missing, or choose from what is there with "
                           f"--parts, --dev-parts and --test-sets{remedy}")
 
@@ -94,9 +94,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Find or download LibriSpeech, and MUSAN where it is asked for.")
     parser.add_argument("--parts", required=True, help="all that are wanted, separated by blanks")
     parser.add_argument("--corpus-dir", type=Path, help="the corpus's folder, when it is on this machine already")
-    parser.add_argument("--partial", choices=("yes", "no"), default="no", help="yes: take parts that are half there")
+    parser.add_argument("--partial", action="store_true", help="take parts that are half there")
     parser.add_argument("--musan-dir", type=Path, help="MUSAN's folder, when it is on this machine already")
-    parser.add_argument("--musan", choices=("yes", "no"), default="no", help="yes: download it without --musan-dir")
+    parser.add_argument("--musan", action="store_true", help="download it without --musan-dir")
     parser.add_argument("--url", default=URL, help="where openslr.org's resources are")
     parser.add_argument("--download", type=Path, default=Path("data/download"), help="where downloads go")
     parser.add_argument("--output", type=Path, default=Path("data/corpus.json"), help="says where the corpora are")
@@ -104,11 +104,11 @@ def main() -> None:
     parts = split_names(options.parts)
     root = find_librispeech(options, parts)
     # Of what it has unpacked Lhotse knows that it is whole.
-    check_parts(root, parts, options.partial == "yes", listed_chapters(root) if options.corpus_dir else {})
+    check_parts(root, parts, options.partial, listed_chapters(root) if options.corpus_dir else {})
     musan = ""
     if options.musan_dir is not None:
         musan = str(find_musan(options.musan_dir))
-    elif options.musan == "yes":
+    elif options.musan:
         fetched(lambda: download_musan(options.download, url=f"{options.url}/17/musan.tar.gz"),
                 options.download / "musan.tar.gz", "--musan-dir")
         musan = str(find_musan(options.download))
