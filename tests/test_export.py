@@ -187,6 +187,16 @@ def test_what_cannot_be_exported(finished, exported, tmp_path):
         OnnxModel(tmp_path)
 
 
+def test_numbers_that_are_none_are_not_passed_over(finished, exported, tmp_path):
+    spoilt = random_model(len(finished[2]))
+    with torch.no_grad():
+        spoilt.joiner.out.bias[3] = float("nan")
+    with pytest.raises(RecipeError, match="largest difference inf"):
+        check_exported(spoilt, exported, CHUNK, LEFT)
+    with pytest.raises(RecipeError, match="largest difference inf"):  # in the files and in torch
+        export_onnx(spoilt, tmp_path, CHUNK, LEFT)
+
+
 @pytest.mark.parametrize("damage, said", [
     (lambda folder: (folder / "model.json").unlink(), "model.json is missing: export the model again"),
     (lambda folder: (folder / "model.json").write_text('{"model": 3}'), "does not describe an exported model"),
