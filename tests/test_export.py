@@ -47,20 +47,24 @@ def random_model(vocab_size: int, **changes) -> Transducer:
     return model
 
 
+def save_finished(exp, model, lang):
+    """The folder of a training that has ended in this model."""
+    config = TrainConfig(model=model.config, loss=LossConfig(distill=[DistillTerm(name="encoder_mse", weight=0.5)]))
+    weights = model.state_dict()
+    exp.mkdir(parents=True)
+    save_checkpoint(exp / "epoch-1.pt", {"model": weights, "average": weights, "config": json.dumps(config_to_dict(config)),
+                                         "tokens": lang.tokens, "updates": 5, "epoch": 1})
+    write_json(exp / "done.json", {"updates": 5, "epoch": 1})
+    write_json(exp / "run.json", {"config": {}, "inputs": {"cuts_train.jsonl.gz": "1", "elder": "2"}})
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A finished model's folder, its tokens, and a test set of noises."""
     folder = tmp_path_factory.mktemp("finished")
     lang = train_lang([" ".join(WORDS)] * 3, LangConfig(type="char"), folder / "lang")
     model = random_model(len(lang))
-    config = TrainConfig(model=model.config, loss=LossConfig(distill=[DistillTerm(name="encoder_mse", weight=0.5)]))
-    weights = model.state_dict()
-    (folder / "exp" / "tiny").mkdir(parents=True)
-    save_checkpoint(folder / "exp" / "tiny" / "epoch-1.pt", {
-        "model": weights, "average": weights, "config": json.dumps(config_to_dict(config)), "tokens": lang.tokens,
-        "updates": 5, "epoch": 1})
-    write_json(folder / "exp" / "tiny" / "done.json", {"updates": 5, "epoch": 1})
-    write_json(folder / "exp" / "tiny" / "run.json", {"config": {}, "inputs": {"cuts_train.jsonl.gz": "1", "elder": "2"}})
+    save_finished(folder / "exp" / "tiny", model, lang)
     (folder / "fbank.yaml").write_text("{}\n")
     (folder / "decode.yaml").write_text("max_sym_per_frame: 1\n")
     random, cuts = np.random.RandomState(0), []
@@ -81,13 +85,16 @@ def script(name, *words):
     return subprocess.run([sys.executable, str(LOCAL / name), *map(str, words)], capture_output=True, text=True)
 
 
+def export(folder, name, output):
+    done = script("export_onnx.py", "--exp", folder / "exp" / name, "--lang", folder / "lang", "--fbank-config",
+                  folder / "fbank.yaml", "--output", output)
+    assert done.returncode == 0, done.stderr
+    return output
+
+
 @pytest.fixture(scope="module")
 def exported(finished):
-    folder = finished[0]
-    done = script("export_onnx.py", "--exp", folder / "exp" / "tiny", "--lang", folder / "lang", "--fbank-config",
-                  folder / "fbank.yaml", "--output", folder / "onnx")
-    assert done.returncode == 0, done.stderr
-    return folder / "onnx"
+    return export(finished[0], "tiny", finished[0] / "onnx")
 
 
 def test_the_folder_is_whole(finished, exported):
@@ -119,9 +126,10 @@ def test_metadata_is_what_the_runtime_asks_for(finished, exported):
                                                                           "processed_lens"]
 
 
-def own_words(finished, method):
-    """What our streams hear in the audio followed by as much silence as sherpa-onnx is given."""
-    _, model, lang, cuts = finished
+def own_words(finished, method, model=None):
+    """What our streams hear in the audio followed by as much silence as sherpa-onnx is given; of another model, if given."""
+    _, usual, lang, cuts = finished
+    model = model or usual
     recogniser = StreamingRecogniser(model, config=DecodeConfig(method))
     extractor, heard = fbank_extractor(FbankConfig()), {}
     for cut in cuts:
@@ -134,16 +142,33 @@ def own_words(finished, method):
     return heard
 
 
+def sherpa_words(finished, folder, method):
+    """What sherpa-onnx hears in the test set, by an exported folder."""
+    done = script("decode_sherpa.py", "--model", folder, "--cuts", finished[0], "--test-sets", "test", "--method", method)
+    assert done.returncode == 0, done.stderr
+    return {id_: words for id_, _, words in read_recogs(next((folder / "decode").glob(f"recogs-*{method}*")))}
+
+
 @pytest.mark.parametrize("method", ["greedy_search", "modified_beam_search"])
 def test_sherpa_onnx_hears_what_our_streams_hear(finished, exported, method):
-    done = script("decode_sherpa.py", "--model", exported, "--cuts", finished[0], "--test-sets", "test", "--method", method)
-    assert done.returncode == 0, done.stderr
-    heard = {id_: words for id_, _, words in read_recogs(next((exported / "decode").glob(f"recogs-*{method}*")))}
     own = own_words(finished, method)
-    assert heard == own
+    assert sherpa_words(finished, exported, method) == own
     assert sum(map(len, own.values())) > 5  # there is something to compare
     summary = json.loads((exported / "decode" / "summary.json").read_text())
     assert summary["test_sets"]["test"]["utterances"] == 6 and summary["real_time_factor"] > 0
+
+
+def test_an_unknown_token_is_a_blank_to_both(finished, tmp_path):
+    model = random_model(len(finished[2]))
+    with torch.no_grad():
+        model.joiner.out.bias[2] = 4.0
+    save_finished(finished[0] / "exp" / "unknown", model, finished[2])
+    folder = export(finished[0], "unknown", tmp_path / "onnx")
+    for method in ("greedy_search", "modified_beam_search"):
+        own = own_words(finished, method, model)
+        assert sherpa_words(finished, folder, method) == own
+        usual = own_words(finished, method)
+        assert sum(map(len, own.values())) > 5 and own != usual  # <unk> takes the place of some words, not of all
 
 
 def test_int8_is_smaller_and_decodes(finished, exported):
