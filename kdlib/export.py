@@ -74,6 +74,8 @@ def metadata(model: Transducer, chunk_size: int, left_context: int) -> Dict[str,
 def export_onnx(model: Transducer, folder: PathLike, chunk_size: int, left_context: int) -> float:
     """Write ``encoder.onnx``, ``decoder.onnx`` and ``joiner.onnx`` in float32 and check them against torch.
 
+    A ``model.json`` in ``folder`` goes first: it vouches for the files of another export.
+
     Args:
         model: in evaluation mode, on the CPU.
         chunk_size, left_context: in frames after subsampling, of which both must be at least 1.
@@ -86,6 +88,7 @@ def export_onnx(model: Transducer, folder: PathLike, chunk_size: int, left_conte
         raise RecipeError(f"a model with chunk_size {chunk_size} and left_context {left_context} cannot be exported: "
                           "sherpa-onnx streams in chunks with a cache, so both must be at least 1 frame (40 ms)")
     folder = Path(folder)
+    (folder / "model.json").unlink(missing_ok=True)
     like = torch.zeros(())
     x = torch.randn(1, chunk_frames(chunk_size), model.config.num_features)
     caches = model.encoder.initial_caches(1, like, left_context)

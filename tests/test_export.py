@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from kdlib.features import fbank_extractor
 from kdlib.files import write_json
 from kdlib.lang import train_lang
 from kdlib.scoring import read_recogs
-from kdlib.sherpa import PARTS, read_model
+from kdlib.sherpa import PARTS, make_recognizer, read_model, seal
 from kdlib.streaming import StreamingRecogniser
 from kdlib.training.checkpoint import save_checkpoint
 from kdlib.transducer import Transducer
@@ -218,32 +219,81 @@ def test_numbers_that_are_none_are_not_passed_over(finished, exported, tmp_path)
         spoilt.joiner.out.bias[3] = float("nan")
     with pytest.raises(RecipeError, match="largest difference inf"):
         check_exported(spoilt, exported, CHUNK, LEFT)
+    shutil.copytree(exported, tmp_path / "model")
     with pytest.raises(RecipeError, match="largest difference inf"):  # in the files and in torch
-        export_onnx(spoilt, tmp_path, CHUNK, LEFT)
+        export_onnx(spoilt, tmp_path / "model", CHUNK, LEFT)
+    with pytest.raises(RecipeError, match="model.json is missing"):  # nothing vouches for a mixture of two exports
+        read_model(tmp_path / "model", int8=True)
+
+
+def change(**entries):
+    def damage(folder):
+        about = json.loads((folder / "model.json").read_text())
+        write_json(folder / "model.json", {key: value for key, value in {**about, **entries}.items() if value is not None})
+    return damage
+
+
+def flip(name):
+    """A byte in the middle of the file is another one: its size stays."""
+    def damage(folder):
+        content = bytearray((folder / name).read_bytes())
+        content[len(content) // 2] ^= 0x55
+        (folder / name).write_bytes(content)
+    return damage
+
+
+def rewrite_tokens(text, resealed):
+    def damage(folder):
+        (folder / "tokens.txt").write_bytes(text)
+        if resealed:
+            write_json(folder / "model.json", seal(folder, json.loads((folder / "model.json").read_text())))
+    return damage
 
 
 @pytest.mark.parametrize("damage, said", [
     (lambda folder: (folder / "model.json").unlink(), "model.json is missing: export the model again"),
-    (lambda folder: (folder / "model.json").write_text('{"model": 3}'), "does not describe an exported model"),
+    (lambda folder: (folder / "model.json").write_text('{"model": 3}'), "model.json says nothing of parameters, updates"),
+    (lambda folder: (folder / "model.json").write_text("[]"), "does not describe an exported model"),
     (lambda folder: (folder / "joiner.onnx").unlink(), "joiner.onnx is missing"),
-    (lambda folder: (folder / "encoder.onnx").write_bytes(b"short"), "encoder.onnx has 5 bytes, model.json says"),
-    (lambda folder: (folder / "tokens.txt").write_text("a 0\n"), "tokens.txt has 4 bytes"),
+    (flip("encoder.onnx"), "encoder.onnx is not the file of which model.json has the digest"),
+    (flip("joiner.onnx"), "joiner.onnx is not the file"),
+    (rewrite_tokens(b"a 0\n", False), "tokens.txt is not the file"),
+    (rewrite_tokens(b"a 0\n", True), "tokens.txt does not have the model's 20 tokens"),
+    (rewrite_tokens(b"\xff\xfe 0\n", True), "tokens.txt is not UTF-8"),
+    (change(digest=None), "model.json says nothing of digest, as if an earlier version had written it: export the model"),
+    (change(low_freq=None), "model.json says nothing of low_freq"),
+    (change(low_freq="20"), "low_freq: '20'"),
+    (change(low_freq=float("nan")), "low_freq: nan"),
+    (change(high_freq=-7990.0), "high_freq: -7990.0"),
+    (change(chunk_size=-5), "chunk_size: -5"),
+    (change(chunk_size=True), "chunk_size: True"),
+    (change(chunk_size=8), "model.json is not as it was exported"),
+    (change(num_filters=40), "model.json is not as it was exported"),
+    (change(sampling_rate=0), "sampling_rate: 0"),
 ])
-def test_a_folder_that_is_not_whole(finished, exported, tmp_path, damage, said):
+def test_a_folder_that_is_not_whole(exported, tmp_path, damage, said):
     folder = tmp_path / "model"
     shutil.copytree(exported, folder)
+    read_model(folder)
     damage(folder)
-    done = script("decode_sherpa.py", "--model", folder, "--cuts", finished[0], "--test-sets", "test")
-    assert done.returncode == 1 and said in done.stderr and "Traceback" not in done.stderr
+    with pytest.raises(RecipeError, match=re.escape(said)):
+        read_model(folder)
 
 
-def test_tokens_of_another_model(exported, tmp_path):
+def test_what_the_runtime_cannot_run(exported, tmp_path):
     folder = tmp_path / "model"
     shutil.copytree(exported, folder)
-    about = json.loads((folder / "model.json").read_text())
-    write_json(folder / "model.json", {**about, "vocab_size": about["vocab_size"] + 1})
-    with pytest.raises(RecipeError, match="tokens.txt does not have the model's"):
-        read_model(folder)
+    for path in folder.glob("*.onnx"):
+        path.write_bytes(b"no model")
+    write_json(folder / "model.json", seal(folder, json.loads((folder / "model.json").read_text())))
+    with pytest.raises(RecipeError, match="sherpa-onnx cannot run the model in .*: export the model again"):
+        make_recognizer(folder, read_model(folder))
+
+
+@pytest.mark.parametrize("option", [{"num_threads": 100000}, {"num_threads": 0}, {"beam": 0}, {"beam": 10 ** 12}])
+def test_more_than_the_machine_has(exported, option):
+    with pytest.raises(RecipeError, match=r"(beam|threads) is \d+: it may be from 1 to \d+"):
+        make_recognizer(exported, read_model(exported), **option)
 
 
 TRANSCRIBE = LOCAL.parent / "tools" / "transcribe.py"
