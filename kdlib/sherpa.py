@@ -111,7 +111,8 @@ def make_recognizer(folder: PathLike, about: Dict[str, Any], int8: bool = False,
             model_type="conformer", enable_endpoint_detection=endpoints, rule1_min_trailing_silence=20.0,
             rule2_min_trailing_silence=1.0, rule3_min_utterance_length=300.0)
     except (RuntimeError, ValueError) as error:
-        raise RecipeError(f"sherpa-onnx cannot run the model in {folder} ({' '.join(str(error).split())}): {AGAIN}") from None
+        reason = " ".join(str(error).split())
+        raise RecipeError(f"sherpa-onnx cannot run the model in {folder} ({reason}): {AGAIN}") from None
 
 
 def tail(about: Dict[str, Any], rate: int) -> np.ndarray:

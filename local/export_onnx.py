@@ -47,7 +47,8 @@ def main():
     quantise(args.output)
     with atomic_path(args.output / "tokens.txt") as temporary:
         shutil.copyfile(args.lang / "tokens.txt", temporary)
-    sizes = {suffix: sum((args.output / f"{part}{suffix}.onnx").stat().st_size for part in PARTS) for suffix in ("", ".int8")}
+    sizes = {suffix: sum((args.output / f"{part}{suffix}.onnx").stat().st_size for part in PARTS)
+             for suffix in ("", ".int8")}
     parameters = model.parameter_counts()["total"]
     about = {"model": args.exp.name, "parameters": parameters, **which, "chunk_size": chunk, "left_context": left,
              "sampling_rate": fbank.sampling_rate, "num_filters": fbank.num_filters, "low_freq": fbank.low_freq,
