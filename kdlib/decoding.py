@@ -114,18 +114,17 @@ class BeamSearch(Search):
                 predicted_cache.update(zip(fresh, outputs))
             logits = model.joiner(encoded[owners, frame], torch.stack([predicted_cache[c] for c in contexts]))
             log_probs = logits.float().log_softmax(-1)
-            log_probs[:, unk_id] = float("-inf")
             scores = torch.tensor([hyp.score for hyps in beams for hyp in hyps], dtype=torch.float64, device=device)
             every = scores.new_full((len(rows) * widest, model.vocab_size), float("-inf"))
             every[places] = scores[:, None] + log_probs
             every = every.view(len(rows), -1)
             best, chosen = every.topk(min(beam, every.size(1)), dim=-1)
             for row, values, ids in zip(rows, best.tolist(), chosen.tolist()):
-                searches[row]._take(values, ids, model, searches[row].num_frames + frame)
+                searches[row]._take(values, ids, model, searches[row].num_frames + frame, unk_id)
         for search, length in zip(searches, lengths):
             search.num_frames += length
 
-    def _take(self, scores: List[float], ids: List[int], model: Transducer, frame: int) -> None:
+    def _take(self, scores: List[float], ids: List[int], model: Transducer, frame: int, unk_id: int) -> None:
         """One frame's best extensions, by log-probability; an id is that of the hypothesis times V plus the token's."""
         merged: Dict[Tuple[int, ...], Hypothesis] = {}
         for score, id_ in zip(scores, ids):
@@ -134,7 +133,7 @@ class BeamSearch(Search):
             number, token = divmod(id_, model.vocab_size)
             hyp = self.beam[number]
             tokens, frames = hyp.tokens, hyp.frames
-            if token != model.blank_id:
+            if token not in (model.blank_id, unk_id):
                 tokens, frames = tokens + (token,), frames + (frame,)
             known = merged.get(tokens)  # the likelier path, which came first, says when the labels were heard
             merged[tokens] = Hypothesis(score, tokens, frames) if known is None else \
@@ -159,7 +158,8 @@ def greedy_search(model: Transducer, encoder_out: Tensor, lengths: Tensor, max_s
 
 def modified_beam_search(model: Transducer, encoder_out: Tensor, lengths: Tensor, beam: int = 4,
                          unk_id: int = 2) -> List[List[int]]:
-    """Frame-synchronous beam search with at most one token a frame, equal label sequences merged.
+    """Frame-synchronous beam search with at most one token a frame, equal label sequences merged; ``<unk>`` counts as a
+    second blank, as in sherpa-onnx.
 
     Args:
         encoder_out: (N, T, C).

@@ -1,12 +1,12 @@
 """Lhotse manifests of checked recordings: what stage 1 of every recipe does alike."""
 
-import struct
 from contextlib import contextmanager
 from pathlib import Path
 from typing import List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
+from kdlib.audio_header import cut_short
 from kdlib.errors import RecipeError
 from kdlib.files import PathLike, atomic_path
 
@@ -58,7 +58,9 @@ def _opened(path: Path):
         # libsndfile may read it, but Lhotse makes a shell command of its name, for a program that is seldom there.
         raise BadAudio(f"{path} is NIST SPHERE, which recipes do not read: convert it to WAV or FLAC (sox does)")
     try:
-        _check_riff(path)
+        found = cut_short(path)
+        if found:
+            raise BadAudio(f"{path} is cut short: {found}")
         with soundfile.SoundFile(path) as audio:
             yield audio
     except (soundfile.SoundFileError, RuntimeError, OSError) as error:
@@ -117,17 +119,6 @@ def _check_finite(path: Path, samples: np.ndarray) -> None:
     """Files of floating-point samples may hold NaN or infinity: of one such sample come features that are no numbers."""
     if not np.isfinite(samples).all():
         raise BadAudio(f"{path} holds samples that are no finite numbers")
-
-
-def _check_riff(path: Path) -> None:
-    """libsndfile reads a WAV file that was cut short without a word, so compare its header with its size."""
-    with open(path, "rb") as file:
-        head = file.read(12)
-    if len(head) == 12 and head[:4] == b"RIFF" and head[8:] == b"WAVE":
-        (size,) = struct.unpack("<I", head[4:8])
-        # Whoever streams into a pipe cannot know the size: 0, all ones, or (sox) about 2 GiB stand for it.
-        if 0 < size < 0x7FFFF000 and size + 8 > path.stat().st_size + 1:
-            raise BadAudio(f"{path} is cut short: {path.stat().st_size} of {size + 8} bytes")
 
 
 def normalise_text(text: Optional[str]) -> str:

@@ -1,48 +1,93 @@
 """Exported models run by sherpa-onnx, the runtime that they are made for. Needs no torch."""
 
+import hashlib
+import json
+import os
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any, Dict, List
 
 import numpy as np
 
 from kdlib.errors import RecipeError
-from kdlib.files import PathLike, read_json
+from kdlib.files import PathLike, content_digest, read_json
 
 PARTS = ("encoder", "decoder", "joiner")
 SUBSAMPLING = 4  # as in kdlib.conformer, which needs torch
 METHODS = ("greedy_search", "modified_beam_search")
-AGAIN = "export the model again (stage 9) or copy its folder anew"
+RATES = (1000, 768000)  # samples a second that audio may have
+MAX_BEAM = 1000
+AGAIN = "export the model again (stage 9, with --force) or copy its folder anew"
+
+_COUNT = (int, 1, 10 ** 12)
+# What model.json must say: the type of each entry, and of a number the least and the most.
+_ENTRIES = {"model": (str,), "parameters": _COUNT, "updates": (int, 0, 10 ** 12), "epoch": (int, 0, 10 ** 6),
+            "avg": (int, 0, 10 ** 6), "chunk_size": (int, 1, 10 ** 4), "left_context": (int, 1, 10 ** 6),
+            "sampling_rate": (int, *RATES), "num_filters": (int, 1, 1000), "low_freq": (float, 0, RATES[1] / 2),
+            "high_freq": (float, -RATES[1] / 2, RATES[1] / 2), "vocab_size": (int, 3, 10 ** 6), "float32_bytes": _COUNT,
+            "int8_bytes": _COUNT, "files": (dict,), "digest": (str,)}
 
 
-def describe_files(folder: PathLike) -> Dict[str, int]:
-    """Bytes of each file that the runtime reads, as ``model.json`` keeps them."""
+def seal(folder: PathLike, about: Dict[str, Any]) -> Dict[str, Any]:
+    """What is said of a model, and with it the digests that tell whether the folder is still as it was exported: under
+    ``files`` of the content of each file that the runtime reads, under ``digest`` of all that is said."""
     names = ["tokens.txt", *(f"{part}{suffix}.onnx" for part in PARTS for suffix in ("", ".int8"))]
-    return {name: (Path(folder) / name).stat().st_size for name in names}
+    about = {**about, "files": {name: content_digest(Path(folder) / name) for name in names}}
+    return {**about, "digest": _digest(about)}
+
+
+def _digest(about: Dict[str, Any]) -> str:
+    said = json.dumps({key: value for key, value in about.items() if key != "digest"}, sort_keys=True)
+    return hashlib.sha256(said.encode()).hexdigest()
 
 
 def read_model(folder: PathLike, int8: bool = False) -> Dict[str, Any]:
     """What ``model.json`` says of an exported folder whose files are there, whole and of one model.
 
     They are looked at here because sherpa-onnx ends the process, without a word to the user, over a file that it cannot
-    take.
+    take, and hears nonsense by the encoder of another training.
     """
     folder = Path(folder)
     about = read_json(folder / "model.json", AGAIN)
-    keys = {"model": str, "vocab_size": int, "sampling_rate": int, "num_filters": int, "chunk_size": int, "files": dict}
-    wrong = [key for key, kind in keys.items() if not isinstance(about, dict) or not isinstance(about.get(key), kind)]
-    if wrong:
-        raise RecipeError(f"{folder / 'model.json'} does not describe an exported model (no {', '.join(wrong)}): {AGAIN}")
+    _check_entries(folder / "model.json", about)
     for name in ["tokens.txt", *(f"{part}{'.int8' if int8 else ''}.onnx" for part in PARTS)]:
-        path, size = folder / name, about["files"].get(name)
+        path = folder / name
         if not path.is_file():
             raise RecipeError(f"{path} is missing: {AGAIN}")
-        if path.stat().st_size != size:
-            raise RecipeError(f"{path} has {path.stat().st_size} bytes, model.json says {size}: it is damaged or another "
+        if content_digest(path) != about["files"].get(name):
+            raise RecipeError(f"{path} is not the file of which model.json has the digest: it is damaged or another "
                               f"model's: {AGAIN}")
-    tokens = (folder / "tokens.txt").read_text(encoding="utf-8").splitlines()
+    try:
+        tokens = (folder / "tokens.txt").read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{folder / 'tokens.txt'} is not UTF-8 ({error}): {AGAIN}") from None
     if [line.rsplit(" ", 1)[-1] for line in tokens] != [str(number) for number in range(about["vocab_size"])]:
         raise RecipeError(f"{folder / 'tokens.txt'} does not have the model's {about['vocab_size']} tokens: {AGAIN}")
     return about
+
+
+def _check_entries(path: Path, about: Any) -> None:
+    """A :class:`RecipeError` that names the entries of ``model.json`` that cannot be."""
+    if not isinstance(about, dict):
+        raise RecipeError(f"{path} does not describe an exported model: {AGAIN}")
+    missing = [key for key in _ENTRIES if key not in about]
+    if missing:
+        raise RecipeError(f"{path} says nothing of {', '.join(missing)}, as if an earlier version had written it: {AGAIN}")
+    wrong = [key for key, (kind, *limits) in _ENTRIES.items() if not _fits(about[key], kind, limits)]
+    if not wrong:
+        half = about["sampling_rate"] / 2
+        high = about["high_freq"] + (0 if about["high_freq"] > 0 else half)
+        wrong = [] if about["low_freq"] < high <= half else ["low_freq", "high_freq"]
+    if wrong:
+        raise RecipeError(f"{path} does not describe an exported model "
+                          f"({', '.join(f'{key}: {about[key]!r}'[:80] for key in wrong)}): {AGAIN}")
+    if about["digest"] != _digest(about):
+        raise RecipeError(f"{path} is not as it was exported: {AGAIN}")
+
+
+def _fits(value: Any, kind: type, limits: List[float]) -> bool:
+    if type(value) is not kind and not (kind is float and type(value) is int):  # a bool is no number here
+        return False
+    return not limits or limits[0] <= value <= limits[1]
 
 
 def make_recognizer(folder: PathLike, about: Dict[str, Any], int8: bool = False, method: str = METHODS[0],
@@ -54,13 +99,20 @@ def make_recognizer(folder: PathLike, about: Dict[str, Any], int8: bool = False,
     """
     import sherpa_onnx
 
+    for name, value, most in (("beam", beam, MAX_BEAM), ("threads", num_threads, os.cpu_count() or 1)):
+        if not 1 <= value <= most:
+            raise RecipeError(f"{name} is {value}: it may be from 1 to {most}" + (" here" if name == "threads" else ""))
     folder, suffix = Path(folder), ".int8" if int8 else ""
-    return sherpa_onnx.OnlineRecognizer.from_transducer(
-        tokens=str(folder / "tokens.txt"), **{part: str(folder / f"{part}{suffix}.onnx") for part in PARTS},
-        num_threads=num_threads, sample_rate=about["sampling_rate"], feature_dim=about["num_filters"],
-        low_freq=about["low_freq"], high_freq=about["high_freq"], decoding_method=method, max_active_paths=beam,
-        model_type="conformer", enable_endpoint_detection=endpoints, rule1_min_trailing_silence=20.0,
-        rule2_min_trailing_silence=1.0, rule3_min_utterance_length=300.0)
+    try:
+        return sherpa_onnx.OnlineRecognizer.from_transducer(
+            tokens=str(folder / "tokens.txt"), **{part: str(folder / f"{part}{suffix}.onnx") for part in PARTS},
+            num_threads=num_threads, sample_rate=about["sampling_rate"], feature_dim=about["num_filters"],
+            low_freq=about["low_freq"], high_freq=about["high_freq"], decoding_method=method, max_active_paths=beam,
+            model_type="conformer", enable_endpoint_detection=endpoints, rule1_min_trailing_silence=20.0,
+            rule2_min_trailing_silence=1.0, rule3_min_utterance_length=300.0)
+    except (RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise RecipeError(f"sherpa-onnx cannot run the model in {folder} ({reason}): {AGAIN}") from None
 
 
 def tail(about: Dict[str, Any], rate: int) -> np.ndarray:

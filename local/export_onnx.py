@@ -11,7 +11,7 @@ from kdlib.export import export_onnx, quantise
 from kdlib.files import atomic_path, read_json, write_json
 from kdlib.lang import Lang
 from kdlib.model_card import DECODINGS, write_model_card
-from kdlib.sherpa import PARTS, describe_files
+from kdlib.sherpa import PARTS, seal
 from kdlib.training.checkpoint import load_averaged
 
 
@@ -43,23 +43,22 @@ def main():
     model, trained, which = load_averaged(args.exp, args.epoch, args.avg, tokens=lang.tokens)
     chunk = model.config.chunk_size if args.chunk_size is None else args.chunk_size
     left = model.config.left_context if args.left_context is None else args.left_context
-    args.output.mkdir(parents=True, exist_ok=True)
     worst = export_onnx(model, args.output, chunk, left)
     quantise(args.output)
     with atomic_path(args.output / "tokens.txt") as temporary:
         shutil.copyfile(args.lang / "tokens.txt", temporary)
-    files = describe_files(args.output)
-    sizes = {suffix: sum(files[f"{part}{suffix}.onnx"] for part in PARTS) for suffix in ("", ".int8")}
+    sizes = {suffix: sum((args.output / f"{part}{suffix}.onnx").stat().st_size for part in PARTS)
+             for suffix in ("", ".int8")}
     parameters = model.parameter_counts()["total"]
     about = {"model": args.exp.name, "parameters": parameters, **which, "chunk_size": chunk, "left_context": left,
              "sampling_rate": fbank.sampling_rate, "num_filters": fbank.num_filters, "low_freq": fbank.low_freq,
              "high_freq": fbank.high_freq, "vocab_size": len(lang), "float32_bytes": sizes[""],
-             "int8_bytes": sizes[".int8"], "files": files, "seed": trained.training.seed,
+             "int8_bytes": sizes[".int8"], "seed": trained.training.seed,
              "distillation": {term.name: term.weight for term in trained.loss.distill},
              "made_from": made_from(args.exp)}
     for old, _ in DECODINGS:  # of what was here before
         shutil.rmtree(args.output / old, ignore_errors=True)
-    write_json(args.output / "model.json", about)
+    write_json(args.output / "model.json", seal(args.output, about))  # last: a folder with it is whole
     write_model_card(args.output)
     print(f"{args.exp.name}: {parameters:,} parameters, {sizes['']:,} bytes in float32, {sizes['.int8']:,} in int8; "
           f"largest difference to torch {worst:.1e} -> {args.output}")

@@ -1,10 +1,17 @@
 """Exported files: the numbers of torch, and in sherpa-onnx the words of our own streaming search."""
 
+import fcntl
 import importlib.util
 import json
+import os
+import re
 import shutil
+import signal
+import struct
 import subprocess
 import sys
+import termios
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,7 +29,7 @@ from kdlib.features import fbank_extractor
 from kdlib.files import write_json
 from kdlib.lang import train_lang
 from kdlib.scoring import read_recogs
-from kdlib.sherpa import PARTS, read_model
+from kdlib.sherpa import PARTS, make_recognizer, read_model, seal
 from kdlib.streaming import StreamingRecogniser
 from kdlib.training.checkpoint import save_checkpoint
 from kdlib.transducer import Transducer
@@ -47,20 +54,24 @@ def random_model(vocab_size: int, **changes) -> Transducer:
     return model
 
 
+def save_finished(exp, model, lang):
+    """The folder of a training that has ended in this model."""
+    config = TrainConfig(model=model.config, loss=LossConfig(distill=[DistillTerm(name="encoder_mse", weight=0.5)]))
+    weights = model.state_dict()
+    exp.mkdir(parents=True)
+    save_checkpoint(exp / "epoch-1.pt", {"model": weights, "average": weights, "config": json.dumps(config_to_dict(config)),
+                                         "tokens": lang.tokens, "updates": 5, "epoch": 1})
+    write_json(exp / "done.json", {"updates": 5, "epoch": 1})
+    write_json(exp / "run.json", {"config": {}, "inputs": {"cuts_train.jsonl.gz": "1", "elder": "2"}})
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A finished model's folder, its tokens, and a test set of noises."""
     folder = tmp_path_factory.mktemp("finished")
     lang = train_lang([" ".join(WORDS)] * 3, LangConfig(type="char"), folder / "lang")
     model = random_model(len(lang))
-    config = TrainConfig(model=model.config, loss=LossConfig(distill=[DistillTerm(name="encoder_mse", weight=0.5)]))
-    weights = model.state_dict()
-    (folder / "exp" / "tiny").mkdir(parents=True)
-    save_checkpoint(folder / "exp" / "tiny" / "epoch-1.pt", {
-        "model": weights, "average": weights, "config": json.dumps(config_to_dict(config)), "tokens": lang.tokens,
-        "updates": 5, "epoch": 1})
-    write_json(folder / "exp" / "tiny" / "done.json", {"updates": 5, "epoch": 1})
-    write_json(folder / "exp" / "tiny" / "run.json", {"config": {}, "inputs": {"cuts_train.jsonl.gz": "1", "elder": "2"}})
+    save_finished(folder / "exp" / "tiny", model, lang)
     (folder / "fbank.yaml").write_text("{}\n")
     (folder / "decode.yaml").write_text("max_sym_per_frame: 1\n")
     random, cuts = np.random.RandomState(0), []
@@ -81,13 +92,16 @@ def script(name, *words):
     return subprocess.run([sys.executable, str(LOCAL / name), *map(str, words)], capture_output=True, text=True)
 
 
+def export(folder, name, output):
+    done = script("export_onnx.py", "--exp", folder / "exp" / name, "--lang", folder / "lang", "--fbank-config",
+                  folder / "fbank.yaml", "--output", output)
+    assert done.returncode == 0, done.stderr
+    return output
+
+
 @pytest.fixture(scope="module")
 def exported(finished):
-    folder = finished[0]
-    done = script("export_onnx.py", "--exp", folder / "exp" / "tiny", "--lang", folder / "lang", "--fbank-config",
-                  folder / "fbank.yaml", "--output", folder / "onnx")
-    assert done.returncode == 0, done.stderr
-    return folder / "onnx"
+    return export(finished[0], "tiny", finished[0] / "onnx")
 
 
 def test_the_folder_is_whole(finished, exported):
@@ -119,9 +133,10 @@ def test_metadata_is_what_the_runtime_asks_for(finished, exported):
                                                                           "processed_lens"]
 
 
-def own_words(finished, method):
-    """What our streams hear in the audio followed by as much silence as sherpa-onnx is given."""
-    _, model, lang, cuts = finished
+def own_words(finished, method, model=None):
+    """What our streams hear in the audio followed by as much silence as sherpa-onnx is given; of another model, if given."""
+    _, usual, lang, cuts = finished
+    model = model or usual
     recogniser = StreamingRecogniser(model, config=DecodeConfig(method))
     extractor, heard = fbank_extractor(FbankConfig()), {}
     for cut in cuts:
@@ -134,16 +149,33 @@ def own_words(finished, method):
     return heard
 
 
+def sherpa_words(finished, folder, method):
+    """What sherpa-onnx hears in the test set, by an exported folder."""
+    done = script("decode_sherpa.py", "--model", folder, "--cuts", finished[0], "--test-sets", "test", "--method", method)
+    assert done.returncode == 0, done.stderr
+    return {id_: words for id_, _, words in read_recogs(next((folder / "decode").glob(f"recogs-*{method}*")))}
+
+
 @pytest.mark.parametrize("method", ["greedy_search", "modified_beam_search"])
 def test_sherpa_onnx_hears_what_our_streams_hear(finished, exported, method):
-    done = script("decode_sherpa.py", "--model", exported, "--cuts", finished[0], "--test-sets", "test", "--method", method)
-    assert done.returncode == 0, done.stderr
-    heard = {id_: words for id_, _, words in read_recogs(next((exported / "decode").glob(f"recogs-*{method}*")))}
     own = own_words(finished, method)
-    assert heard == own
+    assert sherpa_words(finished, exported, method) == own
     assert sum(map(len, own.values())) > 5  # there is something to compare
     summary = json.loads((exported / "decode" / "summary.json").read_text())
     assert summary["test_sets"]["test"]["utterances"] == 6 and summary["real_time_factor"] > 0
+
+
+def test_an_unknown_token_is_a_blank_to_both(finished, tmp_path):
+    model = random_model(len(finished[2]))
+    with torch.no_grad():
+        model.joiner.out.bias[2] = 4.0
+    save_finished(finished[0] / "exp" / "unknown", model, finished[2])
+    folder = export(finished[0], "unknown", tmp_path / "onnx")
+    for method in ("greedy_search", "modified_beam_search"):
+        own = own_words(finished, method, model)
+        assert sherpa_words(finished, folder, method) == own
+        usual = own_words(finished, method)
+        assert sum(map(len, own.values())) > 5 and own != usual  # <unk> takes the place of some words, not of all
 
 
 def test_int8_is_smaller_and_decodes(finished, exported):
@@ -187,42 +219,110 @@ def test_what_cannot_be_exported(finished, exported, tmp_path):
         OnnxModel(tmp_path)
 
 
+def test_numbers_that_are_none_are_not_passed_over(finished, exported, tmp_path):
+    spoilt = random_model(len(finished[2]))
+    with torch.no_grad():
+        spoilt.joiner.out.bias[3] = float("nan")
+    with pytest.raises(RecipeError, match="largest difference inf"):
+        check_exported(spoilt, exported, CHUNK, LEFT)
+    shutil.copytree(exported, tmp_path / "model")
+    with pytest.raises(RecipeError, match="largest difference inf"):  # in the files and in torch
+        export_onnx(spoilt, tmp_path / "model", CHUNK, LEFT)
+    with pytest.raises(RecipeError, match="model.json is missing"):  # nothing vouches for a mixture of two exports
+        read_model(tmp_path / "model", int8=True)
+
+
+def change(**entries):
+    def damage(folder):
+        about = json.loads((folder / "model.json").read_text())
+        write_json(folder / "model.json", {key: value for key, value in {**about, **entries}.items() if value is not None})
+    return damage
+
+
+def flip(name):
+    """A byte in the middle of the file is another one: its size stays."""
+    def damage(folder):
+        content = bytearray((folder / name).read_bytes())
+        content[len(content) // 2] ^= 0x55
+        (folder / name).write_bytes(content)
+    return damage
+
+
+def rewrite_tokens(text, resealed):
+    def damage(folder):
+        (folder / "tokens.txt").write_bytes(text)
+        if resealed:
+            write_json(folder / "model.json", seal(folder, json.loads((folder / "model.json").read_text())))
+    return damage
+
+
 @pytest.mark.parametrize("damage, said", [
     (lambda folder: (folder / "model.json").unlink(), "model.json is missing: export the model again"),
-    (lambda folder: (folder / "model.json").write_text('{"model": 3}'), "does not describe an exported model"),
+    (lambda folder: (folder / "model.json").write_text('{"model": 3}'), "model.json says nothing of parameters, updates"),
+    (lambda folder: (folder / "model.json").write_text("[]"), "does not describe an exported model"),
     (lambda folder: (folder / "joiner.onnx").unlink(), "joiner.onnx is missing"),
-    (lambda folder: (folder / "encoder.onnx").write_bytes(b"short"), "encoder.onnx has 5 bytes, model.json says"),
-    (lambda folder: (folder / "tokens.txt").write_text("a 0\n"), "tokens.txt has 4 bytes"),
+    (flip("encoder.onnx"), "encoder.onnx is not the file of which model.json has the digest"),
+    (flip("joiner.onnx"), "joiner.onnx is not the file"),
+    (rewrite_tokens(b"a 0\n", False), "tokens.txt is not the file"),
+    (rewrite_tokens(b"a 0\n", True), "tokens.txt does not have the model's 20 tokens"),
+    (rewrite_tokens(b"\xff\xfe 0\n", True), "tokens.txt is not UTF-8"),
+    (change(digest=None), "model.json says nothing of digest, as if an earlier version had written it: export the model"),
+    (change(low_freq=None), "model.json says nothing of low_freq"),
+    (change(low_freq="20"), "low_freq: '20'"),
+    (change(low_freq=float("nan")), "low_freq: nan"),
+    (change(high_freq=-7990.0), "high_freq: -7990.0"),
+    (change(chunk_size=-5), "chunk_size: -5"),
+    (change(chunk_size=True), "chunk_size: True"),
+    (change(chunk_size=8), "model.json is not as it was exported"),
+    (change(num_filters=40), "model.json is not as it was exported"),
+    (change(sampling_rate=0), "sampling_rate: 0"),
 ])
-def test_a_folder_that_is_not_whole(finished, exported, tmp_path, damage, said):
+def test_a_folder_that_is_not_whole(exported, tmp_path, damage, said):
     folder = tmp_path / "model"
     shutil.copytree(exported, folder)
+    read_model(folder)
     damage(folder)
-    done = script("decode_sherpa.py", "--model", folder, "--cuts", finished[0], "--test-sets", "test")
-    assert done.returncode == 1 and said in done.stderr and "Traceback" not in done.stderr
+    with pytest.raises(RecipeError, match=re.escape(said)):
+        read_model(folder)
 
 
-def test_tokens_of_another_model(exported, tmp_path):
+def test_what_the_runtime_cannot_run(exported, tmp_path):
     folder = tmp_path / "model"
     shutil.copytree(exported, folder)
-    about = json.loads((folder / "model.json").read_text())
-    write_json(folder / "model.json", {**about, "vocab_size": about["vocab_size"] + 1})
-    with pytest.raises(RecipeError, match="tokens.txt does not have the model's"):
-        read_model(folder)
+    for path in folder.glob("*.onnx"):
+        path.write_bytes(b"no model")
+    write_json(folder / "model.json", seal(folder, json.loads((folder / "model.json").read_text())))
+    with pytest.raises(RecipeError, match="sherpa-onnx cannot run the model in .*: export the model again"):
+        make_recognizer(folder, read_model(folder))
+
+
+@pytest.mark.parametrize("option", [{"num_threads": 100000}, {"num_threads": 0}, {"beam": 0}, {"beam": 10 ** 12}])
+def test_more_than_the_machine_has(exported, option):
+    with pytest.raises(RecipeError, match=r"(beam|threads) is \d+: it may be from 1 to \d+"):
+        make_recognizer(exported, read_model(exported), **option)
 
 
 TRANSCRIBE = LOCAL.parent / "tools" / "transcribe.py"
 
 
-def transcribe(exported, *words, code=0, **options):
+START = ("import runpy, sys; sys.modules['torch'] = None; sys.argv = sys.argv[1:]; "
+         f"runpy.run_path({str(TRANSCRIBE)!r}, run_name='__main__')")
+
+
+def transcribe(exported, *words, code=0, start=START, **options):
     """Lines of standard output, and the errors; torch cannot be imported meanwhile."""
-    start = f"import runpy, sys; sys.modules['torch'] = None; sys.argv = sys.argv[1:]; runpy.run_path({str(TRANSCRIBE)!r}, " \
-            "run_name='__main__')"
     done = subprocess.run([sys.executable, "-c", start, "transcribe.py", "--model", str(exported), *map(str, words)],
                           capture_output=True, **options)
     assert done.returncode == code, done.stderr.decode()
     assert b"Traceback" not in done.stderr
     return done.stdout.decode().splitlines(), done.stderr.decode()
+
+
+def load(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def test_transcribe_says_what_the_test_set_said(finished, exported):
@@ -240,23 +340,126 @@ def test_transcribe_says_what_the_test_set_said(finished, exported):
 
 
 def test_transcribe_reads_what_there_is(finished, exported, tmp_path):
-    """Other rates and channels, silence, clipping, nothing, samples that are no numbers; a long file."""
+    """Two channels, nothing, samples that are no numbers."""
     samples, _ = soundfile.read(str(finished[0] / "noise-3.wav"))
-    made = {"stereo": (np.stack([samples, samples], 1), 16000), "8k": (samples[::2], 8000), "44k": (samples, 44100),
-            "silent": (np.zeros(20000), 16000), "clipped": (np.sign(samples), 16000), "empty": (np.zeros(0), 16000),
-            "long": (np.tile(samples, 30), 16000)}
-    for name, (audio, rate) in made.items():
-        soundfile.write(str(tmp_path / f"{name}.wav"), audio, rate)
     broken = samples.copy()
     broken[100:200] = np.nan
-    soundfile.write(str(tmp_path / "nan.wav"), broken, 16000, subtype="FLOAT")
-    files = [tmp_path / f"{name}.wav" for name in [*made, "nan"]]
+    files = [tmp_path / f"{name}.wav" for name in ("stereo", "empty", "nan")]
+    for file, audio in zip(files, (np.stack([samples, samples], 1), samples[:0], broken)):
+        soundfile.write(str(file), audio, 16000, subtype="FLOAT")
     lines, errors = transcribe(exported, *files)
     assert [line.split(":")[0] for line in lines] == [str(file) for file in files]
-    heard = dict(zip([*made, "nan"], (line.split(":", 1)[1] for line in lines)))
     original = transcribe(exported, finished[0] / "noise-3.wav")[0][0].split(":", 1)[1]
-    assert heard["stereo"] == original and len(heard["long"]) > 10 * len(heard["empty"])
-    assert f"warning: {tmp_path / 'nan.wav'}: 100 samples are not finite" in errors
+    assert lines[0].split(":", 1)[1] == original and len(original) > 5
+    assert f"warning: {files[1]} is empty" in errors
+    assert f"warning: {files[2]}: 100 samples are not finite" in errors
+
+
+def test_a_long_file_takes_no_more_memory(finished, exported, tmp_path):
+    short = finished[0] / "noise-3.wav"
+    samples, rate = soundfile.read(str(short), dtype="int16")
+    soundfile.write(str(tmp_path / "long.wav"), np.tile(samples, 75), rate)  # five minutes: 19 MB in float32
+    start = START + "; print(next(line for line in open('/proc/self/status') if line.startswith('VmHWM:')))"
+    peaks = []  # in kB; not by getrusage, which counts what the parent held when it started the process
+    for file in (short, tmp_path / "long.wav"):
+        lines = transcribe(exported, file, start=start)[0]
+        peaks.append(int(lines[1].split()[1]))
+    assert len(lines[0]) > 1000 and peaks[1] < peaks[0] + 10000
+
+
+def test_transcribe_says_what_a_file_lacks(finished, exported, tmp_path):
+    """Files that libsndfile reads to where they were cut without a word, and one that it does not."""
+    samples, rate = soundfile.read(str(finished[0] / "noise-3.wav"))
+    said = {"wav": r"is cut short: \d+ of 128044 bytes", "aiff": r"is cut short: \d+ of 128054 bytes",
+            "ogg": r"is cut short: \d+ of at least \d+ bytes", "mp3": r"is cut short: \d+ of 64000 samples",
+            "flac": r"is damaged: what follows \d\.00 s cannot be read"}
+    whole, cut = [], []
+    for kind in said:
+        whole.append(tmp_path / f"whole.{kind}")
+        cut.append(tmp_path / f"cut.{kind}")
+        soundfile.write(str(whole[-1]), samples, rate)
+        content = whole[-1].read_bytes()
+        cut[-1].write_bytes(content[:len(content) * 3 // 4])
+    bare = tmp_path / "bare.wav"
+    bare.write_bytes(whole[0].read_bytes()[:44])
+    assert "error" not in transcribe(exported, *whole)[1]
+    lines, errors = transcribe(exported, *cut, bare, code=1)
+    assert [line.split(":")[0] for line in lines] == [str(file) for file in [*cut, bare]]
+    assert all(len(line.split(":", 1)[1]) > 3 for line in lines[:-1])  # what is there is heard
+    for file, reason in zip(cut, said.values()):
+        assert re.search(f"error: {re.escape(str(file))} {reason}", errors), (file, errors)
+    assert f"{bare} is cut short: 44 of 128044 bytes; it is empty" in errors
+    assert "6 of 6 could not be transcribed in full" in errors
+
+
+MICROPHONE = """
+import os, signal, time
+import soundfile
+
+class PortAudioError(Exception):
+    pass
+
+class InputStream:
+    def __init__(self, channels, dtype, samplerate):
+        if "HEARD" not in os.environ:
+            raise PortAudioError("Error querying device -1")
+        self.samples, _ = soundfile.read(os.environ["HEARD"], dtype=dtype)
+        assert channels == 1 and samplerate == 16000
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+    def read(self, count):
+        if not len(self.samples):
+            os.kill(os.getpid(), signal.SIGINT)  # Ctrl-C, while the microphone is silent
+            time.sleep(60)
+        block, self.samples = self.samples[:count], self.samples[count:]
+        return block[:, None], False
+"""
+
+
+@pytest.mark.parametrize("options", [[], ["--live"]])
+def test_ctrl_c_ends_the_microphone(finished, exported, tmp_path, options):
+    (tmp_path / "sounddevice.py").write_text(MICROPHONE)
+    file = finished[0] / "noise-3.wav"
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    lines, errors = transcribe(exported, "mic", *options, env={**os.environ, "PYTHONPATH": path, "HEARD": str(file)})
+    assert lines == [transcribe(exported, file)[0][0].replace(str(file), "mic")] and len(lines[0]) > 10 and errors == ""
+
+
+def test_a_microphone_that_cannot_be_opened(exported, tmp_path):
+    (tmp_path / "sounddevice.py").write_text(MICROPHONE)
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    environment = {key: value for key, value in os.environ.items() if key != "HEARD"}
+    errors = transcribe(exported, "mic", code=1, env={**environment, "PYTHONPATH": path})[1]
+    assert "error: the microphone cannot be opened at 16000 Hz (Error querying device -1)" in errors
+
+
+def test_ctrl_c_ends_standard_input(finished, exported):
+    file = finished[0] / "noise-3.wav"
+    with subprocess.Popen([sys.executable, "-c", START, "transcribe.py", "--model", str(exported), "-"],
+                          stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+        running.stdin.write(soundfile.read(str(file), dtype="int16")[0].tobytes())
+        running.stdin.flush()
+        unread = 1
+        while unread:  # until all is taken out of the pipe, which stays open
+            time.sleep(0.2)
+            unread, = struct.unpack("i", fcntl.ioctl(running.stdin.fileno(), termios.FIONREAD, bytes(4)))
+        running.send_signal(signal.SIGINT)
+        assert running.wait(60) == 0, running.stderr.read()
+        assert running.stdout.read().decode() == transcribe(exported, file)[0][0].replace(str(file), "-") + "\n"
+
+
+@pytest.mark.parametrize("rate", [0, 999, 999999999999])
+def test_rates_that_no_audio_has(exported, tmp_path, rate):
+    errors = transcribe(exported, "-", "--rate", rate, code=1, input=b"")[1]
+    assert f"error: --rate: {rate} samples a second cannot be taken" in errors
+    if 0 < rate < 2 ** 31:
+        soundfile.write(str(tmp_path / "slow.wav"), np.zeros(50), rate)
+        assert f"slow.wav: {rate} samples a second cannot be taken" in transcribe(exported, tmp_path / "slow.wav", code=1)[1]
 
 
 def test_transcribe_names_what_it_cannot_read(finished, exported, tmp_path):
@@ -268,11 +471,6 @@ def test_transcribe_names_what_it_cannot_read(finished, exported, tmp_path):
     assert len(lines) == 1 and lines[0].startswith(f"{good}:")
     assert f"{tmp_path / 'text.wav'} cannot be read as audio" in errors
     assert f"{tmp_path / 'gone.wav'}: there is no such file" in errors and "3 of 4 could not be transcribed" in errors
-    truncated = tmp_path / "cut.flac"
-    soundfile.write(str(truncated), np.random.RandomState(0).randn(32000) * 0.1, 16000)
-    truncated.write_bytes(truncated.read_bytes()[:20000])
-    errors = transcribe(exported, truncated, code=1)[1]
-    assert str(truncated) in errors
     assert "model.json is missing" in transcribe(tmp_path, good, code=1)[1]
 
 
@@ -304,18 +502,86 @@ class EveryThird:
         return [0.64 * number for number in range(stream.words)]
 
 
+ABOUT = {"sampling_rate": 16000, "chunk_size": 16}
+
+
+def hear(recognizer, rate, blocks, **options):
+    """What tools/transcribe.py does with a runtime that is stood in for."""
+    options = SimpleNamespace(**{"live": False, "timestamps": False, **options})
+    load(TRANSCRIBE).transcribe(recognizer, ABOUT, "a.wav", rate, blocks, options)
+
+
 def test_a_new_segment_begins_where_the_last_one_ended(capsys):
-    spec = importlib.util.spec_from_file_location("transcribe", TRANSCRIBE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     recognizer = EveryThird(10240)
     audio = np.random.default_rng(0).standard_normal(80000).astype(np.float32)
-    module.transcribe(recognizer, {"sampling_rate": 16000, "chunk_size": 16}, "a.wav", 16000,
-                      iter(np.split(audio, [12345, 50000])), SimpleNamespace(live=False, timestamps=True))
+    hear(recognizer, 16000, iter(np.split(audio, [12345, 50000])), timestamps=True)
     np.testing.assert_allclose(np.concatenate(recognizer.heard)[:len(audio)], audio, atol=1e-6)
     times = [float(word[1:-1]) for word in capsys.readouterr().out.split()[1::2]]
     assert times == pytest.approx([0.64 * number for number in range(len(recognizer.heard))], abs=0.006)
     assert len(times) > 6
+
+
+def given(path):
+    """The samples that a file gives to the runtime, without the silence after them."""
+    recognizer = EveryThird(10240)
+    hear(recognizer, *load(TRANSCRIBE).file_blocks(path))
+    return np.concatenate(recognizer.heard)
+
+
+def sound(rate):
+    """Three seconds of tones below 4 kHz that swell and fade: the same sound at any rate."""
+    time = np.arange(3 * rate) / rate
+    return sum(np.sin(2 * np.pi * tone * time) for tone in (310, 1270, 2900)) * np.sin(np.pi * time / 3) ** 2 * 0.25
+
+
+@pytest.mark.parametrize("rate", [8000, 11025, 16000, 44100, 48000])
+def test_any_rate_gives_the_runtime_the_same_sound(tmp_path, rate):
+    soundfile.write(str(tmp_path / "a.wav"), np.stack([sound(rate), sound(rate)], 1), rate, subtype="FLOAT")
+    samples = given(tmp_path / "a.wav")
+    np.testing.assert_allclose(samples[:48000], sound(16000), atol=2e-3)
+    assert not np.abs(samples[48100:]).max() > 2e-3  # then silence
+
+
+def test_silence_clipping_and_no_numbers_as_the_runtime_gets_them(tmp_path):
+    clipped, broken = np.sign(sound(16000)), sound(16000)
+    broken[100:200], broken[300] = np.nan, np.inf
+    for name, audio in {"silent": np.zeros(48000), "clipped": clipped, "broken": broken}.items():
+        soundfile.write(str(tmp_path / f"{name}.wav"), audio, 16000, subtype="FLOAT")
+    assert not given(tmp_path / "silent.wav").any()
+    np.testing.assert_allclose(given(tmp_path / "clipped.wav")[:48000], clipped, atol=1e-6)
+    broken[100:200] = broken[300] = 0.0
+    np.testing.assert_allclose(given(tmp_path / "broken.wav")[:48000], broken, atol=1e-6)
+
+
+class Says(EveryThird):
+    """A token a chunk, those that it was told; and what was printed before each."""
+
+    def __init__(self, tokens, printed):
+        super().__init__(10240)
+        self.said, self.printed, self.shown = tokens, printed, [""]
+
+    def decode_stream(self, stream):
+        super().decode_stream(stream)
+        self.shown.append(self.shown[-1] + self.printed())
+
+    def is_endpoint(self, stream):
+        return False
+
+    def tokens(self, stream):
+        return self.said[:stream.words]
+
+
+@pytest.mark.parametrize("tokens, text, early, timed", [
+    ("我 们 说 HE LLO 再 见", " 我们说HELLO再见", " 我们", " [0.00] 我 [0.64] 们 [1.28] 说 [1.92] HELLO [3.20] 再 [3.84] 见"),
+    ("▁你好 吗 ▁O K ▁ か な", " 你好吗 OK かな", " 你好吗", " [0.00] 你 [0.00] 好 [0.64] 吗 [1.28] OK [2.56] か [3.84] な"),
+])
+def test_characters_that_no_blank_divides_are_words(capsys, tokens, text, early, timed):
+    for options, want in (({}, text), ({"live": True}, text), ({"timestamps": True}, timed)):
+        recognizer = Says(tokens.split(), lambda: capsys.readouterr().out)
+        hear(recognizer, 16000, iter([np.zeros(10240 * 7, dtype=np.float32)]), **options)
+        assert recognizer.shown[-1] + capsys.readouterr().out == f"a.wav:{want}\n"
+        if "live" in options:
+            assert recognizer.shown[4] == f"a.wav:{early}"  # of three tokens: the last word may go on
 
 
 def test_the_benchmark_measures_each_runtime(finished, exported, tmp_path):
@@ -325,7 +591,8 @@ def test_the_benchmark_measures_each_runtime(finished, exported, tmp_path):
     (tmp_path / "data" / "fbank").mkdir()
     shutil.copy(folder / "cuts_test.jsonl.gz", tmp_path / "data" / "fbank")
     bench = LOCAL.parent / "tools" / "bench_streaming.py"
-    words = [sys.executable, str(bench), "--recipe", str(tmp_path), "--models", "tiny", "--test-set", "test", "--repeats", "1"]
+    words = [sys.executable, str(bench), "--recipe", str(tmp_path), "--models", "tiny", "--test-set", "test", "--repeats",
+             "1"]
     done = subprocess.run([*words, "--output", str(tmp_path / "table.md")], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in (tmp_path / "table.md").read_text().splitlines()
@@ -333,5 +600,15 @@ def test_the_benchmark_measures_each_runtime(finished, exported, tmp_path):
     assert [row[1] for row in rows] == ["sherpa-onnx float32", "sherpa-onnx int8", "torch float32"]
     assert rows[0][3] == rows[0][6] == "1.00" and rows[0][7] == rows[2][7]
     assert 0 < float(rows[0][4]) < float(rows[2][4])  # a device needs no torch
+    done = subprocess.run([*words[:-1], "0"], capture_output=True, text=True)
+    assert done.returncode == 1 and "--repeats and --utterances must be at least 1" in done.stderr
+    assert "Traceback" not in done.stderr
     done = subprocess.run([*words[:3], str(tmp_path / "data")], capture_output=True, text=True)
     assert done.returncode == 1 and "run stage 9 of the recipe" in done.stderr
+
+
+def test_the_benchmark_takes_the_last_stage(tmp_path):
+    for name in ("teacher", "stage2", "stage10", "stage9", "stage9-old"):
+        (tmp_path / name).mkdir()
+    last_stage = load(LOCAL.parent / "tools" / "bench_streaming.py").last_stage
+    assert last_stage(tmp_path) == ["stage10"] and last_stage(tmp_path / "teacher") == []

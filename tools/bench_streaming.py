@@ -48,16 +48,23 @@ def get_args():
     args.exp, args.data = ((given or args.recipe / name).resolve() for given, name in ((args.exp, "exp"), (args.data, "data")))
     if not (args.exp / "export").is_dir():
         raise RecipeError(f"{args.exp / 'export'} is missing: run stage 9 of the recipe")
-    args.models = args.models or ["teacher", *sorted(p.name for p in (args.exp / "export").glob("stage*"))[-1:]]
+    if args.repeats < 1 or args.utterances < 1:
+        raise RecipeError("--repeats and --utterances must be at least 1")
+    args.models = args.models or ["teacher", *last_stage(args.exp / "export")]
     if args.test_set is None:
         summary = read_json(args.exp / "export" / args.models[0] / "decode" / "summary.json", "run stage 9 of the recipe")
         args.test_set = next(iter(summary["test_sets"]))
     return args
 
 
-def sherpa_stream(folder, int8):
+def last_stage(folder):
+    """The name of the last student of the stages in the folder, if there is any; the tenth comes after the ninth."""
+    numbers = [int(path.name[5:]) for path in folder.glob("stage*") if path.name[5:].isdecimal()]
+    return [f"stage{max(numbers)}"] if numbers else []
+
+
+def sherpa_stream(folder, about, int8):
     """A function from samples to words, run as a device would: a tenth of a second at a time."""
-    about = read_model(folder, int8)
     recognizer, rate = make_recognizer(folder, about, int8), about["sampling_rate"]
 
     def recognise(samples):
@@ -108,18 +115,19 @@ def write_audio(args, path):
 
 def measure(args, model, runtime, audio_path):
     """One row's figures, in this process."""
-    folder = args.exp / "export" / model
+    folder, int8 = args.exp / "export" / model, runtime.endswith("int8")
+    about = read_model(folder, int8)  # reads the files of this row alone: those of another would count as its memory
     if runtime == "torch float32":
-        recognise = torch_stream(args.exp / model, args.data / "lang", read_model(folder))
+        recognise = torch_stream(args.exp / model, args.data / "lang", about)
     else:
-        recognise = sherpa_stream(folder, runtime.endswith("int8"))
+        recognise = sherpa_stream(folder, about, int8)
     with np.load(audio_path) as arrays:
         audio = [arrays[name] for name in arrays.files]
     recognise(audio[0])
     begin = time.perf_counter()
     heard = [recognise(samples) for samples in audio]
     took = time.perf_counter() - begin
-    seconds = sum(map(len, audio)) / read_model(folder)["sampling_rate"]
+    seconds = sum(map(len, audio)) / about["sampling_rate"]
     return {"rtf": took / seconds, "heard": heard, "memory": peak_memory()}
 
 

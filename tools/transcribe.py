@@ -5,22 +5,27 @@
     arecord -q -f S16_LE -r 16000 -c 1 | tools/transcribe.py --model ... --live -
 
 A file may have any rate and number of channels that soundfile reads; channels are averaged. '-' is raw PCM from standard
-input (16 bit, little endian, one channel), 'mic' the microphone, where the package sounddevice is there.
+input (16 bit, little endian, one channel), 'mic' the microphone, where the package sounddevice is there; Ctrl-C ends
+either of them, and what was heard until then is printed.
 
 Needs no torch: on a device `pip install numpy soundfile soxr sherpa-onnx` and, for kdlib, `pip install --no-deps .` do.
 """
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 
 import numpy as np
 
+from kdlib.audio_header import cut_short
 from kdlib.errors import RecipeError, known_failure, run_main
-from kdlib.sherpa import METHODS, SUBSAMPLING, make_recognizer, read_model, tail
+from kdlib.scoring import split_characters
+from kdlib.sherpa import METHODS, RATES, SUBSAMPLING, make_recognizer, read_model, tail
 
 BLOCK_SECONDS = 0.1
-READ_SECONDS = 10  # of a file at a time, so that an hour takes no more memory than a minute
+GUESS_SECONDS = 0.2  # an MP3 may not say its length: the decoder's guess is off by a frame or two
+READ_SECONDS = 1  # of a file at a time: an hour takes no more memory than a minute, and damage costs no more than this
 
 
 def get_args():
@@ -38,7 +43,8 @@ def get_args():
 
 
 def file_blocks(path):
-    """(rate, blocks of samples (n,) float32 in [-1, 1]) of an audio file."""
+    """(rate, blocks of samples (n,) float32 in [-1, 1]) of an audio file; an error after the last block says what the file
+    lacks."""
     import soundfile
 
     if not Path(path).is_file():
@@ -47,18 +53,61 @@ def file_blocks(path):
         source = soundfile.SoundFile(path)
     except Exception as error:
         raise RecipeError(f"{path} cannot be read as audio ({' '.join(str(error).split())})") from None
+    check_rate(source.samplerate, path)
 
     def blocks():
+        length = READ_SECONDS * source.samplerate
+        count = 0
         with source:
             while True:
                 try:
-                    block = source.read(READ_SECONDS * source.samplerate, dtype="float32", always_2d=True)
+                    block = source.read(length, dtype="float32", always_2d=True)
                 except Exception as error:
-                    raise RecipeError(f"{path} is damaged ({' '.join(str(error).split())})") from None
+                    raise RecipeError(f"{path} is damaged: what follows {count / source.samplerate:.2f} s cannot be read "
+                                      f"({' '.join(str(error).split())})") from None
                 if len(block) == 0:
-                    return
+                    break
+                count += len(block)
                 yield block.mean(1)
+        found = cut_short(Path(path))
+        if not found and count < source.frames - GUESS_SECONDS * source.samplerate:
+            found = f"{count} of {source.frames} samples"
+        if found:
+            raise RecipeError(f"{path} is cut short: {found}" + ("" if count else "; it is empty: there is no sound in it"))
+        if count == 0:
+            print(f"warning: {path} is empty: there is no sound in it", file=sys.stderr)
     return source.samplerate, blocks()
+
+
+def check_rate(rate, name):
+    if not RATES[0] <= rate <= RATES[1]:
+        raise RecipeError(f"{name}: {rate} samples a second cannot be taken: it may be from {RATES[0]} to {RATES[1]}")
+
+
+def until_interrupted(blocks):
+    """The blocks of a source that has no end of its own: Ctrl-C is the end, whether it comes while a block is awaited or
+    while one is worked on."""
+    ended = waiting = False
+
+    def end(number, frame):
+        nonlocal ended
+        ended = True
+        if waiting:
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, end)
+    try:
+        while not ended:
+            waiting = True
+            block = next(blocks, None)
+            waiting = False
+            if block is None:
+                return
+            yield block
+    except KeyboardInterrupt:
+        pass
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def standard_input(rate):
@@ -76,28 +125,42 @@ def standard_input(rate):
 
 
 def microphone(rate):
+    """The same from the microphone."""
     try:
         import sounddevice
     except (ImportError, OSError):
         raise RecipeError("the microphone needs the package sounddevice and PortAudio: pip install sounddevice; or pipe "
                           "raw PCM into '-', for instance from arecord") from None
-    with sounddevice.InputStream(channels=1, dtype="float32", samplerate=rate) as stream:
-        while True:
-            yield stream.read(int(BLOCK_SECONDS * rate))[0][:, 0]
+    try:
+        source = sounddevice.InputStream(channels=1, dtype="float32", samplerate=rate)
+    except sounddevice.PortAudioError as error:
+        raise RecipeError(f"the microphone cannot be opened at {rate} Hz ({error}); `python -m sounddevice` lists the "
+                          "devices") from None
+
+    def blocks():
+        try:
+            with source:
+                while True:
+                    yield source.read(int(BLOCK_SECONDS * rate))[0][:, 0]
+        except sounddevice.PortAudioError as error:
+            raise RecipeError(f"the microphone cannot be read any more ({error})") from None
+    return blocks()
 
 
 def words_of(recognizer, stream, begin):
-    """(word, seconds at which it began) of what the segment that starts at ``begin`` holds so far; in the tokens a blank
-    begins a word."""
+    """[word, seconds at which it began, whether a blank stands before it] of what the segment that starts at ``begin``
+    holds so far; in the tokens a blank begins a word, and so does each Chinese or Japanese character."""
     words = []
     for token, seconds in zip(recognizer.tokens(stream), recognizer.timestamps(stream)):
         seconds += begin
         token = token.replace("\u2581", " ")
         if token.startswith(" ") or not words:
-            words.append([token.strip(), seconds])
-        else:
-            words[-1][0] += token
-    return [(word, seconds) for word, seconds in words if word]
+            words.append(["", seconds, True])
+        text = words[-1][0]
+        first, *others = split_characters([text + token.strip()]) or [text]
+        words[-1][0] = first
+        words += [[other, seconds, False] for other in others]
+    return [word for word in words if word[0]]
 
 
 class Printer:
@@ -113,8 +176,8 @@ class Printer:
 
     def show(self, words, ended=False):
         """The words of the segment so far, or all of them where it has ended."""
-        for word, seconds in (words if ended else words[:-1])[self.shown:]:
-            self.text += f" [{seconds:.2f}] {word}" if self.timestamps else f" {word}"
+        for word, seconds, blank in (words if ended else words[:-1])[self.shown:]:
+            self.text += f" [{seconds:.2f}] {word}" if self.timestamps else f" {word}" if blank else word
             self.shown += 1
         if ended:
             self.shown = 0
@@ -139,12 +202,23 @@ def resampled(blocks, rate, model_rate):
 
 
 def transcribe(recognizer, about, name, rate, blocks, args):
+    """Print what is heard in the blocks. An error of theirs is the end of them, raised when what came before it is
+    printed."""
+    problem = None
+
+    def until_error():
+        nonlocal problem
+        try:
+            yield from blocks
+        except RecipeError as error:
+            problem = error
+
     stream, printer = recognizer.create_stream(), Printer(name, args.live, args.timestamps)
-    rate, blocks = about["sampling_rate"], resampled(blocks, rate, about["sampling_rate"])
+    rate, samples = about["sampling_rate"], resampled(until_error(), rate, about["sampling_rate"])
     step, chunk = int(BLOCK_SECONDS * rate), SUBSAMPLING * about["chunk_size"] * rate // 100
     given, begin, taken = np.zeros(0, dtype=np.float32), 0.0, 0  # samples that the stream has not taken, and has taken
     nonfinite = 0
-    for block, nonfinite in blocks:
+    for block, nonfinite in samples:
         for first in range(0, len(block), step):
             stream.accept_waveform(rate, block[first:first + step])
             given = np.concatenate([given, block[first:first + step]])
@@ -167,14 +241,14 @@ def transcribe(recognizer, about, name, rate, blocks, args):
     printer.end()
     if nonfinite:
         print(f"warning: {name}: {nonfinite} samples are not finite and were taken for silence", file=sys.stderr)
+    if problem:
+        raise problem
 
 
 def main():
     args = get_args()
-    if args.rate is not None and args.rate < 1000:
-        raise RecipeError(f"--rate {args.rate}: give samples a second, such as 16000")
-    if args.threads < 1 or args.beam < 1:
-        raise RecipeError("--threads and --beam must be at least 1")
+    if args.rate is not None:
+        check_rate(args.rate, "--rate")
     about = read_model(args.model, args.int8)
     recognizer = make_recognizer(args.model, about, args.int8, args.method, args.beam, args.threads, endpoints=True)
     failed = 0
@@ -182,10 +256,10 @@ def main():
         rate = args.rate or about["sampling_rate"]
         try:
             if name == "-":
-                blocks = standard_input(rate)
+                blocks = until_interrupted(standard_input(rate))
             elif name == "mic":
                 rate = about["sampling_rate"]
-                blocks = microphone(rate)
+                blocks = until_interrupted(microphone(rate))
             else:
                 rate, blocks = file_blocks(name)
             transcribe(recognizer, about, name, rate, blocks, args)
@@ -195,8 +269,11 @@ def main():
                 raise
             print(f"error: {message}", file=sys.stderr)
             failed += 1
+        except KeyboardInterrupt:  # nothing of it is kept, so that no other run could go on from here
+            print(f"error: interrupted in {name}", file=sys.stderr)
+            sys.exit(130)
     if failed:
-        raise RecipeError(f"{failed} of {len(args.audio)} could not be transcribed")
+        raise RecipeError(f"{failed} of {len(args.audio)} could not be transcribed in full")
 
 
 if __name__ == "__main__":
