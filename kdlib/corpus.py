@@ -91,6 +91,8 @@ def _check_file(path: str) -> Checked:
         return check_audio(path)
     except BadAudio as error:
         return str(error)
+    except (OSError, ValueError) as error:  # a name that is too long, or holds what no name can
+        return f"{path} cannot be opened ({getattr(error, 'strerror', None) or error})"
 
 
 def _check_files(paths: List[str], jobs: int) -> Dict[str, Checked]:
