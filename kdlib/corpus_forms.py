@@ -11,7 +11,12 @@ import inspect
 import io
 import os
 import re
+import shutil
 import tempfile
+import unicodedata
+import zlib
+from collections import Counter
+from itertools import islice
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Tuple, Union
 
@@ -21,7 +26,7 @@ from lhotse.utils import fastcopy
 from tqdm import tqdm
 
 from kdlib.errors import RecipeError, known_failure
-from kdlib.files import PathLike, atomic_path
+from kdlib.files import PathLike, atomic_path, content_digest
 from kdlib.manifests import BadAudio, Skipped, read_header
 
 Part = Tuple[RecordingSet, SupervisionSet]
@@ -344,14 +349,44 @@ def read_corpus(form: str, source: str, skipped: Skipped, corpus_dir: Optional[P
 
 
 def write_parts(folder: PathLike, parts: Dict[str, Part]) -> None:
-    """Write the parts as :func:`read_manifests` reads them; those of an earlier call go."""
+    """Write the parts as :func:`read_manifests` reads them, and ``audio.txt``; those of an earlier call go.
+
+    ``audio.txt`` has the size and the time of each file of audio, in place of what the manifests do not tell of it: a file
+    that is mended may have the header that it had. A file that would say what it says already is left as it is, so that
+    whoever goes by its time does not take it for a new one.
+    """
     folder = Path(folder)
-    written = set()
+    written = {folder / "audio.txt"}
     for part, (recordings, supervisions) in parts.items():
         for kind, manifest in (("supervisions", supervisions), ("recordings", recordings)):
             path = folder / f"{kind}_{part}.jsonl.gz"
             with atomic_path(path) as temporary:
                 manifest.to_file(temporary)
+                _keep_same(path, temporary)
             written.add(path)
+    files = {s.source for recordings, _ in parts.values() for r in recordings for s in r.sources if s.type == "file"}
+    with atomic_path(folder / "audio.txt") as temporary:
+        temporary.write_text("".join(f"{_state(file)}\t{file}\n" for file in sorted(files)), encoding="utf-8",
+                             errors="surrogateescape")
+        _keep_same(folder / "audio.txt", temporary)
     for stale in {*folder.glob("*.jsonl.gz")} - written:
         stale.unlink()
+
+
+def _keep_same(path: Path, new: Path) -> None:
+    """Where ``new`` says what ``path`` says, make it ``path`` to the byte and the time."""
+    try:
+        same = content_digest(path) == content_digest(new)
+    except (OSError, EOFError, zlib.error):  # there is none, or a damaged one
+        return
+    if same:
+        shutil.copy2(path, new)
+
+
+def _state(file: str) -> str:
+    """Size and time of a file."""
+    try:
+        status = os.stat(file)
+    except (OSError, ValueError):
+        return "missing"
+    return f"{status.st_size} {status.st_mtime_ns}"

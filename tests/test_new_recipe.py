@@ -1,6 +1,7 @@
 """tools/new_recipe.py: from each form of a corpus to a recipe that runs; and the library's part in that."""
 
 import csv
+import gzip
 import importlib.util
 import json
 import os
@@ -11,7 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from lhotse import MonoCut, Recording, RecordingSet, SupervisionSegment, SupervisionSet
+from hypothesis import given
+from hypothesis import strategies as st
+from lhotse import CutSet, MonoCut, Recording, RecordingSet, SupervisionSegment, SupervisionSet
 from lhotse.audio import AudioSource
 
 from kdlib.config import (DecodeConfig, FbankConfig, LangConfig, ProgressiveConfig, TrainConfig, load_config)
@@ -185,6 +188,26 @@ class TestTheRecipe:
                 summary = json.loads((exp / "export" / name / decoded / "summary.json").read_text())
                 assert list(summary["test_sets"]) == [test]
 
+    @pytest.mark.slow
+    @pytest.mark.parametrize("form", ["csv", "manifests", "lhotse"])
+    def test_audio_that_is_put_back_is_seen(self, new_recipe, tmp_path, form):
+        source = FORMS[form](tmp_path / "corpus")
+        new_recipe(*options_of(form, source))
+        file = sorted((tmp_path / "corpus").rglob("*.wav"))[40]
+        content = file.read_bytes()
+
+        def heard():
+            output = run_sh(new_recipe.folder, "--stop-stage", "1", "--jobs", "1")
+            written = (new_recipe.folder / "data" / "manifests").glob("cuts_*")
+            return output, {Path(cut.recording.sources[0].source).name for path in written for cut in CutSet.from_file(path)}
+
+        file.unlink()
+        assert file.name not in heard()[1]
+        file.write_bytes(content)
+        output, names = heard()
+        assert file.name in names and "[stage 1, manifests] runs again because of: data/corpus/*" in output
+        assert "[stage 1, manifests] done before, skipped" in heard()[0]
+
     def test_an_existing_folder_is_left_alone(self, new_recipe, tmp_path):
         table = csv_corpus(tmp_path / "corpus", count=2)
         new_recipe.folder.mkdir()
@@ -205,7 +228,8 @@ class TestTheRecipe:
         output = run_sh(new_recipe.folder, "--smoke", "--help")
         assert "--csv VALUE" in output and not list(tmp_path.rglob("ran"))
         script = (new_recipe.folder / "run.sh").read_text()
-        shown = subprocess.run(["bash", "-c", re.search(r"local (source=.*) watched", script)[1] + '; echo "$source"'],
+        source = re.search(r"local (source=.*)$", script, re.MULTILINE)[1]
+        shown = subprocess.run(["bash", "-c", source + '; echo "$source"'],
                                capture_output=True, text=True, cwd=tmp_path).stdout
         assert shown == f"{table}\n" and not list(tmp_path.rglob("ran"))
 
@@ -319,6 +343,29 @@ class TestHoldingOut:
         assert "train.jsonl.gz" in capsys.readouterr().out
         with pytest.raises(RecipeError, match="holds no part gone, which makes train: it holds all"):
             prepare_parts(tmp_path / "raw", tmp_path / "manifests", {"train": ["gone"]}, {}, 16000)
+
+
+class TestWriting:
+    def test_what_is_as_before_stays_and_mended_audio_shows(self, tmp_path):
+        table = csv_corpus(tmp_path / "corpus", 1)
+        file = tmp_path / "corpus" / "wav" / "speaker03-0.flac"
+        soundfile.write(file, say(["ONE"] * 5), 16000)
+        table.write_text(table.read_text().replace("speaker03-0.wav", "speaker03-0.flac"))
+        whole = file.read_bytes()
+        file.write_bytes(whole[:len(whole) // 2])  # its header is that of the whole
+
+        def written():
+            write_parts(tmp_path / "raw", read_corpus("csv", str(table), Skipped()))
+            return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in (tmp_path / "raw").iterdir()}
+
+        first = written()
+        assert set(first) == {"recordings_all.jsonl.gz", "supervisions_all.jsonl.gz", "audio.txt"}
+        assert written() == first
+        file.write_bytes(whole)
+        mended = written()
+        assert {name for name in first if mended[name] != first[name]} == {"audio.txt"}
+        (tmp_path / "raw" / "recordings_all.jsonl.gz").write_bytes(b"damaged")
+        assert written()["recordings_all.jsonl.gz"][0][:2] == b"\x1f\x8b"
 
 
 class TestForms:

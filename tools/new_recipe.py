@@ -27,6 +27,14 @@ from kdlib.survey import Speech, describe_survey, rates
 ROOT = Path(__file__).resolve().parent.parent
 TEMPLATE = ROOT / "tools" / "recipe_template"
 FORMS = ("kaldi", "manifests", "csv", "lhotse")
+# How run.sh runs stage 0. The audio that a table, Kaldi or manifests name may stand anywhere, so that a stamp cannot tell
+# when a file is mended: it is looked at each time. What Lhotse prepares stands in one folder, and may take long to prepare.
+_EACH_TIME = '''# No `step`: audio that was mended since is seen each time; what it does not change stays as it is.
+  "$PYTHON" "$scripts/import_corpus.py"'''
+_ONCE = '''local watched=()
+  if [[ -e $source ]]; then watched=(--conf "$source"); fi
+  step corpus "${watched[@]}" --makes "$data/corpus/*" -- \\
+    python "$scripts/import_corpus.py"'''
 # A tenth of the hours for each part that the corpus has none of, and never more than that many.
 _SHARE, _MOST_HOURS = 0.1, 2.0
 
@@ -126,7 +134,7 @@ def main():
         **settings(proposal), "name": args.name, "test_sets": " ".join(tests or ["test"]), "option": option,
         "variable": option.replace("-", "_"), "source": shlex.quote(str(Path(where).resolve())),
         "arguments": f'--lhotse {source} --corpus-dir "$source"' if form == "lhotse" else f'--{form} "$source"',
-        "parts": roles, "held_out": shares})
+        "import": _ONCE if form == "lhotse" else _EACH_TIME, "parts": roles, "held_out": shares})
     shown = os.path.relpath(folder)
     print(f"wrote {shown}: {lines} lines. Next: {shown}/run.sh --smoke, then without --smoke")
 
