@@ -197,6 +197,25 @@ def read_kaldi(folder: Path, skipped: Skipped) -> Dict[str, Part]:
     return {part.name: _kaldi_part(part, skipped) for part in parts}
 
 
+def plain_name(name: str) -> str:
+    """``name`` of letters and digits of any script, dots and dashes: it becomes part of files' names, and run.sh splits
+    lists of such names at spaces."""
+    name = unicodedata.normalize("NFC", name)  # as file systems write one name in two ways
+    return re.sub(" +", "-", "".join(c if c in ".-" or unicodedata.category(c)[0] in "LMN" else " " for c in name))
+
+
+def named_apart(names: Iterable[str], source: str, naming: Callable[[str], str] = plain_name) -> Dict[str, str]:
+    """Each of ``names`` with what ``naming`` makes of it; :class:`RecipeError` where it makes the same of two."""
+    made: Dict[str, str] = {}
+    for name in names:
+        short = naming(name)
+        if short in made.values():
+            other = next(key for key, value in made.items() if value == short)
+            raise RecipeError(f"the parts {other} and {name} of {source} would both be called {short!r}: rename one of them")
+        made[name] = short
+    return made
+
+
 def _kaldi_part(folder: Path, skipped: Skipped) -> Part:
     recordings: Dict[str, Recording] = {}
     bad = set()
@@ -265,6 +284,8 @@ def read_manifests(folder: Path, skipped: Skipped) -> Dict[str, Part]:
         part = match["part"].strip("_") or WHOLE
         if part in parts:
             part = match["prefix"] + part
+        if part in parts:
+            raise RecipeError(f"{folder} has the part {part} twice, the second time in {path.name}: take one of them away")
         try:
             recordings, supervisions = RecordingSet.from_file(path).to_eager(), SupervisionSet.from_file(other).to_eager()
         except Exception as error:  # whatever Lhotse meets in a file that is damaged or something else
@@ -345,7 +366,20 @@ def read_corpus(form: str, source: str, skipped: Skipped, corpus_dir: Optional[P
         parts = read_lhotse(source, Path(corpus_dir), jobs, skipped)
     else:
         parts = {"kaldi": read_kaldi, "manifests": read_manifests, "csv": read_csv}[form](Path(source), skipped)
-    return {re.sub("[^A-Za-z0-9.-]+", "-", name): part for name, part in parts.items()}  # they become names of files
+    names = named_apart(parts, source)
+    return {names[name]: _of_strings(part) for name, part in parts.items()}
+
+
+def _of_strings(part: Part) -> Part:
+    """Ids, texts and speakers as strings: JSON has numbers too, and Lhotse keeps them."""
+    recordings, supervisions = part
+    return (RecordingSet.from_recordings(fastcopy(r, id=str(r.id)) for r in recordings), SupervisionSet.from_segments(
+        fastcopy(s, id=str(s.id), recording_id=str(s.recording_id), text=_string(s.text), speaker=_string(s.speaker))
+        for s in supervisions))
+
+
+def _string(value: Any) -> Optional[str]:
+    return None if value is None else str(value)
 
 
 def write_parts(folder: PathLike, parts: Dict[str, Part]) -> None:

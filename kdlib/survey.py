@@ -5,7 +5,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import Dict, Iterable, List, Mapping, Sequence, Tuple
 
-from lhotse import RecordingSet, SupervisionSet
+from lhotse import Recording, SupervisionSegment
 from lhotse.cut import Cut
 from lhotse.utils import to_list
 
@@ -73,8 +73,8 @@ def odd_characters(texts: Mapping[str, str]) -> Dict[str, Tuple[int, List[str]]]
     return odd
 
 
-def overlapping(supervisions: SupervisionSet) -> List[Tuple[str, str]]:
-    """Pairs of ids whose times overlap in one channel of one recording."""
+def overlapping(supervisions: Iterable[SupervisionSegment]) -> List[Tuple[str, str]]:
+    """Pairs of ids whose times overlap in one channel of one recording, of utterances of one part."""
     by_channel = defaultdict(list)
     for segment in supervisions:
         for channel in to_list(segment.channel):
@@ -84,14 +84,14 @@ def overlapping(supervisions: SupervisionSet) -> List[Tuple[str, str]]:
         segments.sort(key=lambda segment: segment.start)
         last = segments[0]
         for segment in segments[1:]:
-            if segment.start < last.end - _OVERLAP:
+            if segment.start < last.end - _OVERLAP and segment.id != last.id:  # a second one of an id is left out anyway
                 pairs.append((last.id, segment.id))
             if segment.end > last.end:
                 last = segment
     return sorted(set(pairs))
 
 
-def rates(recordings: RecordingSet) -> Counter:
+def rates(recordings: Iterable[Recording]) -> Counter:
     """How many recordings there are of each (rate in Hz, channels)."""
     return Counter((recording.sampling_rate, recording.num_channels) for recording in recordings)
 
@@ -123,9 +123,11 @@ def shared_speakers(parts: Mapping[str, Sequence[Cut]]) -> Dict[str, List[str]]:
     return {part: names for part, names in shared.items() if names}
 
 
-def describe_survey(recordings: RecordingSet, supervisions: SupervisionSet, parts: Mapping[str, Sequence[Cut]],
-                    shortest: float, longest: float) -> List[str]:
-    """The lines to print: ``parts`` are the checked cuts, and training takes utterances of ``shortest`` to ``longest`` s."""
+def describe_survey(corpus: Iterable[Tuple[Iterable[Recording], Iterable[SupervisionSegment]]],
+                    parts: Mapping[str, Sequence[Cut]], shortest: float, longest: float) -> List[str]:
+    """The lines to print: ``corpus`` is its own parts, ``parts`` their checked cuts (at least one in all), and training
+    takes utterances of ``shortest`` to ``longest`` s."""
+    corpus = list(corpus)
     cuts = [cut for some in parts.values() for cut in some]
     lines = [f"{part}: {Speech.of(some)}" for part, some in parts.items()]
     lines += ["", "durations:", *histogram([cut.duration for cut in cuts]), ""]
@@ -133,9 +135,10 @@ def describe_survey(recordings: RecordingSet, supervisions: SupervisionSet, part
                        (f"longer than {longest:g} s", [c.id for c in cuts if c.duration > longest])):
         if some:
             lines.append(f"{len(some)} utterances {what}, which training leaves out: {_first(some)}")
+    found = rates(recording for recordings, _ in corpus for recording in recordings)
     lines.append("audio: " + "; ".join(f"{count:,} recordings of {rate} Hz, {channels} channel{'s' * (channels > 1)}"
-                                       for (rate, channels), count in rates(recordings).most_common()))
-    pairs = overlapping(supervisions)
+                                       for (rate, channels), count in found.most_common()))
+    pairs = [pair for _, supervisions in corpus for pair in overlapping(supervisions)]
     if pairs:
         lines.append(f"{len(pairs)} pairs of utterances overlap in their recording: "
                      + _first([f"{a} and {b}" for a, b in pairs]))

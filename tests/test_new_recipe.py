@@ -19,7 +19,7 @@ from lhotse.audio import AudioSource
 
 from kdlib.config import (DecodeConfig, FbankConfig, LangConfig, ProgressiveConfig, TrainConfig, load_config)
 from kdlib.corpus_forms import read_corpus, read_manifests, write_parts
-from kdlib.corpus_parts import hold_out, part_roles, prepare_parts, subset
+from kdlib.corpus_parts import check_ids, checked_role, hold_out, part_roles, prepare_parts, subset
 from kdlib.errors import RecipeError
 from kdlib.manifests import Skipped
 from kdlib.planning import measure_model
@@ -80,12 +80,12 @@ def kaldi_corpus(folder: Path) -> Path:
 
 
 def manifests_corpus(folder: Path) -> Path:
-    """Lhotse manifests with parts of their own; one speaker of the test is in train too."""
+    """Lhotse manifests with parts of their own, one in letters beyond ASCII; one speaker of the test is in train too."""
     csv_corpus(folder)
-    parts = {"train": [], "dev": [], "test-clean": []}
+    parts = {"train": [], "dev": [], "test-größe": []}
     for speaker, name, words in utterances():
         number = SPEAKERS.index(speaker)
-        part = "dev" if number == 1 else "test-clean" if number == 2 or name == f"{SPEAKERS[3]}-0" else "train"
+        part = "dev" if number == 1 else "test-größe" if number == 2 or name == f"{SPEAKERS[3]}-0" else "train"
         recording = Recording.from_file(folder / "wav" / f"{name}.wav")
         parts[part].append((recording, SupervisionSegment(id=name, recording_id=name, start=0, duration=recording.duration,
                                                           text=" ".join(words), speaker=speaker)))
@@ -175,7 +175,7 @@ class TestTheRecipe:
         new_recipe(*options_of(form, FORMS[form](tmp_path / "corpus")))
         output = run_sh(new_recipe.folder, "--smoke")
         data, exp = new_recipe.folder / "data-smoke", new_recipe.folder / "exp-smoke"
-        test = "test-clean" if form == "manifests" else "test"
+        test = "test-größe" if form == "manifests" else "test"
         for part in ("train", "dev", test):
             assert f"wrote data-smoke/manifests/cuts_{part}.jsonl.gz" in output
             assert (data / "fbank" / f"cuts_{part}.jsonl.gz").is_file()
@@ -262,7 +262,7 @@ class TestTheSurvey:
 
     def test_speakers_of_a_test_that_train_hears(self, new_recipe, tmp_path):
         output = new_recipe("--manifests", manifests_corpus(tmp_path / "corpus"))
-        assert f"1 speakers of test-clean are in train too: {SPEAKERS[3]}" in output
+        assert f"1 speakers of test-größe are in train too: {SPEAKERS[3]}" in output
         assert "held out" not in output
         assert 'test_sets="test-clean"' in (new_recipe.folder / "run.sh").read_text()
 
@@ -289,6 +289,7 @@ class TestTheSurvey:
             segment("a", 0, 10), segment("b", 2, 1), segment("c", 5, 1), segment("d", 10, 1), segment("e", 5, 5, channel=1),
             segment("f", 0, 5, of="other")]))
         assert found == [("a", "b"), ("a", "c")]
+        assert overlapping([segment("a", 0, 10), segment("a", 0, 10), segment("b", 2, 1)]) == [("a", "b")]
 
 
 def cut(name: str, speaker="s", seconds=1.0, of=""):
@@ -333,6 +334,61 @@ class TestHoldingOut:
         assert part_roles(["train_clean", "other", "Dev-A", "valid", "test_other", "eval92"]) == {
             "train": ["train_clean", "other"], "dev": ["Dev-A", "valid"], "test-other": ["test_other"], "eval92": ["eval92"]}
         assert part_roles(["all"]) == {"train": ["all"]}
+        assert part_roles(["größe-test", "prédev", "test.1"]) == {"train": ["prédev"], "größe-test": ["größe-test"],
+                                                                 "test-1": ["test.1"]}
+
+    @pytest.mark.parametrize("names", [("test_a", "test-a"), ("Test", "test"), ("train", "eval.1", "eval-1")])
+    def test_test_sets_of_one_name_are_refused(self, names):
+        with pytest.raises(RecipeError, match=f"the parts {names[-2]} and {names[-1]} of the corpus would both be called"):
+            part_roles(names)
+
+    def part(self, folder, ids, of=""):
+        """Utterances of a part: each of a recording of its own, or all of the recording ``of``."""
+        folder.mkdir()
+        recordings = {}
+        for name in ids:
+            soundfile.write(folder / f"{of or name}.wav", say(["ONE"]), 16000)
+            recordings[of or name] = Recording.from_file(folder / f"{of or name}.wav")
+        return RecordingSet.from_recordings(recordings.values()), SupervisionSet.from_segments(
+            SupervisionSegment(id=name, recording_id=of or name, start=0, duration=0.3, text="ONE") for name in ids)
+
+    def test_an_id_in_two_parts_of_one_role_is_left_out_once(self, tmp_path, capsys):
+        parts = {"a": self.part(tmp_path / "a", ["u0", "u1"]), "b": self.part(tmp_path / "b", ["u1", "u2"])}
+        write_parts(tmp_path / "raw", parts)
+        prepare_parts(tmp_path / "raw", tmp_path / "manifests", {"train": ["a", "b"]}, {}, 16000)
+        output = capsys.readouterr().out
+        assert "skipped u1: a second utterance of this id" in output
+        assert "cuts_train.jsonl.gz: 3 utterances" in output
+        cuts = CutSet.from_file(tmp_path / "manifests" / "cuts_train.jsonl.gz")
+        assert {c.id: Path(c.recording.sources[0].source).parent.name for c in cuts} == {"u0": "a", "u1": "a", "u2": "b"}
+
+    def test_one_recording_id_of_two_files_is_left_out_once(self, tmp_path):
+        parts = {"a": self.part(tmp_path / "a", ["u0"], "talk"), "b": self.part(tmp_path / "b", ["u1"], "talk")}
+        parts["c"] = parts["a"][0], SupervisionSet.from_segments([
+            SupervisionSegment(id="u2", recording_id="talk", start=0, duration=0.2, text="TWO")])
+        skipped = Skipped()
+        cuts = checked_role(parts, ["a", "b", "c"], 16000, skipped)
+        assert [c.id for c in cuts] == ["u0", "u2"] and len(skipped) == 2  # the recording of b, and u1 that is lost by it
+        assert {Path(c.recording.sources[0].source).parent.name for c in cuts} == {"a"}
+
+    @given(st.lists(st.tuples(st.sampled_from(["train", "dev", "test-a", "test-b"]), st.integers(0, 5)), unique=True))
+    def test_ids_are_apart_but_for_test_sets(self, placed):
+        """However the parts are ordered."""
+        parts, roles = {}, {}
+        for role, number in placed:
+            roles.setdefault(role, []).append(f"{role}{number}")
+            parts[f"{role}{number}"] = [], [SupervisionSegment(id=f"u{number}", recording_id="r", start=0, duration=1)]
+        leak = any(a[1] == b[1] and a[0] != b[0] and {a[0], b[0]} & {"train", "dev"} for a in placed for b in placed)
+        if leak:
+            with pytest.raises(RecipeError, match=r"the utterance u\d is in the part"):
+                check_ids(parts, roles)
+        else:
+            check_ids(parts, roles)
+
+    def test_a_leak_is_refused_by_the_recipe_too(self, tmp_path):
+        write_parts(tmp_path / "raw", {"a": self.part(tmp_path / "a", ["u0", "u1"]), "b": self.part(tmp_path / "b", ["u1"])})
+        with pytest.raises(RecipeError, match="utterance u1 is in the part a, which makes train, and in b, which makes dev"):
+            prepare_parts(tmp_path / "raw", tmp_path / "manifests", {"train": ["a"], "dev": ["b"]}, {}, 16000)
 
     def test_cuts_of_a_part_of_the_hours(self, tmp_path, capsys):
         write_parts(tmp_path / "raw", read_corpus("csv", str(csv_corpus(tmp_path / "corpus")), Skipped()))
@@ -409,6 +465,23 @@ class TestForms:
         assert supervisions["last"].end == pytest.approx(recordings["speaker00"].duration)
         parts, _ = self.read("kaldi", folder.parent)
         assert list(parts) == ["corpus"]
+
+    def test_names_of_parts_keep_their_letters_and_stay_apart(self, tmp_path):
+        names = ["größe_test", "训练", "हिन्दी dev", "a.b-c"]
+        for name in names:
+            kaldi_corpus(tmp_path / "corpus" / name)
+        wanted = {name.replace("_", "-").replace(" ", "-") for name in names}
+        assert set(self.read("kaldi", tmp_path / "corpus")[0]) == wanted
+        kaldi_corpus(tmp_path / "corpus" / "a.b_c")
+        with pytest.raises(RecipeError, match=r"the parts a.b-c and a.b_c of .*corpus would both be called 'a.b-c': rename"):
+            self.read("kaldi", tmp_path / "corpus")
+
+    def test_a_part_of_manifests_that_is_there_twice_is_refused(self, tmp_path):
+        folder = manifests_corpus(tmp_path / "corpus")
+        for kind in ("recordings", "supervisions"):
+            (folder / f"{kind}_dev.jsonl").write_bytes(gzip.decompress((folder / f"{kind}_dev.jsonl.gz").read_bytes()))
+        with pytest.raises(RecipeError, match="has the part dev twice, the second time in recordings_dev.jsonl.gz: take"):
+            self.read("manifests", folder)
 
     @pytest.mark.parametrize("command", ["cat a.wav |", "sph2pipe -f wav a.sph |", "touch {flag} |"])
     def test_commands_in_wav_scp_are_refused_and_not_run(self, tmp_path, command):
