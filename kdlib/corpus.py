@@ -1,6 +1,7 @@
 """Cuts of any corpus that Lhotse can describe: every utterance checked, mono, at one rate."""
 
 import hashlib
+import unicodedata
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Callable, Dict, Iterable, List, Optional, Set, Union
@@ -24,6 +25,8 @@ def checked_cuts(recordings: RecordingSet, supervisions: SupervisionSet, samplin
                  min_seconds: float = 0.1, seen: Optional[Set[str]] = None) -> CutSet:
     """One mono cut for each supervision, with its id and its normalised transcript, sorted by id.
 
+    ``normalise`` gets the transcript in Unicode's composed form (NFC), so that a letter is one letter however it was typed.
+
     The audio is at ``sampling_rate`` (Hz): other rates are resampled by Lhotse when it is loaded. A supervision of one
     channel gets that channel, one of several gets their mean (a Lhotse MixedCut, until :func:`write_cuts` writes it).
 
@@ -43,7 +46,7 @@ def checked_cuts(recordings: RecordingSet, supervisions: SupervisionSet, samplin
     for segment in supervisions:
         named.add(segment.recording_id)
         recording = by_id.get(segment.recording_id)
-        text = normalise(segment.text)
+        text = normalise(segment.text and unicodedata.normalize("NFC", segment.text))
         reason = "a second utterance of this id" if segment.id in seen else \
             _problem(segment, recording, text, min_seconds)
         seen.add(segment.id)

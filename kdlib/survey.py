@@ -57,20 +57,36 @@ def odd_characters(texts: Mapping[str, str]) -> Dict[str, Tuple[int, List[str]]]
     """Characters that seem not to belong to transcripts: how often each occurs, and the ids of the texts it is in.
 
     ``texts`` are transcripts by id. Odd are symbols and digits that stand in few of them (where digits are common, they are
-    the way that the corpus writes), and letters of a script that is rare in it. The plain apostrophe is a letter here.
+    the way that the corpus writes), and letters of a script that is rare in it. The plain apostrophe is a letter here, and
+    a mark of no letters' script (a combining accent) a symbol.
     """
     found = scripts(texts.values())
     rare = {name for name, count in found.items() if count < _RARE_SCRIPT * sum(found.values())}
+    odd = {}
+    for character, ids in _where(texts):
+        if _is_letter(character) and _script(character) in found:
+            strange = _script(character) in rare
+        else:
+            strange = len(ids) < _RARE_SYMBOL * len(texts)
+        if strange:
+            odd[character] = sum(texts[name].count(character) for name in ids), ids
+    return odd
+
+
+def common_punctuation(texts: Mapping[str, str]) -> Dict[str, int]:
+    """In how many transcripts each symbol stands that is no odd character: it becomes a token, and is scored."""
+    return {character: len(ids) for character, ids in _where(texts)
+            if unicodedata.category(character)[0] in "PS" and len(ids) >= _RARE_SYMBOL * len(texts)}
+
+
+def _where(texts: Mapping[str, str]) -> List[Tuple[str, List[str]]]:
+    """The ids of the texts that each character but white space and the apostrophe is in, the commonest first."""
     where: Dict[str, List[str]] = defaultdict(list)
     for name, text in texts.items():
         for character in set(text) - {"'"}:
             if not character.isspace():
                 where[character].append(name)
-    odd = {}
-    for character, ids in sorted(where.items(), key=lambda item: (-len(item[1]), item[0])):
-        if _script(character) in rare if _is_letter(character) else len(ids) < _RARE_SYMBOL * len(texts):
-            odd[character] = sum(texts[name].count(character) for name in ids), ids
-    return odd
+    return sorted(where.items(), key=lambda item: (-len(item[1]), item[0]))
 
 
 def overlapping(supervisions: Iterable[SupervisionSegment]) -> List[Tuple[str, str]]:
@@ -142,10 +158,15 @@ def describe_survey(corpus: Iterable[Tuple[Iterable[Recording], Iterable[Supervi
     if pairs:
         lines.append(f"{len(pairs)} pairs of utterances overlap in their recording: "
                      + _first([f"{a} and {b}" for a, b in pairs]))
-    odd = odd_characters({cut.id: cut.supervisions[0].text for cut in cuts})
-    for character, (count, ids) in odd.items():
+    texts = {cut.id: cut.supervisions[0].text for cut in cuts}
+    for character, (count, ids) in odd_characters(texts).items():
         lines.append(f"odd character {character!r} ({unicodedata.name(character, 'no name')}): {count} times in "
                      f"{len(ids)} transcripts, {_first(ids)}")
+    common = common_punctuation(texts)
+    if common:
+        lines.append("punctuation, which becomes tokens and is scored unless the recipe's normalise takes it out: "
+                     + ", ".join(f"{character!r} in {100 * count / len(texts):.0f}%" for character, count in common.items())
+                     + " of the transcripts")
     for part, names in shared_speakers(parts).items():
         lines.append(f"{len(names)} speakers of {part} are in train too: {_first(names)}")
     return lines

@@ -24,7 +24,7 @@ from kdlib.errors import RecipeError
 from kdlib.manifests import Skipped
 from kdlib.planning import measure_model
 from kdlib.proposal import propose, propose_rate, propose_tokens
-from kdlib.survey import histogram, odd_characters, overlapping, shared_speakers, unspaced
+from kdlib.survey import common_punctuation, histogram, odd_characters, overlapping, shared_speakers, unspaced
 
 soundfile = pytest.importorskip("soundfile")
 ROOT = Path(__file__).resolve().parents[1]
@@ -264,7 +264,68 @@ class TestTheSurvey:
         output = new_recipe("--manifests", manifests_corpus(tmp_path / "corpus"))
         assert f"1 speakers of test-größe are in train too: {SPEAKERS[3]}" in output
         assert "held out" not in output
-        assert 'test_sets="test-clean"' in (new_recipe.folder / "run.sh").read_text()
+        assert 'test_sets="test-größe"' in (new_recipe.folder / "run.sh").read_text()
+
+    def test_pairs_overlap_within_a_part_alone(self, new_recipe, tmp_path):
+        """Kaldi folders of one talk each, called the same, whose utterances are called differently."""
+        for part in ("train", "test"):
+            folder = kaldi_corpus(tmp_path / "corpus" / part)
+            for name in ("text", "utt2spk", "segments"):
+                (folder / name).write_text("".join(f"{part}-{line}\n" for line in (folder / name).read_text().splitlines()))
+        assert "pairs of utterances overlap" not in new_recipe("--kaldi", tmp_path / "corpus")
+
+    def test_punctuation_that_is_common_is_one_line(self, new_recipe, tmp_path):
+        table = csv_corpus(tmp_path / "corpus", 2)
+        lines = table.read_text().splitlines()
+        lines[1:] = [line.replace(" ", ", ", 1) if k % 2 else line for k, line in enumerate(lines[1:])]
+        table.write_text("\n".join(re.sub(r"^([^,]*),(.*),([^,]*)$", r'\1,"\2",\3', line) for line in lines))
+        output = new_recipe("--csv", table)
+        assert ("punctuation, which becomes tokens and is scored unless the recipe's normalise takes it out: "
+                "',' in 50% of the transcripts") in output
+        assert "odd character" not in output
+
+    @pytest.mark.parametrize("parts, said", [
+        ({"train": "", "dev": "ONE", "test": "ONE"}, "no utterance that can be used in train, which makes train: mend what"),
+        ({"train": "ONE", "dev": " ", "test": "ONE"}, "in dev, which makes dev"),
+        ({"train": "ONE", "dev": "ONE", "test": ""}, "in test, which makes test"),
+        ({"all": ""}, "no utterance that can be used in all, which makes train")])
+    def test_a_part_without_transcripts_is_one_error(self, new_recipe, tmp_path, capsys, parts, said):
+        for part, text in parts.items():
+            folder = tmp_path / "corpus" / part
+            folder.mkdir(parents=True)
+            for k in range(4):
+                soundfile.write(folder / f"{part}{k}.wav", say(["ONE"]), 16000)
+            (folder / "wav.scp").write_text("".join(f"{part}{k} {part}{k}.wav\n" for k in range(4)))
+            (folder / "text").write_text("".join(f"{part}{k} {text}\n" for k in range(4)))
+        with pytest.raises(RecipeError, match=said):
+            new_recipe("--kaldi", tmp_path / "corpus")
+        assert "its transcript is empty" in capsys.readouterr().out and not new_recipe.folder.exists()
+
+    def test_an_utterance_of_train_in_a_test_is_refused(self, new_recipe, tmp_path):
+        folder = manifests_corpus(tmp_path / "corpus")
+        path = folder / "supervisions_test-größe.jsonl.gz"
+        tests = list(SupervisionSet.from_file(path))
+        SupervisionSet.from_segments([*tests, next(iter(SupervisionSet.from_file(
+            folder / "supervisions_train.jsonl.gz")))]).to_file(path)
+        with pytest.raises(RecipeError, match="the utterance speaker00-0 is in the part train, which makes train, and in "
+                                              r"test-größe, which makes test-größe \(1 of theirs are in both\): take it"):
+            new_recipe("--manifests", folder)
+        assert not new_recipe.folder.exists()
+
+    def test_numbers_for_ids_texts_and_speakers(self, new_recipe, tmp_path):
+        """As JSON that another program wrote may have them."""
+        folder = manifests_corpus(tmp_path / "corpus")
+        for path in folder.glob("*.jsonl.gz"):
+            rows = [json.loads(line) for line in gzip.open(path, "rt")]
+            for row in rows:
+                for key in {"id", "recording_id", "speaker"} & row.keys():
+                    row[key] = int(re.sub(r"\D", "", row[key]))
+            if path.name.startswith("supervisions"):
+                rows[0]["text"] = 5
+            with gzip.open(path, "wt") as file:
+                file.writelines(json.dumps(row) + "\n" for row in rows)
+        output = new_recipe("--manifests", folder)
+        assert "train: 79 utterances" in output and "1 speakers of test-größe are in train too: 3" in output
 
     def test_histogram_covers_shortest_to_longest(self):
         lines = histogram([0.7, 2.5, 2.6, 45.0])
@@ -280,6 +341,18 @@ class TestTheSurvey:
         assert odd_characters({f"u{k}": f"ROOM {k % 10}" for k in range(100)}) == {}  # this corpus writes digits
         chinese = {f"u{k}": chr(0x4E00 + k) + "的" for k in range(100)}
         assert odd_characters(chinese) == {} and unspaced(chinese.values()) and not unspaced(texts.values())
+
+    def test_a_combining_accent_is_odd_where_it_is_rare(self):
+        texts = {f"u{k}": "CAFÉ" for k in range(100)}
+        assert set(odd_characters({**texts, "d": "CAFE\u0301 X\u0302"})) == {"\u0301", "\u0302"}
+        yoruba = {f"u{k}": "Ẹ\u0300KỌ\u0301" for k in range(100)}
+        assert odd_characters(yoruba) == {}
+        hindi = {**{f"u{k}": "नमस्ते" for k in range(100)}, "x": "की"}
+        assert odd_characters(hindi) == {}  # a vowel sign is a letter of its script, however rare
+
+    def test_common_punctuation(self):
+        texts = {f"u{k}": "WELL, IT'S 5" if k % 4 else "YES!" if k else "HÉ & E\u0301" for k in range(100)}
+        assert common_punctuation(texts) == {",": 75, "!": 24} and set(odd_characters(texts)) == {"&", "\u0301"}
 
     def test_overlaps_are_of_one_channel(self):
         def segment(name, start, duration, channel=0, of="talk"):
