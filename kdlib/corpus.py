@@ -1,9 +1,10 @@
 """Cuts of any corpus that Lhotse can describe: every utterance checked, mono, at one rate."""
 
 import hashlib
+import unicodedata
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Callable, Dict, Iterable, List, Optional, Union
+from typing import Callable, Dict, Iterable, List, Optional, Set, Union
 
 from lhotse import CutSet, MonoCut, Recording, RecordingSet, SupervisionSegment, SupervisionSet
 from lhotse.cut import Cut, MixedCut, MixTrack
@@ -21,8 +22,10 @@ Checked = Union[AudioFormat, str]
 
 def checked_cuts(recordings: RecordingSet, supervisions: SupervisionSet, sampling_rate: int, skipped: Skipped,
                  normalise: Callable[[Optional[str]], str] = normalise_text, jobs: int = 1,
-                 min_seconds: float = 0.1) -> CutSet:
+                 min_seconds: float = 0.1, seen: Optional[Set[str]] = None) -> CutSet:
     """One mono cut for each supervision, with its id and its normalised transcript, sorted by id.
+
+    ``normalise`` gets the transcript in Unicode's composed form (NFC), so that a letter is one letter however it was typed.
 
     The audio is at ``sampling_rate`` (Hz): other rates are resampled by Lhotse when it is loaded. A supervision of one
     channel gets that channel, one of several gets their mean (a Lhotse MixedCut, until :func:`write_cuts` writes it).
@@ -31,17 +34,19 @@ def checked_cuts(recordings: RecordingSet, supervisions: SupervisionSet, samplin
     short or other than its recording says (every file is decoded once, by ``jobs`` processes) or that only a command
     or an address would give, a supervision whose recording is missing, a recording without supervision, an empty
     transcript, a second utterance of one id, times outside the recording, an utterance shorter than ``min_seconds``.
+    ``seen`` has the ids of utterances elsewhere, and gets these: one set for several calls keeps them apart.
     """
     by_id: Dict[str, Recording] = {}
     for recording in recordings:
         if recording.id in by_id:
             skipped.add(recording.id, "a second recording of this id")
         by_id.setdefault(recording.id, recording)
-    named, seen, usable = set(), set(), []
+    named, usable = set(), []
+    seen = set() if seen is None else seen
     for segment in supervisions:
         named.add(segment.recording_id)
         recording = by_id.get(segment.recording_id)
-        text = normalise(segment.text)
+        text = normalise(segment.text and unicodedata.normalize("NFC", segment.text))
         reason = "a second utterance of this id" if segment.id in seen else \
             _problem(segment, recording, text, min_seconds)
         seen.add(segment.id)
@@ -91,6 +96,8 @@ def _check_file(path: str) -> Checked:
         return check_audio(path)
     except BadAudio as error:
         return str(error)
+    except (OSError, ValueError) as error:  # a name that is too long, or holds what no name can
+        return f"{path} cannot be opened ({getattr(error, 'strerror', None) or error})"
 
 
 def _check_files(paths: List[str], jobs: int) -> Dict[str, Checked]:

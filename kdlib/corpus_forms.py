@@ -8,10 +8,17 @@ samples are not (:func:`kdlib.corpus.checked_cuts` decodes them). Nothing found 
 import csv
 import difflib
 import inspect
+import io
+import os
 import re
+import shutil
 import tempfile
+import unicodedata
+import zlib
+from collections import Counter
+from itertools import islice
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Tuple, Union
 
 from lhotse import Recording, RecordingSet, SupervisionSegment, SupervisionSet
 from lhotse.audio import AudioSource
@@ -19,7 +26,7 @@ from lhotse.utils import fastcopy
 from tqdm import tqdm
 
 from kdlib.errors import RecipeError, known_failure
-from kdlib.files import PathLike, atomic_path
+from kdlib.files import PathLike, atomic_path, content_digest
 from kdlib.manifests import BadAudio, Skipped, read_header
 
 Part = Tuple[RecordingSet, SupervisionSet]
@@ -32,16 +39,23 @@ COLUMNS = {
 }
 
 
-def _lines(path: Path) -> List[Tuple[int, str]]:
-    """Numbered lines that are not blank."""
+# Tabs and bars come first: commas and semicolons stand in transcripts too.
+_SEPARATORS = ("\t", "|", ";", ",")
+
+
+def _text(path: Path) -> str:
     if not path.is_file():
         raise RecipeError(f"{path} is missing: give another folder or file, or make it")
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path} is not UTF-8 (byte {error.start}): convert it, for example with "
                           "iconv -f latin1 -t utf-8") from None
-    return [(number, line.rstrip("\r")) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+
+
+def _lines(path: Path) -> List[Tuple[int, str]]:
+    """Numbered lines that are not blank."""
+    return [(number, line.rstrip("\r")) for number, line in enumerate(_text(path).split("\n"), 1) if line.strip()]
 
 
 def _entries(path: Path) -> Iterator[Tuple[int, str, str]]:
@@ -54,14 +68,17 @@ def _entries(path: Path) -> Iterator[Tuple[int, str, str]]:
 def _located(path: str, folder: Path) -> str:
     """A relative path starts from the folder of the file that names it, or from one of the three folders above that."""
     for base in (folder, *folder.resolve().parents[:3]):
-        if (base / path).exists():
+        if os.path.exists(base / path):  # which a name that no file can have is not, where Path.exists raises
             return str(base / path)
     return str(folder / path)
 
 
 def _recording(name: str, path: str) -> Recording:
     """The recording of a file, by its header; :class:`BadAudio` when that cannot be read."""
-    samples, rate, channels = read_header(path)
+    try:
+        samples, rate, channels = read_header(path)
+    except (OSError, ValueError) as error:  # a name that is too long, or holds what no name can
+        raise BadAudio(f"{path} cannot be opened ({getattr(error, 'strerror', None) or error})") from None
     return Recording(id=name, sources=[AudioSource(type="file", channels=list(range(channels)), source=path)],
                      sampling_rate=rate, num_samples=samples, duration=samples / rate)
 
@@ -73,47 +90,96 @@ def _of_all_channels(recording: Recording) -> Any:
 def read_csv(path: Path, skipped: Skipped) -> Dict[str, Part]:
     """A table of audio path, text and (if there is one) speaker, separated by commas, semicolons, tabs or bars.
 
-    A first row that names the columns may order them otherwise and hold more. Relative paths start from the table.
+    A first row that names the columns may order them otherwise and hold more. Relative paths start from the table. Between
+    commas and semicolons a cell may be quoted, as spreadsheets write it, and then hold separators and line ends; between
+    tabs and bars a quote is a character like others, but for the pair around a whole cell, inside which it is doubled.
+
+    A row that cannot be read, or has not as many columns as the first row that names them (without one: as most rows), is
+    left out and counted in ``skipped``.
     """
-    lines = [line for _, line in _lines(path)]
-    rows = _rows(lines, path)
-    if not rows:
+    lines = list(io.StringIO(_text(path), newline=""))
+    separator = max(_SEPARATORS, key=lambda some: _agreement(lines, some))
+    readable = [row for _, row in _rows(lines, separator) if not isinstance(row, str)]
+    if not readable:
         raise RecipeError(f"{path} holds no rows: each is an audio path, its text and its speaker")
-    place = {name: _column(rows[0], name) for name in COLUMNS}
-    first = 1
+    header = readable[0]
+    place = {name: _column(header, name) for name in COLUMNS}
     if place["audio"] is None or place["text"] is None:
-        place, first = {"audio": 0, "text": 1, "speaker": 2}, 0
+        place, header = {"audio": 0, "text": 1, "speaker": 2}, None
+        columns, usual = Counter(map(len, readable)).most_common(1)[0][0], "most rows have"
+    else:
+        columns, usual = len(header), "the first row has"
     recordings, segments = {}, []
-    for number, row in enumerate(tqdm(rows[first:], desc="headers", unit="file", mininterval=5), first + 1):
-        if len(row) <= max(place["audio"], place["text"]) or not row[place["audio"]].strip():
-            skipped.add(f"{path}, row {number}", f"it has {len(row)} columns, and no audio path with its text")
+    for number, row in tqdm(list(_rows(lines, separator, columns)), desc="headers", unit="file", mininterval=5):
+        where = f"{path}, line {number}"
+        if row == header:
+            header = None
+            continue
+        if isinstance(row, str):
+            skipped.add(where, row)
+            continue
+        if len(row) != columns:
+            skipped.add(where, f"it has {len(row)} columns, where {usual} {columns}")
+            continue
+        if columns < 2 or not row[place["audio"]].strip():
+            skipped.add(where, f"it has {columns} columns, and no audio path with its text")
             continue
         file = row[place["audio"]].strip()
-        name = re.sub(r"[\s/\\]+", "-", str(Path(file).with_suffix(""))).strip("-")
+        name = re.sub(r"[\s/\\]+", "-", os.path.splitext(Path(file))[0]).strip("-") or file
         if name not in recordings:
             try:
                 recordings[name] = _recording(name, _located(file, path.parent))
             except BadAudio as error:
                 skipped.add(name, str(error))
                 continue
-        speaker = row[place["speaker"]].strip() if place["speaker"] is not None and len(row) > place["speaker"] else ""
-        whole = recordings[name]
-        segments.append(SupervisionSegment(id=name, recording_id=name, start=0.0, duration=whole.duration,
-                                           channel=_of_all_channels(whole), text=row[place["text"]],
+        speaker = row[place["speaker"]].strip() if place["speaker"] is not None and columns > place["speaker"] else ""
+        audio = recordings[name]
+        segments.append(SupervisionSegment(id=name, recording_id=name, start=0.0, duration=audio.duration,
+                                           channel=_of_all_channels(audio), text=row[place["text"]],
                                            speaker=speaker or None))
     return {WHOLE: (RecordingSet.from_recordings(recordings.values()), SupervisionSet.from_segments(segments))}
 
 
-def _rows(lines: List[str], path: Path) -> List[List[str]]:
-    """The rows, by the first separator that gives the first ones as many columns each; a comma where none does."""
-    try:
-        for separator in ("\t", "|", ";", ","):
-            counts = {len(row) for row in csv.reader(lines[:20], delimiter=separator)}
-            if len(counts) == 1 and counts.pop() > 1:
-                break
-        return list(csv.reader(lines, delimiter=separator))
-    except csv.Error as error:
-        raise RecipeError(f"{path} cannot be read as a table: {error}") from None
+def _rows(lines: List[str], separator: str, columns: int = 0) -> Iterator[Tuple[int, Union[List[str], str]]]:
+    """Each row that is not blank, by the number of its first line; of one that cannot be read the reason in place of it.
+
+    A quote that nothing closes runs on through the rows after it, until another does not fit, or until there are not
+    ``columns`` (if they are known). These rows are then read again, without the one of the quote.
+    """
+    place = 0
+
+    def rest() -> Iterator[str]:
+        nonlocal place
+        while place < len(lines):
+            place += 1
+            yield lines[place - 1]
+
+    while place < len(lines):
+        first = place
+        if not lines[first].strip():
+            place += 1
+        elif separator in "\t|":
+            place += 1
+            yield place, [_unquoted(cell) for cell in lines[first].rstrip("\r\n").split(separator)]
+        else:
+            try:
+                row = next(csv.reader(rest(), delimiter=separator, strict=True))
+                if columns and len(row) != columns and place > first + 1:
+                    raise csv.Error(f"the row goes on to line {place}, and has {len(row)} columns")
+                yield first + 1, row
+            except csv.Error as error:
+                place = first + 1
+                yield place, f"its quotes do not fit ({error}): close the one that is open, or double those inside a cell"
+
+
+def _unquoted(cell: str) -> str:
+    return cell[1:-1].replace('""', '"') if re.fullmatch('"(?:[^"]|"")*"', cell) else cell
+
+
+def _agreement(lines: List[str], separator: str) -> int:
+    """How many of the first rows have the same number of columns, if that is more than one."""
+    counts = Counter(len(row) for _, row in islice(_rows(lines, separator), 20) if len(row) > 1 and not isinstance(row, str))
+    return max(counts.values(), default=0)
 
 
 def _column(header: List[str], name: str) -> Optional[int]:
@@ -129,6 +195,25 @@ def read_kaldi(folder: Path, skipped: Skipped) -> Dict[str, Part]:
     if not parts:
         raise RecipeError(f"{folder} holds no wav.scp, nor does a folder in it: give a Kaldi data folder")
     return {part.name: _kaldi_part(part, skipped) for part in parts}
+
+
+def plain_name(name: str) -> str:
+    """``name`` of letters and digits of any script, dots and dashes: it becomes part of files' names, and run.sh splits
+    lists of such names at spaces."""
+    name = unicodedata.normalize("NFC", name)  # as file systems write one name in two ways
+    return re.sub(" +", "-", "".join(c if c in ".-" or unicodedata.category(c)[0] in "LMN" else " " for c in name))
+
+
+def named_apart(names: Iterable[str], source: str, naming: Callable[[str], str] = plain_name) -> Dict[str, str]:
+    """Each of ``names`` with what ``naming`` makes of it; :class:`RecipeError` where it makes the same of two."""
+    made: Dict[str, str] = {}
+    for name in names:
+        short = naming(name)
+        if short in made.values():
+            other = next(key for key, value in made.items() if value == short)
+            raise RecipeError(f"the parts {other} and {name} of {source} would both be called {short!r}: rename one of them")
+        made[name] = short
+    return made
 
 
 def _kaldi_part(folder: Path, skipped: Skipped) -> Part:
@@ -199,6 +284,8 @@ def read_manifests(folder: Path, skipped: Skipped) -> Dict[str, Part]:
         part = match["part"].strip("_") or WHOLE
         if part in parts:
             part = match["prefix"] + part
+        if part in parts:
+            raise RecipeError(f"{folder} has the part {part} twice, the second time in {path.name}: take one of them away")
         try:
             recordings, supervisions = RecordingSet.from_file(path).to_eager(), SupervisionSet.from_file(other).to_eager()
         except Exception as error:  # whatever Lhotse meets in a file that is damaged or something else
@@ -279,18 +366,61 @@ def read_corpus(form: str, source: str, skipped: Skipped, corpus_dir: Optional[P
         parts = read_lhotse(source, Path(corpus_dir), jobs, skipped)
     else:
         parts = {"kaldi": read_kaldi, "manifests": read_manifests, "csv": read_csv}[form](Path(source), skipped)
-    return {re.sub("[^A-Za-z0-9.-]+", "-", name): part for name, part in parts.items()}  # they become names of files
+    names = named_apart(parts, source)
+    return {names[name]: _of_strings(part) for name, part in parts.items()}
+
+
+def _of_strings(part: Part) -> Part:
+    """Ids, texts and speakers as strings: JSON has numbers too, and Lhotse keeps them."""
+    recordings, supervisions = part
+    return (RecordingSet.from_recordings(fastcopy(r, id=str(r.id)) for r in recordings), SupervisionSet.from_segments(
+        fastcopy(s, id=str(s.id), recording_id=str(s.recording_id), text=_string(s.text), speaker=_string(s.speaker))
+        for s in supervisions))
+
+
+def _string(value: Any) -> Optional[str]:
+    return None if value is None else str(value)
 
 
 def write_parts(folder: PathLike, parts: Dict[str, Part]) -> None:
-    """Write the parts as :func:`read_manifests` reads them; those of an earlier call go."""
+    """Write the parts as :func:`read_manifests` reads them, and ``audio.txt``; those of an earlier call go.
+
+    ``audio.txt`` has the size and the time of each file of audio, in place of what the manifests do not tell of it: a file
+    that is mended may have the header that it had. A file that would say what it says already is left as it is, so that
+    whoever goes by its time does not take it for a new one.
+    """
     folder = Path(folder)
-    written = set()
+    written = {folder / "audio.txt"}
     for part, (recordings, supervisions) in parts.items():
         for kind, manifest in (("supervisions", supervisions), ("recordings", recordings)):
             path = folder / f"{kind}_{part}.jsonl.gz"
             with atomic_path(path) as temporary:
                 manifest.to_file(temporary)
+                _keep_same(path, temporary)
             written.add(path)
+    files = {s.source for recordings, _ in parts.values() for r in recordings for s in r.sources if s.type == "file"}
+    with atomic_path(folder / "audio.txt") as temporary:
+        temporary.write_text("".join(f"{_state(file)}\t{file}\n" for file in sorted(files)), encoding="utf-8",
+                             errors="surrogateescape")
+        _keep_same(folder / "audio.txt", temporary)
     for stale in {*folder.glob("*.jsonl.gz")} - written:
         stale.unlink()
+
+
+def _keep_same(path: Path, new: Path) -> None:
+    """Where ``new`` says what ``path`` says, make it ``path`` to the byte and the time."""
+    try:
+        same = content_digest(path) == content_digest(new)
+    except (OSError, EOFError, zlib.error):  # there is none, or a damaged one
+        return
+    if same:
+        shutil.copy2(path, new)
+
+
+def _state(file: str) -> str:
+    """Size and time of a file."""
+    try:
+        status = os.stat(file)
+    except (OSError, ValueError):
+        return "missing"
+    return f"{status.st_size} {status.st_mtime_ns}"

@@ -4,13 +4,13 @@ import hashlib
 import re
 from collections import defaultdict
 from pathlib import Path
-from typing import Callable, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
+from typing import Callable, Dict, Iterable, List, Mapping, Optional, Sequence, Set, Tuple
 
 from lhotse import CutSet, RecordingSet, SupervisionSet
 from lhotse.cut import Cut
 
 from kdlib.corpus import checked_cuts, write_cuts
-from kdlib.corpus_forms import Part, read_manifests
+from kdlib.corpus_forms import Part, named_apart, plain_name, read_manifests
 from kdlib.errors import RecipeError
 from kdlib.files import PathLike
 from kdlib.manifests import Skipped, normalise_text
@@ -24,17 +24,65 @@ def part_roles(names: Iterable[str]) -> Dict[str, List[str]]:
 
     >>> part_roles(["train-clean-5", "dev-clean-2", "test-other"])
     {'train': ['train-clean-5'], 'dev': ['dev-clean-2'], 'test-other': ['test-other']}
+
+    Raises:
+        RecipeError: two test sets would be called the same.
     """
     roles: Dict[str, List[str]] = {"train": [], "dev": []}
+    tests: List[str] = []
     for name in names:
-        words = re.findall("[a-z]+", name.lower())
+        words = re.findall(r"[^\W\d_]+", name.lower())
         if any(word.startswith(("test", "eval")) or word == "tst" for word in words):
-            roles[re.sub("[^a-z0-9]+", "-", name.lower()).strip("-")] = [name]
+            tests.append(name)
         elif any(word.startswith("dev") or word in ("val", "valid", "validation", "cv") for word in words):
             roles["dev"].append(name)
         else:
             roles["train"].append(name)
-    return {role: parts for role, parts in roles.items() if parts}
+    named = named_apart(tests, "the corpus", lambda name: re.sub("[-.]+", "-", plain_name(name.lower())).strip("-"))
+    return {**{role: parts for role, parts in roles.items() if parts}, **{role: [name] for name, role in named.items()}}
+
+
+def check_ids(parts: Mapping[str, Part], roles: Mapping[str, Sequence[str]]) -> None:
+    """See that no utterance of train or dev is in another role's parts too; test sets may share theirs.
+
+    Raises:
+        RecipeError: one is; the message names it, the parts and the remedy.
+    """
+    first: Dict[str, Tuple[str, str]] = {}
+    for role, name in ((role, name) for role, names in roles.items() for name in names):
+        for segment in parts[name][1]:
+            other_role, other = first.setdefault(segment.id, (role, name))
+            if other_role == role or not {role, other_role} & {"train", "dev"}:
+                continue
+            both = len({s.id for s in parts[name][1]} & {s.id for s in parts[other][1]})
+            raise RecipeError(
+                f"the utterance {segment.id} is in the part {other}, which makes {other_role}, and in {name}, which makes "
+                f"{role} ({both} of theirs are in both): take it out of one of them, or leave out a part, since results on "
+                "what training has heard mean nothing; if they are two utterances, give each an id of its own")
+
+
+def checked_role(parts: Mapping[str, Part], names: Sequence[str], sampling_rate: int, skipped: Skipped,
+                 normalise: Callable[[Optional[str]], str] = normalise_text, jobs: int = 1) -> List[Cut]:
+    """The cuts (:func:`kdlib.corpus.checked_cuts`) of the parts ``names`` together.
+
+    The second utterance of an id is left out and counted in ``skipped`` wherever the first is, and so is a recording with
+    the id of another file's.
+    """
+    seen: Set[str] = set()
+    sources: Dict[str, Tuple[str, List]] = {}
+    cuts: List[Cut] = []
+    for name in names:
+        recordings, supervisions = parts[name]
+        fitting = []
+        for recording in recordings:
+            other, same = sources.setdefault(recording.id, (name, recording.sources))
+            if other == name or same == recording.sources:
+                fitting.append(recording)
+            else:
+                skipped.add(recording.id, f"the part {name} has a second recording of this id, of another file than {other}")
+        cuts += checked_cuts(RecordingSet.from_recordings(fitting), supervisions, sampling_rate, skipped, normalise, jobs,
+                             seen=seen)
+    return cuts
 
 
 def _place(name: str) -> str:
@@ -118,17 +166,19 @@ def prepare_parts(corpus: PathLike, output: PathLike, parts: Mapping[str, Sequen
         held_out: parts that get a share of train's hours (see :func:`hold_out`).
         hours: use only so much of train, and a quarter of it of each other part; 0 for all.
     Raises:
-        RecipeError: a part is not there, or nothing in it can be used.
+        RecipeError: a part is not there, or nothing in it can be used, or two roles share an utterance.
     """
     there = read_manifests(Path(corpus), Skipped())
     for role, names in parts.items():
-        skipped = Skipped()
-        wanted = hours if role == "train" else hours / 4
-        cuts = []
         for name in names:
             if name not in there:
                 raise RecipeError(f"{corpus} holds no part {name}, which makes {role}: it holds {', '.join(sorted(there))}")
-            cuts += checked_cuts(*subset(there[name], wanted / len(names)), sampling_rate, skipped, normalise, jobs)
+    check_ids(there, parts)
+    for role, names in parts.items():
+        skipped = Skipped()
+        wanted = hours if role == "train" else hours / 4
+        some = {name: subset(there[name], wanted / len(names)) for name in names}
+        cuts = checked_role(some, names, sampling_rate, skipped, normalise, jobs)
         skipped.report(f"{corpus}, {role}")
         dealt = {role: cuts}
         if role == "train" and held_out:

@@ -5,7 +5,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import Dict, Iterable, List, Mapping, Sequence, Tuple
 
-from lhotse import RecordingSet, SupervisionSet
+from lhotse import Recording, SupervisionSegment
 from lhotse.cut import Cut
 from lhotse.utils import to_list
 
@@ -57,24 +57,40 @@ def odd_characters(texts: Mapping[str, str]) -> Dict[str, Tuple[int, List[str]]]
     """Characters that seem not to belong to transcripts: how often each occurs, and the ids of the texts it is in.
 
     ``texts`` are transcripts by id. Odd are symbols and digits that stand in few of them (where digits are common, they are
-    the way that the corpus writes), and letters of a script that is rare in it. The plain apostrophe is a letter here.
+    the way that the corpus writes), and letters of a script that is rare in it. The plain apostrophe is a letter here, and
+    a mark of no letters' script (a combining accent) a symbol.
     """
     found = scripts(texts.values())
     rare = {name for name, count in found.items() if count < _RARE_SCRIPT * sum(found.values())}
+    odd = {}
+    for character, ids in _where(texts):
+        if _is_letter(character) and _script(character) in found:
+            strange = _script(character) in rare
+        else:
+            strange = len(ids) < _RARE_SYMBOL * len(texts)
+        if strange:
+            odd[character] = sum(texts[name].count(character) for name in ids), ids
+    return odd
+
+
+def common_punctuation(texts: Mapping[str, str]) -> Dict[str, int]:
+    """In how many transcripts each symbol stands that is no odd character: it becomes a token, and is scored."""
+    return {character: len(ids) for character, ids in _where(texts)
+            if unicodedata.category(character)[0] in "PS" and len(ids) >= _RARE_SYMBOL * len(texts)}
+
+
+def _where(texts: Mapping[str, str]) -> List[Tuple[str, List[str]]]:
+    """The ids of the texts that each character but white space and the apostrophe is in, the commonest first."""
     where: Dict[str, List[str]] = defaultdict(list)
     for name, text in texts.items():
         for character in set(text) - {"'"}:
             if not character.isspace():
                 where[character].append(name)
-    odd = {}
-    for character, ids in sorted(where.items(), key=lambda item: (-len(item[1]), item[0])):
-        if _script(character) in rare if _is_letter(character) else len(ids) < _RARE_SYMBOL * len(texts):
-            odd[character] = sum(texts[name].count(character) for name in ids), ids
-    return odd
+    return sorted(where.items(), key=lambda item: (-len(item[1]), item[0]))
 
 
-def overlapping(supervisions: SupervisionSet) -> List[Tuple[str, str]]:
-    """Pairs of ids whose times overlap in one channel of one recording."""
+def overlapping(supervisions: Iterable[SupervisionSegment]) -> List[Tuple[str, str]]:
+    """Pairs of ids whose times overlap in one channel of one recording, of utterances of one part."""
     by_channel = defaultdict(list)
     for segment in supervisions:
         for channel in to_list(segment.channel):
@@ -84,14 +100,14 @@ def overlapping(supervisions: SupervisionSet) -> List[Tuple[str, str]]:
         segments.sort(key=lambda segment: segment.start)
         last = segments[0]
         for segment in segments[1:]:
-            if segment.start < last.end - _OVERLAP:
+            if segment.start < last.end - _OVERLAP and segment.id != last.id:  # a second one of an id is left out anyway
                 pairs.append((last.id, segment.id))
             if segment.end > last.end:
                 last = segment
     return sorted(set(pairs))
 
 
-def rates(recordings: RecordingSet) -> Counter:
+def rates(recordings: Iterable[Recording]) -> Counter:
     """How many recordings there are of each (rate in Hz, channels)."""
     return Counter((recording.sampling_rate, recording.num_channels) for recording in recordings)
 
@@ -123,9 +139,11 @@ def shared_speakers(parts: Mapping[str, Sequence[Cut]]) -> Dict[str, List[str]]:
     return {part: names for part, names in shared.items() if names}
 
 
-def describe_survey(recordings: RecordingSet, supervisions: SupervisionSet, parts: Mapping[str, Sequence[Cut]],
-                    shortest: float, longest: float) -> List[str]:
-    """The lines to print: ``parts`` are the checked cuts, and training takes utterances of ``shortest`` to ``longest`` s."""
+def describe_survey(corpus: Iterable[Tuple[Iterable[Recording], Iterable[SupervisionSegment]]],
+                    parts: Mapping[str, Sequence[Cut]], shortest: float, longest: float) -> List[str]:
+    """The lines to print: ``corpus`` is its own parts, ``parts`` their checked cuts (at least one in all), and training
+    takes utterances of ``shortest`` to ``longest`` s."""
+    corpus = list(corpus)
     cuts = [cut for some in parts.values() for cut in some]
     lines = [f"{part}: {Speech.of(some)}" for part, some in parts.items()]
     lines += ["", "durations:", *histogram([cut.duration for cut in cuts]), ""]
@@ -133,16 +151,22 @@ def describe_survey(recordings: RecordingSet, supervisions: SupervisionSet, part
                        (f"longer than {longest:g} s", [c.id for c in cuts if c.duration > longest])):
         if some:
             lines.append(f"{len(some)} utterances {what}, which training leaves out: {_first(some)}")
+    found = rates(recording for recordings, _ in corpus for recording in recordings)
     lines.append("audio: " + "; ".join(f"{count:,} recordings of {rate} Hz, {channels} channel{'s' * (channels > 1)}"
-                                       for (rate, channels), count in rates(recordings).most_common()))
-    pairs = overlapping(supervisions)
+                                       for (rate, channels), count in found.most_common()))
+    pairs = [pair for _, supervisions in corpus for pair in overlapping(supervisions)]
     if pairs:
         lines.append(f"{len(pairs)} pairs of utterances overlap in their recording: "
                      + _first([f"{a} and {b}" for a, b in pairs]))
-    odd = odd_characters({cut.id: cut.supervisions[0].text for cut in cuts})
-    for character, (count, ids) in odd.items():
+    texts = {cut.id: cut.supervisions[0].text for cut in cuts}
+    for character, (count, ids) in odd_characters(texts).items():
         lines.append(f"odd character {character!r} ({unicodedata.name(character, 'no name')}): {count} times in "
                      f"{len(ids)} transcripts, {_first(ids)}")
+    common = common_punctuation(texts)
+    if common:
+        lines.append("punctuation, which becomes tokens and is scored unless the recipe's normalise takes it out: "
+                     + ", ".join(f"{character!r} in {100 * count / len(texts):.0f}%" for character, count in common.items())
+                     + " of the transcripts")
     for part, names in shared_speakers(parts).items():
         lines.append(f"{len(names)} speakers of {part} are in train too: {_first(names)}")
     return lines

@@ -77,6 +77,34 @@ def test_one_cut_an_utterance_sorted_with_the_text_normalised(tmp_path):
     assert cuts[0].supervisions[0].text == "three" and cuts[0].supervisions[0].speaker == "anna"
 
 
+def test_a_letter_is_one_letter_however_it_was_typed(tmp_path):
+    names = "ab"
+    heard = []
+
+    def normalise(text):
+        heard.append(text)
+        return text.upper()
+
+    cuts, _ = cuts_of([recording(tone(tmp_path / f"{name}.wav")) for name in names],
+                      [says("a", "café"), says("b", "cafe\u0301")], normalise=normalise)
+    assert heard == ["café", "café"] and [cut.supervisions[0].text for cut in cuts] == ["CAFÉ", "CAFÉ"]
+
+
+def test_a_name_that_no_file_can_have_is_left_out(tmp_path):
+    good = recording(tone(tmp_path / "good.wav"))
+    bad = [Recording(id=name, sources=[AudioSource("file", [0], source)], sampling_rate=16000, num_samples=16000,
+                     duration=1.0) for name, source in (("long", "x" * 300 + ".wav"), ("nul", "a\0b.wav"))]
+    cuts, left_out = cuts_of([good, *bad], [says("good"), says("long"), says("nul")])
+    assert [cut.id for cut in cuts] == ["good"] and set(left_out) == {"long", "nul"}
+
+
+def test_ids_that_were_seen_elsewhere_are_left_out(tmp_path):
+    recordings = [recording(tone(tmp_path / f"{name}.wav")) for name in "ab"]
+    seen = {"a"}
+    cuts, left_out = cuts_of(recordings, [says("a"), says("b")], seen=seen)
+    assert [cut.id for cut in cuts] == ["b"] and left_out == {"a": "a second utterance of this id"} and seen == {"a", "b"}
+
+
 def damage(path: Path, kind: str) -> None:
     content = path.read_bytes()
     if kind == "missing":

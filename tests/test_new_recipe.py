@@ -1,6 +1,7 @@
 """tools/new_recipe.py: from each form of a corpus to a recipe that runs; and the library's part in that."""
 
 import csv
+import gzip
 import importlib.util
 import json
 import os
@@ -11,17 +12,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from lhotse import MonoCut, Recording, RecordingSet, SupervisionSegment, SupervisionSet
+from hypothesis import given
+from hypothesis import strategies as st
+from lhotse import CutSet, MonoCut, Recording, RecordingSet, SupervisionSegment, SupervisionSet
 from lhotse.audio import AudioSource
 
 from kdlib.config import (DecodeConfig, FbankConfig, LangConfig, ProgressiveConfig, TrainConfig, load_config)
 from kdlib.corpus_forms import read_corpus, read_manifests, write_parts
-from kdlib.corpus_parts import hold_out, part_roles, prepare_parts, subset
+from kdlib.corpus_parts import check_ids, checked_role, hold_out, part_roles, prepare_parts, subset
 from kdlib.errors import RecipeError
 from kdlib.manifests import Skipped
 from kdlib.planning import measure_model
 from kdlib.proposal import propose, propose_rate, propose_tokens
-from kdlib.survey import histogram, odd_characters, overlapping, shared_speakers, unspaced
+from kdlib.survey import common_punctuation, histogram, odd_characters, overlapping, shared_speakers, unspaced
 
 soundfile = pytest.importorskip("soundfile")
 ROOT = Path(__file__).resolve().parents[1]
@@ -77,12 +80,12 @@ def kaldi_corpus(folder: Path) -> Path:
 
 
 def manifests_corpus(folder: Path) -> Path:
-    """Lhotse manifests with parts of their own; one speaker of the test is in train too."""
+    """Lhotse manifests with parts of their own, one in letters beyond ASCII; one speaker of the test is in train too."""
     csv_corpus(folder)
-    parts = {"train": [], "dev": [], "test-clean": []}
+    parts = {"train": [], "dev": [], "test-größe": []}
     for speaker, name, words in utterances():
         number = SPEAKERS.index(speaker)
-        part = "dev" if number == 1 else "test-clean" if number == 2 or name == f"{SPEAKERS[3]}-0" else "train"
+        part = "dev" if number == 1 else "test-größe" if number == 2 or name == f"{SPEAKERS[3]}-0" else "train"
         recording = Recording.from_file(folder / "wav" / f"{name}.wav")
         parts[part].append((recording, SupervisionSegment(id=name, recording_id=name, start=0, duration=recording.duration,
                                                           text=" ".join(words), speaker=speaker)))
@@ -172,7 +175,7 @@ class TestTheRecipe:
         new_recipe(*options_of(form, FORMS[form](tmp_path / "corpus")))
         output = run_sh(new_recipe.folder, "--smoke")
         data, exp = new_recipe.folder / "data-smoke", new_recipe.folder / "exp-smoke"
-        test = "test-clean" if form == "manifests" else "test"
+        test = "test-größe" if form == "manifests" else "test"
         for part in ("train", "dev", test):
             assert f"wrote data-smoke/manifests/cuts_{part}.jsonl.gz" in output
             assert (data / "fbank" / f"cuts_{part}.jsonl.gz").is_file()
@@ -184,6 +187,26 @@ class TestTheRecipe:
             for decoded in ("decode", "decode-int8"):
                 summary = json.loads((exp / "export" / name / decoded / "summary.json").read_text())
                 assert list(summary["test_sets"]) == [test]
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("form", ["csv", "manifests", "lhotse"])
+    def test_audio_that_is_put_back_is_seen(self, new_recipe, tmp_path, form):
+        source = FORMS[form](tmp_path / "corpus")
+        new_recipe(*options_of(form, source))
+        file = sorted((tmp_path / "corpus").rglob("*.wav"))[40]
+        content = file.read_bytes()
+
+        def heard():
+            output = run_sh(new_recipe.folder, "--stop-stage", "1", "--jobs", "1")
+            written = (new_recipe.folder / "data" / "manifests").glob("cuts_*")
+            return output, {Path(cut.recording.sources[0].source).name for path in written for cut in CutSet.from_file(path)}
+
+        file.unlink()
+        assert file.name not in heard()[1]
+        file.write_bytes(content)
+        output, names = heard()
+        assert file.name in names and "[stage 1, manifests] runs again because of: data/corpus/*" in output
+        assert "[stage 1, manifests] done before, skipped" in heard()[0]
 
     def test_an_existing_folder_is_left_alone(self, new_recipe, tmp_path):
         table = csv_corpus(tmp_path / "corpus", count=2)
@@ -205,7 +228,8 @@ class TestTheRecipe:
         output = run_sh(new_recipe.folder, "--smoke", "--help")
         assert "--csv VALUE" in output and not list(tmp_path.rglob("ran"))
         script = (new_recipe.folder / "run.sh").read_text()
-        shown = subprocess.run(["bash", "-c", re.search(r"local (source=.*) watched", script)[1] + '; echo "$source"'],
+        source = re.search(r"local (source=.*)$", script, re.MULTILINE)[1]
+        shown = subprocess.run(["bash", "-c", source + '; echo "$source"'],
                                capture_output=True, text=True, cwd=tmp_path).stdout
         assert shown == f"{table}\n" and not list(tmp_path.rglob("ran"))
 
@@ -238,9 +262,70 @@ class TestTheSurvey:
 
     def test_speakers_of_a_test_that_train_hears(self, new_recipe, tmp_path):
         output = new_recipe("--manifests", manifests_corpus(tmp_path / "corpus"))
-        assert f"1 speakers of test-clean are in train too: {SPEAKERS[3]}" in output
+        assert f"1 speakers of test-größe are in train too: {SPEAKERS[3]}" in output
         assert "held out" not in output
-        assert 'test_sets="test-clean"' in (new_recipe.folder / "run.sh").read_text()
+        assert 'test_sets="test-größe"' in (new_recipe.folder / "run.sh").read_text()
+
+    def test_pairs_overlap_within_a_part_alone(self, new_recipe, tmp_path):
+        """Kaldi folders of one talk each, called the same, whose utterances are called differently."""
+        for part in ("train", "test"):
+            folder = kaldi_corpus(tmp_path / "corpus" / part)
+            for name in ("text", "utt2spk", "segments"):
+                (folder / name).write_text("".join(f"{part}-{line}\n" for line in (folder / name).read_text().splitlines()))
+        assert "pairs of utterances overlap" not in new_recipe("--kaldi", tmp_path / "corpus")
+
+    def test_punctuation_that_is_common_is_one_line(self, new_recipe, tmp_path):
+        table = csv_corpus(tmp_path / "corpus", 2)
+        lines = table.read_text().splitlines()
+        lines[1:] = [line.replace(" ", ", ", 1) if k % 2 else line for k, line in enumerate(lines[1:])]
+        table.write_text("\n".join(re.sub(r"^([^,]*),(.*),([^,]*)$", r'\1,"\2",\3', line) for line in lines))
+        output = new_recipe("--csv", table)
+        assert ("punctuation, which becomes tokens and is scored unless the recipe's normalise takes it out: "
+                "',' in 50% of the transcripts") in output
+        assert "odd character" not in output
+
+    @pytest.mark.parametrize("parts, said", [
+        ({"train": "", "dev": "ONE", "test": "ONE"}, "no utterance that can be used in train, which makes train: mend what"),
+        ({"train": "ONE", "dev": " ", "test": "ONE"}, "in dev, which makes dev"),
+        ({"train": "ONE", "dev": "ONE", "test": ""}, "in test, which makes test"),
+        ({"all": ""}, "no utterance that can be used in all, which makes train")])
+    def test_a_part_without_transcripts_is_one_error(self, new_recipe, tmp_path, capsys, parts, said):
+        for part, text in parts.items():
+            folder = tmp_path / "corpus" / part
+            folder.mkdir(parents=True)
+            for k in range(4):
+                soundfile.write(folder / f"{part}{k}.wav", say(["ONE"]), 16000)
+            (folder / "wav.scp").write_text("".join(f"{part}{k} {part}{k}.wav\n" for k in range(4)))
+            (folder / "text").write_text("".join(f"{part}{k} {text}\n" for k in range(4)))
+        with pytest.raises(RecipeError, match=said):
+            new_recipe("--kaldi", tmp_path / "corpus")
+        assert "its transcript is empty" in capsys.readouterr().out and not new_recipe.folder.exists()
+
+    def test_an_utterance_of_train_in_a_test_is_refused(self, new_recipe, tmp_path):
+        folder = manifests_corpus(tmp_path / "corpus")
+        path = folder / "supervisions_test-größe.jsonl.gz"
+        tests = list(SupervisionSet.from_file(path))
+        SupervisionSet.from_segments([*tests, next(iter(SupervisionSet.from_file(
+            folder / "supervisions_train.jsonl.gz")))]).to_file(path)
+        with pytest.raises(RecipeError, match="the utterance speaker00-0 is in the part train, which makes train, and in "
+                                              r"test-größe, which makes test-größe \(1 of theirs are in both\): take it"):
+            new_recipe("--manifests", folder)
+        assert not new_recipe.folder.exists()
+
+    def test_numbers_for_ids_texts_and_speakers(self, new_recipe, tmp_path):
+        """As JSON that another program wrote may have them."""
+        folder = manifests_corpus(tmp_path / "corpus")
+        for path in folder.glob("*.jsonl.gz"):
+            rows = [json.loads(line) for line in gzip.open(path, "rt")]
+            for row in rows:
+                for key in {"id", "recording_id", "speaker"} & row.keys():
+                    row[key] = int(re.sub(r"\D", "", row[key]))
+            if path.name.startswith("supervisions"):
+                rows[0]["text"] = 5
+            with gzip.open(path, "wt") as file:
+                file.writelines(json.dumps(row) + "\n" for row in rows)
+        output = new_recipe("--manifests", folder)
+        assert "train: 79 utterances" in output and "1 speakers of test-größe are in train too: 3" in output
 
     def test_histogram_covers_shortest_to_longest(self):
         lines = histogram([0.7, 2.5, 2.6, 45.0])
@@ -257,6 +342,18 @@ class TestTheSurvey:
         chinese = {f"u{k}": chr(0x4E00 + k) + "的" for k in range(100)}
         assert odd_characters(chinese) == {} and unspaced(chinese.values()) and not unspaced(texts.values())
 
+    def test_a_combining_accent_is_odd_where_it_is_rare(self):
+        texts = {f"u{k}": "CAFÉ" for k in range(100)}
+        assert set(odd_characters({**texts, "d": "CAFE\u0301 X\u0302"})) == {"\u0301", "\u0302"}
+        yoruba = {f"u{k}": "Ẹ\u0300KỌ\u0301" for k in range(100)}
+        assert odd_characters(yoruba) == {}
+        hindi = {**{f"u{k}": "नमस्ते" for k in range(100)}, "x": "की"}
+        assert odd_characters(hindi) == {}  # a vowel sign is a letter of its script, however rare
+
+    def test_common_punctuation(self):
+        texts = {f"u{k}": "WELL, IT'S 5" if k % 4 else "YES!" if k else "HÉ & E\u0301" for k in range(100)}
+        assert common_punctuation(texts) == {",": 75, "!": 24} and set(odd_characters(texts)) == {"&", "\u0301"}
+
     def test_overlaps_are_of_one_channel(self):
         def segment(name, start, duration, channel=0, of="talk"):
             return SupervisionSegment(id=name, recording_id=of, start=start, duration=duration, channel=channel)
@@ -265,6 +362,7 @@ class TestTheSurvey:
             segment("a", 0, 10), segment("b", 2, 1), segment("c", 5, 1), segment("d", 10, 1), segment("e", 5, 5, channel=1),
             segment("f", 0, 5, of="other")]))
         assert found == [("a", "b"), ("a", "c")]
+        assert overlapping([segment("a", 0, 10), segment("a", 0, 10), segment("b", 2, 1)]) == [("a", "b")]
 
 
 def cut(name: str, speaker="s", seconds=1.0, of=""):
@@ -309,6 +407,61 @@ class TestHoldingOut:
         assert part_roles(["train_clean", "other", "Dev-A", "valid", "test_other", "eval92"]) == {
             "train": ["train_clean", "other"], "dev": ["Dev-A", "valid"], "test-other": ["test_other"], "eval92": ["eval92"]}
         assert part_roles(["all"]) == {"train": ["all"]}
+        assert part_roles(["größe-test", "prédev", "test.1"]) == {"train": ["prédev"], "größe-test": ["größe-test"],
+                                                                 "test-1": ["test.1"]}
+
+    @pytest.mark.parametrize("names", [("test_a", "test-a"), ("Test", "test"), ("train", "eval.1", "eval-1")])
+    def test_test_sets_of_one_name_are_refused(self, names):
+        with pytest.raises(RecipeError, match=f"the parts {names[-2]} and {names[-1]} of the corpus would both be called"):
+            part_roles(names)
+
+    def part(self, folder, ids, of=""):
+        """Utterances of a part: each of a recording of its own, or all of the recording ``of``."""
+        folder.mkdir()
+        recordings = {}
+        for name in ids:
+            soundfile.write(folder / f"{of or name}.wav", say(["ONE"]), 16000)
+            recordings[of or name] = Recording.from_file(folder / f"{of or name}.wav")
+        return RecordingSet.from_recordings(recordings.values()), SupervisionSet.from_segments(
+            SupervisionSegment(id=name, recording_id=of or name, start=0, duration=0.3, text="ONE") for name in ids)
+
+    def test_an_id_in_two_parts_of_one_role_is_left_out_once(self, tmp_path, capsys):
+        parts = {"a": self.part(tmp_path / "a", ["u0", "u1"]), "b": self.part(tmp_path / "b", ["u1", "u2"])}
+        write_parts(tmp_path / "raw", parts)
+        prepare_parts(tmp_path / "raw", tmp_path / "manifests", {"train": ["a", "b"]}, {}, 16000)
+        output = capsys.readouterr().out
+        assert "skipped u1: a second utterance of this id" in output
+        assert "cuts_train.jsonl.gz: 3 utterances" in output
+        cuts = CutSet.from_file(tmp_path / "manifests" / "cuts_train.jsonl.gz")
+        assert {c.id: Path(c.recording.sources[0].source).parent.name for c in cuts} == {"u0": "a", "u1": "a", "u2": "b"}
+
+    def test_one_recording_id_of_two_files_is_left_out_once(self, tmp_path):
+        parts = {"a": self.part(tmp_path / "a", ["u0"], "talk"), "b": self.part(tmp_path / "b", ["u1"], "talk")}
+        parts["c"] = parts["a"][0], SupervisionSet.from_segments([
+            SupervisionSegment(id="u2", recording_id="talk", start=0, duration=0.2, text="TWO")])
+        skipped = Skipped()
+        cuts = checked_role(parts, ["a", "b", "c"], 16000, skipped)
+        assert [c.id for c in cuts] == ["u0", "u2"] and len(skipped) == 2  # the recording of b, and u1 that is lost by it
+        assert {Path(c.recording.sources[0].source).parent.name for c in cuts} == {"a"}
+
+    @given(st.lists(st.tuples(st.sampled_from(["train", "dev", "test-a", "test-b"]), st.integers(0, 5)), unique=True))
+    def test_ids_are_apart_but_for_test_sets(self, placed):
+        """However the parts are ordered."""
+        parts, roles = {}, {}
+        for role, number in placed:
+            roles.setdefault(role, []).append(f"{role}{number}")
+            parts[f"{role}{number}"] = [], [SupervisionSegment(id=f"u{number}", recording_id="r", start=0, duration=1)]
+        leak = any(a[1] == b[1] and a[0] != b[0] and {a[0], b[0]} & {"train", "dev"} for a in placed for b in placed)
+        if leak:
+            with pytest.raises(RecipeError, match=r"the utterance u\d is in the part"):
+                check_ids(parts, roles)
+        else:
+            check_ids(parts, roles)
+
+    def test_a_leak_is_refused_by_the_recipe_too(self, tmp_path):
+        write_parts(tmp_path / "raw", {"a": self.part(tmp_path / "a", ["u0", "u1"]), "b": self.part(tmp_path / "b", ["u1"])})
+        with pytest.raises(RecipeError, match="utterance u1 is in the part a, which makes train, and in b, which makes dev"):
+            prepare_parts(tmp_path / "raw", tmp_path / "manifests", {"train": ["a"], "dev": ["b"]}, {}, 16000)
 
     def test_cuts_of_a_part_of_the_hours(self, tmp_path, capsys):
         write_parts(tmp_path / "raw", read_corpus("csv", str(csv_corpus(tmp_path / "corpus")), Skipped()))
@@ -319,6 +472,29 @@ class TestHoldingOut:
         assert "train.jsonl.gz" in capsys.readouterr().out
         with pytest.raises(RecipeError, match="holds no part gone, which makes train: it holds all"):
             prepare_parts(tmp_path / "raw", tmp_path / "manifests", {"train": ["gone"]}, {}, 16000)
+
+
+class TestWriting:
+    def test_what_is_as_before_stays_and_mended_audio_shows(self, tmp_path):
+        table = csv_corpus(tmp_path / "corpus", 1)
+        file = tmp_path / "corpus" / "wav" / "speaker03-0.flac"
+        soundfile.write(file, say(["ONE"] * 5), 16000)
+        table.write_text(table.read_text().replace("speaker03-0.wav", "speaker03-0.flac"))
+        whole = file.read_bytes()
+        file.write_bytes(whole[:len(whole) // 2])  # its header is that of the whole
+
+        def written():
+            write_parts(tmp_path / "raw", read_corpus("csv", str(table), Skipped()))
+            return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in (tmp_path / "raw").iterdir()}
+
+        first = written()
+        assert set(first) == {"recordings_all.jsonl.gz", "supervisions_all.jsonl.gz", "audio.txt"}
+        assert written() == first
+        file.write_bytes(whole)
+        mended = written()
+        assert {name for name in first if mended[name] != first[name]} == {"audio.txt"}
+        (tmp_path / "raw" / "recordings_all.jsonl.gz").write_bytes(b"damaged")
+        assert written()["recordings_all.jsonl.gz"][0][:2] == b"\x1f\x8b"
 
 
 class TestForms:
@@ -362,6 +538,23 @@ class TestForms:
         assert supervisions["last"].end == pytest.approx(recordings["speaker00"].duration)
         parts, _ = self.read("kaldi", folder.parent)
         assert list(parts) == ["corpus"]
+
+    def test_names_of_parts_keep_their_letters_and_stay_apart(self, tmp_path):
+        names = ["größe_test", "训练", "हिन्दी dev", "a.b-c"]
+        for name in names:
+            kaldi_corpus(tmp_path / "corpus" / name)
+        wanted = {name.replace("_", "-").replace(" ", "-") for name in names}
+        assert set(self.read("kaldi", tmp_path / "corpus")[0]) == wanted
+        kaldi_corpus(tmp_path / "corpus" / "a.b_c")
+        with pytest.raises(RecipeError, match=r"the parts a.b-c and a.b_c of .*corpus would both be called 'a.b-c': rename"):
+            self.read("kaldi", tmp_path / "corpus")
+
+    def test_a_part_of_manifests_that_is_there_twice_is_refused(self, tmp_path):
+        folder = manifests_corpus(tmp_path / "corpus")
+        for kind in ("recordings", "supervisions"):
+            (folder / f"{kind}_dev.jsonl").write_bytes(gzip.decompress((folder / f"{kind}_dev.jsonl.gz").read_bytes()))
+        with pytest.raises(RecipeError, match="has the part dev twice, the second time in recordings_dev.jsonl.gz: take"):
+            self.read("manifests", folder)
 
     @pytest.mark.parametrize("command", ["cat a.wav |", "sph2pipe -f wav a.sph |", "touch {flag} |"])
     def test_commands_in_wav_scp_are_refused_and_not_run(self, tmp_path, command):
@@ -427,7 +620,8 @@ class TestProposals:
         kind, size, _ = propose_tokens(self.TEXTS)
         assert kind == "bpe" and size > len(set("".join(self.TEXTS)))
         assert propose_tokens(["今天天气很好", "我们去公园"])[0] == "char"
-        assert propose_tokens(["A"] * 3)[0] in ("bpe", "char")
+        # blank, end, unknown, the mark of a word's begin, the letter and the two together
+        assert propose_tokens(["A"] * 3)[:2] == ("bpe", 6)
         many = ["".join(chr(0xAC00 + 7 * k + j) for j in range(5)) + " " for k in range(400)]
         assert propose_tokens(many)[0] == "char"  # Hangul has spaces, and more letters than BPE has tokens
 

@@ -11,14 +11,11 @@ import shlex
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Dict, List
-
-from lhotse import RecordingSet, SupervisionSet
+from typing import Dict
 
 from kdlib.config import DataConfig
-from kdlib.corpus import checked_cuts
 from kdlib.corpus_forms import read_corpus
-from kdlib.corpus_parts import hold_out, part_roles
+from kdlib.corpus_parts import check_ids, checked_role, hold_out, part_roles
 from kdlib.errors import RecipeError, run_main
 from kdlib.manifests import Skipped
 from kdlib.proposal import Proposal, propose, propose_rate
@@ -27,6 +24,14 @@ from kdlib.survey import Speech, describe_survey, rates
 ROOT = Path(__file__).resolve().parent.parent
 TEMPLATE = ROOT / "tools" / "recipe_template"
 FORMS = ("kaldi", "manifests", "csv", "lhotse")
+# How run.sh runs stage 0. The audio that a table, Kaldi or manifests name may stand anywhere, so that a stamp cannot tell
+# when a file is mended: it is looked at each time. What Lhotse prepares stands in one folder, and may take long to prepare.
+_EACH_TIME = '''# No `step`: audio that was mended since is seen each time; what it does not change stays as it is.
+  "$PYTHON" "$scripts/import_corpus.py"'''
+_ONCE = '''local watched=()
+  if [[ -e $source ]]; then watched=(--conf "$source"); fi
+  step corpus "${watched[@]}" --makes "$data/corpus/*" -- \\
+    python "$scripts/import_corpus.py"'''
 # A tenth of the hours for each part that the corpus has none of, and never more than that many.
 _SHARE, _MOST_HOURS = 0.1, 2.0
 
@@ -96,17 +101,18 @@ def main():
     roles = part_roles(parts)
     if "train" not in roles:
         raise RecipeError(f"{source} has no part to train on, but {', '.join(parts)}: rename one, or leave the parts out")
-    recordings = RecordingSet.from_recordings(r for some, _ in parts.values() for r in some)
-    supervisions = SupervisionSet.from_segments(s for _, some in parts.values() for s in some)
-    found = rates(recordings)
+    check_ids(parts, roles)
+    found = rates(recording for recordings, _ in parts.values() for recording in recordings)
     if not found:
         skipped.report(source)
         raise RecipeError(f"{source} has no recording that can be used")
     rate = propose_rate(found)
-    cuts: Dict[str, List] = {role: [cut for name in names for cut in checked_cuts(*parts[name], rate, skipped,
-                                                                                jobs=args.jobs)]
-                             for role, names in roles.items()}
+    cuts = {role: checked_role(parts, names, rate, skipped, jobs=args.jobs) for role, names in roles.items()}
     skipped.report(source)
+    for role, names in roles.items():
+        if not cuts[role]:
+            raise RecipeError(f"{source} has no utterance that can be used in {', '.join(names)}, which makes {role}: mend "
+                              "what was skipped above, or leave the part out")
     hours = Speech.of(cuts["train"]).hours
     tests = [role for role in roles if role not in ("train", "dev")]
     shares = {part: round(min(_SHARE, _MOST_HOURS / max(hours, 0.01)), 4)
@@ -117,7 +123,7 @@ def main():
         print(f"{' and '.join(shares)} are held out of train by {by}"
               + ("" if by == "speaker" else ": there are too few speakers, or they are not known, to hold some out"))
     limits = DataConfig()
-    print(*describe_survey(recordings, supervisions, cuts, limits.min_seconds, limits.max_seconds), "", sep="\n")
+    print(*describe_survey(parts.values(), cuts, limits.min_seconds, limits.max_seconds), "", sep="\n")
     proposal = propose(Speech.of(cuts["train"]).hours, [cut.supervisions[0].text for cut in cuts["train"]], found)
     print(*proposal.reasons, sep="\n")
     option = "csv" if form == "csv" else "corpus-dir"  # not the form's name: $manifests is recipe.sh's
@@ -126,7 +132,7 @@ def main():
         **settings(proposal), "name": args.name, "test_sets": " ".join(tests or ["test"]), "option": option,
         "variable": option.replace("-", "_"), "source": shlex.quote(str(Path(where).resolve())),
         "arguments": f'--lhotse {source} --corpus-dir "$source"' if form == "lhotse" else f'--{form} "$source"',
-        "parts": roles, "held_out": shares})
+        "import": _ONCE if form == "lhotse" else _EACH_TIME, "parts": roles, "held_out": shares})
     shown = os.path.relpath(folder)
     print(f"wrote {shown}: {lines} lines. Next: {shown}/run.sh --smoke, then without --smoke")
 

@@ -8,14 +8,12 @@ path_option @option@ "the corpus, if it has moved since this recipe was written"
 option hours 0 0.1 "hours of training speech to use; 0 for all"
 
 get_corpus() {
-  local source=${@variable@:-@source@} watched=()
-  if [[ -e $source ]]; then watched=(--conf "$source"); fi
-  step corpus "${watched[@]}" --makes "$data/corpus/*.jsonl.gz" -- \
-    python "$scripts/import_corpus.py" @arguments@ --output "$data/corpus" --jobs "$jobs"
+  local source=${@variable@:-@source@}
+  @import@ @arguments@ --output "$data/corpus" --jobs "$jobs"
 }
 
 make_manifests() {
-  step manifests --conf local/prepare_manifests.py conf/fbank.yaml --from 0 "$data/corpus/*.jsonl.gz" \
+  step manifests --conf local/prepare_manifests.py conf/fbank.yaml --from 0 "$data/corpus/*" \
     --makes "${manifests[@]}" -- python local/prepare_manifests.py --corpus "$data/corpus" \
     --output "$data/manifests" --hours "$hours" --jobs "$jobs"
 }
