@@ -9,12 +9,12 @@ from lhotse import Recording, SupervisionSegment
 from lhotse.cut import Cut
 from lhotse.utils import to_list
 
+from kdlib.scoring import UNSPACED
+
 _EDGES = (0.0, 0.5, 1, 2, 3, 4, 6, 8, 10, 15, 20, 25, 30)  # seconds
 _BAR = 40
 # Below this part of the transcripts a symbol, and below this part of the letters a script, is a stray one.
 _RARE_SYMBOL, _RARE_SCRIPT = 0.05, 0.01
-# Scripts that are written without spaces between words, as Unicode names their characters.
-UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
 _OVERLAP = 0.025  # seconds; less is rounding
 
 

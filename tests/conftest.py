@@ -1,8 +1,13 @@
 """Leaves out the tests that this machine or environment cannot run, and says so."""
 
 import importlib.util
+import sys
+from pathlib import Path
 
 import pytest
+
+# Where the tools find what they share, as Python does where they are run.
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tools"))
 
 
 def k2_imports() -> bool:

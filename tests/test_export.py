@@ -306,6 +306,7 @@ TRANSCRIBE = LOCAL.parent / "tools" / "transcribe.py"
 
 
 START = ("import runpy, sys; sys.modules['torch'] = None; sys.argv = sys.argv[1:]; "
+         f"sys.path.insert(0, {str(TRANSCRIBE.parent)!r}); "  # as Python does where the script itself is run
          f"runpy.run_path({str(TRANSCRIBE)!r}, run_name='__main__')")
 
 

@@ -10,7 +10,7 @@ it: of the process on the CPU (Linux only), of the allocator on a GPU. The table
 has them.
 """
 
-import environment  # first, since the rest needs what it finds
+import environment  # noqa: F401  first, since the rest needs what it finds
 
 import argparse
 import ctypes

@@ -9,6 +9,8 @@ rate, with ratios to the first model's float32 files. Each row is measured in pr
 else the machine does meets all of them; the medians are shown.
 """
 
+import environment  # noqa: F401  first, since the rest needs what it finds
+
 import argparse
 import json
 import os

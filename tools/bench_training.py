@@ -10,7 +10,7 @@ is needed. key=value changes a setting of every training, as in run.sh: data.max
 recipe for GPUs small enough for a CPU. Dev losses, decoding and waiting for a cold disk are not in the figures.
 """
 
-import environment  # first, since the rest needs what it finds
+import environment  # noqa: F401  first, since the rest needs what it finds
 
 import argparse
 import gc

@@ -4,6 +4,8 @@
 docs/adapt.md shows it at work.
 """
 
+import environment  # noqa: F401  first, since the rest needs what it finds
+
 import argparse
 import os
 import re

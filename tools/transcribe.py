@@ -11,6 +11,8 @@ either of them, and what was heard until then is printed.
 Needs no torch: on a device `pip install numpy soundfile soxr sherpa-onnx` and, for kdlib, `pip install --no-deps .` do.
 """
 
+import environment  # noqa: F401  first, since the rest needs what it finds
+
 import argparse
 import signal
 import sys
