@@ -6,8 +6,8 @@ A *summary* is what decoding leaves behind: a dict with ``model``, ``parameters`
 ``skipped``, and ``errors_by_utterance`` and ``words_by_utterance``, lists in the order of the ids, and perhaps
 ``errors_by_take`` and ``words_by_take`` (see :func:`kdlib.scoring.read_takes`), which the bootstrap then draws in place of
 utterances, and ``latency`` (see :class:`kdlib.latency.LatencyMeter`). A test set in Chinese or Japanese also has
-``characters``: the same figures counted over characters, whose ``wer`` is the character error rate (CER); models are compared
-by these. An optional ``training`` holds what is known of the training (``seconds``, ``torch``, ...).
+``characters``: the same figures counted over characters, whose ``wer`` is the character error rate (CER); models are
+compared by these. An optional ``training`` holds what is known of the training (``seconds``, ``torch``, ...).
 """
 
 import math

@@ -127,8 +127,8 @@ def transcript(cut: Cut) -> str:
 def load_samples(cut: Cut, sampling_rate: int) -> np.ndarray:
     """The cut's audio, (1, samples) float32; a :class:`RecipeError` names a cut that has none, or of another rate."""
     if cut.has_recording and cut.sampling_rate != sampling_rate:
-        raise RecipeError(f"{cut.id} has audio of {cut.sampling_rate} Hz and the model hears {sampling_rate} Hz: give the cuts "
-                          "that the recipe's stage 2 wrote")
+        raise RecipeError(f"{cut.id} has audio of {cut.sampling_rate} Hz and the model hears {sampling_rate} Hz: give the "
+                          "cuts that the recipe's stage 2 wrote")
     try:
         return cut.load_audio().astype(np.float32)
     except Exception as error:  # each format has exceptions of its own

@@ -101,11 +101,12 @@ def write_tables(args, config: AblationConfig) -> None:
     stages = dict(line.split() for line in (args.exp / ARMS).read_text(encoding="utf-8").splitlines())
     arms = {name: read_arm(args.exp, name, int(stages[name])) for name in config.arms}
     machine, tests = describe_machine(), next(iter(arms.values()))["test_sets"]
-    text = (f"# Ablation of {args.recipe}\n\nWritten by `{args.command}`, with `conf/ablation.yaml`; every figure comes from "
-            f"the files of one run, one seed. Machine: {machine['processor']}, {machine['cores']} cores.\n\n"
-            f"{rate_names(tests)} in per cent; in brackets the difference to the first row and its p-value (paired bootstrap "
-            f"over {drawn_over(tests)}, two-sided; it knows nothing of other seeds). Updates are those of all stages. delay / 90%: milliseconds from a word's end to the frame that emits it, mean and 90th "
-            "percentile, as in RESULTS.md.\n")
+    text = (f"# Ablation of {args.recipe}\n\nWritten by `{args.command}`, with `conf/ablation.yaml`; every figure comes "
+            f"from the files of one run, one seed. Machine: {machine['processor']}, {machine['cores']} cores.\n\n"
+            f"{rate_names(tests)} in per cent; in brackets the difference to the first row and its p-value (paired "
+            f"bootstrap over {drawn_over(tests)}, two-sided; it knows nothing of other seeds). Updates are those of all stages. "
+            "delay / 90%: milliseconds from a word's end to the frame that emits it, mean and 90th percentile, as in "
+            "RESULTS.md.\n")
     for table in config.tables:
         header, rows = ablation_table({name: arms[name] for name in table.arms})
         text += f"\n## {table.title}\n\n{markdown_table(header, rows)}"

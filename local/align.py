@@ -2,8 +2,9 @@
 """When the words of the test sets end, by a model that hears each utterance whole (stage 5).
 
 Aligns the transcripts with the most probable path of the transducer, with full context, and writes Lhotse cuts whose
-supervisions have an alignment "word", but for those that cannot be aligned. A transducer says where it emits a word's labels: with the whole utterance before
-it, at the word. Against these times local/decode.py --alignment measures how late a streaming model emits.
+supervisions have an alignment "word", but for those that cannot be aligned. A transducer says where it emits a word's
+labels: with the whole utterance before it, at the word. Against these times local/decode.py --alignment measures how late
+a streaming model emits.
 """
 
 import argparse
@@ -64,7 +65,8 @@ def main():
         skipped = defaultdict(list)
         for cut in cuts:
             if found.get(cut.id) is None:
-                skipped["more labels than frames" if cut.id in found else f"longer than {LONGEST_SECONDS:g} s"].append(cut.id)
+                reason = "more labels than frames" if cut.id in found else f"longer than {LONGEST_SECONDS:g} s"
+                skipped[reason].append(cut.id)
             elif cut.supervisions:
                 # What a frame stands for ends with it.
                 cut.supervisions[0] = cut.supervisions[0].with_alignment("word", [

@@ -26,8 +26,8 @@ def make_lang(cuts: Path, texts: List[Tuple[str, str]], config: LangConfig, outp
         rarest = sorted(counts, key=lambda character: (counts[character], character))[:5]
         places = [f"'{c}' ({counts[c]} times, first in {next(id_ for id_, text in texts if c in text)})" for c in rarest]
         raise RecipeError(f"{cuts}: the transcripts hold {len(counts)} different characters, for which lang.vocab_size="
-                          f"{config.vocab_size} is too small: give lang.vocab_size={needed} or more, or mend the transcripts "
-                          f"with the rarest, {', '.join(places)}")
+                          f"{config.vocab_size} is too small: give lang.vocab_size={needed} or more, or mend the "
+                          f"transcripts with the rarest, {', '.join(places)}")
     try:
         return train_lang((text for _, text in texts), config, output)
     except RecipeError as error:

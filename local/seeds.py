@@ -56,7 +56,8 @@ def main():
     print(plain_table(header, rows))
     note = (f"{len(args.exp)} seeds. {rate_names(pooled['teacher']['test_sets'])} in per cent over all of them, its "
             "standard deviation between them, and each one's; p: two-sided, of a paired bootstrap over "
-            f"{drawn_over(pooled['teacher']['test_sets'])} with the errors of all seeds added up, so of these trained models: how much seeds differ stands in the column sd.")
+            f"{drawn_over(pooled['teacher']['test_sets'])} with the errors of all seeds added up, so of these trained models: "
+            "how much seeds differ stands in the column sd.")
     print(note)
     if args.output:
         write_text(args.output, describe_runs(args.exp) + markdown_table(header, rows) + f"\n- {note}\n")

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from lhotse import CutSet, Recording, RecordingSet, SupervisionSegment, SupervisionSet
 from lhotse.audio import AudioSource
+from skipping import Reasons
 
 from kdlib.corpus import checked_cuts, write_cuts
 from kdlib.errors import RecipeError
-from kdlib.manifests import Skipped
 
 soundfile = pytest.importorskip("soundfile")
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,18 +32,6 @@ def recording(path: Path, name: str = "") -> Recording:
 def says(name: str, text="one two", start=0.0, duration=1.0, of="", channel=0, speaker="anna"):
     return SupervisionSegment(id=name, recording_id=of or name, start=start, duration=duration, channel=channel,
                               text=text, speaker=speaker)
-
-
-class Reasons(Skipped):
-    """Remembers why each item was left out."""
-
-    def __init__(self):
-        super().__init__()
-        self.of = {}
-
-    def add(self, name, reason):
-        super().add(name, reason)
-        self.of[name] = reason
 
 
 def cuts_of(recordings, supervisions, rate=16000, **options):

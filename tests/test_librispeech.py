@@ -321,9 +321,9 @@ class TestOptions:
         ([], "conf/teacher.yaml", "RESULTS.md")])
     def test_the_report_of_960_hours_is_of_no_fewer(self, options, config, report):
         """What run.sh would do, as its functions say once the options are read."""
-        script = (RECIPE / "run.sh").read_text().replace('run_recipe "$@"', 'parse_options "$@"; conf teacher.yaml; echo "$report"')
-        ended = subprocess.run(["bash", "-c", script.replace("${BASH_SOURCE[0]}", str(RECIPE / "run.sh")), "run.sh", *options],
-                               capture_output=True, text=True, cwd=RECIPE)
+        script = (RECIPE / "run.sh").read_text().replace("${BASH_SOURCE[0]}", str(RECIPE / "run.sh"))
+        script = script.replace('run_recipe "$@"', 'parse_options "$@"; conf teacher.yaml; echo "$report"')
+        ended = subprocess.run(["bash", "-c", script, "run.sh", *options], capture_output=True, text=True, cwd=RECIPE)
         assert ended.stdout.split() == [config, report], ended.stderr
 
 

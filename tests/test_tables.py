@@ -7,23 +7,11 @@ import shutil
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from skipping import Reasons
 
 from kdlib.corpus_forms import read_corpus
-from kdlib.manifests import Skipped
 
 soundfile = pytest.importorskip("soundfile")
-
-
-class Reasons(Skipped):
-    """Remembers why each item was left out."""
-
-    def __init__(self):
-        super().__init__()
-        self.of = {}
-
-    def add(self, name, reason):
-        super().add(name, reason)
-        self.of[name] = reason
 
 
 @pytest.fixture(scope="module")

@@ -230,7 +230,8 @@ def test_the_benchmark_of_the_losses_prints_its_table():
         assert milliseconds > 0
 
 
-@pytest.mark.parametrize("tool", ["bench_rnnt.py", "bench_streaming.py", "bench_training.py", "new_recipe.py", "transcribe.py"])
+@pytest.mark.parametrize("tool", ["bench_rnnt.py", "bench_streaming.py", "bench_training.py", "new_recipe.py",
+                                  "transcribe.py"])
 def test_the_tools_find_their_environment(tool, tmp_path):
     """With a Python that has nothing of ours: in the environment beside the tool, or one line that says how to make it."""
     bare = [Path(sys.base_prefix) / "bin" / "python3", "-E", "-s"]
