@@ -371,7 +371,8 @@ def test_from_real_speech_to_the_table(real, tmp_path):
     assert len(trained.splitlines()) == 3 * len(lines)  # at three speeds
     config = yaml.safe_load((tmp_path / "exp" / "teacher" / "config.yaml").read_text())
     assert config["data"]["noise_probability"] == 0 and "skipped" not in said.split("== stage 2")[0]
-    assert (tmp_path / "exp" / "RESULTS.md").read_text().endswith((RECIPE / "conf" / "published.md").read_text())
+    # These parts are not the 960 h that the published figures are of.
+    assert "## Published figures" not in (tmp_path / "exp" / "RESULTS.md").read_text()
 
 
 @pytest.mark.slow
