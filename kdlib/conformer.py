@@ -4,7 +4,8 @@ Chunk-wise attention with a limited left context, rotary relative positions (Su 
 causal depthwise convolution. One definition serves the masked full pass of training and the chunk by chunk pass with
 explicit caches, whose layout is the one that sherpa-onnx asks of its ``conformer`` model type.
 
-Dimensions: N utterances, T frames, C channels (``encoder_dim``), H heads, L frames of left context, F feature bins.
+Dimensions: N utterances, T frames, C channels (``encoder_dim``), H heads, D channels of a head, L frames of left context,
+F feature bins.
 """
 
 import math
@@ -58,7 +59,7 @@ def chunk_mask(num_frames: int, chunk_size: int, left_context: int, device=None)
 
 
 class Rotary(NamedTuple):
-    """Tables of cosines and sines, each (positions, head_dim / 2): of the keys, and of the queries."""
+    """Cosines and sines, each (positions, D) with both halves of the channels filled: of the keys, and of the queries."""
 
     keys: Tuple[Tensor, Tensor]
     queries: Tuple[Tensor, Tensor]
@@ -69,20 +70,21 @@ def rotary_tables(num_keys: int, num_queries: int, head_dim: int, like: Tensor) 
     frequency = torch.exp(torch.arange(0, head_dim, 2, device=like.device, dtype=torch.float32)
                           * (-math.log(10000.0) / head_dim))
     angle = torch.arange(num_keys, device=like.device, dtype=torch.float32).unsqueeze(1) * frequency
-    keys = angle.cos().to(like.dtype), angle.sin().to(like.dtype)
+    cos, sin = angle.cos().to(like.dtype), angle.sin().to(like.dtype)
+    keys = torch.cat([cos, cos], dim=1), torch.cat([-sin, sin], dim=1)
     return Rotary(keys, (keys[0][num_keys - num_queries:], keys[1][num_keys - num_queries:]))
 
 
 def rotate(x: Tensor, table: Tuple[Tensor, Tensor]) -> Tensor:
-    """Turn the pairs of channels of ``x`` (N, H, T, D) by the angles of ``table`` (T, D / 2)."""
-    cos, sin = table
-    left, right = x.chunk(2, dim=-1)
-    return torch.cat([left * cos - right * sin, left * sin + right * cos], dim=-1)
+    """Turn the pairs of channels (d, d + D / 2) of ``x`` (N, H, T, D) by the angles of ``table``, two tensors (T, D)."""
+    # Sizes are made ints here and below, and only N is left open: what an exported file need not work out costs a phone no
+    # time.
+    left, right = x.split(int(x.size(-1)) // 2, dim=-1)
+    return x * table[0] + torch.cat([right, left], dim=-1) * table[1]
 
 
 def _flat(x: Tensor) -> Tensor:
-    """(N, T, A, B) to (N, T, A * B). Only N is left open here and in the like of it, and all else made an int: what an
-    exported file need not work out costs a phone no time."""
+    """(N, T, A, B) to (N, T, A * B)."""
     return x.reshape(-1, int(x.size(1)), int(x.size(2)) * int(x.size(3)))
 
 
@@ -143,23 +145,23 @@ class ChunkAttention(nn.Module):
             x: (N, T, C).
             bias: added to the scores, broadcastable to (N, H, T, S); S = T, or L + T with a cache.
             rotary: the table of the S keys' positions and that of the T queries', which stand at the last of them.
-            cache: (N, L, C), the normalised inputs of the L frames before ``x``.
+            cache: (N, L, 2 * H * D), the keys, not yet turned, and the values of the L frames before ``x``.
         Returns:
-            (N, T, C), and the normalised inputs (N, S, C), whose last L frames are the next cache.
+            (N, T, C), and the keys and values (N, S, 2 * H * D), whose last L frames are the next cache.
         """
-        x = self.norm(x)
-        source = x if cache is None else torch.cat([cache, x], dim=1)
         width = self.num_heads * self.head_dim
-        query = self._heads(F.linear(x, self.qkv.weight[:width], self.qkv.bias[:width]))
-        key, value = F.linear(source, self.qkv.weight[width:], self.qkv.bias[width:]).split(width, dim=-1)
-        query = rotate(query, rotary.queries) * self.head_dim ** -0.5
-        key = rotate(self._heads(key), rotary.keys)
-        weight = torch.softmax(query @ key.transpose(-2, -1) + bias, dim=-1)
-        context = _flat((weight @ self._heads(value)).transpose(1, 2))
-        return self.dropout(self.out(context)), source
+        query, seen = self.qkv(self.norm(x)).split([width, 2 * width], dim=-1)
+        if cache is not None:
+            seen = torch.cat([cache, seen], dim=1)
+        key, value = self._heads(seen).split(self.num_heads, dim=1)
+        query = rotate(self._heads(query), rotary.queries) * self.head_dim ** -0.5
+        weight = torch.softmax(query @ rotate(key, rotary.keys).transpose(-2, -1) + bias, dim=-1)
+        context = _flat((weight @ value).transpose(1, 2))
+        return self.dropout(self.out(context)), seen
 
     def _heads(self, x: Tensor) -> Tensor:
-        return x.reshape(-1, int(x.size(1)), self.num_heads, self.head_dim).transpose(1, 2)
+        """(N, T, A * D) to (N, A, T, D)."""
+        return x.reshape(-1, int(x.size(1)), int(x.size(2)) // self.head_dim, self.head_dim).transpose(1, 2)
 
 
 class CausalConvolution(nn.Module):
@@ -256,11 +258,11 @@ class Conformer(nn.Module):
         return x, lengths, [outputs[number] for number in layers]
 
     def initial_caches(self, num_streams: int, like: Tensor, left_context: Optional[int] = None) -> Tuple[Tensor, Tensor]:
-        """Zeros: attention (num_layers, L, N, C) and convolution (num_layers, kernel_size - 1, N, C); L is the config's
-        when None."""
+        """Zeros: attention (num_layers, L, N, 2 * H * D) and convolution (num_layers, kernel_size - 1, N, C); L is the
+        config's when None."""
         c = self.config
         left_context = c.left_context if left_context is None else left_context
-        return (like.new_zeros(c.num_layers, left_context, num_streams, c.encoder_dim),
+        return (like.new_zeros(c.num_layers, left_context, num_streams, 2 * c.num_heads * c.head_dim),
                 like.new_zeros(c.num_layers, c.kernel_size - 1, num_streams, c.encoder_dim))
 
     def streaming_forward(self, x: Tensor, attention_cache: Tensor, convolution_cache: Tensor, processed: Tensor,
@@ -269,7 +271,7 @@ class Conformer(nn.Module):
 
         Args:
             x: (N, 4 * chunk_size + 3, F) features, of any chunk_size; the next call begins 4 * chunk_size frames later.
-            attention_cache: (num_layers, L, N, C).
+            attention_cache: (num_layers, L, N, 2 * H * D).
             convolution_cache: (num_layers, kernel_size - 1, N, C).
             processed: (N,) int64, frames after subsampling that each stream has seen before this chunk.
             lengths: (N,) int64, frames after subsampling of this chunk that are no padding; all of them when None.
@@ -280,15 +282,15 @@ class Conformer(nn.Module):
         left, frames = int(attention_cache.size(1)), int(x.size(1))
         position = torch.arange(left + frames, device=x.device)
         # The cache is filled from its end: a young stream has seen only its last `processed` frames.
-        seen = position >= (left - processed).unsqueeze(1)
+        inside = position >= (left - processed).unsqueeze(1)
         if lengths is not None:
-            seen &= position < (left + lengths).unsqueeze(1)
-        bias = torch.where(seen, 0.0, MASKED).to(x.dtype)[:, None, None, :]
+            inside &= position < (left + lengths).unsqueeze(1)
+        bias = torch.where(inside, 0.0, MASKED).to(x.dtype)[:, None, None, :]
         rotary = rotary_tables(left + frames, frames, self.config.head_dim, x)
+        caches = attention_cache.transpose(1, 2), convolution_cache.transpose(1, 2)
         attention, convolution = [], []
         for number, layer in enumerate(self.layers):
-            x, source, conv = layer(x, bias, rotary, attention_cache[number].transpose(0, 1),
-                                    convolution_cache[number].transpose(0, 1))
-            attention.append(source[:, frames:].transpose(0, 1))
-            convolution.append(conv.transpose(0, 1))
-        return x, torch.stack(attention), torch.stack(convolution)
+            x, seen, conv = layer(x, bias, rotary, *(cache[number] for cache in caches))
+            attention.append(seen)
+            convolution.append(conv)
+        return x, torch.stack(attention)[:, :, frames:].transpose(1, 2), torch.stack(convolution).transpose(1, 2)

@@ -12,6 +12,7 @@ from typing import Dict, List, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from kdlib.conformer import RIGHT_CONTEXT, SUBSAMPLING, chunk_frames
 from kdlib.errors import RecipeError
@@ -23,18 +24,34 @@ TOLERANCE = 1e-4
 
 
 class ExportedEncoder(nn.Module):
-    """One chunk: x (N, T, F), cached_attn (layers, L, N, C), cached_conv (layers, kernel - 1, N, C), processed_lens
-    (N,) int64 in 10 ms frames, to encoder_out (N, chunk, joiner_dim) and the two new caches."""
+    """One chunk: x (N, T, F), cached_attn (layers, L, N, E), cached_conv (layers, kernel - 1, N, E), processed_lens
+    (N,) int64 in 10 ms frames, to encoder_out (N, chunk, joiner_dim) and the two new caches.
+
+    The runtime makes both caches of one width, which it is told as ``encoder_dim`` and uses for nothing else. So E is the
+    width of the wider cache (keys and values, or C), and the narrower one is filled up with zeros.
+    """
 
     def __init__(self, model: Transducer):
         super().__init__()
         self.encoder, self.projection = model.encoder, model.joiner.encoder_proj
+        self.widths = [cache.size(-1) for cache in self.encoder.initial_caches(1, torch.zeros(()))]
+
+    def initial_caches(self, num_streams: int, left_context: int) -> Tuple[Tensor, Tensor]:
+        """Zeros, of the shapes that the runtime makes."""
+        return self._filled_up(*self.encoder.initial_caches(num_streams, torch.zeros(()), left_context))
+
+    def _filled_up(self, *caches: Tensor) -> Tuple[Tensor, ...]:
+        width = max(self.widths)
+        return tuple(F.pad(cache, (0, width - own)) if own < width else cache for cache, own in zip(caches, self.widths))
 
     def forward(self, x: Tensor, cached_attn: Tensor, cached_conv: Tensor,
                 processed_lens: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
-        processed = torch.div(processed_lens, SUBSAMPLING, rounding_mode="floor")
-        encoded, attention, convolution = self.encoder.streaming_forward(x, cached_attn, cached_conv, processed)
-        return self.projection(encoded), attention, convolution
+        # Never negative, so that trunc is floor, and one node of the graph where that would be nine.
+        processed = torch.div(processed_lens, SUBSAMPLING, rounding_mode="trunc")
+        attention, convolution = self.widths
+        encoded, *caches = self.encoder.streaming_forward(x, cached_attn[..., :attention], cached_conv[..., :convolution],
+                                                          processed)
+        return (self.projection(encoded), *self._filled_up(*caches))
 
 
 class ExportedDecoder(nn.Module):
@@ -65,7 +82,8 @@ def metadata(model: Transducer, chunk_size: int, left_context: int) -> Dict[str,
     return {
         "encoder": {"model_type": "conformer", "num_encoder_layers": c.num_layers, "T": chunk_frames(chunk_size),
                     "decode_chunk_len": SUBSAMPLING * chunk_size, "left_context": left_context,
-                    "encoder_dim": c.encoder_dim, "pad_length": RIGHT_CONTEXT, "cnn_module_kernel": c.kernel_size},
+                    "encoder_dim": max(ExportedEncoder(model).widths), "pad_length": RIGHT_CONTEXT,
+                    "cnn_module_kernel": c.kernel_size},
         "decoder": {"vocab_size": model.vocab_size, "context_size": c.context_size},
         "joiner": {"joiner_dim": c.joiner_dim},
     }
@@ -89,15 +107,15 @@ def export_onnx(model: Transducer, folder: PathLike, chunk_size: int, left_conte
                           "sherpa-onnx streams in chunks with a cache, so both must be at least 1 frame (40 ms)")
     folder = Path(folder)
     (folder / "model.json").unlink(missing_ok=True)
-    like = torch.zeros(())
+    encoder = ExportedEncoder(model)
     x = torch.randn(1, chunk_frames(chunk_size), model.config.num_features)
-    caches = model.encoder.initial_caches(1, like, left_context)
+    caches = encoder.initial_caches(1, left_context)
     streams = {"x": {0: "N"}, "cached_attn": {2: "N"}, "cached_conv": {2: "N"}, "processed_lens": {0: "N"},
                "encoder_out": {0: "N"}, "new_cached_attn": {2: "N"}, "new_cached_conv": {2: "N"}, "y": {0: "N"},
                "decoder_out": {0: "N"}, "logit": {0: "N"}}
     projected = torch.zeros(1, model.config.joiner_dim)
     modules = {
-        "encoder": (ExportedEncoder(model), (x, *caches, torch.zeros(1, dtype=torch.int64)),
+        "encoder": (encoder, (x, *caches, torch.zeros(1, dtype=torch.int64)),
                     ["x", "cached_attn", "cached_conv", "processed_lens"],
                     ["encoder_out", "new_cached_attn", "new_cached_conv"]),
         "decoder": (ExportedDecoder(model), (model.predictor.initial_context(1),), ["y"], ["decoder_out"]),
@@ -202,7 +220,6 @@ def check_exported(model: Transducer, folder: PathLike, chunk_size: int, left_co
     window, step = chunk_frames(chunk_size), SUBSAMPLING * chunk_size
     features = torch.randn(2, step * chunks + RIGHT_CONTEXT, model.config.num_features, generator=generator)
     features = features / model.encoder.subsampling.inverse_std + model.encoder.subsampling.mean
-    ours = theirs = model.encoder.initial_caches(2, torch.zeros(()), left_context)
     worst = 0.0
 
     def compare(got: Sequence[Tensor], want: Sequence[Tensor]) -> None:
@@ -212,6 +229,7 @@ def check_exported(model: Transducer, folder: PathLike, chunk_size: int, left_co
             worst = max(worst, difference if math.isfinite(difference) else math.inf)  # max() alone passes over nan
 
     torch_modules = ExportedEncoder(model), ExportedDecoder(model), ExportedJoiner(model)
+    ours = theirs = torch_modules[0].initial_caches(2, left_context)
     contexts = torch.randint(1, model.vocab_size, (2, model.config.context_size), generator=generator)
     for number in range(chunks):
         x = features[:, step * number:step * number + window]

@@ -122,11 +122,23 @@ def test_the_numbers_of_torch(finished, tmp_path, chunk, left):
     assert check_exported(finished[1], tmp_path, chunk, left, chunks=12) < 1e-4
 
 
+@pytest.mark.parametrize("heads", [1, 2, 3])
+def test_caches_of_two_widths(tmp_path, heads):
+    """Keys and values of one head of 8 are narrower than the model's 24 channels, those of two are wider, and a width that
+    suits both caches is what sherpa-onnx makes its caches of."""
+    model = random_model(20, num_heads=heads, head_dim=8 if heads < 3 else 4)
+    assert export_onnx(model, tmp_path, CHUNK, 8) < 1e-4
+    width = {1: 24, 2: 32, 3: 24}[heads]
+    encoder = OnnxModel(tmp_path).sessions["encoder"]
+    assert encoder.get_modelmeta().custom_metadata_map["encoder_dim"] == str(width)
+    assert [value.shape[-1] for value in encoder.get_inputs()[1:3]] == [width, width]
+
+
 def test_metadata_is_what_the_runtime_asks_for(finished, exported):
     sessions = OnnxModel(exported).sessions
     found = {part: sessions[part].get_modelmeta().custom_metadata_map for part in PARTS}
     assert found["encoder"] == {"model_type": "conformer", "num_encoder_layers": "2", "T": "19", "decode_chunk_len": "16",
-                                "left_context": "8", "encoder_dim": "24", "pad_length": "3", "cnn_module_kernel": "5"}
+                                "left_context": "8", "encoder_dim": "32", "pad_length": "3", "cnn_module_kernel": "5"}
     assert found["decoder"] == {"vocab_size": str(len(finished[2])), "context_size": "2"}
     assert found["joiner"] == {"joiner_dim": "18"}
     assert [value.name for value in sessions["encoder"].get_inputs()] == ["x", "cached_attn", "cached_conv",

@@ -86,7 +86,7 @@ def test_chunk_by_chunk_with_caches_equals_the_masked_full_pass(chunk, left, ker
     audio = torch.randn(3, 4 * chunk * 7 + 3, 16)
     whole, _, _ = encoder(audio, torch.full((3,), audio.size(1)))
     attention, convolution = encoder.initial_caches(3, audio)
-    assert attention.shape == (3, left, 3, 24) and convolution.shape == (3, kernel - 1, 3, 24)
+    assert attention.shape == (3, left, 3, 2 * 2 * 8) and convolution.shape == (3, kernel - 1, 3, 24)
     for number in range(7):
         begin = 4 * chunk * number
         out, attention, convolution = encoder.streaming_forward(
