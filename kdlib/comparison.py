@@ -17,7 +17,7 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 from kdlib.errors import RecipeError
 from kdlib.files import PathLike, read_json
 from kdlib.report import format_relative, relative_change
-from kdlib.significance import RESAMPLES, paired_p_value, wer_interval
+from kdlib.significance import RESAMPLES, p_value_over_seeds, paired_p_value, wer_interval
 
 Summary = Mapping[str, Any]
 
@@ -176,7 +176,8 @@ def pool_seeds(runs: Sequence[Mapping[str, Summary]]) -> Dict[str, Dict[str, Any
     seed's) and, for each test set, ``rate`` (the name of its headline's), ``wers`` (one a seed), and
     ``errors_by_utterance`` and ``words_by_utterance`` (or those by take), summed over the seeds. A bootstrap of them
     is about these trained models: it does not know how other seeds would have come out.
-    Raises :class:`RecipeError` where the runs do not hold the same models, of the same size, on the same test sets.
+    Raises :class:`RecipeError` where the runs do not hold the same models, of the same size, trained as long and decoded in
+    the same way on the same test sets, or where two of them are one.
     """
     pooled: Dict[str, Dict[str, Any]] = {}
     first = {name: headline(test) for name, test in next(iter(runs[0].values()))["test_sets"].items()}
@@ -189,6 +190,12 @@ def pool_seeds(runs: Sequence[Mapping[str, Summary]]) -> Dict[str, Dict[str, Any
             if into["parameters"] != summary["parameters"]:
                 raise RecipeError(f"{model} has {summary['parameters']:,} parameters in run {number} and "
                                   f"{into['parameters']:,} in the first one")
+            if abs(into["updates"] - summary["updates"]) > UPDATES_TOLERANCE * into["updates"]:
+                raise RecipeError(f"{model} was trained for {summary['updates']:,} updates in run {number} and for "
+                                  f"{into['updates']:,} in the first one: that is more than another seed")
+            other = _decoded_otherwise(summary, runs[0][model])
+            if other:
+                raise RecipeError(f"{model} was decoded otherwise in run {number} than in the first one: {other}")
             for name, whole in summary["test_sets"].items():
                 test = headline(whole)
                 keys = _lists(first.get(name, test))
@@ -202,6 +209,10 @@ def pool_seeds(runs: Sequence[Mapping[str, Summary]]) -> Dict[str, Dict[str, Any
                     sums[key] = [a + b for a, b in zip(sums[key], test[key])]
             if any(len(test["wers"]) != number for test in into["test_sets"].values()):
                 raise RecipeError(f"{model} was decoded on other test sets in run {number} than in the first one")
+        for earlier, same in enumerate(runs[:number - 1], start=1):
+            if all(run[model]["test_sets"] == same[model]["test_sets"] for model in run):
+                raise RecipeError(f"runs {earlier} and {number} make the same errors with every model: they are one run, or "
+                                  "two of one seed")
     return pooled
 
 
@@ -233,8 +244,29 @@ def seeds_table(pooled: Mapping[str, Mapping[str, Any]]) -> Tuple[List[str], Lis
     return header, rows
 
 
+def seed_differences_table(pooled: Mapping[str, Mapping[str, Any]]) -> Tuple[List[str], List[List[str]]]:
+    """Header and cells of pooled seeds: the last stage beside the teacher and each baseline, in each seed."""
+    first, *others = pooled
+    last = [model for model in pooled if model.startswith("stage")][-1]
+    header = ["Compared"]
+    for name in pooled[first]["test_sets"]:
+        header += [name, "each", "p models", "p seeds"]
+    rows = []
+    for other in [first, *(model for model in others if not model.startswith("stage"))]:
+        cells = [f"{last} - {other}"]
+        for name, test in pooled[last]["test_sets"].items():
+            theirs = pooled[other]["test_sets"][name]
+            each = [ours - their for ours, their in zip(test["wers"], theirs["wers"])]
+            cells += [f"{statistics.mean(each):+.2f}", " ".join(f"{one:+.2f}" for one in each),
+                      format_p(_p_value(test, theirs)), format_p(p_value_over_seeds(each))]
+        rows.append(cells)
+    return header, rows
+
+
 def format_p(p: float) -> str:
-    """A p-value with as many digits as its bootstrap gives."""
+    """A p-value with as many digits as a bootstrap gives; nothing for nan."""
+    if math.isnan(p):
+        return ""
     least = 1 / RESAMPLES
     if p <= least:
         return f"<{2 * least:g}"
@@ -347,7 +379,8 @@ def legend(comparison: Mapping[str, Any]) -> List[str]:
         + f"chunks of {comparison['chunk_ms']:g} ms with {comparison['left_context_ms']:g} ms of left context.",
         "Params: encoder, predictor and joiner, as deployed; heads that only training uses are left out.",
         f"Updates: of that model alone. The last stage rests on {comparison['stage_updates']:,} updates, those of "
-        f"every stage up to it; {comparison['matched_baseline']} is the baseline for that many.",
+        f"every stage up to it; {comparison['matched_baseline']} is the baseline for that many. All that is distilled rests "
+        f"on the teacher's {comparison['rows'][0]['updates']:,} as well, which scratch does without.",
         f"Compression: the last stage is {_floor(comparison['reached_compression'])}% smaller than the teacher "
         f"(target {comparison['target_compression']:g}%).",
     ]
@@ -374,13 +407,19 @@ def _warnings(summaries: Mapping[str, Summary], chain: Sequence[str], baselines:
             warnings.append(f"{model} has {summaries[model]['parameters']:,} parameters and {chain[-1]} has "
                             f"{last['parameters']:,}; baselines must have its size.")
     for model, summary in summaries.items():
-        other = [f"{key} {summary[key]} instead of {teacher[key]}" for key in SETTINGS if summary[key] != teacher[key]]
+        other = _decoded_otherwise(summary, teacher)
         if other:
-            warnings.append(f"{model} was decoded otherwise than the teacher: {', '.join(other)}.")
+            warnings.append(f"{model} was decoded otherwise than the teacher: {other}.")
         for name, test in summary["test_sets"].items():
             if test.get("skipped"):
                 warnings.append(f"{test['skipped']} utterances of {name} were skipped when {model} was decoded.")
     return warnings
+
+
+def _decoded_otherwise(summary: Summary, reference: Summary) -> str:
+    """Which settings of its decoding differ from the other's, in words; empty where none does."""
+    return ", ".join(f"{key} {summary[key]} instead of {reference[key]}" for key in SETTINGS
+                     if summary[key] != reference[key])
 
 
 def _floor(percent: float) -> str:

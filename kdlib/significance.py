@@ -5,9 +5,10 @@ Source: Bisani and Ney, "Bootstrap estimates for confidence intervals in ASR per
 N utterances; their errors and reference words are int arrays (N,) in one order.
 """
 
-from typing import Iterator, Tuple
+from typing import Iterator, Sequence, Tuple
 
 import numpy as np
+from scipy import stats
 
 from kdlib.errors import RecipeError
 
@@ -52,7 +53,8 @@ def paired_p_value(errors: np.ndarray, other_errors: np.ndarray, words: np.ndarr
 
     Both are resampled with the same utterances; p is twice the part of the resamples in which the difference of the
     errors is zero or lies on the other side of zero than most do. It is never below 1 / RESAMPLES, which the
-    bootstrap could not tell from zero.
+    bootstrap could not tell from zero, nor below 2 / 2^k, k being the utterances that tell the systems apart: that is how
+    often k fair coins all fall on one side, and the bootstrap, which draws from these k alone, would give less.
 
     Args:
         errors, other_errors: of each utterance, by the two systems; words: reference words of each utterance.
@@ -65,4 +67,23 @@ def paired_p_value(errors: np.ndarray, other_errors: np.ndarray, words: np.ndarr
     for (difference,) in _resampled(seed, errors - other_errors):
         worse += int((difference >= 0).sum())
         better += int((difference <= 0).sum())
-    return float(np.clip(2 * min(worse, better) / RESAMPLES, 1 / RESAMPLES, 1.0))
+    least = max(1 / RESAMPLES, 2.0 ** (1 - np.count_nonzero(errors != other_errors)))
+    return float(min(1.0, max(2 * min(worse, better) / RESAMPLES, least)))
+
+
+def p_value_over_seeds(differences: Sequence[float]) -> float:
+    """The two-sided p-value of "trained from other seeds, both are equally good": Student's t of the seeds' differences.
+
+    Unlike :func:`paired_p_value`, which is about the models at hand, it counts the seeds, so that three of them show only
+    what all three agree on.
+
+    Args:
+        differences: of the two systems' word error rates, one a seed.
+    Returns:
+        nan for fewer than two seeds; 1.0 where no seed tells the systems apart.
+    """
+    if len(differences) < 2:
+        return float("nan")
+    if np.ptp(differences) == 0:
+        return 0.0 if differences[0] else 1.0
+    return float(stats.ttest_1samp(differences, 0.0).pvalue)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from results import BASELINES, read_stage_count, read_summary
 
-from kdlib.comparison import drawn_over, pool_seeds, rate_names, seeds_table
+from kdlib.comparison import drawn_over, pool_seeds, rate_names, seed_differences_table, seeds_table
 from kdlib.errors import RecipeError, run_main
 from kdlib.files import read_json, write_text
 from kdlib.report import markdown_table, plain_table
@@ -53,14 +53,19 @@ def main():
     args = get_args()
     pooled = pool_seeds([read_run(exp) for exp in args.exp])
     header, rows = seeds_table(pooled)
-    print(plain_table(header, rows))
-    note = (f"{len(args.exp)} seeds. {rate_names(pooled['teacher']['test_sets'])} in per cent over all of them, its "
-            "standard deviation between them, and each one's; p: two-sided, of a paired bootstrap over "
-            f"{drawn_over(pooled['teacher']['test_sets'])} with the errors of all seeds added up, so of these trained models: "
-            "how much seeds differ stands in the column sd.")
-    print(note)
+    differences = seed_differences_table(pooled)
+    rates = rate_names(pooled["teacher"]["test_sets"])
+    notes = [f"{len(args.exp)} seeds. {rates} in per cent over all of them, its standard deviation between them, and each "
+             "one's; p: two-sided, of a paired bootstrap over "
+             f"{drawn_over(pooled['teacher']['test_sets'])} with the errors of all seeds added up, so of these trained "
+             "models: how much seeds differ stands in the column sd.",
+             "p models is that p; p seeds, two-sided too, is that of Student's t of the seeds' differences: whether models "
+             "from other seeds would differ in the same way. With few seeds it is small only where they all agree."]
+    print(plain_table(header, rows) + "\n" + plain_table(*differences) + "\n".join(notes))
     if args.output:
-        write_text(args.output, describe_runs(args.exp) + markdown_table(header, rows) + f"\n- {note}\n")
+        write_text(args.output, describe_runs(args.exp) + markdown_table(header, rows)
+                   + f"\nThe last stage beside the others, in points of {rates}, over all seeds and in each:\n\n"
+                   + markdown_table(*differences) + "\n" + "".join(f"- {note}\n" for note in notes))
         print(f"wrote {args.output}")
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from kdlib.errors import RecipeError
 from kdlib.report import format_duration, format_relative, markdown_table, plain_table, relative_change
@@ -191,7 +192,7 @@ def test_takes_that_utterances_share_are_drawn_in_their_place(run, tmp_path, cap
         run.write(model, test_sets=made["test_sets"])
     difference = run.results()["differences"][-1]["test_sets"]["test-clean"]
     assert (difference["difference"], independent) == (pytest.approx(-0.75), pytest.approx(0.0002, abs=1e-4))
-    assert difference["p"] == pytest.approx(2 * (11 / 12) ** 12, abs=0.03)  # how often the take is not drawn
+    assert difference["p"] == 1.0  # one take is one coin toss
     assert "takes (recorded words, which several utterances share)" in capsys.readouterr().out
     results = json.loads((run.folder / "out" / "results.json").read_text())
     assert {row["test_sets"]["test-clean"]["drawn"] for row in results["rows"]} == {"takes"}
@@ -385,6 +386,9 @@ def test_seeds_are_pooled(run, tmp_path):
     assert stage3[6] == "+25.0%" and stage3[8] == ""
     assert rows["teacher"][3:6] == ["6.00", "0.00", "6.00 6.00"] and rows["teacher"][7] == ""
     assert rows["scratch"][7] == rows["scratch"][8] == "<0.0002" and "2 seeds" in done.stdout
+    assert list(rows)[-4:] == [f"stage3 - {other}" for other in ("teacher", "scratch", "single", "single-matched")]
+    against = rows["stage3 - teacher"]
+    assert against[:2] == ["+1.50", "+3.00 +0.00"] and against[3] == f"{stats.ttest_1samp([3.0, 0.0], 0).pvalue:.3f}"
     report = (tmp_path / "seeds.md").read_text()
     assert report.startswith("# commands from 2 seeds\n") and report.count("- `egs/commands/run.sh`: ") == 2
     (second.folder / "exp" / "results" / "results.json").write_text("{}")
@@ -405,6 +409,15 @@ def test_runs_that_do_not_fit_are_named(run, tmp_path):
     done = subprocess.run([sys.executable, str(SEEDS), str(run.folder / "exp"), str(second.folder / "exp")],
                           capture_output=True, text=True)
     assert done.returncode == 1 and "stage1 was decoded on another test-other in run 2" in done.stderr
+    for changed, said in (({"updates": 9999}, "stage1 was trained for 9,999 updates in run 2"),
+                          ({"method": "modified_beam_search"}, "decoded otherwise in run 2 than in the first one: method")):
+        second.write("stage1", **changed)
+        done = subprocess.run([sys.executable, str(SEEDS), str(run.folder / "exp"), str(second.folder / "exp")],
+                              capture_output=True, text=True)
+        assert done.returncode == 1 and said in done.stderr, done.stderr
+    done = subprocess.run([sys.executable, str(SEEDS), str(run.folder / "exp"), str(run.folder / "exp")],
+                          capture_output=True, text=True)
+    assert done.returncode == 1 and "runs 1 and 2 make the same errors with every model" in done.stderr
     done = subprocess.run([sys.executable, str(SEEDS), str(tmp_path / "none")], capture_output=True, text=True)
     assert done.returncode == 1 and "finish that run" in done.stderr and "Traceback" not in done.stderr
 

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from kdlib.errors import RecipeError
-from kdlib.significance import RESAMPLES, paired_p_value, wer_interval
+from kdlib.significance import RESAMPLES, p_value_over_seeds, paired_p_value, wer_interval
 
 
 def test_an_interval_is_the_binomial_one_where_words_err_alone():
@@ -48,6 +48,41 @@ def test_p_agrees_with_the_matched_pairs_test():
         difference = one - other
         z = difference.mean() / (difference.std() / 800 ** 0.5)
         assert paired_p_value(one, other, words) == pytest.approx(2 * stats.norm.sf(abs(z)), abs=0.03)
+
+
+@pytest.mark.parametrize("differing", [1, 2, 4, 5, 9])
+def test_few_differing_utterances_show_no_more_than_a_sign_test(differing):
+    words, errors = np.full(400, 5), np.zeros(400, int)
+    other = errors.copy()
+    other[:differing] = 1
+    exact = stats.binomtest(0, differing).pvalue
+    assert paired_p_value(errors, other, words) == pytest.approx(exact)
+
+
+def test_p_over_seeds_is_that_of_a_paired_t_test():
+    one, other = [2.0, 2.5, 3.1, 2.2], [2.4, 2.6, 3.9, 2.3]
+    assert p_value_over_seeds(np.subtract(one, other)) == pytest.approx(stats.ttest_rel(one, other).pvalue)
+    assert p_value_over_seeds([0.0, 0.0]) == 1.0 and p_value_over_seeds([-0.5, -0.5]) == 0.0
+    assert np.isnan(p_value_over_seeds([0.3]))
+
+
+def test_p_over_seeds_is_small_as_often_as_it_says_where_seeds_differ():
+    """Two systems that are equally good but for the luck of each training: the p of the models at hand finds a difference
+    in most of them, the p over seeds in one of twenty."""
+    generator = np.random.default_rng(6)
+    words, found, models = np.full(300, 6), 0, 0
+    for _ in range(200):
+        totals = np.zeros((2, 300), int)
+        rates = []
+        for system in range(2):
+            luck = generator.uniform(0.05, 0.15, size=3)  # a training's rate of errors
+            errors = generator.binomial(words, luck[:, None], size=(3, 300))
+            totals[system] = errors.sum(0)
+            rates.append(100 * errors.sum(1) / words.sum())
+        found += p_value_over_seeds(np.subtract(*rates)) < 0.05
+        z = np.subtract(*totals).mean() / (np.subtract(*totals).std() / 300 ** 0.5)
+        models += 2 * stats.norm.sf(abs(z)) < 0.05  # as the bootstrap, by the test above, and faster
+    assert 2 <= found <= 20 and models > 100
 
 
 def test_what_cannot_be_compared_is_said():
