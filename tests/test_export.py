@@ -341,10 +341,14 @@ def load(path):
 def test_transcribe_says_what_the_test_set_said(finished, exported):
     folder, _, _, cuts = finished
     files = [folder / f"{cut.id}.wav" for cut in cuts]
-    own = own_words(finished, "greedy_search")
-    want = [f"{file}: {' '.join(own[cut.id])}".rstrip(" ") for file, cut in zip(files, cuts)]
-    for options in ([], ["--live"]):
-        assert [line.rstrip(" ") for line in transcribe(exported, *files, *options)[0]] == want
+    for method in ("modified_beam_search", "greedy_search"):
+        own = own_words(finished, method)
+        want = [f"{file}: {' '.join(own[cut.id])}".rstrip(" ") for file, cut in zip(files, cuts)]
+        for options in ([], ["--live"]):
+            lines = [line.rstrip(" ") for line in transcribe(exported, *files, "--method", method, *options)[0]]
+            if method != "greedy_search":  # where it has revised its words, those of the last line are right
+                lines = list({line.split(":")[0]: line for line in lines}.values())
+            assert lines == want
     for line, cut in zip(transcribe(exported, *files, "--timestamps")[0], cuts):
         times = [float(word[1:-1]) for word in line.split(": ")[-1].split()[::2]] if own[cut.id] else []
         assert times == sorted(times) and all(0 <= time <= cut.duration + 0.3 for time in times)
@@ -520,7 +524,7 @@ ABOUT = {"sampling_rate": 16000, "chunk_size": 16}
 
 def hear(recognizer, rate, blocks, **options):
     """What tools/transcribe.py does with a runtime that is stood in for."""
-    options = SimpleNamespace(**{"live": False, "timestamps": False, **options})
+    options = SimpleNamespace(**{"live": False, "timestamps": False, "method": "greedy_search", **options})
     load(TRANSCRIBE).transcribe(recognizer, ABOUT, "a.wav", rate, blocks, options)
 
 
@@ -595,6 +599,28 @@ def test_characters_that_no_blank_divides_are_words(capsys, tokens, text, early,
         assert recognizer.shown[-1] + capsys.readouterr().out == f"a.wav:{want}\n"
         if "live" in options:
             assert recognizer.shown[4] == f"a.wav:{early}"  # of three tokens: the last word may go on
+
+
+class Revises(Says):
+    """The whole text after each chunk, as a beam search has it: of other words than before, now and then."""
+
+    def tokens(self, stream):
+        return [f"▁{word}" for word in self.said[min(stream.words, len(self.said)) - 1].split()] if stream.words else []
+
+
+@pytest.mark.parametrize("said, printed", [
+    (["I", "I SC", "I SCREAM", "I SCREAM FOR", "ICE CREAM FOR", "ICE CREAM FOR ME", "ICE CREAM FOR ME"],
+     ["a.wav: I SCREAM", "a.wav: ICE CREAM FOR ME"]),  # shown, and revised
+    (["A", "A B C D", "A C D", "A C D", "A C D E", "A C D E F", "A C D E F"], ["a.wav: A C D E F"]),  # B was not there twice
+    (["A", "A B", "A B C", "A B C", "A B", "A", "A"], ["a.wav: A B", "a.wav: A"]),  # there was nothing after all
+])
+def test_words_that_a_beam_search_revises(capsys, said, printed):
+    blocks = [np.zeros(10240 * 7, dtype=np.float32)]
+    for options in ({}, {"live": True}):
+        recognizer = Revises(said, lambda: capsys.readouterr().out)
+        hear(recognizer, 16000, iter(blocks), method="modified_beam_search", **options)
+        lines = (recognizer.shown[-1] + capsys.readouterr().out).splitlines()
+        assert lines == (printed if options else printed[-1:])
 
 
 def test_the_benchmark_measures_each_runtime(finished, exported, tmp_path):
