@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from kdlib.commandline import decoding_summary, named_test_sets
+from kdlib.commandline import decoding_summary, named_test_sets, summary_path
 from kdlib.config import DecodeConfig
 from kdlib.data import load_cuts, load_samples, transcript
 from kdlib.errors import run_main
@@ -40,12 +40,12 @@ def main():
     folder.mkdir(parents=True, exist_ok=True)
     greedy = args.method == METHODS[0]
     setting = f"sherpa-onnx{suffix}-{args.method}" + ("" if greedy else f"-beam-{args.beam}")
+    path = summary_path(folder, test_sets, setting, tried=not greedy)
     config = DecodeConfig(method=args.method, beam=args.beam)
     summary = decoding_summary(about, config, about["chunk_size"], about["left_context"])
     begin, audio_seconds, busy = time.monotonic(), 0.0, 0.0
-    for name in test_sets:
+    for name, cuts in [(name, load_cuts(args.cuts / f"cuts_{name}.jsonl.gz")) for name in test_sets]:
         results = []
-        cuts = load_cuts(args.cuts / f"cuts_{name}.jsonl.gz")
         for cut in tqdm(cuts, desc=name, unit="utterance", mininterval=5):
             samples = load_samples(cut, rate)[0]
             start = time.perf_counter()
@@ -63,7 +63,7 @@ def main():
               f"-> {folder}/errs-{name}-{setting}.txt")
     summary["seconds"] = round(time.monotonic() - begin, 1)
     summary["real_time_factor"] = round(busy / audio_seconds, 5)
-    write_json(folder / "summary.json", summary)
+    write_json(path, summary)
     write_model_card(args.model)
     print(f"{about['model']}{suffix}: real-time factor {busy / audio_seconds:.4f} on one thread, "
           f"{about['int8_bytes' if args.int8 else 'float32_bytes']:,} bytes")
