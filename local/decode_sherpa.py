@@ -15,7 +15,7 @@ from kdlib.errors import run_main
 from kdlib.files import write_json
 from kdlib.model_card import write_model_card
 from kdlib.scoring import describe_errors, read_takes, write_results
-from kdlib.sherpa import METHODS, make_recognizer, read_model, tail
+from kdlib.sherpa import METHODS, decode_ready, make_recognizer, read_model, tail
 
 
 def get_args():
@@ -52,8 +52,8 @@ def main():
             stream = recognizer.create_stream()
             stream.accept_waveform(rate, np.concatenate([samples, silence]))
             stream.input_finished()
-            while recognizer.is_ready(stream):
-                recognizer.decode_stream(stream)
+            while decode_ready(recognizer, stream):
+                pass
             busy += time.perf_counter() - start
             audio_seconds += cut.duration
             results.append((cut.id, transcript(cut).split(), recognizer.get_result(stream).split()))

@@ -233,6 +233,57 @@ def test_what_cannot_be_exported(finished, exported, tmp_path):
         OnnxModel(tmp_path)
 
 
+@pytest.mark.parametrize("changes, words, said", [
+    ({"kernel_size": 1}, [], "a model with kernel_size 1 cannot be exported"),
+    ({}, ["--chunk-size", "100000"], "cannot be exported with chunk_size: 100000 frames: give fewer"),
+    ({}, ["--left-context", "2000000"], "cannot be exported with left_context: 2000000 frames: give fewer"),
+    ({}, ["num_filters=40"], "fbank.yaml says num_filters 40, and the model was trained on 80"),
+    ({}, ["sampling_rate=0"], "fbank.yaml says what no exported model can have (sampling_rate: 0)"),
+    ({}, ["low_freq=9000"], "fbank.yaml says what no exported model can have (low_freq: 9000.0, high_freq: -400.0)"),
+])
+def test_what_is_refused_before_anything_is_written(finished, tmp_path, changes, words, said):
+    save_finished(tmp_path / "exp", random_model(len(finished[2]), **changes), finished[2])
+    done = script("export_onnx.py", "--exp", tmp_path / "exp", "--lang", finished[0] / "lang", "--fbank-config",
+                  finished[0] / "fbank.yaml", "--output", tmp_path / "onnx", *words)
+    assert done.returncode == 1 and said in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "onnx").exists()
+
+
+def test_an_export_deletes_what_an_export_wrote_and_no_more(finished, tmp_path):
+    exp, results = tmp_path / "exp", {"recogs-test-epoch-1.txt": "words", "summary.json": "{}"}
+    save_finished(exp, finished[1], finished[2])
+    (exp / "decode").mkdir()
+    for name, text in results.items():
+        (exp / "decode" / name).write_text(text)
+    options = ["--exp", exp, "--lang", finished[0] / "lang", "--fbank-config", finished[0] / "fbank.yaml", "--output"]
+    done = script("export_onnx.py", *options, exp)
+    assert done.returncode == 1 and f"--output {exp} is the folder of a training" in done.stderr
+    assert {path.name: path.read_text() for path in (exp / "decode").iterdir()} == results
+    output = tmp_path / "onnx"
+    for name in ("decode", "decode-int8"):
+        (output / name).mkdir(parents=True)
+        (output / name / "recogs-test-sherpa-onnx-greedy_search.txt").write_text("of another model")
+        (output / name / "summary.json").write_text("{}")
+    (output / "decode-int8" / "mine.txt").write_text("a user's")
+    assert script("export_onnx.py", *options, output).returncode == 0
+    assert [path.name for path in output.glob("decode*/*")] == ["mine.txt"]
+    assert "Word error rates" not in (output / "model_card.md").read_text()
+
+
+def test_the_check_fills_the_cache(finished, tmp_path):
+    """A file that is right until its cache of 40 chunks is full is found out."""
+    export_onnx(finished[1], tmp_path, 1, 40)
+    forgets = random_model(len(finished[2]))
+    whole = forgets.encoder.streaming_forward
+
+    def forget(x, attention, convolution, processed, lengths=None):
+        return whole(torch.where((processed >= 40)[:, None, None], torch.zeros_like(x), x), attention, convolution, processed)
+
+    forgets.encoder.streaming_forward = forget
+    with pytest.raises(RecipeError, match="give other numbers than torch"):
+        check_exported(forgets, tmp_path, 1, 40)
+
+
 def test_numbers_that_are_none_are_not_passed_over(finished, exported, tmp_path):
     spoilt = random_model(len(finished[2]))
     with torch.no_grad():
@@ -308,6 +359,16 @@ def test_what_the_runtime_cannot_run(exported, tmp_path):
     write_json(folder / "model.json", seal(folder, json.loads((folder / "model.json").read_text())))
     with pytest.raises(RecipeError, match="sherpa-onnx cannot run the model in .*: export the model again"):
         make_recognizer(folder, read_model(folder))
+
+
+def test_features_that_the_model_does_not_take(finished, exported, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(exported, folder)
+    about = json.loads((folder / "model.json").read_text())
+    write_json(folder / "model.json", seal(folder, {**about, "num_filters": 40}))
+    done = script("decode_sherpa.py", "--model", folder, "--cuts", finished[0], "--test-sets", "test")
+    assert done.returncode == 1 and "sherpa-onnx cannot run the model (" in done.stderr and "Traceback" not in done.stderr
+    assert "error: sherpa-onnx cannot run the model (" in transcribe(folder, finished[0] / "noise-3.wav", code=1)[1]
 
 
 @pytest.mark.parametrize("option", [{"num_threads": 100000}, {"num_threads": 0}, {"beam": 0}, {"beam": 10 ** 12}])

@@ -24,7 +24,7 @@ import numpy as np
 from kdlib.audio_header import cut_short
 from kdlib.errors import RecipeError, known_failure, run_main
 from kdlib.scoring import split_characters
-from kdlib.sherpa import METHODS, RATES, SUBSAMPLING, make_recognizer, read_model, tail
+from kdlib.sherpa import METHODS, RATES, SUBSAMPLING, decode_ready, make_recognizer, read_model, tail
 
 BLOCK_SECONDS = 0.1
 GUESS_SECONDS = 0.2  # an MP3 may not say its length: the decoder's guess is off by a frame or two
@@ -236,8 +236,7 @@ def transcribe(recognizer, about, name, rate, blocks, args):
         for first in range(0, len(block), step):
             stream.accept_waveform(rate, block[first:first + step])
             given = np.concatenate([given, block[first:first + step]])
-            while recognizer.is_ready(stream):
-                recognizer.decode_stream(stream)
+            while decode_ready(recognizer, stream):
                 given, taken = given[chunk:], taken + chunk
                 ended = recognizer.is_endpoint(stream)
                 if args.live or ended:
@@ -249,8 +248,8 @@ def transcribe(recognizer, about, name, rate, blocks, args):
                     stream.accept_waveform(rate, given)
     stream.accept_waveform(rate, tail(about, rate))
     stream.input_finished()
-    while recognizer.is_ready(stream):
-        recognizer.decode_stream(stream)
+    while decode_ready(recognizer, stream):
+        pass
     printer.show(words_of(recognizer, stream, begin), ended=True)
     printer.end()
     if nonfinite:
