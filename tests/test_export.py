@@ -28,7 +28,7 @@ from kdlib.export import OnnxModel, check_exported, export_onnx, quantise
 from kdlib.features import fbank_extractor
 from kdlib.files import write_json
 from kdlib.lang import train_lang
-from kdlib.scoring import read_recogs
+from kdlib.scoring import read_recogs, write_recogs
 from kdlib.sherpa import PARTS, make_recognizer, read_model, seal
 from kdlib.streaming import StreamingRecogniser
 from kdlib.training.checkpoint import save_checkpoint
@@ -209,16 +209,38 @@ def test_int8_is_smaller_and_decodes(finished, exported):
     assert sizes[1] < 0.4 * sizes[0]
 
 
-def test_streaming_decode_of_the_same_audio(finished):
+def test_streaming_decode_of_the_same_audio(finished, exported):
+    """By its own command the words of sherpa-onnx, and a command that says so."""
     folder = finished[0]
-    for words in (["--tail", "0.21", "--fbank-config", folder / "fbank.yaml", "--streams", "2"],
-                  ["--tail", "0.21", "--fbank-config", folder / "fbank.yaml", "--method", "modified_beam_search"]):
+
+    def decode(*words):
         done = script("streaming_decode.py", "--exp", folder / "exp" / "tiny", "--fbank", folder, "--lang",
-                      folder / "lang", "--config", folder / "decode.yaml", "--test-sets", "test", *words)
+                      folder / "lang", "--config", folder / "decode.yaml", "--test-sets", "test", "--fbank-config",
+                      folder / "fbank.yaml", *words)
         assert done.returncode == 0, done.stderr
         assert "real-time factor" in done.stdout
-    recogs = sorted((folder / "exp" / "tiny" / "streaming_decode").glob("recogs-test-*"))
-    assert len(recogs) == 2 and len(read_recogs(recogs[0])) == 6
+
+    for method in ("greedy_search", "modified_beam_search"):
+        decode("--tail", "sherpa-onnx", "--method", method, "--streams", "2")
+        ours, = (folder / "exp" / "tiny" / "streaming_decode").glob(f"recogs-test-*{method}*-tail-sherpa-onnx.txt")
+        own = {id_: words for id_, _, words in read_recogs(ours)}
+        assert own == own_words(finished, method) == sherpa_words(finished, exported, method)
+        theirs = exported / "decode" / f"recogs-test-sherpa-onnx-{method}{'-beam-4' * (method != 'greedy_search')}.txt"
+        assert script("compare_recogs.py", ours, theirs).stdout == "6 of 6 utterances are heard alike (100.00 %)\n"
+    decode("--tail", "0.21")
+    recogs, = (folder / "exp" / "tiny" / "streaming_decode").glob("recogs-test-*-tail-0.21.txt")
+    assert len(read_recogs(recogs)) == 6
+
+
+def test_what_two_decodings_hear_otherwise(tmp_path):
+    write_recogs(tmp_path / "a.txt", [("u1", ["UP"], ["UP"]), ("u2", ["DOWN"], ["DAWN", "X"]), ("u3", [], [])])
+    write_recogs(tmp_path / "b.txt", [("u1", ["UP"], ["UP"]), ("u2", ["DOWN"], ["DOWN"]), ("u3", [], [])])
+    write_recogs(tmp_path / "c.txt", [("u1", ["UP"], ["UP"])])
+    assert script("compare_recogs.py", tmp_path / "a.txt", tmp_path / "b.txt").stdout.splitlines() == [
+        "u2", "  reference: DOWN", "  DAWN X  <- a.txt", "  DOWN  <- b.txt",
+        "2 of 3 utterances are heard alike (66.67 %)"]
+    done = script("compare_recogs.py", tmp_path / "a.txt", tmp_path / "c.txt")
+    assert done.returncode == 1 and "are not of one test set (u2 is in one of them alone)" in done.stderr
 
 
 def test_what_cannot_be_exported(finished, exported, tmp_path):
@@ -691,7 +713,8 @@ def test_the_benchmark_measures_each_runtime(finished, exported, tmp_path):
     for source, place in (("exp/tiny", "exp/tiny"), ("onnx", "exp/export/tiny"), ("lang", "data/lang")):
         shutil.copytree(folder / source, tmp_path / place)
     (tmp_path / "data" / "fbank").mkdir()
-    shutil.copy(folder / "cuts_test.jsonl.gz", tmp_path / "data" / "fbank")
+    cuts = CutSet.from_cuts([finished[3][0].drop_supervisions(), *finished[3][1:]])  # of the first nobody knows the words
+    cuts.to_file(tmp_path / "data" / "fbank" / "cuts_test.jsonl.gz")
     bench = LOCAL.parent / "tools" / "bench_streaming.py"
     words = [sys.executable, str(bench), "--recipe", str(tmp_path), "--models", "tiny", "--test-set", "test", "--repeats",
              "1"]
@@ -700,6 +723,7 @@ def test_the_benchmark_measures_each_runtime(finished, exported, tmp_path):
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in (tmp_path / "table.md").read_text().splitlines()
             if line.startswith("| tiny")]
     assert [row[1] for row in rows] == ["sherpa-onnx float32", "sherpa-onnx int8", "torch float32"]
+    assert (tmp_path / "table.md").read_text().startswith("6 utterances of test, ")  # of the 100 that were asked for
     assert rows[0][3] == rows[0][6] == "1.00" and rows[0][7] == rows[2][7]
     assert 0 < float(rows[0][4]) < float(rows[2][4])  # a device needs no torch
     done = subprocess.run([*words[:-1], "0"], capture_output=True, text=True)
@@ -707,6 +731,15 @@ def test_the_benchmark_measures_each_runtime(finished, exported, tmp_path):
     assert "Traceback" not in done.stderr
     done = subprocess.run([*words[:3], str(tmp_path / "data")], capture_output=True, text=True)
     assert done.returncode == 1 and "run stage 9 of the recipe" in done.stderr
+    # Beside the rates, which may agree by chance: the words themselves.
+    np.savez(tmp_path / "audio.npz", *(cut.load_audio()[0] for cut in cuts))
+    heard = [subprocess.run([*words, "--measure", "tiny", runtime, str(tmp_path / "audio.npz")], capture_output=True, text=True)
+             for runtime in ("sherpa-onnx float32", "torch float32")]
+    own = own_words(finished, "greedy_search")
+    assert [json.loads(done.stdout)["heard"] for done in heard] == 2 * [[own[cut.id] for cut in cuts]]
+    CutSet.from_cuts([cut.resample(8000) for cut in cuts]).to_file(tmp_path / "data" / "fbank" / "cuts_test.jsonl.gz")
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 1 and "noise-0 has audio of 8000 Hz and the model hears 16000 Hz" in done.stderr
 
 
 def test_the_benchmark_takes_the_last_stage(tmp_path):
