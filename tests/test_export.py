@@ -494,6 +494,67 @@ def test_transcribe_says_what_a_file_lacks(finished, exported, tmp_path):
     assert "6 of 6 could not be transcribed in full" in errors
 
 
+def test_samples_of_another_scale(finished, exported, tmp_path):
+    """One sample beyond all bounds costs that sample, and integers in a file of floats are told."""
+    samples, rate = soundfile.read(str(finished[0] / "noise-3.wav"), dtype="float32")
+    huge, doubled, integers = samples.copy(), np.stack([samples, samples], 1), samples * 32768
+    huge[1000] = 1e30
+    doubled[1000] = np.inf, -np.inf
+    for name, audio in {"huge": huge, "doubled": doubled, "integers": integers}.items():
+        soundfile.write(str(tmp_path / f"{name}.wav"), audio, rate, subtype="FLOAT")
+    lines, errors = transcribe(exported, *(tmp_path / f"{name}.wav" for name in ("huge", "doubled", "integers")))
+    silenced = samples.copy()
+    silenced[1000] = 0.0
+    soundfile.write(str(tmp_path / "silenced.wav"), silenced, rate, subtype="FLOAT")
+    want = transcribe(exported, tmp_path / "silenced.wav")[0][0].split(":", 1)[1]
+    assert [line.split(":", 1)[1] for line in lines[:2]] == [want, want]
+    assert errors.splitlines() == [
+        *(f"warning: {tmp_path / name}.wav: 1 samples are not finite or beyond 65536, and were taken for silence"
+          for name in ("huge", "doubled")),
+        f"warning: {tmp_path / 'integers'}.wav: samples go up to {np.abs(integers).max():.0f} where 1 is full scale, as if "
+        "they were integers: divide them, by 32768 for 16 bit"]
+
+
+def test_what_standard_input_may_be(finished, exported):
+    file = finished[0] / "noise-3.wav"
+    raw = soundfile.read(str(file), dtype="int16")[0].tobytes()
+    line = transcribe(exported, file)[0][0].replace(str(file), "-")
+    lines, errors = transcribe(exported, "-", input=raw + b"x")
+    assert lines == [line] and errors == "warning: -: the last byte is half a sample, and was left out\n"
+    lines, errors = transcribe(exported, "-", input=b"")
+    assert len(lines) == 1 and errors == "warning: -: there was no sound in it\n"
+    errors = transcribe(exported, "-", code=1, input=file.read_bytes())[1]
+    assert "error: -: this is a file with a header (RIFF), and no raw PCM: give it by its name" in errors
+    errors = transcribe(exported, "-", code=1, start="import os; os.close(0); import sys; sys.stdin = None; " + START)[1]
+    assert "error: -: standard input is closed: pipe raw PCM into it" in errors
+    assert "warning: --rate is of raw PCM on '-'" in transcribe(exported, file, "--rate", "8000")[1]
+
+
+def test_names_of_all_kinds(finished, exported, tmp_path):
+    name = os.fsencode(tmp_path) + b"/\xff.wav"
+    shutil.copy(os.fsencode(finished[0] / "noise-1.wav"), name)
+    os.mkfifo(tmp_path / "fifo.wav")
+    done = subprocess.run([sys.executable, "-c", START, "transcribe.py", "--model", str(exported), name, str(tmp_path),
+                           str(tmp_path / "fifo.wav")], capture_output=True)
+    assert done.stdout.startswith(name + b": ") and b"Traceback" not in done.stderr
+    assert f"error: {tmp_path} is a folder: give the files in it".encode() in done.stderr
+    assert f"error: {tmp_path / 'fifo.wav'} is no regular file".encode() in done.stderr
+
+
+@pytest.mark.parametrize("module, package", [("sherpa_onnx", "sherpa-onnx"), ("soundfile", "soundfile"), ("soxr", "soxr")])
+def test_a_package_that_is_not_there(finished, exported, module, package):
+    start = f"import sys; sys.modules[{module!r}] = None; " + START
+    errors = transcribe(exported, finished[0] / "noise-1.wav", code=1, start=start)[1]
+    assert f"the package {package} cannot be imported" in errors and f"pip install {package}" in errors
+
+
+def test_whoever_reads_may_have_enough(finished, exported):
+    with subprocess.Popen([sys.executable, "-c", START, "transcribe.py", "--model", str(exported),
+                           str(finished[0] / "noise-1.wav"), "--live"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+        running.stdout.close()
+        assert running.wait(60) and running.stderr.read() == b""
+
+
 MICROPHONE = """
 import os, signal, time
 import soundfile
@@ -621,6 +682,15 @@ def test_a_new_segment_begins_where_the_last_one_ended(capsys):
     times = [float(word[1:-1]) for word in capsys.readouterr().out.split()[1::2]]
     assert times == pytest.approx([0.64 * number for number in range(len(recognizer.heard))], abs=0.006)
     assert len(times) > 6
+
+
+def test_segments_at_a_rate_of_no_whole_frames(monkeypatch, capsys):
+    """At 22050 Hz the runtime's frames are 220 samples apart, not 220.5: what it has not seen goes to the next segment."""
+    monkeypatch.setitem(ABOUT, "sampling_rate", 22050)
+    recognizer = EveryThird(64 * 220)
+    audio = np.random.default_rng(0).standard_normal(200000).astype(np.float32)
+    hear(recognizer, 22050, iter([audio]))
+    np.testing.assert_array_equal(np.concatenate(recognizer.heard)[:len(audio)], audio)
 
 
 def given(path):
