@@ -17,7 +17,8 @@ from kdlib.transducer import Transducer
 
 @dataclass
 class Hypothesis:
-    """A label sequence, the frame of each label, and the log-probability (natural) of the paths to it that were seen."""
+    """A label sequence, the frame of each label, and the log-probability (natural) of the paths to it that were seen: of
+    the one path of greedy search, of all that a beam has merged."""
 
     score: float = 0.0
     tokens: Tuple[int, ...] = field(default=())
@@ -52,16 +53,22 @@ class GreedySearch(Search):
     def advance(searches: List["GreedySearch"], model: Transducer, encoder_out: Tensor, lengths: Tensor,
                 max_sym_per_frame: int = 1, unk_id: int = 2) -> None:
         """Take each search through its next frames; as :func:`greedy_search`, whose arguments these are."""
+        if not searches:
+            return
         encoded = model.joiner.encoder_proj(encoder_out)
         contexts = [_context(model, search.best.tokens) for search in searches]
         context = torch.tensor(contexts, device=encoder_out.device)
         predicted = model.joiner.predictor_proj(model.predictor(context))[:, 0]
         tokens = [list(search.best.tokens) for search in searches]
         frames = [list(search.best.frames) for search in searches]
+        scores = torch.tensor([search.best.score for search in searches], dtype=torch.float64, device=encoder_out.device)
         for frame in range(encoder_out.size(1)):
             active = frame < lengths
             for _ in range(max_sym_per_frame):
-                token = model.joiner(encoded[:, frame], predicted).argmax(-1)
+                logits = model.joiner(encoded[:, frame], predicted)
+                token = logits.argmax(-1)
+                best = logits.float().log_softmax(-1).gather(-1, token[:, None])[:, 0]
+                scores += torch.where(active, best, 0.0)
                 active = active & (token != model.blank_id) & (token != unk_id)
                 emitting = active.nonzero().squeeze(1)
                 if emitting.numel() == 0:
@@ -71,8 +78,8 @@ class GreedySearch(Search):
                     frames[row].append(searches[row].num_frames + frame)
                 context[emitting] = torch.cat([context[emitting, 1:], token[emitting, None]], dim=1)
                 predicted[emitting] = model.joiner.predictor_proj(model.predictor(context[emitting]))[:, 0]
-        for search, length, symbols, places in zip(searches, lengths.tolist(), tokens, frames):
-            search.best = Hypothesis(0.0, tuple(symbols), tuple(places))
+        for search, length, score, symbols, places in zip(searches, lengths.tolist(), scores.tolist(), tokens, frames):
+            search.best = Hypothesis(score, tuple(symbols), tuple(places))
             search.num_frames += length
 
 

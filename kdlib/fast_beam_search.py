@@ -67,6 +67,8 @@ class FastBeamSearch(Search):
                 predicted = model.joiner.predictor_proj(model.predictor(_begun(contexts.long(), model.blank_id)))[:, 0]
                 owners = rows[shape.row_ids(1).long()]
                 log_probs = model.joiner(encoded[owners, frame], predicted).float().log_softmax(-1)
+                # <unk> is a second blank, as in the other searches: of the two the likelier is on the best path.
+                log_probs[:, 0] = torch.maximum(log_probs[:, 0], log_probs[:, unk_id])
                 log_probs[:, unk_id] = float("-inf")
                 streams.advance(log_probs)
             streams.terminate_and_flush_to_streams()

@@ -78,7 +78,11 @@ class StreamingRecogniser:
 
     @torch.no_grad()
     def decode(self, streams: List[Stream]) -> None:
-        """Run the next chunk of each of these streams, all in one batch; every one must be ready."""
+        """Run the next chunk of each of these streams, all in one batch; a ValueError where one is not ready."""
+        if not all(map(self.ready, streams)):
+            raise ValueError("a stream has no chunk to run: ask ready() first, or call run()")
+        if not streams:
+            return
         window = chunk_frames(self.chunk_size)
         chunks, lengths = [], []
         for stream in streams:

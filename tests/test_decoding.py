@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdlib.config import ModelConfig
-from kdlib.decoding import greedy_search, modified_beam_search, nbest_search
+from kdlib.config import DecodeConfig, ModelConfig
+from kdlib.decoding import best_hypotheses, greedy_search, modified_beam_search, nbest_search
 from kdlib.transducer import Transducer
 
 pytestmark = [pytest.mark.both, pytest.mark.usefixtures("one_thread")]
@@ -41,14 +41,19 @@ def test_greedy_search_frame_by_frame(seed, cap):
     frames, lengths = torch.randn(3, 9, 8), torch.tensor([9, 1, 6])
     results = greedy_search(model, frames, lengths, max_sym_per_frame=cap, unk_id=UNK)
     for row, length, result in zip(frames, lengths, results):
-        tokens = []
+        tokens, score = [], 0.0
         for frame in row[:length]:
             for _ in range(cap):
-                best = int(log_probs(model, frame, tokens).argmax())
+                found = log_probs(model, frame, tokens).detach()
+                best = int(found.argmax())
+                score += float(found[best])
                 if best in (0, UNK):
                     break
                 tokens.append(best)
         assert result == tokens
+        config = DecodeConfig("greedy_search", max_sym_per_frame=cap)
+        hypothesis, = best_hypotheses(model, row[None], length[None], config)
+        assert list(hypothesis.tokens) == tokens and hypothesis.score == pytest.approx(score, abs=1e-4)
 
 
 @given(st.integers(0, 10 ** 6))
@@ -82,3 +87,4 @@ def test_batching_changes_nothing(method):
     together = method(model, frames, lengths)
     alone = [method(model, frames[n:n + 1, :max(1, lengths[n])], lengths[n:n + 1])[0] for n in range(4)]
     assert together == alone and together[3] == []
+    assert method(model, frames[:0], lengths[:0]) == []

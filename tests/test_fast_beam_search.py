@@ -18,16 +18,16 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @torch.no_grad()
 def best_path(model, encoder_out):
-    """(score, tokens, frames) of the best of all paths of at most one token a frame, without <unk>; (T, C)."""
+    """(score, tokens, frames) of the best of all paths of at most one token a frame, <unk> a second blank; (T, C)."""
     encoded = model.joiner.encoder_proj(encoder_out)
     best = (-float("inf"), (), ())
-    for path in itertools.product([0, 1, 3, 4], repeat=len(encoded)):
+    for path in itertools.product(range(5), repeat=len(encoded)):
         context, score = (-1, 0), 0.0
         for frame, token in zip(encoded, path):
             predicted = model.joiner.predictor_proj(model.predictor(torch.tensor([context])))[0, 0]
             score += float(model.joiner(frame, predicted).log_softmax(-1)[token])
-            context = (*context, token)[-2:] if token else context
-        found = score, tuple(t for t in path if t), tuple(n for n, t in enumerate(path) if t)
+            context = (*context, token)[-2:] if token not in (0, 2) else context
+        found = (score, tuple(t for t in path if t not in (0, 2)), tuple(n for n, t in enumerate(path) if t not in (0, 2)))
         best = max(best, found) if path else (0.0, (), ())
     return best
 

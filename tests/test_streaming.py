@@ -96,5 +96,17 @@ def test_what_a_stream_refuses():
     assert not recogniser.ready(stream) and stream.result.tokens == ()
     with pytest.raises(ValueError, match="the stream has ended"):
         stream.accept(torch.zeros(1, 16))
+    with pytest.raises(ValueError, match="a stream has no chunk to run"):
+        recogniser.decode([stream])
+    recogniser.decode([])
+    young, same = recogniser.create_stream(), recogniser.create_stream()
+    features = torch.randn(40, 16)
+    young.accept(features[:5])
+    with pytest.raises(ValueError, match="a stream has no chunk to run"):
+        recogniser.decode([young])
+    young.accept(features[5:])  # what it had is not lost
+    same.accept(features)
+    recogniser.run([young, same])
+    assert young.result.tokens == same.result.tokens and young.search.num_frames == 8
     with pytest.raises(ValueError, match="streams need chunks: chunk_size is 0"):
         StreamingRecogniser(model_of(0), chunk_size=0)
