@@ -2,7 +2,7 @@
 """How many utterances two decodings of a test set hear alike, and which they do not.
 
     local/compare_recogs.py exp/export/stage3/decode/recogs-test-sherpa-onnx-greedy_search.txt \\
-        exp/stage3/streaming_decode/recogs-test-epoch-12-avg-3-streaming-chunk-16-left-64-greedy_search-max-sym-1-tail-sherpa-onnx.txt
+        exp/stage3/streaming_decode/recogs-test-*-greedy_search-*-tail-sherpa-onnx.txt
 
 says, for instance, whether sherpa-onnx hears in float32 what our own streams hear.
 """

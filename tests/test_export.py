@@ -232,6 +232,15 @@ def test_streaming_decode_of_the_same_audio(finished, exported):
     assert len(read_recogs(recogs)) == 6
 
 
+def test_audio_shorter_than_a_window_of_features(finished, tmp_path):
+    cut = finished[3][0].truncate(duration=10 / 16000, preserve_id=True)
+    CutSet.from_cuts([cut]).to_file(tmp_path / "cuts_short.jsonl.gz")
+    done = script("streaming_decode.py", "--exp", finished[0] / "exp" / "tiny", "--fbank", tmp_path, "--lang",
+                  finished[0] / "lang", "--config", finished[0] / "decode.yaml", "--test-sets", "short", "--fbank-config",
+                  finished[0] / "fbank.yaml", "--tail", "0")
+    assert done.returncode == 0, done.stderr
+
+
 def test_what_two_decodings_hear_otherwise(tmp_path):
     write_recogs(tmp_path / "a.txt", [("u1", ["UP"], ["UP"]), ("u2", ["DOWN"], ["DAWN", "X"]), ("u3", [], [])])
     write_recogs(tmp_path / "b.txt", [("u1", ["UP"], ["UP"]), ("u2", ["DOWN"], ["DOWN"]), ("u3", [], [])])
@@ -299,7 +308,8 @@ def test_the_check_fills_the_cache(finished, tmp_path):
     whole = forgets.encoder.streaming_forward
 
     def forget(x, attention, convolution, processed, lengths=None):
-        return whole(torch.where((processed >= 40)[:, None, None], torch.zeros_like(x), x), attention, convolution, processed)
+        x = torch.where((processed >= 40)[:, None, None], torch.zeros_like(x), x)
+        return whole(x, attention, convolution, processed)
 
     forgets.encoder.streaming_forward = forget
     with pytest.raises(RecipeError, match="give other numbers than torch"):
@@ -549,8 +559,8 @@ def test_a_package_that_is_not_there(finished, exported, module, package):
 
 
 def test_whoever_reads_may_have_enough(finished, exported):
-    with subprocess.Popen([sys.executable, "-c", START, "transcribe.py", "--model", str(exported),
-                           str(finished[0] / "noise-1.wav"), "--live"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+    command = [sys.executable, "-c", START, "transcribe.py", "--model", exported, finished[0] / "noise-1.wav", "--live"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
         running.stdout.close()
         assert running.wait(60) and running.stderr.read() == b""
 
@@ -803,7 +813,7 @@ def test_the_benchmark_measures_each_runtime(finished, exported, tmp_path):
     assert done.returncode == 1 and "run stage 9 of the recipe" in done.stderr
     # Beside the rates, which may agree by chance: the words themselves.
     np.savez(tmp_path / "audio.npz", *(cut.load_audio()[0] for cut in cuts))
-    heard = [subprocess.run([*words, "--measure", "tiny", runtime, str(tmp_path / "audio.npz")], capture_output=True, text=True)
+    heard = [subprocess.run([*words, "--measure", "tiny", runtime, tmp_path / "audio.npz"], capture_output=True, text=True)
              for runtime in ("sherpa-onnx float32", "torch float32")]
     own = own_words(finished, "greedy_search")
     assert [json.loads(done.stdout)["heard"] for done in heard] == 2 * [[own[cut.id] for cut in cuts]]
