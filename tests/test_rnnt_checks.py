@@ -183,3 +183,97 @@ def test_second_derivatives_are_refused():
         with pytest.raises(RuntimeError, match="first derivatives only"):
             torch.autograd.grad(loss(), leaf, create_graph=True)
         assert torch.autograd.grad(loss(), leaf)[0].abs().sum() > 0, name
+
+
+class Doubled(nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def fused_arguments():
+    """A student, a teacher and one term at the lattice of RANGES."""
+    torch.manual_seed(1)
+    joiner, teacher = Joiner(), Joiner()
+    am, lm = torch.randn(2, 4, 4, requires_grad=True), torch.randn(2, 3, 4)
+    term = rnnt.NodeTerm(lambda s, t, y: (s - t).pow(2).sum(-1), torch.ones(2, 4, 2))
+    return dict(joiner=joiner, am=am, lm=lm, symbols=torch.tensor([[1, 2], [3, 1]]), ranges=RANGES, termination_symbol=0,
+                boundary=BOUNDARY, teacher=rnnt.Side(teacher, am.detach(), lm), terms=[term])
+
+
+def with_output(layer):
+    joiner = Joiner()
+    joiner.out = layer
+    return joiner
+
+
+def hooked(register):
+    layer = nn.Linear(4, 6)
+    getattr(layer, register)(lambda *given: None)
+    return with_output(layer)
+
+
+def of_teacher(**change):
+    return lambda given: dict(teacher=given["teacher"]._replace(**change))
+
+
+FUSED = {
+    "lm is torch.float64, am is torch.float32": lambda given: dict(lm=given["lm"].double()),
+    "am is torch.float64, joiner is torch.float32": lambda given: {key: given[key].double() for key in ("am", "lm")},
+    "a parameter of joiner lies on meta": lambda given: dict(joiner=Joiner().to("meta")),
+    "the teacher's am lies on meta, am on cpu": lambda given: dict(
+        teacher=rnnt.Side(given["teacher"].joiner, given["am"].to("meta"), given["lm"].to("meta"))),
+    "a parameter of the teacher's joiner lies on meta": of_teacher(joiner=Joiner().to("meta")),
+    "the teacher's am is torch.float32, the teacher's joiner is torch.float64": of_teacher(joiner=Joiner().double()),
+    "the teacher's lm is torch.float64, the teacher's am is torch.float32": of_teacher(lm=torch.zeros(2, 3, 4).double()),
+    "its output layer out, a Doubled, has a forward of its own": lambda given: dict(joiner=with_output(Doubled(4, 6))),
+    "joiner: its output layer out, a Linear, has hooks": lambda given: dict(joiner=hooked("register_forward_hook")),
+    "the teacher's joiner: its output layer out, a Linear, has hooks": of_teacher(
+        joiner=hooked("register_forward_pre_hook")),
+    r"terms: per_node must return \(16,\), one number a node, not \(\)": lambda given: dict(
+        terms=[rnnt.NodeTerm(lambda s, t, y: s.sum(), torch.ones(2, 4, 2))]),
+    r"terms: per_node must return \(16,\), one number a node, not \(16, 6\)": lambda given: dict(
+        terms=[rnnt.NodeTerm(lambda s, t, y: s, torch.ones(2, 4, 2))]),
+    r"weight must be a number or \(N,\) = \(2,\) on cpu, got None": lambda given: dict(weight=None),
+    "weight: no gradient flows into it": lambda given: dict(weight=torch.ones(2, requires_grad=True)),
+    "the weights of term 0: no gradient flows into it": lambda given: dict(
+        terms=[given["terms"][0]._replace(weights=torch.ones(2, 4, 2, requires_grad=True))]),
+}
+
+
+@pytest.mark.parametrize("message", FUSED)
+def test_fused(message):
+    arguments = fused_arguments()
+    assert torch.isfinite(rnnt.lattice_losses_fused(**arguments).total)
+    with pytest.raises(ValueError, match=message):
+        rnnt.lattice_losses_fused(**{**arguments, **FUSED[message](arguments)})
+
+
+def test_an_empty_batch_of_the_fused_loss():
+    arguments = fused_arguments()
+    del arguments["teacher"], arguments["terms"]
+    empty = {key: value[:0] for key, value in arguments.items() if isinstance(value, torch.Tensor)}
+    with pytest.raises(ValueError, match="am is empty"):
+        rnnt.rnnt_loss_fused(**{**arguments, **empty})
+
+
+def test_a_loss_of_no_weight_adds_nothing_even_where_it_is_infinite():
+    """Of two utterances, the one that has more labels than frames has no path in a modified lattice."""
+    arguments = fused_arguments()
+    del arguments["teacher"], arguments["terms"]
+    arguments.update(ranges=torch.arange(3).expand(2, 4, 3), boundary=torch.tensor([[0, 0, 2, 4], [0, 0, 2, 1]]))
+    arguments.update(rnnt_type="modified")
+    result = rnnt.lattice_losses_fused(**arguments, weight=torch.tensor([0.5, 0.0]))
+    assert result.rnnt[1] == math.inf and torch.isfinite(result.rnnt[0])
+    torch.testing.assert_close(result.total, 0.5 * result.rnnt[0])
+    grad = torch.autograd.grad(result.total, arguments["am"])[0]
+    assert torch.isfinite(grad).all() and grad[0].abs().sum() > 0 and grad[1].abs().sum() == 0
+    assert rnnt.lattice_losses_fused(**arguments, weight=0.0).total == 0
+    assert rnnt.lattice_losses_fused(**arguments).total == math.inf
+
+
+def test_a_term_that_is_a_constant_to_the_student():
+    arguments = fused_arguments()
+    given = {**arguments, "terms": [rnnt.NodeTerm(lambda s, t, y: t.sum(-1), torch.ones(2, 4, 2))]}
+    alone = {key: value for key, value in arguments.items() if key not in ("teacher", "terms")}
+    slopes = [torch.autograd.grad(rnnt.lattice_losses_fused(**each).total, arguments["am"])[0] for each in (given, alone)]
+    torch.testing.assert_close(*slopes)

@@ -297,6 +297,20 @@ def test_a_device_that_triton_cannot_launch_on():
     gpu._launches.cache_clear()
 
 
+def test_a_device_without_memory_left_is_asked_again(monkeypatch):
+    def full(*_):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    gpu._launches.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(gpu, "log_softmax_at", full)
+        with pytest.raises(torch.cuda.OutOfMemoryError):
+            gpu._launches(torch.device("cpu"))
+    monkeypatch.setattr(gpu, "log_softmax_at", lambda *_: None)
+    assert gpu._launches(torch.device("cpu"))
+    gpu._launches.cache_clear()
+
+
 def test_imports_without_triton():
     code = (
         "import sys; sys.modules['triton'] = None\n"

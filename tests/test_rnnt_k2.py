@@ -232,3 +232,53 @@ def test_k2_does_not_widen_ranges_that_leave_no_path():
     native, by_k2 = (
         rnnt.get_rnnt_prune_ranges(px_grad, py_grad, boundary, 2, backend=backend) for backend in ("native", "k2"))
     assert torch.equal(native, by_k2) and native.shape == (2, 6, 4) and native[1, 1].max() == 5
+
+
+def with_value(value, where):
+    """A batch with one bad number, and the same batch without it."""
+    torch.manual_seed(1)
+    lm, am, symbols = torch.randn(2, 4, 5), torch.randn(2, 5, 5), torch.randint(1, 5, (2, 3))
+    logits = am.unsqueeze(2) + lm.unsqueeze(1).tanh()
+    clean = dict(lm=lm.clone(), am=am.clone(), logits=logits.clone())
+    dict(lm=lm[0, 1], am=am[0, 1], logits=logits[0, 1, 1])[where][3] = value
+    return dict(lm=lm, am=am, logits=logits), clean, symbols
+
+
+def losses_of(tensors, symbols, backend):
+    lm, am, logits = (tensors[name].clone().requires_grad_() for name in ("lm", "am", "logits"))
+    ranges = torch.arange(4).expand(2, 5, 4)
+    simple = rnnt.rnnt_loss_smoothed(lm, am, symbols, 0, 0.25, 0.0, reduction="none", backend=backend)
+    pruned = rnnt.rnnt_loss_pruned(logits, symbols, ranges, 0, reduction="none", backend=backend)
+    return simple, pruned, *torch.autograd.grad(simple.sum() + pruned.sum(), (lm, am, logits))
+
+
+def test_k2_gives_a_finite_loss_for_a_nan_and_a_gradient_of_nan():
+    bad, _, symbols = with_value(math.nan, "logits")
+    _, pruned, *_, grad = losses_of(bad, symbols, "k2")
+    assert torch.isfinite(pruned).all() and grad[0].isnan().any() and torch.isfinite(grad[1]).all()
+
+
+def test_k2_carries_a_nan_of_lm_into_other_utterances():
+    bad, _, symbols = with_value(math.nan, "lm")
+    simple, _, lm_grad, am_grad, _ = losses_of(bad, symbols, "k2")
+    assert simple.isnan().all() and lm_grad[1].isnan().any() and am_grad[1].isnan().any()
+
+
+@pytest.mark.parametrize("where", ["lm", "am", "logits"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_is_left_to_native(value, where):
+    bad, clean, symbols = with_value(value, where)
+    if value == math.inf:
+        with pytest.raises(ValueError, match=f"{where} of utterance 0 is .inf"):
+            losses_of(bad, symbols, "auto")
+        return
+    results, want = losses_of(bad, symbols, "auto"), losses_of(clean, symbols, "k2")
+    for got, expected in zip(results, want):
+        assert torch.isfinite(got[1]).all()
+        assert_equal(got[1], expected[1], torch.float32, "the other utterance")
+    touched = 1 if where == "logits" else 0
+    native = losses_of(bad, symbols, "native")[touched]
+    torch.testing.assert_close(results[touched], native, rtol=0, atol=0, equal_nan=True)
+    assert results[touched][0].isnan() == math.isnan(value)
+    for grad in results[2:]:
+        assert torch.isfinite(grad).all()

@@ -52,6 +52,8 @@ def _launches(device: torch.device) -> bool:
     try:
         one = torch.ones(1, dtype=torch.int64, device=device)
         log_softmax_at(torch.zeros(1, 2, device=device), one, 0, one.bool())
+    except torch.cuda.OutOfMemoryError:  # says nothing of Triton, so it is raised, which keeps no answer
+        raise
     except Exception as error:  # whatever Triton, the compiler or the driver meets first
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         warnings.warn(
