@@ -8,14 +8,16 @@ student keeps the same part of its teacher.
 import re
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Dict, List, Mapping, Sequence, Tuple
+from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 
 import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
+from kdlib.compression import init_from_teacher
 from kdlib.config import ModelConfig, PlanConfig, ProgressiveConfig, TrainConfig, config_to_dict, merge_config
 from kdlib.errors import RecipeError
+from kdlib.training.objective import Objective
 from kdlib.transducer import DEPLOYED, Transducer
 
 FRAMES_A_SECOND = 100  # of features
@@ -185,6 +187,35 @@ def stage_configs(chain: ProgressiveConfig, teacher: TrainConfig, vocab_size: in
     base = config_to_dict(teacher)
     return [merge_config(TrainConfig, OmegaConf.merge(base, chain.student, stage), overrides,
                          source=f"{source}, stage {number}") for number, stage in enumerate(stages, start=1)]
+
+
+def check_student(student: Transducer, config: TrainConfig, start: Optional[Transducer], teacher: Optional[Transducer],
+                  source: str) -> None:
+    """Hold a training against the models that it is to be made from: what it would stop at is said before it begins.
+
+    Args:
+        student: a model of the config; it is left with some first weights.
+        start: the model that its weights come from, or None.
+        teacher: the model to distil from, or None.
+        source: the config's name, for errors.
+    Raises:
+        RecipeError: the student is not smaller than its teacher or cannot start from those weights, a loss names layers
+            that are not there, there is no teacher to distil from, ...
+    """
+    try:
+        if teacher is None and config.loss.distill:
+            raise RecipeError("it asks for distillation losses, and there is no teacher: give --teacher")
+        if teacher is not None:
+            ours, theirs = student.parameter_counts()["total"], teacher.parameter_counts()["total"]
+            if ours >= theirs:
+                raise RecipeError(f"the student has {ours} parameters, its teacher {theirs}; a stage must make the model "
+                                  "smaller")
+        Objective(student, config.loss, teacher)
+        if start is not None and config.init.weights == "teacher":
+            numbers = config.init.layers if isinstance(config.init.layers, list) else []
+            init_from_teacher(student, start, [number - 1 for number in numbers], config.init.units)
+    except RecipeError as error:
+        raise RecipeError(f"{source}: {error}") from None
 
 
 def size_table(models: Mapping[str, ModelConfig], vocab_size: int) -> Tuple[List[str], List[List[str]]]:

@@ -1,6 +1,7 @@
 """The training objective of one batch: pruned RNN-T, auxiliary CTC, distillation."""
 
 import random
+from dataclasses import replace
 from typing import Dict, List, Optional, Sequence, Tuple
 
 import torch
@@ -47,6 +48,10 @@ class Objective(nn.Module):
             if teacher.vocab_size != student.vocab_size:
                 raise RecipeError(f"the teacher has {teacher.vocab_size} tokens, the student {student.vocab_size}: "
                                   "both must use the same lang folder")
+            bins = student.config.num_features, teacher.config.num_features
+            if bins[0] != bins[1]:
+                raise RecipeError(f"model.num_features is {bins[0]} in the student and {bins[1]} in its teacher, and both "
+                                  "read the same features: leave it as in the teacher")
             teacher.eval().requires_grad_(False)
             widths = student.config.encoder_dim, teacher.config.encoder_dim
             self.pairs = [self._layer_pairs(term) if loss.of == "embedding" else [] for term, loss in self.encoder_terms]
@@ -265,11 +270,13 @@ def mean_parts(objective: Objective, loader: DataLoader, update: int, device: to
     return {name: value / count for name, value in sums.items()}
 
 
-def loss_with_layers(model: Transducer, layers: List[int], config: LossConfig, loader: DataLoader) -> float:
-    """The pruned RNN-T loss, nats a frame, of ``model`` with only these of its encoder's layers."""
+def loss_with_layers(model: Transducer, layers: List[int], config: LossConfig, loader: DataLoader,
+                     device: torch.device = torch.device("cpu")) -> float:
+    """The pruned RNN-T loss, nats a frame, of ``model``, on ``device``, with only these of its encoder's layers."""
+    config = replace(config, ctc_weight=0.0, ctc_first_updates=0, distill=[])
     whole = model.encoder.layers
     model.encoder.layers = nn.ModuleList(whole[i] for i in layers)
     try:
-        return mean_parts(Objective(model, config), loader, config.warmup_updates, torch.device("cpu"))["pruned"]
+        return mean_parts(Objective(model, config), loader, config.warmup_updates, device)["pruned"]
     finally:
         model.encoder.layers = whole
