@@ -1,6 +1,7 @@
 """local/train.py: what it refuses, what it takes for the same training, and which models it makes a student of."""
 
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -89,6 +90,18 @@ def test_important_layers_are_chosen_once(train, teacher_folder, tmp_path):
     chosen.unlink()  # as trainings were left once: all weights are in the checkpoint
     done = train(tmp_path / "student", config, **models)
     assert done.returncode == 0 and not chosen.exists() and not list(tmp_path.glob("student/before-*"))
+
+
+@pytest.mark.parametrize("run, names", [
+    ({"inputs": {"dev": "a", "init-from": "b"}, "models": {"init-from": "stage1", "teacher": "teacher"}}, ["stage1", "teacher"]),
+    ({"inputs": {"teacher": "b"}, "models": {"init-from": "teacher", "teacher": "teacher"}}, ["teacher"]),
+    ({"inputs": {"cuts_dev.jsonl.gz": "a", "stage1": "b"}}, ["stage1"]),  # as it was once
+    (None, []),
+])
+def test_the_export_names_what_a_model_was_made_of(run, names, tmp_path):
+    if run is not None:
+        write_json(tmp_path / "run.json", run)
+    assert runpy.run_path(str(SCRIPT.parent / "export_onnx.py"))["made_from"](tmp_path) == names
 
 
 class TestTheSameTraining:
