@@ -60,7 +60,7 @@ class ModelConfig:
 
 @dataclass
 class DistillTerm:
-    """One distillation loss by its registered name (see :mod:`kdlib.losses`); a setting that it has no use for is an error."""
+    """One distillation loss by its registered name (see :mod:`kdlib.losses`); settings of no use to it are errors."""
 
     name: str = ""
     weight: float = 1.0

@@ -247,8 +247,8 @@ def stage_configs(chain: ProgressiveConfig, teacher: TrainConfig, vocab_size: in
         shared = merge_config(TrainConfig, [base, chain.student], source=f"{source}, student").model
         for name in GRAINS:
             if name in chain.student.get("model", {}):
-                raise RecipeError(f"{source}: student.model.{name} stands beside a plan, which sets it for each stage: leave "
-                                  "it out, or give the stages their sizes without a plan")
+                raise RecipeError(f"{source}: student.model.{name} stands beside a plan, which sets it for each stage: "
+                                  "leave it out, or give the stages their sizes without a plan")
         students = plan_stages(teacher.model, chain.plan, vocab_size, shared)
         if len(stages) > len(students):
             raise RecipeError(f"{source}: {len(stages)} stages are listed, plan.stages is {len(students)}")

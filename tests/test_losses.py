@@ -312,7 +312,8 @@ def test_a_setting_that_a_loss_has_no_use_for(name, unused):
 
 @pytest.mark.parametrize("term, said", [
     (dict(name="kl"), "unknown loss 'kl'"), (dict(weight=2.0), "a loss without a name; known are best_path_kl"),
-    (dict(name="encoder_mse", weight=INF), "weight is inf"), (dict(name="encoder_mse", weight=float("nan")), "weight is nan"),
+    (dict(name="encoder_mse", weight=INF), "weight is inf"),
+    (dict(name="encoder_mse", weight=float("nan")), "weight is nan"),
     (dict(name="pruned_lattice_kl", temperature=21.0), "temperature is 21.0; it must be above 0 and at most 20"),
     (dict(name="pruned_lattice_kl", temperature=0.0), "temperature is 0.0; it must be above 0"),
 ])

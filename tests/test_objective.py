@@ -12,8 +12,8 @@ from kdlib import rnnt
 from kdlib.config import DistillTerm, LossConfig, ModelConfig
 from kdlib.data import Batch, NBest
 from kdlib.errors import RecipeError
-from kdlib.losses import (REGISTRY, SequenceLoss, best_path_weights, collapsed_kl, encoder_l1, encoder_logits_kl, encoder_mse,
-                          lattice_kl, lattice_kl_at, occupancy_weights, shifted)
+from kdlib.losses import (REGISTRY, SequenceLoss, best_path_weights, collapsed_kl, encoder_l1, encoder_logits_kl,
+                          encoder_mse, lattice_kl, lattice_kl_at, occupancy_weights, shifted)
 from kdlib.training.objective import Objective, loss_with_layers
 from kdlib.transducer import Transducer
 

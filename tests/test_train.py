@@ -93,7 +93,8 @@ def test_important_layers_are_chosen_once(train, teacher_folder, tmp_path):
 
 
 @pytest.mark.parametrize("run, names", [
-    ({"inputs": {"dev": "a", "init-from": "b"}, "models": {"init-from": "stage1", "teacher": "teacher"}}, ["stage1", "teacher"]),
+    ({"inputs": {"dev": "a", "init-from": "b"}, "models": {"init-from": "stage1", "teacher": "teacher"}},
+     ["stage1", "teacher"]),
     ({"inputs": {"teacher": "b"}, "models": {"init-from": "teacher", "teacher": "teacher"}}, ["teacher"]),
     ({"inputs": {"cuts_dev.jsonl.gz": "a", "stage1": "b"}}, ["stage1"]),  # as it was once
     (None, []),
@@ -121,7 +122,8 @@ class TestTheSameTraining:
 
     @pytest.mark.parametrize("change", [
         {"inputs": {"init-from": "x"}}, {"inputs": {"teacher": "x"}}, {"inputs": {"dev": "x"}},
-        {"inputs": {"init-from": "e", "teacher": "d"}}, {"inputs": {"train 2": "a"}}, {"config": settings("training.seed=7")},
+        {"inputs": {"init-from": "e", "teacher": "d"}}, {"inputs": {"train 2": "a"}},
+        {"config": settings("training.seed=7")},
     ])
     def test_one_of_other_inputs_begins_anew(self, exp, change):
         """Two models of one name among them."""
