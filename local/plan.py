@@ -60,8 +60,8 @@ def refuse_layers_of_another_teacher(plan: ProgressiveConfig, single: TrainConfi
         named += [f"layers of {term.name} in loss.distill" for term in single.loss.distill if isinstance(term.layers, list)]
     if named:
         raise RecipeError(f"{source}: the last stage's {named[0]} are numbers of {before}'s layers, and the baselines "
-                          "single and single-matched, otherwise trained alike, have the teacher's: say under 'single' what is "
-                          "theirs, for example single: {init: {layers: even}}")
+                          "single and single-matched, otherwise trained alike, have the teacher's: say under "
+                          "'single' what is theirs, for example single: {init: {layers: even}}")
 
 
 def main():
