@@ -278,14 +278,17 @@ prepare_tokens() {  # stage 3
 # nbest CONFIG TEACHER MADE_IN: where the config or the corpus wants them, let exp/TEACHER, which stage MADE_IN trains, write
 # down its hypotheses; the manifests to train on come into train_cuts.
 nbest() {
-  local part extra option config=$1 teacher=$2 current=$3
-  if ! grep -qs 'name: nbest_rnnt' "$config" && [[ ! $unlabelled_cuts ]]; then return; fi
+  local part extra option heard=$unlabelled_cuts config=$1 teacher=$2 current=$3
+  # The labelled part is decoded, which takes long, only where a loss reads the hypotheses.
+  if grep -qs 'name: nbest_rnnt' "$config"; then heard="train $unlabelled_cuts"; fi
+  if [[ ! $heard ]]; then return; fi
   if [[ $(training_cuts) == *.json ]]; then
     echo "error: $config wants the teacher's hypotheses, which are not made of shards: set fbank.storage=files" >&2
     return 1
   fi
   mapfile -t extra < <(settings decode)
-  for part in train $unlabelled_cuts; do
+  if [[ $heard != "train "* ]]; then train_cuts+=("$(cuts "$fbank" train)"); fi
+  for part in $heard; do
     option=''
     if [[ $part != train ]]; then option=--pseudo-label; fi
     train_cuts+=("$exp/$teacher/nbest/cuts_$part.jsonl.gz")
