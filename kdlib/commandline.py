@@ -1,18 +1,33 @@
 """What the scripts that decode have in common: their options, and what they leave behind."""
 
 import argparse
+import os
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Tuple
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from lhotse import CutSet
 
 from kdlib.config import DecodeConfig, load_config
 from kdlib.conformer import FRAME_MS
+from kdlib.data import load_cuts
 from kdlib.decoding import Hypothesis
 from kdlib.errors import RecipeError
+from kdlib.files import PathLike, read_json
 from kdlib.lang import Lang
 from kdlib.latency import LatencyMeter
 from kdlib.scoring import describe_errors, read_takes, write_results
+
+STEP = "RECIPE_STEP"  # a variable of the environment in which local/stage_stamp.py runs the steps of a run.sh
+TRIED = ("epoch", "avg", "method", "beam", "chunk_size", "left_context")  # options that no run.sh gives
+
+
+class TestSet(NamedTuple):
+    """A test set's name, its cuts, and what measures its latency, if anything does."""
+
+    name: str
+    cuts: CutSet
+    meter: Optional[LatencyMeter]
 
 
 def add_decoding_options(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +42,8 @@ def add_decoding_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--method", help="greedy_search, modified_beam_search or, with k2, fast_beam_search")
     parser.add_argument("--beam", type=int, help="hypotheses of modified_beam_search")
     parser.add_argument("--chunk-size", type=int, help="frames of 40 ms; the model's unless given")
-    parser.add_argument("--left-context", type=int, help="frames of 40 ms; the model's unless given")
+    parser.add_argument("--left-context", type=int, help="frames of 40 ms before the chunk; the "
+                        "model's unless given; below 0, in local/decode.py alone: all there are")
     parser.add_argument("--alignment", type=Path, help="folder of local/align.py: measure the latency too")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for conf/decode.yaml")
 
@@ -44,9 +60,39 @@ def decoding_config(args: argparse.Namespace) -> DecodeConfig:
     """The config file, changed by the options; a :class:`RecipeError` names what is wrong."""
     if args.chunk_size is not None and args.chunk_size < 0:
         raise RecipeError(f"--chunk-size {args.chunk_size}: give frames of 40 ms, or 0 for full context")
-    options = {"epoch": args.epoch, "avg": args.avg, "method": args.method, "beam": args.beam}
-    given = [f"{name}={value}" for name, value in options.items() if value is not None]
-    return load_config(DecodeConfig, args.config, given + args.overrides)
+    config = load_config(DecodeConfig, args.config, args.overrides)
+    options = {name: value for name in ("epoch", "avg", "method", "beam") if (value := getattr(args, name)) is not None}
+    try:
+        return replace(config, **options)
+    except RecipeError as error:
+        raise RecipeError(f"command line: {error}") from None
+
+
+def load_test_sets(args: argparse.Namespace, lang: Lang, chunk_size: int) -> List[TestSet]:
+    """All of the test sets, before the first is decoded: what is missing of the last is said at once.
+
+    ``chunk_size`` is the one of the decoding, for the latency; 0 for full context.
+    """
+    return [TestSet(name, load_cuts(args.fbank / f"cuts_{name}.jsonl.gz"), None if args.alignment is None else
+                    LatencyMeter(args.alignment / f"cuts_{name}.jsonl.gz", lang, chunk_size))
+            for name in named_test_sets(args.test_sets)]
+
+
+def summary_path(folder: PathLike, names: Sequence[str], suffix: str, tried: bool) -> Path:
+    """Where a decoding's summary belongs: tables and model cards are made from ``summary.json``, which is for the recipe's
+    own settings; what else is tried gets a file of its own name.
+
+    Args:
+        names: of the test sets; by hand, others than those of the ``summary.json`` that is there are a trial.
+        suffix: what names the settings.
+        tried: whether a call by hand would be a trial; a step of a run.sh never is.
+    """
+    own = Path(folder) / "summary.json"
+    known = read_json(own, "delete it") if own.exists() else {}
+    there = list(known.get("test_sets", names)) if isinstance(known, dict) else names
+    if STEP in os.environ or not (tried or there != list(names)):
+        return own
+    return own.with_name(f"summary-{'-'.join(names)}-{suffix}.json")
 
 
 def search_setting(config: DecodeConfig) -> str:
@@ -65,26 +111,25 @@ def decoding_summary(model: Mapping[str, Any], config: DecodeConfig, chunk_size:
             "chunk_ms": chunk_size * FRAME_MS, "left_context_ms": left_context * FRAME_MS, "test_sets": {}}
 
 
-def write_test_set(args: argparse.Namespace, folder: Path, name: str, setting: str, suffix: str, lang: Lang,
-                   cuts: CutSet, results: List[Tuple[str, str, Hypothesis]], chunk_size: int) -> Dict[str, Any]:
+def write_test_set(model: str, folder: Path, test: TestSet, setting: str, suffix: str, lang: Lang,
+                   results: List[Tuple[str, str, Hypothesis]]) -> Dict[str, Any]:
     """Write a decoded test set's files and print its error rates; return what the summary keeps of it.
 
     Args:
-        folder, name, setting, suffix: as of :func:`kdlib.scoring.write_results`.
-        cuts: the test set.
+        model: its name, for the lines that are printed.
+        folder, setting, suffix: as of :func:`kdlib.scoring.write_results`.
         results: (utterance id, transcript, best hypothesis) of each cut that was decoded.
-        chunk_size: with which it was decoded; 0 for full context.
     """
+    name, cuts, meter = test
     counts = write_results(folder, name, setting, suffix, [
         (id_, text.split(), lang.decode(list(hypothesis.tokens)).split()) for id_, text, hypothesis in results],
         read_takes(cuts))
-    print(f"{args.exp.name} {name}: {describe_errors(counts)} -> {folder}/errs-{name}-{suffix}.txt")
-    if args.alignment is not None:
-        meter = LatencyMeter(args.alignment / f"cuts_{name}.jsonl.gz", lang, chunk_size)
+    print(f"{model} {name}: {describe_errors(counts)} -> {folder}/errs-{name}-{suffix}.txt")
+    if meter is not None:
         for id_, _, hypothesis in results:
             meter.add(id_, hypothesis)
         latency = counts["latency"] = meter.summary()
         if latency["words"]:
-            print(f"{args.exp.name} {name}: words emitted {latency['delay_ms']:.0f} ms after their end (90th percentile "
+            print(f"{model} {name}: words emitted {latency['delay_ms']:.0f} ms after their end (90th percentile "
                   f"{latency['delay_p90_ms']:.0f} ms), first token shown after {latency['first_token_ms']:.0f} ms")
     return counts

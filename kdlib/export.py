@@ -8,7 +8,7 @@ chunk, F bins, L frames of left context, C channels, V tokens.
 import math
 import warnings
 from pathlib import Path
-from typing import Dict, List, Sequence, Tuple
+from typing import Dict, List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from kdlib.conformer import RIGHT_CONTEXT, SUBSAMPLING, chunk_frames
 from kdlib.errors import RecipeError
 from kdlib.files import PathLike, atomic_path
-from kdlib.sherpa import PARTS
+from kdlib.sherpa import PARTS, unfit
 from kdlib.transducer import Transducer
 
 TOLERANCE = 1e-4
@@ -105,6 +105,11 @@ def export_onnx(model: Transducer, folder: PathLike, chunk_size: int, left_conte
     if chunk_size < 1 or left_context < 1:
         raise RecipeError(f"a model with chunk_size {chunk_size} and left_context {left_context} cannot be exported: "
                           "sherpa-onnx streams in chunks with a cache, so both must be at least 1 frame (40 ms)")
+    if beyond := unfit({"chunk_size": chunk_size, "left_context": left_context}):
+        raise RecipeError(f"a model cannot be exported with {beyond} frames: give fewer")
+    if model.config.kernel_size < 2:
+        raise RecipeError(f"a model with kernel_size {model.config.kernel_size} cannot be exported: sherpa-onnx keeps what "
+                          "the convolution looks back to, so train with at least 2 (model.kernel_size)")
     folder = Path(folder)
     (folder / "model.json").unlink(missing_ok=True)
     encoder = ExportedEncoder(model)
@@ -209,9 +214,13 @@ class OnnxModel:
 
 
 @torch.no_grad()
-def check_exported(model: Transducer, folder: PathLike, chunk_size: int, left_context: int, chunks: int = 6) -> float:
-    """Run two streams through the float files and through torch, chunk by chunk.
+def check_exported(model: Transducer, folder: PathLike, chunk_size: int, left_context: int,
+                   chunks: Optional[int] = None) -> float:
+    """Run two streams, the second of which begins two chunks later, through the float files and through torch, chunk by
+    chunk.
 
+    Args:
+        chunks: of the first stream, at least 3; until the cache of both is full, and at least 6, when None.
     Returns:
         the largest difference of any output.
     Raises:
@@ -219,6 +228,8 @@ def check_exported(model: Transducer, folder: PathLike, chunk_size: int, left_co
     """
     exported = OnnxModel(folder)
     generator = torch.Generator().manual_seed(0)
+    late = 2  # chunks
+    chunks = max(6, late + left_context // chunk_size + 2) if chunks is None else chunks
     window, step = chunk_frames(chunk_size), SUBSAMPLING * chunk_size
     features = torch.randn(2, step * chunks + RIGHT_CONTEXT, model.config.num_features, generator=generator)
     features = features / model.encoder.subsampling.inverse_std + model.encoder.subsampling.mean
@@ -231,11 +242,15 @@ def check_exported(model: Transducer, folder: PathLike, chunk_size: int, left_co
             worst = max(worst, difference if math.isfinite(difference) else math.inf)  # max() alone passes over nan
 
     torch_modules = ExportedEncoder(model), ExportedDecoder(model), ExportedJoiner(model)
-    ours = theirs = torch_modules[0].initial_caches(2, left_context)
+    fresh = torch_modules[0].initial_caches(1, left_context)
+    ours = theirs = fresh
     contexts = torch.randint(1, model.vocab_size, (2, model.config.context_size), generator=generator)
     for number in range(chunks):
-        x = features[:, step * number:step * number + window]
-        processed = torch.full((2,), step * number)
+        if number == late:
+            ours, theirs = ([torch.cat(pair, dim=2) for pair in zip(old, fresh)] for old in (ours, theirs))
+        starts = [step * number] if number < late else [step * number, step * (number - late)]
+        x = torch.stack([features[row, start:start + window] for row, start in enumerate(starts)])
+        processed = torch.tensor(starts)
         want = torch_modules[0](x, *ours, processed)
         got = exported.run("encoder", x, *theirs, processed)
         compare(got, want)

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Dict, Sequence
 
 import numpy as np
 
@@ -72,19 +72,24 @@ def _check_entries(path: Path, about: Any) -> None:
     missing = [key for key in _ENTRIES if key not in about]
     if missing:
         raise RecipeError(f"{path} says nothing of {', '.join(missing)}, as if an earlier version had written it: {AGAIN}")
-    wrong = [key for key, (kind, *limits) in _ENTRIES.items() if not _fits(about[key], kind, limits)]
-    if not wrong:
-        half = about["sampling_rate"] / 2
-        high = about["high_freq"] + (0 if about["high_freq"] > 0 else half)
-        wrong = [] if about["low_freq"] < high <= half else ["low_freq", "high_freq"]
+    wrong = unfit(about)
     if wrong:
-        raise RecipeError(f"{path} does not describe an exported model "
-                          f"({', '.join(f'{key}: {about[key]!r}'[:80] for key in wrong)}): {AGAIN}")
+        raise RecipeError(f"{path} does not describe an exported model ({wrong}): {AGAIN}")
     if about["digest"] != _digest(about):
         raise RecipeError(f"{path} is not as it was exported: {AGAIN}")
 
 
-def _fits(value: Any, kind: type, limits: List[float]) -> bool:
+def unfit(about: Dict[str, Any]) -> str:
+    """Those of the entries of ``model.json`` in ``about`` that no exported model can have, with their values; else ""."""
+    wrong = [key for key in _ENTRIES if key in about and not _fits(about[key], _ENTRIES[key][0], _ENTRIES[key][1:])]
+    if not wrong and "high_freq" in about:
+        half = about["sampling_rate"] / 2
+        high = about["high_freq"] + (0 if about["high_freq"] > 0 else half)
+        wrong = [] if about["low_freq"] < high <= half else ["low_freq", "high_freq"]
+    return ", ".join(f"{key}: {about[key]!r}"[:80] for key in wrong)
+
+
+def _fits(value: Any, kind: type, limits: Sequence[float]) -> bool:
     if type(value) is not kind and not (kind is float and type(value) is int):  # a bool is no number here
         return False
     return not limits or limits[0] <= value <= limits[1]
@@ -113,6 +118,17 @@ def make_recognizer(folder: PathLike, about: Dict[str, Any], int8: bool = False,
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise RecipeError(f"sherpa-onnx cannot run the model in {folder} ({reason}): {AGAIN}") from None
+
+
+def decode_ready(recognizer: Any, stream: Any) -> bool:
+    """Run the stream's next chunk, if there is one; whether there was."""
+    if not recognizer.is_ready(stream):
+        return False
+    try:
+        recognizer.decode_stream(stream)
+    except RuntimeError as error:
+        raise RecipeError(f"sherpa-onnx cannot run the model ({' '.join(str(error).split())[:300]}): {AGAIN}") from None
+    return True
 
 
 def tail(about: Dict[str, Any], rate: int) -> np.ndarray:

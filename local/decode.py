@@ -7,10 +7,10 @@ import time
 import torch
 from tqdm import tqdm
 
-from kdlib.commandline import (add_decoding_options, decoding_config, decoding_summary, named_test_sets, search_setting,
-                               write_test_set)
+from kdlib.commandline import (TRIED, add_decoding_options, decoding_config, decoding_summary, load_test_sets,
+                               search_setting, summary_path, write_test_set)
 from kdlib.config import DataConfig, DecodeConfig
-from kdlib.data import LONGEST_SECONDS, checked, eval_loader, load_cuts
+from kdlib.data import LONGEST_SECONDS, checked, eval_loader
 from kdlib.decoding import best_hypotheses
 from kdlib.errors import RecipeError, run_main
 from kdlib.files import write_json
@@ -72,26 +72,26 @@ def main():
     model.to(device)
     model.config.chunk_size = model.config.chunk_size if args.chunk_size is None else args.chunk_size
     model.config.left_context = model.config.left_context if args.left_context is None else args.left_context
-    setting, own_chunks = search_setting(config), (args.chunk_size, args.left_context) == (None, None)
-    if not own_chunks:
+    test_sets = load_test_sets(args, lang, model.config.chunk_size)
+    setting = search_setting(config)
+    if (args.chunk_size, args.left_context) != (None, None):
         setting = f"chunk-{model.config.chunk_size}-left-{model.config.left_context}-{setting}"
     suffix = f"epoch-{which['epoch']}-avg-{which['avg']}-{setting}"
     folder = args.exp / "decode"
     folder.mkdir(parents=True, exist_ok=True)
+    tried = bool(args.overrides) or any(getattr(args, option) is not None for option in TRIED)
+    path = summary_path(folder, [test.name for test in test_sets], suffix, tried)
     about = {"model": args.exp.name, "parameters": model.parameter_counts()["total"], **which}
     summary = decoding_summary(about, config, model.config.chunk_size, model.config.left_context)
     begin, busy, audio_seconds = time.monotonic(), 0.0, 0.0
-    for name in named_test_sets(args.test_sets):
-        cuts = load_cuts(args.fbank / f"cuts_{name}.jsonl.gz")
-        loader = eval_loader(cuts, lang, DataConfig(), config.max_duration)
-        results, took = decode(model, loader, config, device, name)
-        busy, audio_seconds = busy + took, audio_seconds + sum(cut.duration for cut in cuts)
-        summary["test_sets"][name] = write_test_set(args, folder, name, setting, suffix, lang, cuts, results,
-                                                    model.config.chunk_size)
+    for test in test_sets:
+        loader = eval_loader(test.cuts, lang, DataConfig(), config.max_duration)
+        results, took = decode(model, loader, config, device, test.name)
+        busy, audio_seconds = busy + took, audio_seconds + sum(cut.duration for cut in test.cuts)
+        summary["test_sets"][test.name] = write_test_set(args.exp.name, folder, test, setting, suffix, lang, results)
     summary["seconds"] = round(time.monotonic() - begin, 1)
     summary["real_time_factor"] = round(busy / audio_seconds, 5)
-    # The recipe's tables are made from summary.json: what else is tried leaves it alone.
-    write_json(folder / ("summary.json" if own_chunks else f"summary-{suffix}.json"), summary)
+    write_json(path, summary)
     print(f"{args.exp.name}: {about['parameters']:,} parameters, real-time factor {busy / audio_seconds:.4f} in batches of "
           f"{config.max_duration:g} s and {torch.get_num_threads()} threads")
 

@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from kdlib.commandline import decoding_summary, named_test_sets
+from kdlib.commandline import decoding_summary, named_test_sets, summary_path
 from kdlib.config import DecodeConfig
 from kdlib.data import load_cuts, load_samples, transcript
 from kdlib.errors import run_main
 from kdlib.files import write_json
 from kdlib.model_card import write_model_card
 from kdlib.scoring import describe_errors, read_takes, write_results
-from kdlib.sherpa import METHODS, make_recognizer, read_model, tail
+from kdlib.sherpa import METHODS, decode_ready, make_recognizer, read_model, tail
 
 
 def get_args():
@@ -40,20 +40,20 @@ def main():
     folder.mkdir(parents=True, exist_ok=True)
     greedy = args.method == METHODS[0]
     setting = f"sherpa-onnx{suffix}-{args.method}" + ("" if greedy else f"-beam-{args.beam}")
+    path = summary_path(folder, test_sets, setting, tried=not greedy)
     config = DecodeConfig(method=args.method, beam=args.beam)
     summary = decoding_summary(about, config, about["chunk_size"], about["left_context"])
     begin, audio_seconds, busy = time.monotonic(), 0.0, 0.0
-    for name in test_sets:
+    for name, cuts in [(name, load_cuts(args.cuts / f"cuts_{name}.jsonl.gz")) for name in test_sets]:
         results = []
-        cuts = load_cuts(args.cuts / f"cuts_{name}.jsonl.gz")
         for cut in tqdm(cuts, desc=name, unit="utterance", mininterval=5):
             samples = load_samples(cut, rate)[0]
             start = time.perf_counter()
             stream = recognizer.create_stream()
             stream.accept_waveform(rate, np.concatenate([samples, silence]))
             stream.input_finished()
-            while recognizer.is_ready(stream):
-                recognizer.decode_stream(stream)
+            while decode_ready(recognizer, stream):
+                pass
             busy += time.perf_counter() - start
             audio_seconds += cut.duration
             results.append((cut.id, transcript(cut).split(), recognizer.get_result(stream).split()))
@@ -63,7 +63,7 @@ def main():
               f"-> {folder}/errs-{name}-{setting}.txt")
     summary["seconds"] = round(time.monotonic() - begin, 1)
     summary["real_time_factor"] = round(busy / audio_seconds, 5)
-    write_json(folder / "summary.json", summary)
+    write_json(path, summary)
     write_model_card(args.model)
     print(f"{about['model']}{suffix}: real-time factor {busy / audio_seconds:.4f} on one thread, "
           f"{about['int8_bytes' if args.int8 else 'float32_bytes']:,} bytes")

@@ -6,12 +6,12 @@ import shutil
 from pathlib import Path
 
 from kdlib.config import FbankConfig, load_config
-from kdlib.errors import run_main
+from kdlib.errors import RecipeError, run_main
 from kdlib.export import export_onnx, quantise
 from kdlib.files import atomic_path, read_json, write_json
 from kdlib.lang import Lang
 from kdlib.model_card import DECODINGS, write_model_card
-from kdlib.sherpa import PARTS, seal
+from kdlib.sherpa import PARTS, seal, unfit
 from kdlib.training.checkpoint import load_averaged
 
 
@@ -38,13 +38,36 @@ def made_from(exp: Path):
     return list(dict.fromkeys(run["models"].values()))
 
 
+def check_features(fbank, model, name):
+    """A RecipeError where the model, or the runtime, does not hear such features."""
+    if fbank.num_filters != model.config.num_features:
+        raise RecipeError(f"{name} says num_filters {fbank.num_filters}, and the model was trained on "
+                          f"{model.config.num_features} (model.num_features): give the fbank settings of its stage 2")
+    heard = {key: getattr(fbank, key) for key in ("sampling_rate", "num_filters", "low_freq", "high_freq")}
+    if wrong := unfit(heard):
+        raise RecipeError(f"{name} says what no exported model can have ({wrong}): give the fbank settings of its stage 2")
+    return heard
+
+
+def forget_decodings(folder: Path):
+    """Delete what local/decode_sherpa.py has written of the model that was here before."""
+    for name, _ in DECODINGS:
+        for path in [*(folder / name).glob("*-sherpa-onnx*"), *(folder / name).glob("summary*.json")]:
+            path.unlink()
+        if (folder / name).is_dir() and not any((folder / name).iterdir()):
+            (folder / name).rmdir()
+
+
 def main():
     args = get_args()
+    if (args.output / "run.json").exists() or any(args.output.glob("epoch-*.pt")):
+        raise RecipeError(f"--output {args.output} is the folder of a training: give the exported model one of its own")
     lang = Lang(args.lang)
     fbank = load_config(FbankConfig, args.fbank_config, args.overrides)
     model, trained, which = load_averaged(args.exp, args.epoch, args.avg, tokens=lang.tokens)
     chunk = model.config.chunk_size if args.chunk_size is None else args.chunk_size
     left = model.config.left_context if args.left_context is None else args.left_context
+    heard = check_features(fbank, model, args.fbank_config)
     worst = export_onnx(model, args.output, chunk, left)
     quantise(args.output)
     with atomic_path(args.output / "tokens.txt") as temporary:
@@ -53,13 +76,11 @@ def main():
              for suffix in ("", ".int8")}
     parameters = model.parameter_counts()["total"]
     about = {"model": args.exp.name, "parameters": parameters, **which, "chunk_size": chunk, "left_context": left,
-             "sampling_rate": fbank.sampling_rate, "num_filters": fbank.num_filters, "low_freq": fbank.low_freq,
-             "high_freq": fbank.high_freq, "vocab_size": len(lang), "float32_bytes": sizes[""],
-             "int8_bytes": sizes[".int8"], "seed": trained.training.seed,
+             **heard, "vocab_size": len(lang), "float32_bytes": sizes[""], "int8_bytes": sizes[".int8"],
+             "seed": trained.training.seed,
              "distillation": {term.name: term.weight for term in trained.loss.distill},
              "made_from": made_from(args.exp)}
-    for old, _ in DECODINGS:  # of what was here before
-        shutil.rmtree(args.output / old, ignore_errors=True)
+    forget_decodings(args.output)
     write_json(args.output / "model.json", seal(args.output, about))  # last: a folder with it is whole
     write_model_card(args.output)
     print(f"{args.exp.name}: {parameters:,} parameters, {sizes['']:,} bytes in float32, {sizes['.int8']:,} in int8; "

@@ -135,10 +135,11 @@ def die_with_parent() -> None:
         pass  # elsewhere a run.sh that is killed leaves this process to end its step, and to hold the lock until then
 
 
-def run(command: Sequence[str]) -> int:
-    """The exit code of the command; signals that end this process reach the command first."""
+def run(command: Sequence[str], title: str) -> int:
+    """The exit code of the command, which finds the step's title in its environment as RECIPE_STEP: so it knows that its
+    results are the recipe's. Signals that end this process reach the command first."""
     words = [sys.executable, *command[1:]] if command[0] == "python" else list(command)
-    child = subprocess.Popen(words, preexec_fn=die_with_parent)
+    child = subprocess.Popen(words, preexec_fn=die_with_parent, env={**os.environ, "RECIPE_STEP": title})
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda received, _: child.send_signal(received))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to the command as well
@@ -196,7 +197,7 @@ def step(args: argparse.Namespace, command: Sequence[str]) -> int:
         print(f"[{title}] reads {', '.join(inputs)}")
     sys.stdout.flush()
     started = time.monotonic()
-    code = run(command)
+    code = run(command, title)
     seconds = time.monotonic() - started
     if code:
         print(f"[{title}] stopped with exit code {code} after {seconds:.1f} s; what it has made so far is kept",

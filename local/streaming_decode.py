@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from kdlib.commandline import (add_decoding_options, decoding_config, decoding_summary, named_test_sets, search_setting,
-                               write_test_set)
+from kdlib.commandline import (TRIED, add_decoding_options, decoding_config, decoding_summary, load_test_sets,
+                               search_setting, summary_path, write_test_set)
 from kdlib.config import FbankConfig, load_config
 from kdlib.conformer import SUBSAMPLING
-from kdlib.data import load_cuts, load_features, load_samples, transcript
+from kdlib.data import load_features, load_samples, transcript
 from kdlib.errors import RecipeError, run_main
 from kdlib.features import fbank_extractor
 from kdlib.files import write_json
@@ -91,23 +91,24 @@ def main():
         recogniser = StreamingRecogniser(model, args.chunk_size, args.left_context, config)
     except ValueError as error:
         raise RecipeError(f"{args.exp}: {error}; give --chunk-size and --left-context") from None
+    test_sets = load_test_sets(args, lang, recogniser.chunk_size)
     setting = (f"streaming-chunk-{recogniser.chunk_size}-left-{recogniser.left_context}-{search_setting(config)}"
                + ("" if args.tail is None else f"-tail-{args.tail:g}"))
     suffix = f"epoch-{which['epoch']}-avg-{which['avg']}-{setting}"
     folder = args.exp / "streaming_decode"
     folder.mkdir(parents=True, exist_ok=True)
+    tried = bool(args.overrides) or any(getattr(args, option) is not None for option in (*TRIED, "tail"))
+    path = summary_path(folder, [test.name for test in test_sets], suffix, tried)
     parameters = model.parameter_counts()["total"]
     about = {"model": args.exp.name, "parameters": parameters, **which}
     summary = decoding_summary(about, config, recogniser.chunk_size, recogniser.left_context)
     busy = seconds = 0.0
-    for name in named_test_sets(args.test_sets):
-        cuts = load_cuts(args.fbank / f"cuts_{name}.jsonl.gz")
-        results, took = decode(recogniser, cuts, read, args.streams, name)
-        summary["test_sets"][name] = write_test_set(args, folder, name, setting, suffix, lang, cuts, results,
-                                                    recogniser.chunk_size)
-        busy, seconds = busy + took, seconds + sum(cut.duration for cut in cuts)
+    for test in test_sets:
+        results, took = decode(recogniser, test.cuts, read, args.streams, test.name)
+        summary["test_sets"][test.name] = write_test_set(args.exp.name, folder, test, setting, suffix, lang, results)
+        busy, seconds = busy + took, seconds + sum(cut.duration for cut in test.cuts)
     summary["real_time_factor"] = round(busy / seconds, 5)
-    write_json(folder / "summary.json", summary)
+    write_json(path, summary)
     print(f"{args.exp.name}: {parameters:,} parameters, real-time factor {busy / seconds:.4f} with {args.streams} streams "
           f"and {torch.get_num_threads()} threads")
 

@@ -73,6 +73,49 @@ def test_long_utterances_are_decoded_in_chunks_to_the_same_words(monkeypatch, op
     assert sum(ref == hyp for _, ref, hyp in whole) > len(whole) / 2  # it has learned something
 
 
+def test_what_is_tried_leaves_the_recipe_s_summary_alone(monkeypatch, options, corpus):
+    """Tables are made from summary.json: a step of run.sh writes it, and a call by hand that changes nothing."""
+    folder = options["--exp"] / "decode"
+
+    def decode(*more):
+        """The names of the summaries, and what the recipe's own says."""
+        decode_here(monkeypatch, options, 300.0, *more)
+        return {path.name for path in folder.glob("summary*.json")}, (folder / "summary.json").read_text()
+
+    corpus[3].to_file(options["--fbank"] / "cuts_other.jsonl.gz")
+    names, own = decode()
+    assert names == {"summary.json"}
+    sure = "epoch-12-avg-1"
+    for more, name in (
+            (["--method", "modified_beam_search"], f"summary-dev-{sure}-modified_beam_search-beam-4.json"),
+            (["--beam", "2", "method=modified_beam_search"], f"summary-dev-{sure}-modified_beam_search-beam-2.json"),
+            (["max_sym_per_frame=3"], f"summary-dev-{sure}-greedy_search-max-sym-3.json"),
+            (["--epoch", "11"], "summary-dev-epoch-11-avg-1-greedy_search-max-sym-1.json"),
+            (["--avg", "2"], "summary-dev-epoch-12-avg-2-greedy_search-max-sym-1.json"),
+            (["--test-sets", "other"], f"summary-other-{sure}-greedy_search-max-sym-1.json")):
+        before = names
+        names, now = decode(*more)
+        assert names - before == {name} and now == own
+    with monkeypatch.context() as patch:
+        patch.setenv("RECIPE_STEP", "stage 5, decode")
+        again, now = decode("method=modified_beam_search", "--test-sets", "dev other")
+    assert again == names and list(json.loads(now)["test_sets"]) == ["dev", "other"]
+    assert json.loads(now)["method"] == "modified_beam_search"
+
+
+@pytest.mark.parametrize("script", ["decode", "streaming_decode"])
+def test_what_is_missing_is_said_before_anything_is_decoded(options, script, corpus):
+    corpus[3].to_file(options["--fbank"] / "cuts_other.jsonl.gz")
+    (options["--fbank"] / "align").mkdir()
+    corpus[3].to_file(options["--fbank"] / "align" / "cuts_dev.jsonl.gz")
+    for more, said in ((["--test-sets", "dev gone"], "cuts_gone.jsonl.gz is missing"),
+                       (["--test-sets", "dev other", "--alignment", options["--fbank"] / "align"],
+                        "align/cuts_other.jsonl.gz is missing: make it with local/align.py")):
+        done = run_script(script, options, *map(str, more))
+        assert done.returncode == 1 and said in done.stderr and "Traceback" not in done.stderr
+        assert not list((options["--exp"] / script).glob("*"))
+
+
 def test_a_long_utterance_cannot_be_heard_whole(monkeypatch, options):
     with pytest.raises(RecipeError, match="dev-.* is longer than 0.4 s, too long to be heard whole: give --chunk-size"):
         decode_here(monkeypatch, options, 0.4, "--chunk-size", "0", "--left-context", "-1")
@@ -97,6 +140,8 @@ def test_a_long_utterance_is_not_aligned_and_stays(monkeypatch, options, corpus,
 @pytest.mark.parametrize("name, more, said", [
     ("decode", ["--test-sets", " "], "--test-sets names none"),
     ("decode", ["--chunk-size", "-3"], "--chunk-size -3: give frames of 40 ms"),
+    ("decode", ["--beam", "0"], "error: command line: decode.beam is 0; it must be above 0"),
+    ("decode", ["--method", "greedy"], "error: command line: method is 'greedy'; it must be greedy_search"),
     ("streaming_decode", ["--tail", "-1", "--fbank-config", "fbank.yaml"], "--tail -1.0: give seconds of silence"),
 ])
 def test_options_that_mean_nothing_are_refused(options, name, more, said):

@@ -173,7 +173,9 @@ def test_sherpa_onnx_hears_what_our_streams_hear(finished, exported, method):
     own = own_words(finished, method)
     assert sherpa_words(finished, exported, method) == own
     assert sum(map(len, own.values())) > 5  # there is something to compare
-    summary = json.loads((exported / "decode" / "summary.json").read_text())
+    name = "summary" if method == "greedy_search" else "summary-test-sherpa-onnx-modified_beam_search-beam-4"
+    summary = json.loads((exported / "decode" / f"{name}.json").read_text())
+    assert summary["method"] == method  # what is tried leaves the recipe's own summary alone
     assert summary["test_sets"]["test"]["utterances"] == 6 and summary["real_time_factor"] > 0
 
 
@@ -235,6 +237,57 @@ def test_what_cannot_be_exported(finished, exported, tmp_path):
         check_exported(other, exported, CHUNK, LEFT)
     with pytest.raises(RecipeError, match="encoder.onnx is missing: export the model again"):
         OnnxModel(tmp_path)
+
+
+@pytest.mark.parametrize("changes, words, said", [
+    ({"kernel_size": 1}, [], "a model with kernel_size 1 cannot be exported"),
+    ({}, ["--chunk-size", "100000"], "cannot be exported with chunk_size: 100000 frames: give fewer"),
+    ({}, ["--left-context", "2000000"], "cannot be exported with left_context: 2000000 frames: give fewer"),
+    ({}, ["num_filters=40"], "fbank.yaml says num_filters 40, and the model was trained on 80"),
+    ({}, ["sampling_rate=0"], "fbank.yaml says what no exported model can have (sampling_rate: 0)"),
+    ({}, ["low_freq=9000"], "fbank.yaml says what no exported model can have (low_freq: 9000.0, high_freq: -400.0)"),
+])
+def test_what_is_refused_before_anything_is_written(finished, tmp_path, changes, words, said):
+    save_finished(tmp_path / "exp", random_model(len(finished[2]), **changes), finished[2])
+    done = script("export_onnx.py", "--exp", tmp_path / "exp", "--lang", finished[0] / "lang", "--fbank-config",
+                  finished[0] / "fbank.yaml", "--output", tmp_path / "onnx", *words)
+    assert done.returncode == 1 and said in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "onnx").exists()
+
+
+def test_an_export_deletes_what_an_export_wrote_and_no_more(finished, tmp_path):
+    exp, results = tmp_path / "exp", {"recogs-test-epoch-1.txt": "words", "summary.json": "{}"}
+    save_finished(exp, finished[1], finished[2])
+    (exp / "decode").mkdir()
+    for name, text in results.items():
+        (exp / "decode" / name).write_text(text)
+    options = ["--exp", exp, "--lang", finished[0] / "lang", "--fbank-config", finished[0] / "fbank.yaml", "--output"]
+    done = script("export_onnx.py", *options, exp)
+    assert done.returncode == 1 and f"--output {exp} is the folder of a training" in done.stderr
+    assert {path.name: path.read_text() for path in (exp / "decode").iterdir()} == results
+    output = tmp_path / "onnx"
+    for name in ("decode", "decode-int8"):
+        (output / name).mkdir(parents=True)
+        (output / name / "recogs-test-sherpa-onnx-greedy_search.txt").write_text("of another model")
+        (output / name / "summary.json").write_text("{}")
+    (output / "decode-int8" / "mine.txt").write_text("a user's")
+    assert script("export_onnx.py", *options, output).returncode == 0
+    assert [path.name for path in output.glob("decode*/*")] == ["mine.txt"]
+    assert "Word error rates" not in (output / "model_card.md").read_text()
+
+
+def test_the_check_fills_the_cache(finished, tmp_path):
+    """A file that is right until its cache of 40 chunks is full is found out."""
+    export_onnx(finished[1], tmp_path, 1, 40)
+    forgets = random_model(len(finished[2]))
+    whole = forgets.encoder.streaming_forward
+
+    def forget(x, attention, convolution, processed, lengths=None):
+        return whole(torch.where((processed >= 40)[:, None, None], torch.zeros_like(x), x), attention, convolution, processed)
+
+    forgets.encoder.streaming_forward = forget
+    with pytest.raises(RecipeError, match="give other numbers than torch"):
+        check_exported(forgets, tmp_path, 1, 40)
 
 
 def test_numbers_that_are_none_are_not_passed_over(finished, exported, tmp_path):
@@ -314,6 +367,16 @@ def test_what_the_runtime_cannot_run(exported, tmp_path):
         make_recognizer(folder, read_model(folder))
 
 
+def test_features_that_the_model_does_not_take(finished, exported, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(exported, folder)
+    about = json.loads((folder / "model.json").read_text())
+    write_json(folder / "model.json", seal(folder, {**about, "num_filters": 40}))
+    done = script("decode_sherpa.py", "--model", folder, "--cuts", finished[0], "--test-sets", "test")
+    assert done.returncode == 1 and "sherpa-onnx cannot run the model (" in done.stderr and "Traceback" not in done.stderr
+    assert "error: sherpa-onnx cannot run the model (" in transcribe(folder, finished[0] / "noise-3.wav", code=1)[1]
+
+
 @pytest.mark.parametrize("option", [{"num_threads": 100000}, {"num_threads": 0}, {"beam": 0}, {"beam": 10 ** 12}])
 def test_more_than_the_machine_has(exported, option):
     with pytest.raises(RecipeError, match=r"(beam|threads) is \d+: it may be from 1 to \d+"):
@@ -347,10 +410,14 @@ def load(path):
 def test_transcribe_says_what_the_test_set_said(finished, exported):
     folder, _, _, cuts = finished
     files = [folder / f"{cut.id}.wav" for cut in cuts]
-    own = own_words(finished, "greedy_search")
-    want = [f"{file}: {' '.join(own[cut.id])}".rstrip(" ") for file, cut in zip(files, cuts)]
-    for options in ([], ["--live"]):
-        assert [line.rstrip(" ") for line in transcribe(exported, *files, *options)[0]] == want
+    for method in ("modified_beam_search", "greedy_search"):
+        own = own_words(finished, method)
+        want = [f"{file}: {' '.join(own[cut.id])}".rstrip(" ") for file, cut in zip(files, cuts)]
+        for options in ([], ["--live"]):
+            lines = [line.rstrip(" ") for line in transcribe(exported, *files, "--method", method, *options)[0]]
+            if method != "greedy_search":  # where it has revised its words, those of the last line are right
+                lines = list({line.split(":")[0]: line for line in lines}.values())
+            assert lines == want
     for line, cut in zip(transcribe(exported, *files, "--timestamps")[0], cuts):
         times = [float(word[1:-1]) for word in line.split(": ")[-1].split()[::2]] if own[cut.id] else []
         assert times == sorted(times) and all(0 <= time <= cut.duration + 0.3 for time in times)
@@ -526,7 +593,7 @@ ABOUT = {"sampling_rate": 16000, "chunk_size": 16}
 
 def hear(recognizer, rate, blocks, **options):
     """What tools/transcribe.py does with a runtime that is stood in for."""
-    options = SimpleNamespace(**{"live": False, "timestamps": False, **options})
+    options = SimpleNamespace(**{"live": False, "timestamps": False, "method": "greedy_search", **options})
     load(TRANSCRIBE).transcribe(recognizer, ABOUT, "a.wav", rate, blocks, options)
 
 
@@ -601,6 +668,28 @@ def test_characters_that_no_blank_divides_are_words(capsys, tokens, text, early,
         assert recognizer.shown[-1] + capsys.readouterr().out == f"a.wav:{want}\n"
         if "live" in options:
             assert recognizer.shown[4] == f"a.wav:{early}"  # of three tokens: the last word may go on
+
+
+class Revises(Says):
+    """The whole text after each chunk, as a beam search has it: of other words than before, now and then."""
+
+    def tokens(self, stream):
+        return [f"▁{word}" for word in self.said[min(stream.words, len(self.said)) - 1].split()] if stream.words else []
+
+
+@pytest.mark.parametrize("said, printed", [
+    (["I", "I SC", "I SCREAM", "I SCREAM FOR", "ICE CREAM FOR", "ICE CREAM FOR ME", "ICE CREAM FOR ME"],
+     ["a.wav: I SCREAM", "a.wav: ICE CREAM FOR ME"]),  # shown, and revised
+    (["A", "A B C D", "A C D", "A C D", "A C D E", "A C D E F", "A C D E F"], ["a.wav: A C D E F"]),  # B was not there twice
+    (["A", "A B", "A B C", "A B C", "A B", "A", "A"], ["a.wav: A B", "a.wav: A"]),  # there was nothing after all
+])
+def test_words_that_a_beam_search_revises(capsys, said, printed):
+    blocks = [np.zeros(10240 * 7, dtype=np.float32)]
+    for options in ({}, {"live": True}):
+        recognizer = Revises(said, lambda: capsys.readouterr().out)
+        hear(recognizer, 16000, iter(blocks), method="modified_beam_search", **options)
+        lines = (recognizer.shown[-1] + capsys.readouterr().out).splitlines()
+        assert lines == (printed if options else printed[-1:])
 
 
 def test_the_benchmark_measures_each_runtime(finished, exported, tmp_path):

@@ -31,6 +31,11 @@ class TestStamp:
         call.folder = tmp_path
         return call
 
+    def test_the_command_knows_its_step(self, step):
+        write = "import os; open('out', 'w').write(os.environ['RECIPE_STEP'])"
+        assert step(command=("python", "-c", write)).returncode == 0
+        assert (step.folder / "out").read_text() == "s"
+
     def test_small_files_are_known_by_content(self, step):
         assert step("in/a").times == 1
         os.utime(step.folder / "in" / "a", (1, 1))

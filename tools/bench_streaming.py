@@ -25,7 +25,7 @@ import numpy as np
 
 from kdlib.errors import RecipeError, run_main
 from kdlib.files import read_json, write_text
-from kdlib.sherpa import make_recognizer, read_model, tail
+from kdlib.sherpa import decode_ready, make_recognizer, read_model, tail
 
 # Torch and lhotse are imported where they are used: a process that measures sherpa-onnx holds neither.
 
@@ -73,11 +73,11 @@ def sherpa_stream(folder, about, int8):
         stream = recognizer.create_stream()
         for piece in np.array_split(samples, max(1, len(samples) * 10 // rate)):
             stream.accept_waveform(rate, piece)
-            while recognizer.is_ready(stream):
-                recognizer.decode_stream(stream)
+            while decode_ready(recognizer, stream):
+                pass
         stream.accept_waveform(rate, tail(about, rate))
-        while recognizer.is_ready(stream):
-            recognizer.decode_stream(stream)
+        while decode_ready(recognizer, stream):
+            pass
         return recognizer.get_result(stream).split()
     return recognise
 

@@ -14,6 +14,7 @@ Needs no torch: on a device `pip install numpy soundfile soxr sherpa-onnx` and, 
 import environment  # noqa: F401  first, since the rest needs what it finds
 
 import argparse
+import itertools
 import signal
 import sys
 from pathlib import Path
@@ -23,7 +24,7 @@ import numpy as np
 from kdlib.audio_header import cut_short
 from kdlib.errors import RecipeError, known_failure, run_main
 from kdlib.scoring import split_characters
-from kdlib.sherpa import METHODS, RATES, SUBSAMPLING, make_recognizer, read_model, tail
+from kdlib.sherpa import METHODS, RATES, SUBSAMPLING, decode_ready, make_recognizer, read_model, tail
 
 BLOCK_SECONDS = 0.1
 GUESS_SECONDS = 0.2  # an MP3 may not say its length: the decoder's guess is off by a frame or two
@@ -167,28 +168,38 @@ def words_of(recognizer, stream, begin):
 
 class Printer:
     """Prints one line an input: at its end, or word by word. A word is shown once the next one has begun, or its segment
-    has ended."""
+    has ended; where the search may think better of it, not before two results in a row have it. Where it does so all the
+    same, the line is printed anew, so that the last one of an input is right."""
 
-    def __init__(self, name, live, timestamps):
-        self.name, self.live, self.timestamps = name, live, timestamps
-        self.shown = 0  # words of this segment
-        self.text = ""  # not printed yet
+    def __init__(self, name, live, timestamps, revises=False):
+        self.name, self.live, self.timestamps, self.revises = name, live, timestamps, revises
+        self.last = []  # words of this segment, as the result before has them
+        self.text = ""  # of the segments that have ended
+        self.printed = ""
         if live:
             print(f"{name}:", end="", flush=True)
 
     def show(self, words, ended=False):
         """The words of the segment so far, or all of them where it has ended."""
-        for word, seconds, blank in (words if ended else words[:-1])[self.shown:]:
-            self.text += f" [{seconds:.2f}] {word}" if self.timestamps else f" {word}" if blank else word
-            self.shown += 1
+        certain = words if ended else words[:-1]
+        if self.revises and not ended:
+            certain = [word for word, _ in itertools.takewhile(lambda pair: pair[0][::2] == pair[1][::2],
+                                                               zip(certain, self.last))]
+        text = self.text + "".join(f" [{seconds:.2f}] {word}" if self.timestamps else f" {word}" if blank else word
+                                   for word, seconds, blank in certain)
+        self.last = words
         if ended:
-            self.shown = 0
-        if self.live and self.text:
-            print(self.text, end="", flush=True)
-            self.text = ""
+            self.last, self.text = [], text
+        if not self.live or (not ended and self.printed.startswith(text)):
+            return
+        if not text.startswith(self.printed):
+            print(f"\n{self.name}:", end="")
+            self.printed = ""
+        print(text[len(self.printed):], end="", flush=True)
+        self.printed = text
 
     def end(self):
-        print(self.text if self.live else f"{self.name}:{self.text}", flush=True)
+        print("" if self.live else f"{self.name}:{self.text}", flush=True)
 
 
 def resampled(blocks, rate, model_rate):
@@ -215,7 +226,8 @@ def transcribe(recognizer, about, name, rate, blocks, args):
         except RecipeError as error:
             problem = error
 
-    stream, printer = recognizer.create_stream(), Printer(name, args.live, args.timestamps)
+    stream = recognizer.create_stream()
+    printer = Printer(name, args.live, args.timestamps, revises=args.method != METHODS[0])
     rate, samples = about["sampling_rate"], resampled(until_error(), rate, about["sampling_rate"])
     step, chunk = int(BLOCK_SECONDS * rate), SUBSAMPLING * about["chunk_size"] * rate // 100
     given, begin, taken = np.zeros(0, dtype=np.float32), 0.0, 0  # samples that the stream has not taken, and has taken
@@ -224,8 +236,7 @@ def transcribe(recognizer, about, name, rate, blocks, args):
         for first in range(0, len(block), step):
             stream.accept_waveform(rate, block[first:first + step])
             given = np.concatenate([given, block[first:first + step]])
-            while recognizer.is_ready(stream):
-                recognizer.decode_stream(stream)
+            while decode_ready(recognizer, stream):
                 given, taken = given[chunk:], taken + chunk
                 ended = recognizer.is_endpoint(stream)
                 if args.live or ended:
@@ -237,8 +248,8 @@ def transcribe(recognizer, about, name, rate, blocks, args):
                     stream.accept_waveform(rate, given)
     stream.accept_waveform(rate, tail(about, rate))
     stream.input_finished()
-    while recognizer.is_ready(stream):
-        recognizer.decode_stream(stream)
+    while decode_ready(recognizer, stream):
+        pass
     printer.show(words_of(recognizer, stream, begin), ended=True)
     printer.end()
     if nonfinite:
