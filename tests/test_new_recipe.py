@@ -19,7 +19,8 @@ from lhotse.audio import AudioSource
 
 from kdlib.config import (DecodeConfig, FbankConfig, LangConfig, ProgressiveConfig, TrainConfig, load_config)
 from kdlib.corpus_forms import read_corpus, read_manifests, write_parts
-from kdlib.corpus_parts import check_ids, checked_role, hold_out, part_roles, prepare_parts, subset
+from kdlib.corpus_parts import (check_ids, checked_role, describe_holding, hold_out, part_roles, prepare_parts,
+                                subset)
 from kdlib.errors import RecipeError
 from kdlib.manifests import Skipped
 from kdlib.planning import measure_model
@@ -375,6 +376,14 @@ def cut(name: str, speaker="s", seconds=1.0, of=""):
         SupervisionSegment(id=name, recording_id=recording.id, start=0, duration=seconds, text="A", speaker=speaker)])
 
 
+def long_session(table: Path) -> Path:
+    """The table with a recording of a minute and a half more, that was never cut into utterances."""
+    soundfile.write(table.parent / "wav" / "session.wav", say(["ONE"] * 300), 16000)
+    with open(table, "a") as file:
+        file.write(f"wav/session.wav,one two,{SPEAKERS[0]}\n")
+    return table
+
+
 class TestHoldingOut:
     SHARES = {"dev": 0.1, "test": 0.1}
 
@@ -394,7 +403,7 @@ class TestHoldingOut:
         ([cut(f"{k}", None) for k in range(30)], "utterance"),
         ([cut(f"{k}", None, of=f"talk{k % 15}") for k in range(45)], "recording"),
         # one speaker says nearly everything
-        ([cut(f"{k}", f"s{k}" if k < 12 else "talker", 1.0 if k < 12 else 50.0) for k in range(40)], "utterance")])
+        ([cut(f"{k}", f"s{k}" if k < 12 else "talker", 1.0 if k < 12 else 25.0) for k in range(40)], "utterance")])
     def test_where_speakers_are_too_few(self, cuts, by):
         dealt, how = hold_out(cuts, self.SHARES)
         assert how == by and len(dealt["train"]) > 0.6 * len(cuts)
@@ -405,6 +414,31 @@ class TestHoldingOut:
         assert all(len(some) == 1 for some in dealt.values())
         with pytest.raises(RecipeError, match="2 utterances that can be used are too few"):
             hold_out([cut(name) for name in "ab"], self.SHARES)
+
+    def test_what_training_leaves_out_has_no_share_and_stays_in_train(self):
+        cuts = [cut(f"{k}", "one", 5.0) for k in range(30)] + [cut("session", "one", 3000.0), cut("click", "one", 0.15)]
+        dealt, _ = hold_out(cuts, self.SHARES)
+        assert {part: len(some) for part, some in dealt.items()} == {"train": 26, "dev": 3, "test": 3}
+        assert {"session", "click"} <= {c.id for c in dealt["train"]}
+        with pytest.raises(RecipeError, match=r"2 utterances that can be used are too few .* \(1 more are shorter than"):
+            hold_out([cut("a"), cut("b"), cut("c", seconds=40.0)], self.SHARES)
+
+    def test_each_part_gets_an_utterance_however_they_last(self):
+        for names in ("abc", "abd", "bce", "xyz"):
+            for place in range(3):
+                dealt, _ = hold_out([cut(n, seconds=29.0 if k == place else 0.2) for k, n in enumerate(names)], self.SHARES)
+                assert all(len(some) == 1 for some in dealt.values())
+
+    @pytest.mark.parametrize("unknown", [None, ""])
+    def test_utterances_of_unknown_speakers_go_to_train(self, unknown):
+        cuts = [cut(f"{speaker}-{k}", speaker) for speaker in map(str, range(20)) for k in range(5)]
+        dealt, by = hold_out([*cuts, cut("somebody", unknown)], self.SHARES)
+        assert by == "speaker" and shared_speakers(dealt) == {} and "somebody" in {c.id for c in dealt["train"]}
+        assert describe_holding(by, dealt["train"]) == "speaker; 1 utterances whose speakers are not known are in train"
+
+    def test_speakers_of_one_utterance_each_are_speakers(self):
+        dealt, by = hold_out([cut(f"{k}", f"s{k}") for k in range(30)], self.SHARES)
+        assert by == describe_holding(by, dealt["train"]) == "speaker"
 
     def test_parts_by_their_names(self):
         assert part_roles(["train_clean", "other", "Dev-A", "valid", "test_other", "eval92"]) == {
@@ -465,6 +499,31 @@ class TestHoldingOut:
         write_parts(tmp_path / "raw", {"a": self.part(tmp_path / "a", ["u0", "u1"]), "b": self.part(tmp_path / "b", ["u1"])})
         with pytest.raises(RecipeError, match="utterance u1 is in the part a, which makes train, and in b, which makes dev"):
             prepare_parts(tmp_path / "raw", tmp_path / "manifests", {"train": ["a"], "dev": ["b"]}, {}, 16000)
+
+    def test_one_long_recording_leaves_training_what_it_had(self, new_recipe, tmp_path, capsys):
+        table = csv_corpus(tmp_path / "corpus", 2)
+        without = new_recipe("--csv", table)
+        with_it = new_recipe("--csv", long_session(table), name="other")
+        count = re.compile(r"^train: (\d+)", re.MULTILINE)
+        assert int(count.search(with_it)[1]) == int(count.search(without)[1]) + 1
+        assert "1 utterances longer than 30 s, which training leaves out: wav-session" in with_it
+        hours = re.compile("for ([0-9.]+) h of training")
+        assert hours.search(with_it)[1] == hours.search(without)[1]
+        write_parts(tmp_path / "raw", read_corpus("csv", str(table), Skipped()))
+        for hours in (0.0, 0.002):  # some of the hours are hours of utterances too
+            prepare_parts(tmp_path / "raw", tmp_path / "manifests", {"train": ["all"]}, self.SHARES, 16000, hours=hours)
+            train = CutSet.from_file(tmp_path / "manifests" / "cuts_train.jsonl.gz")
+            assert sum(c.duration < 30 for c in train) > 2
+
+    def test_nothing_to_train_on_is_one_error(self, new_recipe, tmp_path):
+        (tmp_path / "wav").mkdir()
+        for k in range(4):
+            soundfile.write(tmp_path / "wav" / f"{k}.wav", say(["ONE"] * 120), 16000)
+        (tmp_path / "corpus.csv").write_text("".join(f"wav/{k}.wav,one,anna\n" for k in range(4)))
+        with pytest.raises(RecipeError, match="corpus.csv has no utterance that can be trained on: of 4, 0 are shorter than "
+                                              "0.2 s and 4 longer than 30 s; cut long recordings into utterances"):
+            new_recipe("--csv", tmp_path / "corpus.csv")
+        assert not new_recipe.folder.exists()
 
     def test_cuts_of_a_part_of_the_hours(self, tmp_path, capsys):
         write_parts(tmp_path / "raw", read_corpus("csv", str(csv_corpus(tmp_path / "corpus")), Skipped()))
