@@ -6,6 +6,7 @@
 #   test_sets="A B"                 names of the test cuts
 #   noise_cuts="noise"              name of the noise cuts, where the corpus has any
 #   unlabelled_cuts="A B"           names of cuts that a student hears its teacher's transcripts of, if there are any
+#   proposed_tokens=N               a vocab_size that was proposed for the whole corpus: of less text fewer tokens are made
 #   option NAME DEFAULT SMOKE TEXT  an option --NAME of its own, in the variable NAME ('-' becomes '_')
 #   path_option NAME TEXT           the same for a path, which may be relative to where the user stands
 #   flag NAME TEXT                  an option without a value: the variable is yes, or empty
@@ -24,7 +25,7 @@ cd "$(dirname "${BASH_SOURCE[1]}")"
 scripts=../../local
 source ../../tools/activate.sh
 
-noise_cuts='' unlabelled_cuts=''
+noise_cuts='' unlabelled_cuts='' proposed_tokens=''
 stage_functions=() stage_texts=() last_stage=0
 option_names=() option_texts=() path_options=' ' flags=' '
 declare -A option_defaults option_smoke
@@ -272,7 +273,7 @@ prepare_tokens() {  # stage 3
   step lang --conf "$(conf lang.yaml)" --from 1 "$data/manifests/cuts_train.jsonl.gz" "${others[@]}" \
     --makes "$lang/tokens.txt" "$lang/bpe.model" -- \
     python "$scripts/prepare_lang.py" --cuts "$data/manifests/cuts_train.jsonl.gz" --config "$(conf lang.yaml)" \
-    --output "$lang" --count-unknown "${others[@]}" -- "${extra[@]}"
+    --output "$lang" ${proposed_tokens:+--proposed "$proposed_tokens"} --count-unknown "${others[@]}" -- "${extra[@]}"
 }
 
 # nbest CONFIG TEACHER MADE_IN: where the config or the corpus wants them, let exp/TEACHER, which stage MADE_IN trains, write

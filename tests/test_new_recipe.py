@@ -189,6 +189,13 @@ class TestTheRecipe:
                 summary = json.loads((exp / "export" / name / decoded / "summary.json").read_text())
                 assert list(summary["test_sets"]) == [test]
 
+    def test_part_of_the_speech_fills_fewer_tokens(self, new_recipe, tmp_path):
+        new_recipe("--csv", csv_corpus(tmp_path / "corpus", 4))
+        prepare = new_recipe.folder / "local" / "prepare_manifests.py"
+        prepare.write_text(prepare.read_text().replace("normalise_text(text)", 'normalise_text(text).replace("THREE", "")'))
+        output = run_sh(new_recipe.folder, "--stop-stage", "3", "--jobs", "1")
+        assert "that were proposed for all of the corpus: so many are made" in output
+
     @pytest.mark.slow
     @pytest.mark.parametrize("form", ["csv", "manifests", "lhotse"])
     def test_audio_that_is_put_back_or_mended_is_seen(self, new_recipe, tmp_path, form):
@@ -686,6 +693,11 @@ class TestProposals:
         assert propose_tokens(["A"] * 3)[:2] == ("bpe", 6)
         many = ["".join(chr(0xAC00 + 7 * k + j) for j in range(5)) + " " for k in range(400)]
         assert propose_tokens(many)[0] == "char"  # Hangul has spaces, and more letters than BPE has tokens
+
+    def test_few_words_that_are_said_once_are_no_closed_vocabulary(self):
+        words = ["".join(chr(ord("A") + (7 * k + 3 * j) % 26) for j in range(3 + k % 5)) for k in range(150)]
+        kind, size, why = propose_tokens([" ".join(words[k:k + 10]) for k in range(0, 150, 10)])
+        assert (kind, size) == ("bpe", 50) and "make each" not in why
 
     def test_rates(self):
         assert propose_rate({(8000, 1): 5, (16000, 1): 4}) == 8000
