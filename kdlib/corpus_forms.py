@@ -9,6 +9,7 @@ import csv
 import difflib
 import inspect
 import io
+import logging
 import os
 import re
 import shutil
@@ -16,6 +17,7 @@ import tempfile
 import unicodedata
 import zlib
 from collections import Counter
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Tuple, Union
@@ -277,30 +279,45 @@ def read_manifests(folder: Path, skipped: Skipped) -> Dict[str, Part]:
         match = re.fullmatch(r"(?P<prefix>(?:.+_)?)recordings(?P<part>(?:_.+)?)(?P<suffix>\.jsonl(?:\.gz)?)", path.name)
         if not match:
             continue
-        other = folder / "{prefix}supervisions{part}{suffix}".format(**match.groupdict())
-        if not other.is_file():
-            skipped.add(path.name, f"{other.name} is not beside it, so it has no transcripts")
+        others = [folder / f"{match['prefix']}supervisions{match['part']}{suffix}"
+                  for suffix in (match["suffix"], *{".jsonl", ".jsonl.gz"} - {match["suffix"]})]
+        other = next((some for some in others if some.is_file()), None)
+        if other is None:
+            skipped.add(path.name, f"{others[0].name} is not beside it, so it has no transcripts")
             continue
         part = match["part"].strip("_") or WHOLE
         if part in parts:
             part = match["prefix"] + part
         if part in parts:
             raise RecipeError(f"{folder} has the part {part} twice, the second time in {path.name}: take one of them away")
-        try:
-            recordings, supervisions = RecordingSet.from_file(path).to_eager(), SupervisionSet.from_file(other).to_eager()
-        except Exception as error:  # whatever Lhotse meets in a file that is damaged or something else
-            raise RecipeError(f"{path} or {other.name} cannot be read as a Lhotse manifest "
-                              f"({type(error).__name__}: {' '.join(str(error).split())[:200]}): make them again") from None
-        parts[part] = RecordingSet.from_recordings(_with_files(r, folder) for r in recordings), supervisions
+        recordings = RecordingSet.from_recordings(_with_files(r, folder) for r in _manifest(path, RecordingSet, Recording))
+        parts[part] = recordings, _manifest(other, SupervisionSet, SupervisionSegment)
     if not parts:
-        raise RecipeError(f"{folder} holds no recordings_*.jsonl.gz with supervisions_*.jsonl.gz: give a folder of Lhotse "
-                          "manifests")
+        json = sorted(path.name for path in folder.glob("*recordings*.json*") if ".jsonl" not in path.name)
+        raise RecipeError(f"{folder} holds no recordings_*.jsonl.gz with supervisions_*.jsonl.gz: "
+                          + (f"write {json[0]} and its like as these (lhotse copy {json[0]} "
+                             f"{json[0].partition('.')[0]}.jsonl.gz)" if json else "give a folder of Lhotse manifests"))
     return parts
 
 
+def _manifest(path: Path, kind: Any, item: type) -> Any:
+    """The whole set of ``kind`` in a file; :class:`RecipeError` where it is damaged or holds anything but ``item``."""
+    try:
+        found = kind.from_file(path)
+        found = kind() if found is None else found.to_eager()  # Lhotse makes None of an empty file
+    except Exception as error:  # whatever Lhotse meets in a file that is damaged or something else
+        raise RecipeError(f"{path} cannot be read as a Lhotse manifest ({type(error).__name__}: "
+                          f"{' '.join(str(error).split())[:200]}): make it again") from None
+    other = next((type(some).__name__ for some in found if not isinstance(some, item)), None)
+    if other is not None:
+        raise RecipeError(f"{path} holds a {other} where its name says {item.__name__}s: are two files swapped?")
+    return found
+
+
 def _with_files(recording: Recording, folder: Path) -> Recording:
-    return fastcopy(recording, sources=[fastcopy(s, source=_located(s.source, folder)) if s.type == "file" else s
-                                        for s in recording.sources])
+    return fastcopy(recording, sources=[
+        fastcopy(s, source=_located(s.source, folder)) if s.type == "file" and isinstance(s.source, str) else s
+        for s in recording.sources])
 
 
 def read_lhotse(name: str, corpus: Path, jobs: int, skipped: Skipped) -> Dict[str, Part]:
@@ -326,16 +343,33 @@ def read_lhotse(name: str, corpus: Path, jobs: int, skipped: Skipped) -> Dict[st
         if "output_dir" in parameters and parameters["output_dir"].default is inspect.Parameter.empty:
             given["output_dir"] = temporary
         try:
-            prepared = prepare(**given)
+            with _warnings_counted(f"prepare_{name}", skipped):
+                prepared = prepare(**given)
         except Exception as error:  # recipes of a hundred corpora, each with exceptions of its own
             if known_failure(error) and not isinstance(error, FileNotFoundError):
                 raise
             raise RecipeError(f"Lhotse's prepare_{name} cannot read {corpus} ({type(error).__name__}: "
-                              f"{' '.join(str(error).split())[:300]}): is this the folder that it expects?") from None
+                              f"{' '.join(str(error).split())[:300]}): is this the folder that it expects, and is it "
+                              "whole?") from None
         parts = dict(_flat(prepared, "", skipped))
     if not parts:
         raise RecipeError(f"Lhotse's prepare_{name} found no recordings with supervisions in {corpus}")
     return parts
+
+
+@contextmanager
+def _warnings_counted(who: str, skipped: Skipped) -> Iterator[None]:
+    """Lhotse's recipes log what they leave out, and go on: it is named and counted like anything else that is."""
+    class Counting(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            skipped.add(who, " ".join(record.getMessage().split()))
+
+    handler = Counting(logging.WARNING)
+    logging.getLogger().addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(handler)
 
 
 def _flat(prepared: Any, path: str, skipped: Skipped) -> Iterator[Tuple[str, Part]]:
@@ -367,19 +401,51 @@ def read_corpus(form: str, source: str, skipped: Skipped, corpus_dir: Optional[P
     else:
         parts = {"kaldi": read_kaldi, "manifests": read_manifests, "csv": read_csv}[form](Path(source), skipped)
     names = named_apart(parts, source)
-    return {names[name]: _of_strings(part) for name, part in parts.items()}
+    return {names[name]: _sound(part, skipped) for name, part in parts.items()}
 
 
-def _of_strings(part: Part) -> Part:
-    """Ids, texts and speakers as strings: JSON has numbers too, and Lhotse keeps them."""
-    recordings, supervisions = part
-    return (RecordingSet.from_recordings(fastcopy(r, id=str(r.id)) for r in recordings), SupervisionSet.from_segments(
+def _sound(part: Part, skipped: Skipped) -> Part:
+    """Ids, texts and speakers as strings: JSON has numbers too, and Lhotse keeps them. What holds something else still is
+    left out and counted: Lhotse reads it, and would fail over it later."""
+    kept: Tuple[List, List] = ([], [])
+    for place, (manifest, problem) in enumerate(zip(part, (_recording_problem, _supervision_problem))):
+        for item in manifest:
+            reason = problem(item)
+            if reason is None:
+                kept[place].append(item)
+            else:
+                skipped.add(str(item.id), reason)
+    return (RecordingSet.from_recordings(fastcopy(r, id=str(r.id)) for r in kept[0]), SupervisionSet.from_segments(
         fastcopy(s, id=str(s.id), recording_id=str(s.recording_id), text=_string(s.text), speaker=_string(s.speaker))
-        for s in supervisions))
+        for s in kept[1]))
 
 
 def _string(value: Any) -> Optional[str]:
     return None if value is None else str(value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _recording_problem(recording: Recording) -> Optional[str]:
+    if not recording.sources or any(s.type == "file" and not isinstance(s.source, str) for s in recording.sources):
+        return "the recording names no audio"
+    for key in ("sampling_rate", "num_samples", "duration"):
+        if not _is_number(getattr(recording, key)) or not getattr(recording, key) > 0:
+            return f"the recording's {key} is {getattr(recording, key)!r}"
+    return None
+
+
+def _supervision_problem(segment: SupervisionSegment) -> Optional[str]:
+    if segment.id is None:
+        return f"an utterance of the recording {segment.recording_id} has no id"
+    for key in ("start", "duration"):
+        if not _is_number(getattr(segment, key)):
+            return f"its {key} is {getattr(segment, key)!r}"
+    if not isinstance(segment.text, (str, int, float, type(None))):
+        return f"its transcript is {segment.text!r}"
+    return None
 
 
 def write_parts(folder: PathLike, parts: Dict[str, Part]) -> None:

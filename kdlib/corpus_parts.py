@@ -27,13 +27,13 @@ def trainable(seconds: float) -> bool:
 
 
 def check_trainable(cuts: Iterable[Cut], source: str) -> None:
-    """See that training takes one of the cuts at least.
+    """See that training takes one of the cuts, where there are any, at least.
 
     Raises:
         RecipeError: it takes none; the message says how many are too short or too long, and the remedy.
     """
     seconds = [cut.duration for cut in cuts]
-    if not any(map(trainable, seconds)):
+    if seconds and not any(map(trainable, seconds)):
         raise RecipeError(f"{source} has no utterance that can be trained on: of {len(seconds)}, "
                           f"{sum(s < _LIMITS.min_seconds for s in seconds)} are shorter than {_LIMITS.min_seconds:g} s and "
                           f"{sum(s > _LIMITS.max_seconds for s in seconds)} longer than {_LIMITS.max_seconds:g} s; cut long "

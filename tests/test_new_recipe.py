@@ -4,6 +4,7 @@ import csv
 import gzip
 import importlib.util
 import json
+import logging
 import os
 import re
 import subprocess
@@ -16,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lhotse import CutSet, MonoCut, Recording, RecordingSet, SupervisionSegment, SupervisionSet
 from lhotse.audio import AudioSource
+from skipping import Reasons
 
 from kdlib.config import (DecodeConfig, FbankConfig, LangConfig, ProgressiveConfig, TrainConfig, load_config)
 from kdlib.corpus_forms import read_corpus, read_manifests, write_parts
@@ -643,6 +645,62 @@ class TestForms:
         recordings.to_file(path)
         found = read_manifests(folder, Skipped())["dev"][0]
         assert all(Path(r.sources[0].source).is_file() and Path(r.sources[0].source).is_absolute() for r in found)
+
+    def changed(self, folder: Path, kind: str, **values) -> Path:
+        """Manifests with other values in the first row of a file."""
+        path = manifests_corpus(folder) / f"{kind}_train.jsonl.gz"
+        rows = [json.loads(line) for line in gzip.open(path, "rt")]
+        rows[0].update(values)
+        with gzip.open(path, "wt") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+        return path.parent
+
+    @pytest.mark.parametrize("kind, values, said", [
+        ("supervisions", {"duration": "1 s"}, "its duration is '1 s'"), ("supervisions", {"start": None}, "start is None"),
+        ("supervisions", {"text": ["a", "b"]}, r"transcript is \['a', 'b'\]"), ("supervisions", {"id": None}, "has no id"),
+        ("supervisions", {"channel": []}, "names no channel"), ("recordings", {"sources": []}, "names no audio"),
+        ("recordings", {"sampling_rate": 0}, "sampling_rate is 0"), ("recordings", {"num_samples": "many"}, "is 'many'"),
+        ("recordings", {"sources": [{"type": "file", "channels": [0], "source": None}]}, "names no audio"),
+        ("recordings", {"sources": [{"type": "memory", "channels": [0], "source": "abc"}]}, "no file but of type 'memory'"),
+        ("recordings", {"sources": [{"type": "tape", "channels": [0], "source": "abc"}]}, "no file but of type 'tape'")])
+    def test_a_row_of_a_manifest_that_cannot_be(self, new_recipe, tmp_path, kind, values, said):
+        folder = self.changed(tmp_path / "corpus", kind, **values)
+        output = new_recipe("--manifests", folder)
+        assert re.search(f"skipped .*{said}", output) and "train: 78 utterances" in output
+
+    def test_manifests_of_something_else_are_one_error(self, tmp_path):
+        folder = manifests_corpus(tmp_path / "corpus")
+        recordings, supervisions = (folder / f"{kind}_dev.jsonl.gz" for kind in ("recordings", "supervisions"))
+        recordings.rename(folder / "third")
+        supervisions.rename(recordings)
+        (folder / "third").rename(supervisions)
+        with pytest.raises(RecipeError, match="recordings_dev.jsonl.gz holds a SupervisionSegment where its name says Rec"):
+            self.read("manifests", folder)
+
+    def test_manifests_with_other_endings(self, tmp_path):
+        folder = manifests_corpus(tmp_path / "corpus")
+        path = folder / "supervisions_dev.jsonl.gz"
+        (folder / "supervisions_dev.jsonl").write_bytes(gzip.decompress(path.read_bytes()))
+        path.unlink()
+        assert len(self.read("manifests", folder)[0]["dev"][1]) == 8
+        (tmp_path / "json").mkdir()
+        RecordingSet.from_file(folder / "recordings_dev.jsonl.gz").to_file(tmp_path / "json" / "recordings_dev.json")
+        with pytest.raises(RecipeError, match="lhotse copy recordings_dev.json recordings_dev.jsonl.gz"):
+            self.read("manifests", tmp_path / "json")
+
+    def test_what_a_recipe_of_lhotse_leaves_out_is_counted(self, tmp_path, monkeypatch):
+        import lhotse.recipes
+
+        whole = lhotse.recipes.prepare_yesno
+
+        def prepare_yesno(corpus_dir, output_dir=None):
+            logging.warning("No transcript of %s", "0_1.wav")
+            return whole(corpus_dir, output_dir)
+
+        monkeypatch.setattr(lhotse.recipes, "prepare_yesno", prepare_yesno)
+        skipped, handlers = Reasons(), list(logging.getLogger().handlers)
+        read_corpus("lhotse", "yesno", skipped, corpus_dir=yesno_corpus(tmp_path / "waves"))
+        assert skipped.of == {"prepare_yesno": "No transcript of 0_1.wav"} and logging.getLogger().handlers == handlers
 
     def test_lhotse_parts(self, tmp_path):
         parts, _ = self.read("lhotse", "yesno", corpus_dir=yesno_corpus(tmp_path / "waves"))

@@ -104,6 +104,7 @@ def main():
         raise RecipeError(f"{folder} exists and is not overwritten: choose another --name, or remove it")
     form = next(name for name in FORMS if getattr(args, name))
     source, skipped = getattr(args, form), Skipped()
+    where = f"{source} in {args.corpus_dir}" if form == "lhotse" else source
     parts = read_corpus(form, source, skipped, args.corpus_dir, args.jobs)
     roles = part_roles(parts)
     if "train" not in roles:
@@ -111,11 +112,11 @@ def main():
     check_ids(parts, roles)
     found = rates(recording for recordings, _ in parts.values() for recording in recordings)
     if not found:
-        skipped.report(source)
+        skipped.report(where)
         raise RecipeError(f"{source} has no recording that can be used")
     rate = propose_rate(found)
     cuts = {role: checked_role(parts, names, rate, skipped, jobs=args.jobs) for role, names in roles.items()}
-    skipped.report(source)
+    skipped.report(where)
     for role, names in roles.items():
         if not cuts[role]:
             raise RecipeError(f"{source} has no utterance that can be used in {', '.join(names)}, which makes {role}: mend "
@@ -133,11 +134,11 @@ def main():
     print(*describe_survey(parts.values(), cuts, limits.min_seconds, limits.max_seconds), "", sep="\n")
     proposal = propose(trainable_hours(cuts["train"]), [cut.supervisions[0].text for cut in cuts["train"]], found)
     print(*proposal.reasons, sep="\n")
+    corpus = args.corpus_dir if form == "lhotse" else Path(source)
     option = "csv" if form == "csv" else "corpus-dir"  # not the form's name: $manifests is recipe.sh's
-    where = args.corpus_dir if form == "lhotse" else source
     lines = write_recipe(folder, {
         **settings(proposal), "name": args.name, "test_sets": " ".join(tests or ["test"]), "option": option,
-        "variable": option.replace("-", "_"), "source": shlex.quote(str(Path(where).resolve())),
+        "variable": option.replace("-", "_"), "source": shlex.quote(str(corpus.resolve())),
         "arguments": f'--lhotse {source} --corpus-dir "$source"' if form == "lhotse" else f'--{form} "$source"',
         "import": _ONCE if form == "lhotse" else _EACH_TIME, "parts": roles, "held_out": shares})
     shown = os.path.relpath(folder)
