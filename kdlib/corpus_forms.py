@@ -5,6 +5,7 @@ Each reader returns the corpus by part (one part called ``all`` where there are 
 samples are not (:func:`kdlib.corpus.checked_cuts` decodes them). Nothing found in a corpus is ever run.
 """
 
+import codecs
 import csv
 import difflib
 import inspect
@@ -38,6 +39,9 @@ COLUMNS = {
               "wav", "wav_path"),
     "text": ("text", "transcript", "transcription", "sentence"),
     "speaker": ("speaker", "speaker_id", "spk", "client_id"),
+    "start": ("start", "start_time", "begin", "offset"),
+    "end": ("end", "end_time", "stop"),
+    "duration": ("duration",),
 }
 
 
@@ -46,10 +50,15 @@ _SEPARATORS = ("\t", "|", ";", ",")
 
 
 def _text(path: Path) -> str:
+    if path.is_dir():
+        raise RecipeError(f"{path} is a folder: give the file in it")
     if not path.is_file():
         raise RecipeError(f"{path} is missing: give another folder or file, or make it")
+    content = path.read_bytes()
+    if content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):  # as spreadsheets write "Unicode text"
+        return content.decode("utf-16", errors="replace")
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path} is not UTF-8 (byte {error.start}): convert it, for example with "
                           "iconv -f latin1 -t utf-8") from None
@@ -92,7 +101,8 @@ def _of_all_channels(recording: Recording) -> Any:
 def read_csv(path: Path, skipped: Skipped) -> Dict[str, Part]:
     """A table of audio path, text and (if there is one) speaker, separated by commas, semicolons, tabs or bars.
 
-    A first row that names the columns may order them otherwise and hold more. Relative paths start from the table. Between
+    A first row that names the columns may order them otherwise and hold more: with ``start`` and ``end`` or ``duration``, in
+    seconds, a row is of that much of its file. Relative paths start from the table. Between
     commas and semicolons a cell may be quoted, as spreadsheets write it, and then hold separators and line ends; between
     tabs and bars a quote is a character like others, but for the pair around a whole cell, inside which it is doubled.
 
@@ -100,19 +110,36 @@ def read_csv(path: Path, skipped: Skipped) -> Dict[str, Part]:
     left out and counted in ``skipped``.
     """
     lines = list(io.StringIO(_text(path), newline=""))
-    separator = max(_SEPARATORS, key=lambda some: _agreement(lines, some))
-    readable = [row for _, row in _rows(lines, separator) if not isinstance(row, str)]
+    named = re.fullmatch(r"sep=(.)\s*", lines[0], re.IGNORECASE) if lines else None  # for Excel
+    if named:
+        lines[0] = "\n"
+
+    def is_audio(cell: str) -> bool:
+        return bool(cell.strip()) and os.path.isfile(_located(cell.strip(), path.parent))
+
+    # Between separators that divide as many rows, audio decides.
+    separator = named[1] if named else max(_SEPARATORS, key=lambda some: _agreement(lines, some, is_audio))
+    readable = [row for _, row in _rows(lines, separator, is_audio) if not isinstance(row, str)]
     if not readable:
         raise RecipeError(f"{path} holds no rows: each is an audio path, its text and its speaker")
     header = readable[0]
     place = {name: _column(header, name) for name in COLUMNS}
     if place["audio"] is None or place["text"] is None:
-        place, header = {"audio": 0, "text": 1, "speaker": 2}, None
+        known = [title.strip() for title in header if title.strip().lower() in (*COLUMNS["audio"], *COLUMNS["text"])]
+        if known and not any(map(is_audio, header)):
+            lacks = "audio" if place["audio"] is None else "text"
+            raise RecipeError(f"{path}: the first row names a column {known[0]}, but none of the {lacks}: call that one "
+                              f"{lacks} (or {', '.join(COLUMNS[lacks][1:4])})")
+        place, header = {"audio": 0, "text": 1, "speaker": 2, "start": None, "end": None, "duration": None}, None
         columns, usual = Counter(map(len, readable)).most_common(1)[0][0], "most rows have"
     else:
         columns, usual = len(header), "the first row has"
+        if (place["start"] is None) != (place["end"] is None) and (place["start"] is None or place["duration"] is None):
+            raise RecipeError(f"{path}: the first row names where utterances "
+                              + ("end, but not where they start: add a column start" if place["start"] is None else
+                                 "start, but not where they end: add a column end or duration"))
     recordings, segments = {}, []
-    for number, row in tqdm(list(_rows(lines, separator, columns)), desc="headers", unit="file", mininterval=5):
+    for number, row in tqdm(list(_rows(lines, separator, is_audio, columns)), desc="headers", unit="file", mininterval=5):
         where = f"{path}, line {number}"
         if row == header:
             header = None
@@ -128,25 +155,40 @@ def read_csv(path: Path, skipped: Skipped) -> Dict[str, Part]:
             continue
         file = row[place["audio"]].strip()
         name = re.sub(r"[\s/\\]+", "-", os.path.splitext(Path(file))[0]).strip("-") or file
+        located = _located(file, path.parent)
+        if name in recordings and os.path.normpath(recordings[name].sources[0].source) != os.path.normpath(located):
+            skipped.add(where, f"{file} would have the id {name}, which is that of {recordings[name].sources[0].source}: "
+                               "rename one of the files")
+            continue
         if name not in recordings:
             try:
-                recordings[name] = _recording(name, _located(file, path.parent))
+                recordings[name] = _recording(name, located)
             except BadAudio as error:
                 skipped.add(name, str(error))
                 continue
         speaker = row[place["speaker"]].strip() if place["speaker"] is not None and columns > place["speaker"] else ""
-        audio = recordings[name]
-        segments.append(SupervisionSegment(id=name, recording_id=name, start=0.0, duration=audio.duration,
+        audio, id_, start, end = recordings[name], name, 0.0, recordings[name].duration
+        if place["start"] is not None:
+            try:
+                start = float(row[place["start"]])
+                end = float(row[place["end"]]) if place["end"] is not None else start + float(row[place["duration"]])
+                id_ = f"{name}-{round(1000 * start):07d}"
+            except (ValueError, OverflowError):
+                skipped.add(where, "its times are no numbers of seconds")
+                continue
+        segments.append(SupervisionSegment(id=id_, recording_id=name, start=start, duration=end - start,
                                            channel=_of_all_channels(audio), text=row[place["text"]],
                                            speaker=speaker or None))
     return {WHOLE: (RecordingSet.from_recordings(recordings.values()), SupervisionSet.from_segments(segments))}
 
 
-def _rows(lines: List[str], separator: str, columns: int = 0) -> Iterator[Tuple[int, Union[List[str], str]]]:
+def _rows(lines: List[str], separator: str, is_audio: Callable[[str], bool],
+          columns: int = 0) -> Iterator[Tuple[int, Union[List[str], str]]]:
     """Each row that is not blank, by the number of its first line; of one that cannot be read the reason in place of it.
 
     A quote that nothing closes runs on through the rows after it, until another does not fit, or until there are not
-    ``columns`` (if they are known). These rows are then read again, without the one of the quote.
+    ``columns`` (if they are known), or a row that it took in has a cell of its own that ``is_audio``. These rows are then
+    read again, without the one of the quote.
     """
     place = 0
 
@@ -168,6 +210,8 @@ def _rows(lines: List[str], separator: str, columns: int = 0) -> Iterator[Tuple[
                 row = next(csv.reader(rest(), delimiter=separator, strict=True))
                 if columns and len(row) != columns and place > first + 1:
                     raise csv.Error(f"the row goes on to line {place}, and has {len(row)} columns")
+                if any(is_audio(cell) for line in lines[first + 1:place] for cell in line.rstrip().split(separator)):
+                    raise csv.Error(f"the row goes on to line {place}, over rows with audio of their own")
                 yield first + 1, row
             except csv.Error as error:
                 place = first + 1
@@ -178,10 +222,10 @@ def _unquoted(cell: str) -> str:
     return cell[1:-1].replace('""', '"') if re.fullmatch('"(?:[^"]|"")*"', cell) else cell
 
 
-def _agreement(lines: List[str], separator: str) -> int:
-    """How many of the first rows have the same number of columns, if that is more than one."""
-    counts = Counter(len(row) for _, row in islice(_rows(lines, separator), 20) if len(row) > 1 and not isinstance(row, str))
-    return max(counts.values(), default=0)
+def _agreement(lines: List[str], separator: str, is_audio: Callable[[str], bool]) -> Tuple[int, int]:
+    """How many of the first rows have the same number of columns, if that is more than one; and a cell that ``is_audio``."""
+    rows = [row for _, row in islice(_rows(lines, separator, is_audio), 20) if len(row) > 1 and not isinstance(row, str)]
+    return max(Counter(map(len, rows)).values(), default=0), sum(any(map(is_audio, row)) for row in rows)
 
 
 def _column(header: List[str], name: str) -> Optional[int]:

@@ -589,6 +589,55 @@ class TestForms:
         two, more = (next(iter(self.read("csv", tmp_path / name)[0]["all"][1])) for name in ("two.csv", "more.csv"))
         assert (two.text, two.speaker) == ("one, two", None) and (more.text, more.speaker) == ("one", "anna")
 
+    def table(self, tmp_path, text, files=("a.wav", "b.wav", "c.wav")):
+        """What is read of a table, (id, text) each, and why the rest is not."""
+        for name in files:
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            soundfile.write(tmp_path / name, say(["ONE", "TWO"]), 16000)
+        (tmp_path / "t.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
+        skipped = Reasons()
+        supervisions = read_corpus("csv", str(tmp_path / "t.csv"), skipped)["all"][1]
+        return [(s.id, s.text) for s in supervisions], skipped.of
+
+    @pytest.mark.parametrize("header, end", [("audio,start,end,text", "0.3"), ("offset,duration,audio,text", "0.2")])
+    def test_rows_of_a_part_of_their_file(self, tmp_path, header, end):
+        rows = [("a.wav", "0.1", end, "one"), ("a.wav", "x", end, "two"), ("b.wav", "0.1", end, "three")]
+        if header.startswith("offset"):
+            rows = [(start, end, audio, text) for audio, start, end, text in rows]
+        found, left_out = self.table(tmp_path, "\n".join([header, *map(",".join, rows)]))
+        assert found == [("a-0000100", "one"), ("b-0000100", "three")]
+        assert list(left_out.values()) == ["its times are no numbers of seconds"]
+        first = next(iter(read_corpus("csv", str(tmp_path / "t.csv"), Skipped())["all"][1]))
+        assert (first.start, round(first.end, 6), first.recording_id) == (0.1, 0.3, "a")
+
+    @pytest.mark.parametrize("header, said", [
+        ("audio,start,text", "start, but not where they end"), ("audio,end,text", "end, but not where they start"),
+        ("transcript,sound,who", "names a column transcript, but none of the audio: call that one audio"),
+        ("audio,words,who", "names a column audio, but none of the text: call that one text")])
+    def test_a_header_that_lacks_a_name_is_one_error(self, tmp_path, header, said):
+        with pytest.raises(RecipeError, match=said):
+            self.table(tmp_path, f"{header}\na.wav,1,one\n")
+
+    def test_files_of_one_id_are_both_named(self, tmp_path):
+        found, left_out = self.table(tmp_path, "s1/1-0.wav,one\ns1-1/0.wav,two\n./s1/1-0.wav,three\n",
+                                     ("s1/1-0.wav", "s1-1/0.wav"))
+        assert found == [("s1-1-0", "one"), ("s1-1-0", "three")]  # the second of which is left out as such later
+        (reason,) = left_out.values()
+        assert "s1-1/0.wav would have the id s1-1-0, which is that of" in reason and "s1/1-0.wav: rename" in reason
+
+    @pytest.mark.parametrize("text", [
+        "sep=;\na.wav;one, two\nb.wav;one, three\n", 'a.wav,"one; two"\nb.wav,"one; three"\n'.replace("; ", ", "),
+        "a.wav,one; two\nb.wav,one; three\n", "a.wav\tone\nb.wav\ttwo\n".encode("utf-16")])
+    def test_the_separator_is_the_one_under_which_there_is_audio(self, tmp_path, text):
+        found, left_out = self.table(tmp_path, text)
+        assert [name for name, _ in found] == ["a", "b"] and left_out == {} and "one" in found[0][1]
+
+    def test_an_open_quote_takes_in_no_rows(self, tmp_path):
+        found, left_out = self.table(tmp_path, 'a.wav,"one,anna\nb.wav,two,anna\nc.wav,three",anna\na.wav,"x\ny",anna\n')
+        assert found == [("b", "two"), ("c", 'three"'), ("a", "x\ny")]
+        ((where, reason),) = left_out.items()
+        assert where.endswith("line 1") and "goes on to line 3, over rows with audio of their own" in reason
+
     def test_rows_without_audio_or_text_are_counted(self, tmp_path):
         soundfile.write(tmp_path / "a.wav", say(["ONE"]), 16000)
         (tmp_path / "bad.csv").write_text("a.wav,one,anna\nnone.wav,one,anna\nlonely\n,two,anna\n")
@@ -708,7 +757,8 @@ class TestForms:
 
     @pytest.mark.parametrize("form, source, options, said", [
         ("csv", "latin.csv", {}, "is not UTF-8"), ("csv", "none.csv", {}, "none.csv is missing"),
-        ("csv", "empty.csv", {}, "holds no rows"), ("kaldi", ".", {}, "holds no wav.scp"),
+        ("csv", "empty.csv", {}, "holds no rows"), ("csv", "damaged", {}, "is a folder: give the file"),
+        ("kaldi", ".", {}, "holds no wav.scp"),
         ("manifests", ".", {}, "holds no recordings_"), ("manifests", "none", {}, "is no folder"),
         ("manifests", "damaged", {}, "cannot be read as a Lhotse manifest"),
         ("lhotse", "yesno", {}, "as --corpus-dir"), ("lhotse", "yesno", {"corpus_dir": "none"}, "is no folder"),
