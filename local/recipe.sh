@@ -6,14 +6,15 @@
 #   test_sets="A B"                 names of the test cuts
 #   noise_cuts="noise"              name of the noise cuts, where the corpus has any
 #   unlabelled_cuts="A B"           names of cuts that a student hears its teacher's transcripts of, if there are any
+#   proposed_tokens=N               a vocab_size that was proposed for the whole corpus: of less text fewer tokens are made
 #   option NAME DEFAULT SMOKE TEXT  an option --NAME of its own, in the variable NAME ('-' becomes '_')
 #   path_option NAME TEXT           the same for a path, which may be relative to where the user stands
 #   flag NAME TEXT                  an option without a value: the variable is yes, or empty
 #   stage N FUNCTION TEXT           what stage N does; its function calls `step`
 #   extra_stage N FUNCTION TEXT     the same for a stage after the last, that runs when it is asked for by number
 #   settle                          a function that is called, where there is one, when the options are known: it may
-#                                   set test_sets, noise_cuts and settings by them, add to the key=value settings in
-#                                   words, and with subset=yes keep RESULTS.md, which is of the whole corpus, as it is
+#                                   set test_sets, noise_cuts and settings by them (given has those of the command
+#                                   line by name), add to the key=value settings in words, and with subset=yes keep RESULTS.md, which is of the whole corpus, as it is
 #
 # In the stages stand $data and $exp (folders), $manifests (the cuts that stage 1 makes), $jobs, $smoke and the recipe's
 # own options.
@@ -24,7 +25,7 @@ cd "$(dirname "${BASH_SOURCE[1]}")"
 scripts=../../local
 source ../../tools/activate.sh
 
-noise_cuts='' unlabelled_cuts=''
+noise_cuts='' unlabelled_cuts='' proposed_tokens=''
 stage_functions=() stage_texts=() last_stage=0
 option_names=() option_texts=() path_options=' ' flags=' '
 declare -A option_defaults option_smoke
@@ -272,7 +273,7 @@ prepare_tokens() {  # stage 3
   step lang --conf "$(conf lang.yaml)" --from 1 "$data/manifests/cuts_train.jsonl.gz" "${others[@]}" \
     --makes "$lang/tokens.txt" "$lang/bpe.model" -- \
     python "$scripts/prepare_lang.py" --cuts "$data/manifests/cuts_train.jsonl.gz" --config "$(conf lang.yaml)" \
-    --output "$lang" --count-unknown "${others[@]}" -- "${extra[@]}"
+    --output "$lang" ${proposed_tokens:+--proposed "$proposed_tokens"} --count-unknown "${others[@]}" -- "${extra[@]}"
 }
 
 # nbest CONFIG TEACHER MADE_IN: where the config or the corpus wants them, let exp/TEACHER, which stage MADE_IN trains, write

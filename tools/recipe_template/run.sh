@@ -2,7 +2,7 @@
 # @name@: from the corpus to a table of compressed recognisers. Written by tools/new_recipe.py. See --help.
 source "$(dirname "${BASH_SOURCE[0]}")/../../local/recipe.sh"
 
-recipe=@name@
+recipe=@name@ proposed_tokens=@vocab_size@
 test_sets="@test_sets@"
 path_option @option@ "the corpus, if it has moved since this recipe was written"
 option hours 0 0.1 "hours of training speech to use; 0 for all"
