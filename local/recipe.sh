@@ -13,8 +13,9 @@
 #   stage N FUNCTION TEXT           what stage N does; its function calls `step`
 #   extra_stage N FUNCTION TEXT     the same for a stage after the last, that runs when it is asked for by number
 #   settle                          a function that is called, where there is one, when the options are known: it may
-#                                   set test_sets, noise_cuts and settings by them (given has those of the command
-#                                   line by name), add to the key=value settings in words, and with subset=yes keep RESULTS.md, which is of the whole corpus, as it is
+#                                   set test_sets, noise_cuts and settings by them (given has those of the command line
+#                                   by name), add to the key=value settings in words, and with subset=yes keep
+#                                   RESULTS.md, which is of the whole corpus, as it is
 #
 # In the stages stand $data and $exp (folders), $manifests (the cuts that stage 1 makes), $jobs, $smoke and the recipe's
 # own options.
