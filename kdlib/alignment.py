@@ -28,8 +28,10 @@ def align_labels(model: Transducer, encoder_out: Tensor, lengths: Tensor, symbol
         rnnt_type: regular or modified, as the model was trained.
     Returns:
         The frames of each utterance's labels, rising (strictly, if modified); None where there is no path, as in an
-        utterance with more labels than frames.
+        utterance with more labels than frames, or without any frame.
     """
+    if not lengths.any():  # of such a batch there is no lattice
+        return [None if count else [] for count in symbol_lengths.tolist()]
     boundary = rnnt.boundary_of(symbol_lengths, lengths)
     ranges = rnnt.all_nodes(encoder_out, symbols)
     side = model.lattice_side(encoder_out, model.predictor.prefix(symbols))

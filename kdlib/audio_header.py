@@ -1,30 +1,96 @@
 """What a file of audio says of its own length, for files that were cut short: libsndfile reads those without a word."""
 
+import re
 import struct
 from pathlib import Path
-from typing import Optional
+from typing import BinaryIO, Optional, Tuple
 
 _OGG_PAGE = 65307  # the most bytes of one
+# Whoever streams into a pipe cannot know the size: all ones, or (sox) about 2 GiB stand for it, and 0 as well.
+_UNKNOWN = 0x7FFFF000
 
 
 def cut_short(path: Path) -> Optional[str]:
-    """What is there of a WAV, AIFF or Ogg file that lacks its end, such as ``800 of 32044 bytes``; None where nothing is
-    known to be missing."""
+    """What is there of a WAV, RF64, W64, AIFF, AU, VOC, NIST or Ogg file that lacks its end, such as ``800 of 32044
+    bytes``, to be read after "is cut short:"; None where nothing is known to be missing."""
     size = path.stat().st_size
     with open(path, "rb") as file:
-        head, promised, at_least = file.read(12), 0, ""
-        if head[:4] == b"RIFF" and head[8:] == b"WAVE":
-            promised = struct.unpack("<I", head[4:8])[0] + 8
-        elif head[:4] == b"FORM" and head[8:] in (b"AIFF", b"AIFC"):
-            promised = struct.unpack(">I", head[4:8])[0] + 8
+        head, promised, at_least = file.read(40), 0, ""
+        if head[:4] in (b"RIFF", b"RF64") and head[8:12] == b"WAVE":
+            place, count = _wav_data(file, size)
+            if count == 0 and struct.unpack("<I", head[4:8])[0] + 8 == place < size - 8:
+                return (f"its header tells of no sound, and {size - place} bytes follow: the recorder did not end in peace "
+                        "(sox --ignore-length reads it)")
+            promised = place + count if count < _UNKNOWN or head[:4] == b"RF64" else 0
+        elif head[:4] == b"riff" and head[24:28] == b"wave":  # W64
+            promised = struct.unpack("<Q", head[16:24])[0]
+        elif head[:4] == b"FORM" and head[8:12] in (b"AIFF", b"AIFC"):
+            promised = _known(struct.unpack(">I", head[4:8])[0]) + 8
+        elif head[:4] == b".snd" and len(head) >= 12:
+            start, count = struct.unpack(">II", head[4:12])
+            promised = start + _known(count)
+        elif head[:19] == b"Creative Voice File" and len(head) >= 22:
+            promised = _voc_end(file, struct.unpack("<H", head[20:22])[0], size)
+        elif head[:7] == b"NIST_1A":
+            promised = _nist_end(file)
         elif head[:4] == b"OggS":
             file.seek(max(0, size - _OGG_PAGE))
-            promised, at_least = file.tell() + _end_of_last_page(file.read()), "at least "
-    # Whoever streams into a pipe cannot know the size: 0, all ones, or (sox) about 2 GiB stand for it. Some programs leave
-    # out the byte that fills a last chunk of odd length.
-    if 8 < promised < 0x7FFFF008 and promised > size + 1:
+            start, data = file.tell(), file.read()
+            promised, at_least = start + _end_of_last_page(data), "at least "
+            if promised <= size and not data[data.rfind(b"OggS") + 5] & 4:
+                return f"{size} bytes, and the last page is not the end of the stream"
+    # Some programs leave out the byte that fills a last chunk of odd length.
+    if 8 < promised and promised > size + 1:
         return f"{size} of {at_least}{promised} bytes"
     return None
+
+
+def _known(count: int) -> int:
+    return count if count < _UNKNOWN else 0
+
+
+def _wav_data(file: BinaryIO, size: int) -> Tuple[int, int]:
+    """Where the sound of a WAV or RF64 file begins, and its bytes by the header of its chunk; what the whole file says of
+    itself, which programs get wrong, only where there is no such chunk."""
+    file.seek(4)
+    whole = struct.unpack("<I", file.read(4))[0]
+    long, place = 0, 12
+    while place + 8 <= size:
+        file.seek(place)
+        name, count = struct.unpack("<4sI", file.read(8))
+        if name == b"data":
+            return place + 8, long if count == 0xFFFFFFFF and long else count
+        if name == b"ds64" and place + 24 <= size:
+            _, long = struct.unpack("<QQ", file.read(16))
+        place += 8 + count + count % 2
+    return 8, whole
+
+
+def _voc_end(file: BinaryIO, place: int, size: int) -> int:
+    """Where the last block ends: a type, and three bytes that count what follows; type 0 ends the file."""
+    while place + 4 <= size:
+        file.seek(place)
+        kind, *count = file.read(4)
+        if kind == 0:
+            break
+        place += 4 + int.from_bytes(bytes(count), "little")
+    return place
+
+
+def _nist_end(file: BinaryIO) -> int:
+    """The bytes of header and samples by the header's own count; 0 where these are compressed."""
+    file.seek(0)
+    header = file.read(16)
+    length = int(header.split()[1]) if len(header.split()) > 1 and header.split()[1].isdigit() else 0
+    file.seek(0)
+    text = file.read(min(length, 1 << 16)).decode("latin-1")
+    found = {key: re.search(rf"^{key} -\w+ (\S+)", text, re.MULTILINE)
+             for key in ("sample_count", "channel_count", "sample_n_bytes", "sample_coding")}
+    if found["sample_coding"] and "," in found["sample_coding"][1]:  # pcm,embedded-shorten-v2.00
+        return 0
+    numbers = [int(found[key][1]) if found[key] and found[key][1].isdigit() else default
+               for key, default in (("sample_count", 0), ("channel_count", 1), ("sample_n_bytes", 0))]
+    return length + numbers[0] * numbers[1] * numbers[2]
 
 
 def _end_of_last_page(data: bytes) -> int:

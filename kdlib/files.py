@@ -69,5 +69,5 @@ def read_json(path: PathLike, remedy: str) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RecipeError(f"{path} is missing: {remedy}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:  # the last of brackets within brackets
         raise RecipeError(f"{path} is not valid JSON ({error}): {remedy}") from None

@@ -1,6 +1,7 @@
 """Exported models run by sherpa-onnx, the runtime that they are made for. Needs no torch."""
 
 import hashlib
+import importlib
 import json
 import os
 from pathlib import Path
@@ -95,6 +96,14 @@ def _fits(value: Any, kind: type, limits: Sequence[float]) -> bool:
     return not limits or limits[0] <= value <= limits[1]
 
 
+def needed(module: str, package: str) -> Any:
+    """A module that is needed here and that a device may lack; a :class:`RecipeError` says how to get it."""
+    try:
+        return importlib.import_module(module)
+    except (ImportError, OSError) as error:  # OSError: of a library that the package loads
+        raise RecipeError(f"the package {package} cannot be imported ({error}): pip install {package}") from None
+
+
 def make_recognizer(folder: PathLike, about: Dict[str, Any], int8: bool = False, method: str = METHODS[0],
                     beam: int = 4, num_threads: int = 1, endpoints: bool = False) -> Any:
     """sherpa-onnx's ``OnlineRecognizer`` of a folder that :func:`read_model` has looked at.
@@ -102,8 +111,7 @@ def make_recognizer(folder: PathLike, about: Dict[str, Any], int8: bool = False,
     ``endpoints``: let a second of silence after a word, twenty without any word, or five minutes end a segment, after
     which the caller goes on with a new stream; not for the counting of errors.
     """
-    import sherpa_onnx
-
+    sherpa_onnx = needed("sherpa_onnx", "sherpa-onnx")
     for name, value, most in (("beam", beam, MAX_BEAM), ("threads", num_threads, os.cpu_count() or 1)):
         if not 1 <= value <= most:
             raise RecipeError(f"{name} is {value}: it may be from 1 to {most}" + (" here" if name == "threads" else ""))

@@ -17,6 +17,7 @@ from lhotse.supervision import AlignmentItem
 from tqdm import tqdm
 
 from kdlib.alignment import FRAME_SECONDS, align_labels, word_frames
+from kdlib.commandline import named_test_sets
 from kdlib.config import DataConfig, TrainConfig, load_config
 from kdlib.data import LONGEST_SECONDS, checked, describe_skipped, eval_loader, load_cuts
 from kdlib.errors import run_main
@@ -52,14 +53,14 @@ def align(model, cuts, lang, rnnt_type, device, name):
 
 def main():
     args = get_args()
+    test_sets = named_test_sets(args.test_sets)
     lang = Lang(args.lang)
     rnnt_type = load_config(TrainConfig, args.exp / "config.yaml").loss.rnnt_type
     model, _, _ = load_averaged(args.exp, tokens=lang.tokens)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device)
     args.output.mkdir(parents=True, exist_ok=True)
-    for name in args.test_sets.split():
-        cuts = load_cuts(args.fbank / f"cuts_{name}.jsonl.gz")
+    for name, cuts in [(name, load_cuts(args.fbank / f"cuts_{name}.jsonl.gz")) for name in test_sets]:
         short = [cut for cut in cuts if cut.duration <= LONGEST_SECONDS]
         found = align(model, CutSet.from_cuts(short), lang, rnnt_type, device, name) if short else {}
         skipped = defaultdict(list)

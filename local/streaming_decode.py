@@ -1,7 +1,11 @@
 #!/usr/bin/env python3
-"""Decode test sets as they would arrive: chunk by chunk, many streams in one batch, each at its own place."""
+"""Decode test sets as they would arrive: chunk by chunk, many streams in one batch, each at its own place.
+
+With --tail sherpa-onnx the words are those of local/decode_sherpa.py; local/compare_recogs.py shows whether they are.
+"""
 
 import argparse
+import math
 import time
 from pathlib import Path
 
@@ -18,40 +22,63 @@ from kdlib.errors import RecipeError, run_main
 from kdlib.features import fbank_extractor
 from kdlib.files import write_json
 from kdlib.lang import Lang
+from kdlib.sherpa import tail
 from kdlib.streaming import StreamingRecogniser
 from kdlib.training.checkpoint import load_averaged
+
+RUNTIME = "sherpa-onnx"  # whose tail and chunks
+MOST_TAIL = 60  # seconds
+WINDOW_MS = 25  # of a feature frame: of less audio there is none
 
 
 def get_args():
     parser = argparse.ArgumentParser(description=__doc__)
     add_decoding_options(parser)
     parser.add_argument("--streams", type=int, default=32, help="streams at a time (32)")
-    parser.add_argument("--tail", type=float, metavar="SECONDS", help="compute the features from the audio, followed by "
-                        "so much silence, as a device does; without it those of stage 2 are read")
+    parser.add_argument("--tail", metavar="SECONDS", help="compute the features from the audio, followed by so much "
+                        f"silence, as a device does; '{RUNTIME}': by what local/decode_sherpa.py gives it, of which it runs "
+                        "whole chunks alone; without it the features of stage 2 are read")
     parser.add_argument("--fbank-config", type=Path, help="conf/fbank.yaml, for --tail")
     return parser.parse_args()
 
 
-def feature_reader(args):
+def seconds_of_tail(text: str) -> float:
+    """The seconds of silence that ``--tail`` gives."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds <= MOST_TAIL:
+        raise RecipeError(f"--tail {text}: give seconds of silence, from 0 to {MOST_TAIL}, or {RUNTIME}")
+    return seconds
+
+
+def feature_reader(args, chunk_size):
     """A function from a cut to its features (T0, F)."""
     if args.tail is None:
         return load_features
-    if args.tail < 0:
-        raise RecipeError(f"--tail {args.tail}: give seconds of silence, 0 or more")
+    seconds = 0.0 if args.tail == RUNTIME else seconds_of_tail(args.tail)
     if args.fbank_config is None:
         raise RecipeError("--tail computes features: give --fbank-config conf/fbank.yaml")
     config = load_config(FbankConfig, args.fbank_config)
-    extractor = fbank_extractor(config)
-    silence = np.zeros((1, int(args.tail * config.sampling_rate)), dtype=np.float32)
+    rate, extractor = config.sampling_rate, fbank_extractor(config)
+    silence = np.zeros(int(seconds * rate), dtype=np.float32)
+    if args.tail == RUNTIME:
+        silence = tail({"chunk_size": chunk_size}, rate)
 
     def read(cut):
-        samples = np.concatenate([load_samples(cut, config.sampling_rate), silence], axis=1)
-        return torch.from_numpy(np.asarray(extractor.extract(samples, config.sampling_rate)))
+        samples = np.concatenate([load_samples(cut, rate), silence[None]], axis=1)
+        samples = np.pad(samples, ((0, 0), (0, max(0, WINDOW_MS * rate // 1000 - samples.shape[1]))))
+        features = torch.from_numpy(np.asarray(extractor.extract(samples, rate)))
+        # sherpa-onnx runs a chunk when more than its frames are there, our streams when these are.
+        return features[:-1] if args.tail == RUNTIME else features
     return read
 
 
-def decode(recogniser, cuts, read, num_streams, name):
+def decode(recogniser, cuts, read, num_streams, name, whole_chunks=False):
     """(utterance id, transcript, best hypothesis) of every cut, and the seconds that the recogniser took.
+
+    ``whole_chunks``: what is left at the end of a stream and is no whole chunk is not run.
 
     Each stream is given a chunk's worth of features at a time; where one ends, the next begins in its place."""
     step, results, busy = SUBSAMPLING * recogniser.chunk_size, [], 0.0
@@ -67,16 +94,20 @@ def decode(recogniser, cuts, read, num_streams, name):
         for _, pieces, stream in active:
             if pieces:
                 stream.accept(pieces.pop(0))
-            elif not stream.ended:
+            elif not stream.ended and not whole_chunks:
                 stream.end()
         ready = [stream for _, _, stream in active if recogniser.ready(stream)]
         if ready:
             recogniser.decode(ready)
         busy += time.perf_counter() - begin
-        for cut, _, stream in [item for item in active if item[2].ended and not recogniser.ready(item[2])]:
-            results.append((cut.id, transcript(cut), stream.result))
-            bar.update()
-        active = [item for item in active if not item[2].ended or recogniser.ready(item[2])]
+        going = []
+        for cut, pieces, stream in active:
+            if pieces or recogniser.ready(stream) or not (stream.ended or whole_chunks):
+                going.append((cut, pieces, stream))
+            else:
+                results.append((cut.id, transcript(cut), stream.result))
+                bar.update()
+        active = going
 
 
 def main():
@@ -84,16 +115,17 @@ def main():
     if args.streams < 1:
         raise RecipeError(f"--streams {args.streams}: give at least 1")
     config = decoding_config(args)
-    lang, read = Lang(args.lang), feature_reader(args)
+    lang = Lang(args.lang)
     model, _, which = load_averaged(args.exp, config.epoch, config.avg, tokens=lang.tokens)
     model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     try:
         recogniser = StreamingRecogniser(model, args.chunk_size, args.left_context, config)
     except ValueError as error:
         raise RecipeError(f"{args.exp}: {error}; give --chunk-size and --left-context") from None
+    read = feature_reader(args, recogniser.chunk_size)
     test_sets = load_test_sets(args, lang, recogniser.chunk_size)
     setting = (f"streaming-chunk-{recogniser.chunk_size}-left-{recogniser.left_context}-{search_setting(config)}"
-               + ("" if args.tail is None else f"-tail-{args.tail:g}"))
+               + ("" if args.tail is None else f"-tail-{args.tail}"))
     suffix = f"epoch-{which['epoch']}-avg-{which['avg']}-{setting}"
     folder = args.exp / "streaming_decode"
     folder.mkdir(parents=True, exist_ok=True)
@@ -104,7 +136,7 @@ def main():
     summary = decoding_summary(about, config, recogniser.chunk_size, recogniser.left_context)
     busy = seconds = 0.0
     for test in test_sets:
-        results, took = decode(recogniser, test.cuts, read, args.streams, test.name)
+        results, took = decode(recogniser, test.cuts, read, args.streams, test.name, args.tail == RUNTIME)
         summary["test_sets"][test.name] = write_test_set(args.exp.name, folder, test, setting, suffix, lang, results)
         busy, seconds = busy + took, seconds + sum(cut.duration for cut in test.cuts)
     summary["real_time_factor"] = round(busy / seconds, 5)

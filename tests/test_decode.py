@@ -137,12 +137,28 @@ def test_a_long_utterance_is_not_aligned_and_stays(monkeypatch, options, corpus,
     assert f"{len(aligned) - len(long)} of {len(aligned)} utterances aligned" in printed
 
 
+def test_cuts_too_short_for_a_frame_are_not_aligned(options, corpus):
+    """In a batch of their own, which has no frame at all; and no name of a test set is no test set."""
+    cuts = [cut.truncate(duration=0.05, preserve_id=True) for cut in list(corpus[3])[:2]]
+    CutSet.from_cuts(cuts).to_file(options["--fbank"] / "cuts_dev.jsonl.gz")
+    words = {**{key: options[key] for key in ("--exp", "--fbank", "--lang", "--test-sets")},
+             "--output": options["--fbank"] / "align"}
+    done = run_script("align", words)
+    assert done.returncode == 0, done.stderr
+    assert "0 of 2 utterances aligned" in done.stdout
+    done = run_script("align", {**words, "--test-sets": " "})
+    assert done.returncode == 1 and "--test-sets names none" in done.stderr
+
+
 @pytest.mark.parametrize("name, more, said", [
     ("decode", ["--test-sets", " "], "--test-sets names none"),
     ("decode", ["--chunk-size", "-3"], "--chunk-size -3: give frames of 40 ms"),
     ("decode", ["--beam", "0"], "error: command line: decode.beam is 0; it must be above 0"),
     ("decode", ["--method", "greedy"], "error: command line: method is 'greedy'; it must be greedy_search"),
-    ("streaming_decode", ["--tail", "-1", "--fbank-config", "fbank.yaml"], "--tail -1.0: give seconds of silence"),
+    ("streaming_decode", ["--tail", "-1", "--fbank-config", "fbank.yaml"], "--tail -1: give seconds of silence, from 0 to"),
+    ("streaming_decode", ["--tail", "nan", "--fbank-config", "fbank.yaml"], "--tail nan: give seconds of silence"),
+    ("streaming_decode", ["--tail", "1e9", "--fbank-config", "fbank.yaml"], "--tail 1e9: give seconds of silence"),
+    ("streaming_decode", ["--tail", "long", "--fbank-config", "fbank.yaml"], "--tail long: give seconds of silence"),
 ])
 def test_options_that_mean_nothing_are_refused(options, name, more, said):
     done = run_script(name, options, *more)

@@ -28,7 +28,7 @@ from kdlib.export import ExportedEncoder, OnnxModel, check_exported, export_onnx
 from kdlib.features import fbank_extractor
 from kdlib.files import write_json
 from kdlib.lang import train_lang
-from kdlib.scoring import read_recogs
+from kdlib.scoring import read_recogs, write_recogs
 from kdlib.sherpa import PARTS, make_recognizer, read_model, seal
 from kdlib.streaming import StreamingRecogniser
 from kdlib.training.checkpoint import save_checkpoint
@@ -215,16 +215,38 @@ def test_int8_is_smaller_and_decodes(finished, exported):
     assert 1e-4 < (got - want).abs().mean() / want.abs().mean() < 0.05
 
 
-def test_streaming_decode_of_the_same_audio(finished):
+def test_streaming_decode_of_the_same_audio(finished, exported):
+    """By its own command the words of sherpa-onnx, and a command that says so."""
     folder = finished[0]
-    for words in (["--tail", "0.21", "--fbank-config", folder / "fbank.yaml", "--streams", "2"],
-                  ["--tail", "0.21", "--fbank-config", folder / "fbank.yaml", "--method", "modified_beam_search"]):
+
+    def decode(*words):
         done = script("streaming_decode.py", "--exp", folder / "exp" / "tiny", "--fbank", folder, "--lang",
-                      folder / "lang", "--config", folder / "decode.yaml", "--test-sets", "test", *words)
+                      folder / "lang", "--config", folder / "decode.yaml", "--test-sets", "test", "--fbank-config",
+                      folder / "fbank.yaml", *words)
         assert done.returncode == 0, done.stderr
         assert "real-time factor" in done.stdout
-    recogs = sorted((folder / "exp" / "tiny" / "streaming_decode").glob("recogs-test-*"))
-    assert len(recogs) == 2 and len(read_recogs(recogs[0])) == 6
+
+    for method in ("greedy_search", "modified_beam_search"):
+        decode("--tail", "sherpa-onnx", "--method", method, "--streams", "2")
+        ours, = (folder / "exp" / "tiny" / "streaming_decode").glob(f"recogs-test-*{method}*-tail-sherpa-onnx.txt")
+        own = {id_: words for id_, _, words in read_recogs(ours)}
+        assert own == own_words(finished, method) == sherpa_words(finished, exported, method)
+        theirs = exported / "decode" / f"recogs-test-sherpa-onnx-{method}{'-beam-4' * (method != 'greedy_search')}.txt"
+        assert script("compare_recogs.py", ours, theirs).stdout == "6 of 6 utterances are heard alike (100.00 %)\n"
+    decode("--tail", "0.21")
+    recogs, = (folder / "exp" / "tiny" / "streaming_decode").glob("recogs-test-*-tail-0.21.txt")
+    assert len(read_recogs(recogs)) == 6
+
+
+def test_what_two_decodings_hear_otherwise(tmp_path):
+    write_recogs(tmp_path / "a.txt", [("u1", ["UP"], ["UP"]), ("u2", ["DOWN"], ["DAWN", "X"]), ("u3", [], [])])
+    write_recogs(tmp_path / "b.txt", [("u1", ["UP"], ["UP"]), ("u2", ["DOWN"], ["DOWN"]), ("u3", [], [])])
+    write_recogs(tmp_path / "c.txt", [("u1", ["UP"], ["UP"])])
+    assert script("compare_recogs.py", tmp_path / "a.txt", tmp_path / "b.txt").stdout.splitlines() == [
+        "u2", "  reference: DOWN", "  DAWN X  <- a.txt", "  DOWN  <- b.txt",
+        "2 of 3 utterances are heard alike (66.67 %)"]
+    done = script("compare_recogs.py", tmp_path / "a.txt", tmp_path / "c.txt")
+    assert done.returncode == 1 and "are not of one test set (u2 is in one of them alone)" in done.stderr
 
 
 def test_what_cannot_be_exported(finished, exported, tmp_path):
@@ -478,6 +500,67 @@ def test_transcribe_says_what_a_file_lacks(finished, exported, tmp_path):
     assert "6 of 6 could not be transcribed in full" in errors
 
 
+def test_samples_of_another_scale(finished, exported, tmp_path):
+    """One sample beyond all bounds costs that sample, and integers in a file of floats are told."""
+    samples, rate = soundfile.read(str(finished[0] / "noise-3.wav"), dtype="float32")
+    huge, doubled, integers = samples.copy(), np.stack([samples, samples], 1), samples * 32768
+    huge[1000] = 1e30
+    doubled[1000] = np.inf, -np.inf
+    for name, audio in {"huge": huge, "doubled": doubled, "integers": integers}.items():
+        soundfile.write(str(tmp_path / f"{name}.wav"), audio, rate, subtype="FLOAT")
+    lines, errors = transcribe(exported, *(tmp_path / f"{name}.wav" for name in ("huge", "doubled", "integers")))
+    silenced = samples.copy()
+    silenced[1000] = 0.0
+    soundfile.write(str(tmp_path / "silenced.wav"), silenced, rate, subtype="FLOAT")
+    want = transcribe(exported, tmp_path / "silenced.wav")[0][0].split(":", 1)[1]
+    assert [line.split(":", 1)[1] for line in lines[:2]] == [want, want]
+    assert errors.splitlines() == [
+        *(f"warning: {tmp_path / name}.wav: 1 samples are not finite or beyond 65536, and were taken for silence"
+          for name in ("huge", "doubled")),
+        f"warning: {tmp_path / 'integers'}.wav: samples go up to {np.abs(integers).max():.0f} where 1 is full scale, as if "
+        "they were integers: divide them, by 32768 for 16 bit"]
+
+
+def test_what_standard_input_may_be(finished, exported):
+    file = finished[0] / "noise-3.wav"
+    raw = soundfile.read(str(file), dtype="int16")[0].tobytes()
+    line = transcribe(exported, file)[0][0].replace(str(file), "-")
+    lines, errors = transcribe(exported, "-", input=raw + b"x")
+    assert lines == [line] and errors == "warning: -: the last byte is half a sample, and was left out\n"
+    lines, errors = transcribe(exported, "-", input=b"")
+    assert len(lines) == 1 and errors == "warning: -: there was no sound in it\n"
+    errors = transcribe(exported, "-", code=1, input=file.read_bytes())[1]
+    assert "error: -: this is a file with a header (RIFF), and no raw PCM: give it by its name" in errors
+    errors = transcribe(exported, "-", code=1, start="import os; os.close(0); import sys; sys.stdin = None; " + START)[1]
+    assert "error: -: standard input is closed: pipe raw PCM into it" in errors
+    assert "warning: --rate is of raw PCM on '-'" in transcribe(exported, file, "--rate", "8000")[1]
+
+
+def test_names_of_all_kinds(finished, exported, tmp_path):
+    name = os.fsencode(tmp_path) + b"/\xff.wav"
+    shutil.copy(os.fsencode(finished[0] / "noise-1.wav"), name)
+    os.mkfifo(tmp_path / "fifo.wav")
+    done = subprocess.run([sys.executable, "-c", START, "transcribe.py", "--model", str(exported), name, str(tmp_path),
+                           str(tmp_path / "fifo.wav")], capture_output=True)
+    assert done.stdout.startswith(name + b": ") and b"Traceback" not in done.stderr
+    assert f"error: {tmp_path} is a folder: give the files in it".encode() in done.stderr
+    assert f"error: {tmp_path / 'fifo.wav'} is no regular file".encode() in done.stderr
+
+
+@pytest.mark.parametrize("module, package", [("sherpa_onnx", "sherpa-onnx"), ("soundfile", "soundfile"), ("soxr", "soxr")])
+def test_a_package_that_is_not_there(finished, exported, module, package):
+    start = f"import sys; sys.modules[{module!r}] = None; " + START
+    errors = transcribe(exported, finished[0] / "noise-1.wav", code=1, start=start)[1]
+    assert f"the package {package} cannot be imported" in errors and f"pip install {package}" in errors
+
+
+def test_whoever_reads_may_have_enough(finished, exported):
+    with subprocess.Popen([sys.executable, "-c", START, "transcribe.py", "--model", str(exported),
+                           str(finished[0] / "noise-1.wav"), "--live"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+        running.stdout.close()
+        assert running.wait(60) and running.stderr.read() == b""
+
+
 MICROPHONE = """
 import os, signal, time
 import soundfile
@@ -607,6 +690,15 @@ def test_a_new_segment_begins_where_the_last_one_ended(capsys):
     assert len(times) > 6
 
 
+def test_segments_at_a_rate_of_no_whole_frames(monkeypatch, capsys):
+    """At 22050 Hz the runtime's frames are 220 samples apart, not 220.5: what it has not seen goes to the next segment."""
+    monkeypatch.setitem(ABOUT, "sampling_rate", 22050)
+    recognizer = EveryThird(64 * 220)
+    audio = np.random.default_rng(0).standard_normal(200000).astype(np.float32)
+    hear(recognizer, 22050, iter([audio]))
+    np.testing.assert_array_equal(np.concatenate(recognizer.heard)[:len(audio)], audio)
+
+
 def given(path):
     """The samples that a file gives to the runtime, without the silence after them."""
     recognizer = EveryThird(10240)
@@ -697,7 +789,8 @@ def test_the_benchmark_measures_each_runtime(finished, exported, tmp_path):
     for source, place in (("exp/tiny", "exp/tiny"), ("onnx", "exp/export/tiny"), ("lang", "data/lang")):
         shutil.copytree(folder / source, tmp_path / place)
     (tmp_path / "data" / "fbank").mkdir()
-    shutil.copy(folder / "cuts_test.jsonl.gz", tmp_path / "data" / "fbank")
+    cuts = CutSet.from_cuts([finished[3][0].drop_supervisions(), *finished[3][1:]])  # of the first nobody knows the words
+    cuts.to_file(tmp_path / "data" / "fbank" / "cuts_test.jsonl.gz")
     bench = LOCAL.parent / "tools" / "bench_streaming.py"
     words = [sys.executable, str(bench), "--recipe", str(tmp_path), "--models", "tiny", "--test-set", "test", "--repeats",
              "1"]
@@ -706,6 +799,7 @@ def test_the_benchmark_measures_each_runtime(finished, exported, tmp_path):
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in (tmp_path / "table.md").read_text().splitlines()
             if line.startswith("| tiny")]
     assert [row[1] for row in rows] == ["sherpa-onnx float32", "sherpa-onnx int8", "torch float32"]
+    assert (tmp_path / "table.md").read_text().startswith("6 utterances of test, ")  # of the 100 that were asked for
     assert rows[0][3] == rows[0][6] == "1.00" and rows[0][7] == rows[2][7]
     assert 0 < float(rows[0][4]) < float(rows[2][4])  # a device needs no torch
     done = subprocess.run([*words[:-1], "0"], capture_output=True, text=True)
@@ -713,6 +807,15 @@ def test_the_benchmark_measures_each_runtime(finished, exported, tmp_path):
     assert "Traceback" not in done.stderr
     done = subprocess.run([*words[:3], str(tmp_path / "data")], capture_output=True, text=True)
     assert done.returncode == 1 and "run stage 9 of the recipe" in done.stderr
+    # Beside the rates, which may agree by chance: the words themselves.
+    np.savez(tmp_path / "audio.npz", *(cut.load_audio()[0] for cut in cuts))
+    heard = [subprocess.run([*words, "--measure", "tiny", runtime, str(tmp_path / "audio.npz")], capture_output=True, text=True)
+             for runtime in ("sherpa-onnx float32", "torch float32")]
+    own = own_words(finished, "greedy_search")
+    assert [json.loads(done.stdout)["heard"] for done in heard] == 2 * [[own[cut.id] for cut in cuts]]
+    CutSet.from_cuts([cut.resample(8000) for cut in cuts]).to_file(tmp_path / "data" / "fbank" / "cuts_test.jsonl.gz")
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 1 and "noise-0 has audio of 8000 Hz and the model hears 16000 Hz" in done.stderr
 
 
 def test_the_benchmark_takes_the_last_stage(tmp_path):

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from kdlib.errors import known_failure, run_main
-from kdlib.files import atomic_path, write_json, write_text
+from kdlib.errors import RecipeError, known_failure, run_main
+from kdlib.files import atomic_path, read_json, write_json, write_text
 from kdlib.training.checkpoint import load_checkpoint, save_checkpoint
 
 CHECKPOINT = {"model": {"w": torch.zeros(3)}, "config": "{}", "tokens": [], "average": {}, "updates": 1}
@@ -52,6 +52,12 @@ def test_a_full_disk(tmp_path, monkeypatch, capsys, method, write):
     assert capsys.readouterr().err == (f"error: no space left on the disk while writing {path}; free some space and run "
                                        "the same command again\n")
     assert load_checkpoint(path, "")["updates"] == 1 and os.listdir(tmp_path) == [path.name]
+
+
+def test_brackets_without_end_are_no_json(tmp_path):
+    (tmp_path / "a.json").write_text("[" * 200000)
+    with pytest.raises(RecipeError, match="a.json is not valid JSON .*: make it again"):
+        read_json(tmp_path / "a.json", "make it again")
 
 
 def test_an_unknown_failure_is_no_message():

@@ -65,6 +65,12 @@ def test_alignment_is_the_best_of_all_paths(seed, modified, sizes):
         assert found[row] == expected
 
 
+def test_a_batch_without_any_frame():
+    encoded, labels, counts = torch.zeros(2, 1, 8), torch.ones(2, 3, dtype=torch.int64), torch.tensor([3, 0])
+    for rnnt_type in ("regular", "modified"):
+        assert align_labels(model_of(0), encoded, torch.tensor([0, 0]), labels, counts, rnnt_type) == [None, []]
+
+
 def test_a_label_belongs_to_the_word_that_it_changes(corpus):
     _, lang, train, _ = corpus
     text = next(cut.supervisions[0].text for cut in train if len(cut.supervisions[0].text.split()) == 2)

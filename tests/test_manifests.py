@@ -1,9 +1,12 @@
 """Files of audio that cannot be used: named where audio is checked, before anything is made of it."""
 
+import struct
+
 import numpy as np
 import pytest
 import soundfile
 
+from kdlib.audio_header import cut_short
 from kdlib.manifests import BadAudio, check_audio, read_audio, read_header
 
 RATE = 16000
@@ -43,3 +46,55 @@ def test_sphere_is_refused_where_lhotse_would_call_a_shell(tmp_path, name):
             check(tmp_path / name)
     (tmp_path / name).rename(tmp_path / "a.wav")  # under this name Lhotse reads it as libsndfile does
     assert check_audio(tmp_path / "a.wav").samples == 5 * RATE
+
+
+FORMATS = [("wav", "PCM_16"), ("wav", "IMA_ADPCM"), ("wavex", "PCM_24"), ("rf64", "PCM_16"), ("w64", "PCM_16"), ("aiff", "PCM_16"),
+           ("au", "PCM_16"), ("voc", "PCM_16"), ("nist", "PCM_16"), ("ogg", "VORBIS"), ("ogg", "OPUS")]
+
+
+@pytest.mark.parametrize("kind, subtype", FORMATS)
+def test_what_is_cut_short_and_what_is_whole(tmp_path, kind, subtype):
+    path = tmp_path / "a"
+    samples = np.random.default_rng(0).uniform(-0.5, 0.5, (48000, 2))
+    soundfile.write(path, samples, 16000, format=kind, subtype=subtype)
+    assert cut_short(path) is None
+    content = path.read_bytes()
+    for share in (0.3, 0.5, 0.9):
+        path.write_bytes(content[:int(len(content) * share)])
+        assert f"{path.stat().st_size} " in cut_short(path)
+        with pytest.raises(BadAudio, match="is cut short: "):
+            check_audio(path)
+    for length in (*range(5, 80), 100, 500):  # in the middle of a header
+        path.write_bytes(content[:length])
+        cut_short(path)
+
+
+def test_an_ogg_file_that_ends_with_a_page_but_not_the_last(tmp_path):
+    path = tmp_path / "a.ogg"
+    soundfile.write(path, np.random.default_rng(0).uniform(-0.5, 0.5, 96000), 16000)
+    content = path.read_bytes()
+    path.write_bytes(content[:content.rfind(b"OggS")])
+    assert cut_short(path) == f"{path.stat().st_size} bytes, and the last page is not the end of the stream"
+
+
+def wav(riff, data, sound, more=b""):
+    """A WAV file of one channel whose header says these sizes."""
+    return (struct.pack("<4sI4s4sIHHIIHH", b"RIFF", riff, b"WAVE", b"fmt ", 16, 1, 1, 16000, 32000, 2, 16)
+            + struct.pack("<4sI", b"data", data) + sound + more)
+
+
+@pytest.mark.parametrize("content, said", [
+    (wav(1036, 1000, bytes(1000)), None),
+    (wav(1044, 1000, bytes(1000)), None),  # the size of the file, not of what follows
+    (wav(1036, 999, bytes(999)), None),  # without the byte that fills up
+    (wav(1036, 2000, bytes(1000)), "1044 of 2044 bytes"),
+    (wav(36, 0, b""), None),
+    (wav(46, 0, b"", b"LIST" + struct.pack("<I", 2) + b"ab"), None),
+    (wav(36, 0, bytes(1000)), "its header tells of no sound, and 1000 bytes follow: the recorder did not end in peace"),
+    (wav(0xFFFFFFFF, 0xFFFFFFFF, bytes(1000)), None),  # streamed
+    (wav(0x7FFFF024, 0x7FFFF000, bytes(1000)), None),  # by sox
+])
+def test_what_a_wav_file_says_of_itself(tmp_path, content, said):
+    (tmp_path / "a.wav").write_bytes(content)
+    found = cut_short(tmp_path / "a.wav")
+    assert found is None if said is None else found.startswith(said)

@@ -76,6 +76,7 @@ def sherpa_stream(folder, about, int8):
             while decode_ready(recognizer, stream):
                 pass
         stream.accept_waveform(rate, tail(about, rate))
+        stream.input_finished()  # else the last frames of features are held back, and with them the last chunk
         while decode_ready(recognizer, stream):
             pass
         return recognizer.get_result(stream).split()
@@ -108,11 +109,14 @@ def torch_stream(exp, lang_folder, about):
 
 def write_audio(args, path):
     """The utterances as one file of arrays; returns (id, words) of each."""
-    from kdlib.data import load_cuts
+    from kdlib.data import load_cuts, load_samples, transcript
 
+    rates = {model: read_model(args.exp / "export" / model)["sampling_rate"] for model in args.models}
+    if len(set(rates.values())) > 1:
+        raise RecipeError(f"the models hear audio of different rates ({rates}): give those of one rate with --models")
     cuts = list(load_cuts(args.data / "fbank" / f"cuts_{args.test_set}.jsonl.gz"))[:args.utterances]
-    np.savez(path, *(cut.load_audio()[0].astype(np.float32) for cut in cuts))
-    return [(cut.id, cut.supervisions[0].text.split()) for cut in cuts]
+    np.savez(path, *(load_samples(cut, rates[args.models[0]])[0] for cut in cuts))
+    return [(cut.id, transcript(cut).split()) for cut in cuts]
 
 
 def measure(args, model, runtime, audio_path):
@@ -191,7 +195,7 @@ def table(args, rows, texts, found):
     header = ["Model", "Runtime", "Real-time factor", "times faster", "MiB", "Bytes", "times smaller",
               "CER" if by_characters(results) else "WER"]
     machine = describe_machine()
-    return (f"{args.utterances} utterances of {args.test_set}, one stream, one thread; {machine['processor']}, "
+    return (f"{len(texts)} utterances of {args.test_set}, one stream, one thread; {machine['processor']}, "
             f"{machine['cores']} cores. Medians of {args.repeats}; faster and smaller than {args.models[0]} in "
             f"{RUNTIMES[0]}. MiB: the most that the process held, runtime included.\n\n"
             + markdown_table(header, cells))

@@ -15,6 +15,7 @@ import environment  # noqa: F401  first, since the rest needs what it finds
 
 import argparse
 import itertools
+import os
 import signal
 import sys
 from pathlib import Path
@@ -24,10 +25,12 @@ import numpy as np
 from kdlib.audio_header import cut_short
 from kdlib.errors import RecipeError, known_failure, run_main
 from kdlib.scoring import split_characters
-from kdlib.sherpa import METHODS, RATES, SUBSAMPLING, decode_ready, make_recognizer, read_model, tail
+from kdlib.sherpa import METHODS, RATES, SUBSAMPLING, decode_ready, make_recognizer, needed, read_model, tail
 
 BLOCK_SECONDS = 0.1
 GUESS_SECONDS = 0.2  # an MP3 may not say its length: the decoder's guess is off by a frame or two
+MOST, LOUD = 65536, 16  # beyond the first no value is a sample, beyond the second it is none of full scale 1
+HEADS = (b"RIFF", b"fLaC", b"OggS", b"FORM", b"RF64", b"caff")  # with which files of audio begin
 READ_SECONDS = 1  # of a file at a time: an hour takes no more memory than a minute, and damage costs no more than this
 
 
@@ -48,12 +51,15 @@ def get_args():
 def file_blocks(path):
     """(rate, blocks of samples (n,) float32 in [-1, 1]) of an audio file; an error after the last block says what the file
     lacks."""
-    import soundfile
-
-    if not Path(path).is_file():
+    soundfile = needed("soundfile", "soundfile")
+    if Path(path).is_dir():
+        raise RecipeError(f"{path} is a folder: give the files in it")
+    if not Path(path).exists():
         raise RecipeError(f"{path}: there is no such file")
+    if not Path(path).is_file():
+        raise RecipeError(f"{path} is no regular file, which can be read from any place: pipe raw PCM into '-'")
     try:
-        source = soundfile.SoundFile(path)
+        source = soundfile.SoundFile(os.fsencode(path))  # whatever bytes the name is made of
     except Exception as error:
         raise RecipeError(f"{path} cannot be read as audio ({' '.join(str(error).split())})") from None
     check_rate(source.samplerate, path)
@@ -71,7 +77,9 @@ def file_blocks(path):
                 if len(block) == 0:
                     break
                 count += len(block)
-                yield block.mean(1)
+                with np.errstate(all="ignore"):  # what is no number then is counted by whom it is given to
+                    block = block.mean(1)
+                yield block
         found = cut_short(Path(path))
         if not found and count < source.frames - GUESS_SECONDS * source.samplerate:
             found = f"{count} of {source.frames} samples"
@@ -115,16 +123,25 @@ def until_interrupted(blocks):
 
 def standard_input(rate):
     """Raw PCM as it comes."""
+    if sys.stdin is None:
+        raise RecipeError("-: standard input is closed: pipe raw PCM into it")
     size = 2 * max(1, int(BLOCK_SECONDS * rate))
-    rest = b""
+    rest, begun = b"", False
     while True:
         data = sys.stdin.buffer.read1(size)
+        rest += data
+        if data and not begun and len(rest) < 4:
+            continue
+        if not begun and rest[:4] in HEADS:
+            raise RecipeError(f"-: this is a file with a header ({rest[:4].decode()}), and no raw PCM: give it by its name")
+        begun = True
+        whole = len(rest) // 2 * 2
+        block, rest = rest[:whole], rest[whole:]
+        yield np.frombuffer(block, dtype="<i2").astype(np.float32) / 32768
         if not data:
+            if rest:
+                print("warning: -: the last byte is half a sample, and was left out", file=sys.stderr)
             return
-        data = rest + data
-        whole = len(data) // 2 * 2
-        rest = data[whole:]
-        yield np.frombuffer(data[:whole], dtype="<i2").astype(np.float32) / 32768
 
 
 def microphone(rate):
@@ -202,16 +219,39 @@ class Printer:
         print("" if self.live else f"{self.name}:{self.text}", flush=True)
 
 
-def resampled(blocks, rate, model_rate):
-    """The blocks at the model's rate, each as it comes; samples that are no numbers are silence, and are counted."""
-    import soxr
+class Heard:
+    """What was remarkable about the samples of an input."""
 
-    resampler, nonfinite = soxr.ResampleStream(rate, model_rate, 1, dtype="float32"), 0
+    def __init__(self):
+        self.samples = self.strange = 0
+        self.loudest = 0.0
+
+    def usable(self, block):
+        """The block (n,) float32; what is no sample in it is silence."""
+        good = np.abs(block) <= MOST  # false of nan as well
+        block = np.where(good, block, 0.0).astype(np.float32)
+        self.samples += len(block)
+        self.strange += int((~good).sum())
+        self.loudest = max(self.loudest, float(np.abs(block).max(initial=0.0)))
+        return block
+
+    def warn(self, name):
+        if self.strange:
+            print(f"warning: {name}: {self.strange} samples are not finite or beyond {MOST}, and were taken for silence",
+                  file=sys.stderr)
+        if self.loudest > LOUD:
+            print(f"warning: {name}: samples go up to {self.loudest:.0f} where 1 is full scale, as if they were integers: "
+                  "divide them, by 32768 for 16 bit", file=sys.stderr)
+        if name == "-" and not self.samples:
+            print("warning: -: there was no sound in it", file=sys.stderr)
+
+
+def resampled(blocks, rate, model_rate, heard):
+    """The blocks at the model's rate, each as it comes."""
+    resampler = needed("soxr", "soxr").ResampleStream(rate, model_rate, 1, dtype="float32")
     for block in blocks:
-        good = np.isfinite(block)
-        nonfinite += int((~good).sum())
-        yield resampler.resample_chunk(np.where(good, block, 0.0).astype(np.float32)), nonfinite
-    yield resampler.resample_chunk(np.zeros(0, dtype=np.float32), last=True), nonfinite
+        yield resampler.resample_chunk(heard.usable(block))
+    yield resampler.resample_chunk(np.zeros(0, dtype=np.float32), last=True)
 
 
 def transcribe(recognizer, about, name, rate, blocks, args):
@@ -228,11 +268,12 @@ def transcribe(recognizer, about, name, rate, blocks, args):
 
     stream = recognizer.create_stream()
     printer = Printer(name, args.live, args.timestamps, revises=args.method != METHODS[0])
-    rate, samples = about["sampling_rate"], resampled(until_error(), rate, about["sampling_rate"])
-    step, chunk = int(BLOCK_SECONDS * rate), SUBSAMPLING * about["chunk_size"] * rate // 100
+    heard = Heard()
+    rate, samples = about["sampling_rate"], resampled(until_error(), rate, about["sampling_rate"], heard)
+    # The runtime's frames begin so many samples apart, also where that is not quite 10 ms.
+    step, chunk = int(BLOCK_SECONDS * rate), SUBSAMPLING * about["chunk_size"] * (rate // 100)
     given, begin, taken = np.zeros(0, dtype=np.float32), 0.0, 0  # samples that the stream has not taken, and has taken
-    nonfinite = 0
-    for block, nonfinite in samples:
+    for block in samples:
         for first in range(0, len(block), step):
             stream.accept_waveform(rate, block[first:first + step])
             given = np.concatenate([given, block[first:first + step]])
@@ -252,16 +293,20 @@ def transcribe(recognizer, about, name, rate, blocks, args):
         pass
     printer.show(words_of(recognizer, stream, begin), ended=True)
     printer.end()
-    if nonfinite:
-        print(f"warning: {name}: {nonfinite} samples are not finite and were taken for silence", file=sys.stderr)
+    heard.warn(name)
     if problem:
         raise problem
 
 
 def main():
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # whoever reads may have enough, as head does: that is no error
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        stream.reconfigure(errors="surrogateescape")  # a file's name may be any bytes
     args = get_args()
     if args.rate is not None:
         check_rate(args.rate, "--rate")
+        if "-" not in args.audio:
+            print("warning: --rate is of raw PCM on '-', which is not asked for: files say their own", file=sys.stderr)
     about = read_model(args.model, args.int8)
     recognizer = make_recognizer(args.model, about, args.int8, args.method, args.beam, args.threads, endpoints=True)
     failed = 0
