@@ -32,7 +32,7 @@ EXTRAS = {
     # why), so use tools/install.sh --k2, or the wheel that the k2 authors publish for your torch.
     "k2": ["k2>=1.23.4"],
     "cluster": ["distributed", "smart_open"],  # Dask, and object stores of Shar
-    "dev": ["pytest>=9", "hypothesis>=6.168", "jiwer>=4", "torchaudio"],
+    "dev": ["pytest>=9", "pytest-xdist>=3.8", "hypothesis>=6.168", "jiwer>=4", "torchaudio"],
 }
 
 setup(

@@ -3,6 +3,7 @@
 An unknown key, a value of the wrong type or a missing file is a :class:`RecipeError` that names it.
 """
 
+import math
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Type, TypeVar
@@ -12,7 +13,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from kdlib.errors import RecipeError
 from kdlib.files import PathLike, write_text
+from kdlib.losses import find_loss
 
+MAX_TEMPERATURE = 20.0
 T = TypeVar("T")
 
 
@@ -57,13 +60,13 @@ class ModelConfig:
 
 @dataclass
 class DistillTerm:
-    """One distillation loss by its registered name (see :mod:`kdlib.losses`)."""
+    """One distillation loss by its registered name (see :mod:`kdlib.losses`); settings of no use to it are errors."""
 
     name: str = ""
     weight: float = 1.0
     schedule: str = "constant"  # of the weight: constant, warmup (from 0) or decay (to 0), over schedule_updates
     schedule_updates: int = 0
-    temperature: float = 1.0
+    temperature: float = 1.0  # of losses between distributions
     # Of losses between encoders: teacher frame t - shift against student frame t, in frames after subsampling; below 0 the
     # student is to be earlier than its teacher.
     shift: int = 0
@@ -72,13 +75,19 @@ class DistillTerm:
     layers: Any = "last"
 
     def __post_init__(self) -> None:
+        loss = find_loss(self.name)
         where = f"loss.distill, {self.name}"
-        _require(self.weight >= 0, f"{where}, weight", self.weight, "0 or more")
+        _require(0 <= self.weight < math.inf, f"{where}, weight", self.weight, "0 or more, and finite")
         _require(self.schedule in ("constant", "warmup", "decay"), f"{where}, schedule", self.schedule,
                  "constant, warmup or decay")
         _require(self.schedule == "constant" or self.schedule_updates > 0, f"{where}, schedule_updates",
                  self.schedule_updates, f"at least 1 for schedule {self.schedule}")
-        _require(self.temperature > 0, f"{where}, temperature", self.temperature, "above 0")
+        for name, value in (("temperature", 1.0), ("shift", 0), ("layers", "last")):
+            _require(name in loss.settings or getattr(self, name) == value, f"{where}, {name}", getattr(self, name),
+                     f"left out: this loss has only {' and '.join(('weight', 'schedule', *loss.settings))}")
+        # Hotter distributions differ by less than float32 can say, and their loss is that difference times the square.
+        _require(0 < self.temperature <= MAX_TEMPERATURE, f"{where}, temperature", self.temperature,
+                 f"above 0 and at most {MAX_TEMPERATURE:g}")
         pairs = self.layers if isinstance(self.layers, list) else []
         good = self.layers in ("last", "matched") or (pairs and all(
             isinstance(p, list) and len(p) == 2 and all(isinstance(n, int) and n >= 1 for n in p) for p in pairs))
@@ -98,7 +107,9 @@ class LossConfig:
 
     rnnt_type: str = "modified"
     rnnt_backend: str = "auto"
-    fused: str = "auto"  # always: never all logits of the lattice at once; never; auto: where it is not slower
+    # always: never all logits of the lattice's kept nodes at once; never: all of them; auto: a few where it is not slower.
+    # Losses over all nodes of the lattice are computed a few at a time in any case.
+    fused: str = "auto"
     prune_range: int = 5
     lm_scale: float = 0.25
     am_scale: float = 0.0
@@ -120,8 +131,15 @@ class LossConfig:
         _require(self.fused != "always" or self.rnnt_backend != "k2", "loss.fused", self.fused,
                  "auto or never where loss.rnnt_backend is k2, which has no fused loss")
         _require(self.prune_range >= 2, "loss.prune_range", self.prune_range, "at least 2")
-        names = [term.name for term in self.distill]
-        _require(len(set(names)) == len(names), "loss.distill", names, "a list that names each loss once")
+        for number, term in enumerate(self.distill):
+            _require(term not in self.distill[:number], "loss.distill", term.name,
+                     "named once, or each time with other settings")
+
+    def distill_names(self) -> List[str]:
+        """What each term of ``distill`` is called in logs: its loss; the second of one loss is encoder_mse_2, and so on."""
+        losses = [term.name for term in self.distill]
+        counts = [losses[:number].count(name) + 1 for number, name in enumerate(losses)]
+        return [name if count == 1 else f"{name}_{count}" for name, count in zip(losses, counts)]
 
 
 @dataclass
@@ -309,11 +327,16 @@ class ProgressiveConfig:
     plan: Optional[PlanConfig] = None  # the stages' sizes, unless each stage gives its own
     stages: List[StageConfig] = field(default_factory=list)
     student: Dict[str, Any] = field(default_factory=dict)  # settings of every student's training
+    # Settings of the baselines in one step, single and single-matched, which are otherwise those of the last stage.
+    single: Dict[str, Any] = field(default_factory=dict)
     scratch: Dict[str, Any] = field(default_factory=dict)  # settings of the baseline without a teacher
 
     def __post_init__(self) -> None:
         _require(0 < self.target_compression < 100, "target_compression", self.target_compression,
                  "between 0 and 100 per cent")
+        for name in ("single", "scratch"):
+            _require("model" not in getattr(self, name), f"{name}.model", getattr(self, name).get("model"),
+                     "left out: a baseline has the last stage's model")
 
 
 def load_config(schema: Type[T], path: PathLike, overrides: Sequence[str] = ()) -> T:
@@ -337,7 +360,13 @@ def load_config(schema: Type[T], path: PathLike, overrides: Sequence[str] = ()) 
 
 
 def merge_config(schema: Type[T], content: Any, overrides: Sequence[str] = (), source: str = "config") -> T:
-    """Fill ``schema`` from a mapping and ``key=value`` words; ``source`` names the mapping in errors."""
+    """Fill ``schema`` from a mapping, or from several in a list, the later ones over the earlier, and ``key=value`` words.
+
+    ``source`` names the mappings in errors.
+
+    Raises:
+        RecipeError: a key is unknown, a value has the wrong type, a word is no ``key=value``.
+    """
     for word in overrides:
         if "=" not in word or word.startswith(("=", "-")):
             raise RecipeError(f"unknown option '{word}': settings are given as key=value, for example training.seed=7")
@@ -346,12 +375,15 @@ def merge_config(schema: Type[T], content: Any, overrides: Sequence[str] = (), s
     except Exception as error:  # PyYAML's errors, of a value such as [1
         raise RecipeError(f"command line: {' '.join(overrides)}: {' '.join(str(error).split())}") from None
     merged = OmegaConf.structured(schema)
-    for origin, layer in ((source, content), ("command line", words)):
+    contents = content if isinstance(content, (list, tuple)) else [content]
+    for origin, layer in (*((source, layer) for layer in contents), ("command line", words)):
         try:
             merged = OmegaConf.merge(merged, layer)
             OmegaConf.to_container(merged, resolve=True)  # what refers to nothing
-        except OmegaConfBaseException as error:
+        except (OmegaConfBaseException, TypeError, ValueError) as error:
             key = getattr(error, "full_key", None) or getattr(error, "key", None)
+            if key is None:  # a list, a mapping or a value in the place of another of these
+                raise RecipeError(f"{origin}: {_misplaced(merged, layer)}") from None
             reason = str(error).splitlines()[0]
             known = _keys_near(schema, str(key))
             raise RecipeError(f"{origin}: key '{key}': {reason}{known}") from None
@@ -359,6 +391,30 @@ def merge_config(schema: Type[T], content: Any, overrides: Sequence[str] = (), s
         return OmegaConf.to_object(merged)
     except RecipeError as error:
         raise RecipeError(f"{source}: {error}") from None
+
+
+def _misplaced(known: Any, layer: Any) -> str:
+    """Which key of ``layer`` it is that ``known`` cannot be merged with, and what is wrong with it."""
+    layer = OmegaConf.to_container(layer) if OmegaConf.is_config(layer) else layer
+    path: List[str] = []
+    while isinstance(layer, dict):
+        for key, value in layer.items():
+            try:
+                OmegaConf.merge(known, {key: value})
+            except (OmegaConfBaseException, TypeError, ValueError):
+                break
+        else:
+            break
+        path, layer = [*path, str(key)], value
+        known = OmegaConf.create({}) if OmegaConf.is_missing(known, key) else known[key]
+        if not OmegaConf.is_dict(known):
+            break
+    found, wanted = ("a mapping" if isinstance(x, dict) or OmegaConf.is_dict(x) else
+                     "a list" if isinstance(x, list) or OmegaConf.is_list(x) else "a value" for x in (layer, known))
+    where = f"key '{'.'.join(path)}'" if path else "all of it"
+    if found == wanted or wanted == "a value":  # below a list, or in a section that may be left out
+        return f"{where}, {str(layer)[:80]}, has a list, a mapping or a value in the place of another of these"
+    return f"{where} is {found}, {str(layer)[:80]}; it must be {wanted}, given whole"
 
 
 def save_config(config: Any, path: PathLike) -> None:

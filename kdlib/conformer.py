@@ -67,9 +67,11 @@ class Rotary(NamedTuple):
 
 def rotary_tables(num_keys: int, num_queries: int, head_dim: int, like: Tensor) -> Rotary:
     """The rotary angles of ``num_keys`` positions, the queries at the last of them; of ``like``'s device and dtype."""
-    frequency = torch.exp(torch.arange(0, head_dim, 2, device=like.device, dtype=torch.float32)
+    # In float64: rounded to float32, the angles of a long utterance's last frames would differ from those of a chunk, which
+    # is always at the beginning.
+    frequency = torch.exp(torch.arange(0, head_dim, 2, device=like.device, dtype=torch.float64)
                           * (-math.log(10000.0) / head_dim))
-    angle = torch.arange(num_keys, device=like.device, dtype=torch.float32).unsqueeze(1) * frequency
+    angle = torch.arange(num_keys, device=like.device, dtype=torch.float64).unsqueeze(1) * frequency
     cos, sin = angle.cos().to(like.dtype), angle.sin().to(like.dtype)
     keys = torch.cat([cos, cos], dim=1), torch.cat([-sin, sin], dim=1)
     return Rotary(keys, (keys[0][num_keys - num_queries:], keys[1][num_keys - num_queries:]))

@@ -80,12 +80,16 @@ def _problem(segment: SupervisionSegment, recording: Optional[Recording], text: 
         return f"its recording {segment.recording_id} is missing"
     if not text:
         return "its transcript is empty"
+    if not all(isinstance(time, (int, float)) for time in (segment.start, segment.duration)):
+        return f"its times, {segment.start!r} and {segment.duration!r}, are no numbers"
     # Written so that times that are no numbers fail too.
     if not (segment.start >= -_SLACK and segment.end <= recording.duration + _SLACK):
         return (f"its times, {segment.start:.3f} to {segment.end:.3f} s, lie outside its recording of "
                 f"{recording.duration:.3f} s")
     if not min(segment.end, recording.duration) - max(segment.start, 0.0) >= min_seconds:
         return f"it is shorter than {min_seconds} s"
+    if not to_list(segment.channel):
+        return "it names no channel"
     if not set(to_list(segment.channel)) <= set(recording.channel_ids):
         return f"its recording has no channel {segment.channel}, but {recording.channel_ids}"
     return None
@@ -111,11 +115,13 @@ def _check_files(paths: List[str], jobs: int) -> Dict[str, Checked]:
 
 def _audio_problem(recording: Recording, checked: Dict[str, Checked]) -> Optional[str]:
     """Why the recording's audio cannot be used, or None."""
+    if not recording.sources:
+        return "its recording names no audio"
     for source in recording.sources:
         if source.type in ("command", "url"):
             return f"its audio is no file but a {source.type} ({source.source}), which recipes never follow: save it first"
-        if source.type != "file":  # within the manifest itself
-            continue
+        if source.type != "file":
+            return f"its audio is no file but of type {source.type!r}: save it to a file and name that"
         found = checked[source.source]
         if isinstance(found, str):
             return found

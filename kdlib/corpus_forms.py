@@ -5,10 +5,12 @@ Each reader returns the corpus by part (one part called ``all`` where there are 
 samples are not (:func:`kdlib.corpus.checked_cuts` decodes them). Nothing found in a corpus is ever run.
 """
 
+import codecs
 import csv
 import difflib
 import inspect
 import io
+import logging
 import os
 import re
 import shutil
@@ -16,6 +18,7 @@ import tempfile
 import unicodedata
 import zlib
 from collections import Counter
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Tuple, Union
@@ -36,6 +39,9 @@ COLUMNS = {
               "wav", "wav_path"),
     "text": ("text", "transcript", "transcription", "sentence"),
     "speaker": ("speaker", "speaker_id", "spk", "client_id"),
+    "start": ("start", "start_time", "begin", "offset"),
+    "end": ("end", "end_time", "stop"),
+    "duration": ("duration",),
 }
 
 
@@ -44,10 +50,15 @@ _SEPARATORS = ("\t", "|", ";", ",")
 
 
 def _text(path: Path) -> str:
+    if path.is_dir():
+        raise RecipeError(f"{path} is a folder: give the file in it")
     if not path.is_file():
         raise RecipeError(f"{path} is missing: give another folder or file, or make it")
+    content = path.read_bytes()
+    if content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):  # as spreadsheets write "Unicode text"
+        return content.decode("utf-16", errors="replace")
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path} is not UTF-8 (byte {error.start}): convert it, for example with "
                           "iconv -f latin1 -t utf-8") from None
@@ -90,7 +101,8 @@ def _of_all_channels(recording: Recording) -> Any:
 def read_csv(path: Path, skipped: Skipped) -> Dict[str, Part]:
     """A table of audio path, text and (if there is one) speaker, separated by commas, semicolons, tabs or bars.
 
-    A first row that names the columns may order them otherwise and hold more. Relative paths start from the table. Between
+    A first row that names the columns may order them otherwise and hold more: with ``start`` and ``end`` or ``duration``, in
+    seconds, a row is of that much of its file. Relative paths start from the table. Between
     commas and semicolons a cell may be quoted, as spreadsheets write it, and then hold separators and line ends; between
     tabs and bars a quote is a character like others, but for the pair around a whole cell, inside which it is doubled.
 
@@ -98,19 +110,36 @@ def read_csv(path: Path, skipped: Skipped) -> Dict[str, Part]:
     left out and counted in ``skipped``.
     """
     lines = list(io.StringIO(_text(path), newline=""))
-    separator = max(_SEPARATORS, key=lambda some: _agreement(lines, some))
-    readable = [row for _, row in _rows(lines, separator) if not isinstance(row, str)]
+    named = re.fullmatch(r"sep=(.)\s*", lines[0], re.IGNORECASE) if lines else None  # for Excel
+    if named:
+        lines[0] = "\n"
+
+    def is_audio(cell: str) -> bool:
+        return bool(cell.strip()) and os.path.isfile(_located(cell.strip(), path.parent))
+
+    # Between separators that divide as many rows, audio decides.
+    separator = named[1] if named else max(_SEPARATORS, key=lambda some: _agreement(lines, some, is_audio))
+    readable = [row for _, row in _rows(lines, separator, is_audio) if not isinstance(row, str)]
     if not readable:
         raise RecipeError(f"{path} holds no rows: each is an audio path, its text and its speaker")
     header = readable[0]
     place = {name: _column(header, name) for name in COLUMNS}
     if place["audio"] is None or place["text"] is None:
-        place, header = {"audio": 0, "text": 1, "speaker": 2}, None
+        known = [title.strip() for title in header if title.strip().lower() in (*COLUMNS["audio"], *COLUMNS["text"])]
+        if known and not any(map(is_audio, header)):
+            lacks = "audio" if place["audio"] is None else "text"
+            raise RecipeError(f"{path}: the first row names a column {known[0]}, but none of the {lacks}: call that one "
+                              f"{lacks} (or {', '.join(COLUMNS[lacks][1:4])})")
+        place, header = {"audio": 0, "text": 1, "speaker": 2, "start": None, "end": None, "duration": None}, None
         columns, usual = Counter(map(len, readable)).most_common(1)[0][0], "most rows have"
     else:
         columns, usual = len(header), "the first row has"
+        if (place["start"] is None) != (place["end"] is None) and (place["start"] is None or place["duration"] is None):
+            raise RecipeError(f"{path}: the first row names where utterances "
+                              + ("end, but not where they start: add a column start" if place["start"] is None else
+                                 "start, but not where they end: add a column end or duration"))
     recordings, segments = {}, []
-    for number, row in tqdm(list(_rows(lines, separator, columns)), desc="headers", unit="file", mininterval=5):
+    for number, row in tqdm(list(_rows(lines, separator, is_audio, columns)), desc="headers", unit="file", mininterval=5):
         where = f"{path}, line {number}"
         if row == header:
             header = None
@@ -126,25 +155,40 @@ def read_csv(path: Path, skipped: Skipped) -> Dict[str, Part]:
             continue
         file = row[place["audio"]].strip()
         name = re.sub(r"[\s/\\]+", "-", os.path.splitext(Path(file))[0]).strip("-") or file
+        located = _located(file, path.parent)
+        if name in recordings and os.path.normpath(recordings[name].sources[0].source) != os.path.normpath(located):
+            skipped.add(where, f"{file} would have the id {name}, which is that of {recordings[name].sources[0].source}: "
+                               "rename one of the files")
+            continue
         if name not in recordings:
             try:
-                recordings[name] = _recording(name, _located(file, path.parent))
+                recordings[name] = _recording(name, located)
             except BadAudio as error:
                 skipped.add(name, str(error))
                 continue
         speaker = row[place["speaker"]].strip() if place["speaker"] is not None and columns > place["speaker"] else ""
-        audio = recordings[name]
-        segments.append(SupervisionSegment(id=name, recording_id=name, start=0.0, duration=audio.duration,
+        audio, id_, start, end = recordings[name], name, 0.0, recordings[name].duration
+        if place["start"] is not None:
+            try:
+                start = float(row[place["start"]])
+                end = float(row[place["end"]]) if place["end"] is not None else start + float(row[place["duration"]])
+                id_ = f"{name}-{round(1000 * start):07d}"
+            except (ValueError, OverflowError):
+                skipped.add(where, "its times are no numbers of seconds")
+                continue
+        segments.append(SupervisionSegment(id=id_, recording_id=name, start=start, duration=end - start,
                                            channel=_of_all_channels(audio), text=row[place["text"]],
                                            speaker=speaker or None))
     return {WHOLE: (RecordingSet.from_recordings(recordings.values()), SupervisionSet.from_segments(segments))}
 
 
-def _rows(lines: List[str], separator: str, columns: int = 0) -> Iterator[Tuple[int, Union[List[str], str]]]:
+def _rows(lines: List[str], separator: str, is_audio: Callable[[str], bool],
+          columns: int = 0) -> Iterator[Tuple[int, Union[List[str], str]]]:
     """Each row that is not blank, by the number of its first line; of one that cannot be read the reason in place of it.
 
     A quote that nothing closes runs on through the rows after it, until another does not fit, or until there are not
-    ``columns`` (if they are known). These rows are then read again, without the one of the quote.
+    ``columns`` (if they are known), or a row that it took in has a cell of its own that ``is_audio``. These rows are then
+    read again, without the one of the quote.
     """
     place = 0
 
@@ -166,6 +210,8 @@ def _rows(lines: List[str], separator: str, columns: int = 0) -> Iterator[Tuple[
                 row = next(csv.reader(rest(), delimiter=separator, strict=True))
                 if columns and len(row) != columns and place > first + 1:
                     raise csv.Error(f"the row goes on to line {place}, and has {len(row)} columns")
+                if any(is_audio(cell) for line in lines[first + 1:place] for cell in line.rstrip().split(separator)):
+                    raise csv.Error(f"the row goes on to line {place}, over rows with audio of their own")
                 yield first + 1, row
             except csv.Error as error:
                 place = first + 1
@@ -176,10 +222,10 @@ def _unquoted(cell: str) -> str:
     return cell[1:-1].replace('""', '"') if re.fullmatch('"(?:[^"]|"")*"', cell) else cell
 
 
-def _agreement(lines: List[str], separator: str) -> int:
-    """How many of the first rows have the same number of columns, if that is more than one."""
-    counts = Counter(len(row) for _, row in islice(_rows(lines, separator), 20) if len(row) > 1 and not isinstance(row, str))
-    return max(counts.values(), default=0)
+def _agreement(lines: List[str], separator: str, is_audio: Callable[[str], bool]) -> Tuple[int, int]:
+    """How many of the first rows have the same number of columns, if that is more than one; and a cell that ``is_audio``."""
+    rows = [row for _, row in islice(_rows(lines, separator, is_audio), 20) if len(row) > 1 and not isinstance(row, str)]
+    return max(Counter(map(len, rows)).values(), default=0), sum(any(map(is_audio, row)) for row in rows)
 
 
 def _column(header: List[str], name: str) -> Optional[int]:
@@ -277,30 +323,45 @@ def read_manifests(folder: Path, skipped: Skipped) -> Dict[str, Part]:
         match = re.fullmatch(r"(?P<prefix>(?:.+_)?)recordings(?P<part>(?:_.+)?)(?P<suffix>\.jsonl(?:\.gz)?)", path.name)
         if not match:
             continue
-        other = folder / "{prefix}supervisions{part}{suffix}".format(**match.groupdict())
-        if not other.is_file():
-            skipped.add(path.name, f"{other.name} is not beside it, so it has no transcripts")
+        others = [folder / f"{match['prefix']}supervisions{match['part']}{suffix}"
+                  for suffix in (match["suffix"], *{".jsonl", ".jsonl.gz"} - {match["suffix"]})]
+        other = next((some for some in others if some.is_file()), None)
+        if other is None:
+            skipped.add(path.name, f"{others[0].name} is not beside it, so it has no transcripts")
             continue
         part = match["part"].strip("_") or WHOLE
         if part in parts:
             part = match["prefix"] + part
         if part in parts:
             raise RecipeError(f"{folder} has the part {part} twice, the second time in {path.name}: take one of them away")
-        try:
-            recordings, supervisions = RecordingSet.from_file(path).to_eager(), SupervisionSet.from_file(other).to_eager()
-        except Exception as error:  # whatever Lhotse meets in a file that is damaged or something else
-            raise RecipeError(f"{path} or {other.name} cannot be read as a Lhotse manifest "
-                              f"({type(error).__name__}: {' '.join(str(error).split())[:200]}): make them again") from None
-        parts[part] = RecordingSet.from_recordings(_with_files(r, folder) for r in recordings), supervisions
+        recordings = RecordingSet.from_recordings(_with_files(r, folder) for r in _manifest(path, RecordingSet, Recording))
+        parts[part] = recordings, _manifest(other, SupervisionSet, SupervisionSegment)
     if not parts:
-        raise RecipeError(f"{folder} holds no recordings_*.jsonl.gz with supervisions_*.jsonl.gz: give a folder of Lhotse "
-                          "manifests")
+        json = sorted(path.name for path in folder.glob("*recordings*.json*") if ".jsonl" not in path.name)
+        raise RecipeError(f"{folder} holds no recordings_*.jsonl.gz with supervisions_*.jsonl.gz: "
+                          + (f"write {json[0]} and its like as these (lhotse copy {json[0]} "
+                             f"{json[0].partition('.')[0]}.jsonl.gz)" if json else "give a folder of Lhotse manifests"))
     return parts
 
 
+def _manifest(path: Path, kind: Any, item: type) -> Any:
+    """The whole set of ``kind`` in a file; :class:`RecipeError` where it is damaged or holds anything but ``item``."""
+    try:
+        found = kind.from_file(path)
+        found = kind() if found is None else found.to_eager()  # Lhotse makes None of an empty file
+    except Exception as error:  # whatever Lhotse meets in a file that is damaged or something else
+        raise RecipeError(f"{path} cannot be read as a Lhotse manifest ({type(error).__name__}: "
+                          f"{' '.join(str(error).split())[:200]}): make it again") from None
+    other = next((type(some).__name__ for some in found if not isinstance(some, item)), None)
+    if other is not None:
+        raise RecipeError(f"{path} holds a {other} where its name says {item.__name__}s: are two files swapped?")
+    return found
+
+
 def _with_files(recording: Recording, folder: Path) -> Recording:
-    return fastcopy(recording, sources=[fastcopy(s, source=_located(s.source, folder)) if s.type == "file" else s
-                                        for s in recording.sources])
+    return fastcopy(recording, sources=[
+        fastcopy(s, source=_located(s.source, folder)) if s.type == "file" and isinstance(s.source, str) else s
+        for s in recording.sources])
 
 
 def read_lhotse(name: str, corpus: Path, jobs: int, skipped: Skipped) -> Dict[str, Part]:
@@ -326,16 +387,33 @@ def read_lhotse(name: str, corpus: Path, jobs: int, skipped: Skipped) -> Dict[st
         if "output_dir" in parameters and parameters["output_dir"].default is inspect.Parameter.empty:
             given["output_dir"] = temporary
         try:
-            prepared = prepare(**given)
+            with _warnings_counted(f"prepare_{name}", skipped):
+                prepared = prepare(**given)
         except Exception as error:  # recipes of a hundred corpora, each with exceptions of its own
             if known_failure(error) and not isinstance(error, FileNotFoundError):
                 raise
             raise RecipeError(f"Lhotse's prepare_{name} cannot read {corpus} ({type(error).__name__}: "
-                              f"{' '.join(str(error).split())[:300]}): is this the folder that it expects?") from None
+                              f"{' '.join(str(error).split())[:300]}): is this the folder that it expects, and is it "
+                              "whole?") from None
         parts = dict(_flat(prepared, "", skipped))
     if not parts:
         raise RecipeError(f"Lhotse's prepare_{name} found no recordings with supervisions in {corpus}")
     return parts
+
+
+@contextmanager
+def _warnings_counted(who: str, skipped: Skipped) -> Iterator[None]:
+    """Lhotse's recipes log what they leave out, and go on: it is named and counted like anything else that is."""
+    class Counting(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            skipped.add(who, " ".join(record.getMessage().split()))
+
+    handler = Counting(logging.WARNING)
+    logging.getLogger().addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(handler)
 
 
 def _flat(prepared: Any, path: str, skipped: Skipped) -> Iterator[Tuple[str, Part]]:
@@ -367,19 +445,51 @@ def read_corpus(form: str, source: str, skipped: Skipped, corpus_dir: Optional[P
     else:
         parts = {"kaldi": read_kaldi, "manifests": read_manifests, "csv": read_csv}[form](Path(source), skipped)
     names = named_apart(parts, source)
-    return {names[name]: _of_strings(part) for name, part in parts.items()}
+    return {names[name]: _sound(part, skipped) for name, part in parts.items()}
 
 
-def _of_strings(part: Part) -> Part:
-    """Ids, texts and speakers as strings: JSON has numbers too, and Lhotse keeps them."""
-    recordings, supervisions = part
-    return (RecordingSet.from_recordings(fastcopy(r, id=str(r.id)) for r in recordings), SupervisionSet.from_segments(
+def _sound(part: Part, skipped: Skipped) -> Part:
+    """Ids, texts and speakers as strings: JSON has numbers too, and Lhotse keeps them. What holds something else still is
+    left out and counted: Lhotse reads it, and would fail over it later."""
+    kept: Tuple[List, List] = ([], [])
+    for place, (manifest, problem) in enumerate(zip(part, (_recording_problem, _supervision_problem))):
+        for item in manifest:
+            reason = problem(item)
+            if reason is None:
+                kept[place].append(item)
+            else:
+                skipped.add(str(item.id), reason)
+    return (RecordingSet.from_recordings(fastcopy(r, id=str(r.id)) for r in kept[0]), SupervisionSet.from_segments(
         fastcopy(s, id=str(s.id), recording_id=str(s.recording_id), text=_string(s.text), speaker=_string(s.speaker))
-        for s in supervisions))
+        for s in kept[1]))
 
 
 def _string(value: Any) -> Optional[str]:
     return None if value is None else str(value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _recording_problem(recording: Recording) -> Optional[str]:
+    if not recording.sources or any(s.type == "file" and not isinstance(s.source, str) for s in recording.sources):
+        return "the recording names no audio"
+    for key in ("sampling_rate", "num_samples", "duration"):
+        if not _is_number(getattr(recording, key)) or not getattr(recording, key) > 0:
+            return f"the recording's {key} is {getattr(recording, key)!r}"
+    return None
+
+
+def _supervision_problem(segment: SupervisionSegment) -> Optional[str]:
+    if segment.id is None:
+        return f"an utterance of the recording {segment.recording_id} has no id"
+    for key in ("start", "duration"):
+        if not _is_number(getattr(segment, key)):
+            return f"its {key} is {getattr(segment, key)!r}"
+    if not isinstance(segment.text, (str, int, float, type(None))):
+        return f"its transcript is {segment.text!r}"
+    return None
 
 
 def write_parts(folder: PathLike, parts: Dict[str, Part]) -> None:

@@ -9,6 +9,7 @@ from typing import Callable, Dict, Iterable, List, Mapping, Optional, Sequence, 
 from lhotse import CutSet, RecordingSet, SupervisionSet
 from lhotse.cut import Cut
 
+from kdlib.config import DataConfig
 from kdlib.corpus import checked_cuts, write_cuts
 from kdlib.corpus_forms import Part, named_apart, plain_name, read_manifests
 from kdlib.errors import RecipeError
@@ -17,6 +18,26 @@ from kdlib.manifests import Skipped, normalise_text
 
 # Fewer groups than this are too few to hold some out: what is left would be another corpus.
 _LEAST_GROUPS = 10
+_LIMITS = DataConfig()
+
+
+def trainable(seconds: float) -> bool:
+    """Whether training takes an utterance of that length, unless a recipe sets data.min_seconds or max_seconds."""
+    return _LIMITS.min_seconds <= seconds <= _LIMITS.max_seconds
+
+
+def check_trainable(cuts: Iterable[Cut], source: str) -> None:
+    """See that training takes one of the cuts, where there are any, at least.
+
+    Raises:
+        RecipeError: it takes none; the message says how many are too short or too long, and the remedy.
+    """
+    seconds = [cut.duration for cut in cuts]
+    if seconds and not any(map(trainable, seconds)):
+        raise RecipeError(f"{source} has no utterance that can be trained on: of {len(seconds)}, "
+                          f"{sum(s < _LIMITS.min_seconds for s in seconds)} are shorter than {_LIMITS.min_seconds:g} s and "
+                          f"{sum(s > _LIMITS.max_seconds for s in seconds)} longer than {_LIMITS.max_seconds:g} s; cut long "
+                          "recordings into utterances")
 
 
 def part_roles(names: Iterable[str]) -> Dict[str, List[str]]:
@@ -93,42 +114,68 @@ def _place(name: str) -> str:
 def hold_out(cuts: Sequence[Cut], shares: Mapping[str, float]) -> Tuple[Dict[str, List[Cut]], str]:
     """Deal cuts out: to each part its share of the hours, to ``train`` the rest; and what the parts have no two of.
 
-    Whole speakers go to a part, so that a test set has none that training hears; where there are fewer than ten, or the
-    speaker of a cut is not known, whole recordings; where these are too few, utterances. Which ones depends on a hash of
-    their names alone.
+    Whole speakers go to a part, so that a test set has none that training hears; where there are fewer than ten, whole
+    recordings; where these are too few, utterances. Which ones depends on a hash of their names alone. The hours are those
+    that training takes (:func:`trainable`): utterances of other lengths go to ``train``, where they do no harm and are
+    named, and so do those of unknown speakers where the others go by speaker.
 
     Raises:
-        RecipeError: there are fewer cuts than parts.
+        RecipeError: there are fewer cuts that training takes than parts.
     """
-    if len(cuts) <= len(shares):
-        raise RecipeError(f"{len(cuts)} utterances that can be used are too few to hold {', '.join(shares)} out of them: "
-                          "mend the corpus (see what was skipped above) or add to it")
+    usable = [cut for cut in cuts if trainable(cut.duration)]
+    if len(usable) <= len(shares):
+        other = len(cuts) - len(usable)
+        raise RecipeError(f"{len(usable)} utterances that can be used are too few to hold {', '.join(shares)} out of them"
+                          + (f" ({other} more are shorter than {_LIMITS.min_seconds:g} s or longer than "
+                             f"{_LIMITS.max_seconds:g} s)" if other else "")
+                          + ": mend the corpus (see what was skipped above) or add to it")
     ways: List[Tuple[str, Callable[[Cut], Optional[str]]]] = [
-        ("speaker", lambda cut: cut.supervisions[0].speaker),
-        ("recording", lambda cut: cut.supervisions[0].recording_id), ("utterance", lambda cut: cut.id)]
+        ("speaker", speaker_of), ("recording", lambda cut: cut.supervisions[0].recording_id),
+        ("utterance", lambda cut: cut.id)]
     for by, key in ways:
-        groups: Dict[Optional[str], List[Cut]] = defaultdict(list)
-        for cut in cuts:
-            groups[key(cut)].append(cut)
-        if by != "utterance" and (None in groups or not _LEAST_GROUPS <= len(groups) < len(cuts)):
+        groups: Dict[str, List[Cut]] = defaultdict(list)
+        train = [cut for cut in cuts if not trainable(cut.duration)]
+        for cut in usable:
+            name = key(cut)
+            if name is None:
+                train.append(cut)
+            else:
+                groups[name].append(cut)
+        # Recordings of one utterance each are dealt out as utterances.
+        if by != "utterance" and len(groups) < _LEAST_GROUPS or by == "recording" and len(groups) == len(usable):
             continue
-        dealt = _deal(groups, shares, strict=by != "utterance")
+        dealt = _deal(groups, shares, sum(cut.duration for cut in usable), strict=by != "utterance")
         if dealt is not None:
-            return dealt, by
+            return {**dealt, "train": dealt["train"] + train}, by
     raise AssertionError("utterances can always be dealt out")
 
 
-def _deal(groups: Mapping[str, List[Cut]], shares: Mapping[str, float], strict: bool) -> Optional[Dict[str, List[Cut]]]:
-    """Groups to parts, in the order of their hashes; None where ``strict`` and a part would miss its share by half."""
+def speaker_of(cut: Cut) -> Optional[str]:
+    """Who speaks, or None where that is not known."""
+    return cut.supervisions[0].speaker or None
+
+
+def describe_holding(by: str, train: Iterable[Cut]) -> str:
+    """What to say of how :func:`hold_out` did it: by what, and why not by speaker, or who besides is in train."""
+    if by != "speaker":
+        return f"{by}: there are too few known speakers, or one says too much, to hold some out"
+    unknown = sum(speaker_of(cut) is None for cut in train)
+    return by + (f"; {unknown} utterances whose speakers are not known are in train" if unknown else "")
+
+
+def _deal(groups: Mapping[str, List[Cut]], shares: Mapping[str, float], total: float,
+          strict: bool) -> Optional[Dict[str, List[Cut]]]:
+    """Groups to parts, in the order of their hashes; None where ``strict`` and a part would miss its share of ``total``
+    seconds by half."""
     seconds = {name: sum(cut.duration for cut in group) for name, group in groups.items()}
-    total = sum(seconds.values())
     left = sorted(groups, key=_place)
     dealt: Dict[str, List[Cut]] = {"train": []}
     for part, share in shares.items():
         taken: List[str] = []
         got = 0.0
+        most = len(left) - len(shares) + len(dealt) - 1  # one is left for each part after this, and for train
         for name in left:
-            if got >= 0.9 * share * total and taken:
+            if taken and (got >= 0.9 * share * total or len(taken) >= most):
                 break
             if got + seconds[name] <= 1.5 * share * total or not strict and not taken:
                 taken.append(name)
@@ -142,7 +189,8 @@ def _deal(groups: Mapping[str, List[Cut]], shares: Mapping[str, float], strict: 
 
 
 def subset(part: Part, hours: float) -> Part:
-    """About so many hours of a part's utterances, chosen by a hash of their ids, and their recordings; all for 0."""
+    """About so many hours of a part's utterances that training takes, chosen by a hash of their ids, and their recordings;
+    all for 0."""
     recordings, supervisions = part
     if hours <= 0:
         return part
@@ -150,8 +198,9 @@ def subset(part: Part, hours: float) -> Part:
     for segment in sorted(supervisions, key=lambda segment: _place(segment.id)):
         if seconds >= hours * 3600:
             break
-        chosen.append(segment)
-        seconds += max(segment.duration, 0.0)
+        if trainable(segment.duration):
+            chosen.append(segment)
+            seconds += segment.duration
     named = {segment.recording_id for segment in chosen}
     return (RecordingSet.from_recordings(r for r in recordings if r.id in named), SupervisionSet.from_segments(chosen))
 
@@ -166,7 +215,8 @@ def prepare_parts(corpus: PathLike, output: PathLike, parts: Mapping[str, Sequen
         held_out: parts that get a share of train's hours (see :func:`hold_out`).
         hours: use only so much of train, and a quarter of it of each other part; 0 for all.
     Raises:
-        RecipeError: a part is not there, or nothing in it can be used, or two roles share an utterance.
+        RecipeError: a part is not there, or nothing in it can be used, or in train be trained on, or two roles share an
+            utterance.
     """
     there = read_manifests(Path(corpus), Skipped())
     for role, names in parts.items():
@@ -180,9 +230,11 @@ def prepare_parts(corpus: PathLike, output: PathLike, parts: Mapping[str, Sequen
         some = {name: subset(there[name], wanted / len(names)) for name in names}
         cuts = checked_role(some, names, sampling_rate, skipped, normalise, jobs)
         skipped.report(f"{corpus}, {role}")
+        if role == "train":
+            check_trainable(cuts, f"{corpus}, {role}")
         dealt = {role: cuts}
         if role == "train" and held_out:
             dealt, by = hold_out(cuts, held_out)
-            print(f"{', '.join(held_out)}: held out of train by {by}")
+            print(f"{', '.join(held_out)}: held out of train by {describe_holding(by, dealt['train'])}")
         for part, some in dealt.items():
             write_cuts(output, part, CutSet.from_cuts(sorted(some, key=lambda cut: cut.id)))

@@ -10,7 +10,7 @@ N utterances, T frames, R nodes kept a frame (or U + 1 for the full lattice), V 
 """
 
 from dataclasses import dataclass
-from typing import Callable, Dict, List, Tuple, Union
+from typing import Callable, ClassVar, Dict, List, Tuple, Union
 
 import torch
 from torch import Tensor
@@ -180,8 +180,10 @@ def encoder_l1(student: Tensor, teacher: Tensor, lengths: Tensor) -> Tensor:
 
 
 def encoder_cosine(student: Tensor, teacher: Tensor, lengths: Tensor) -> Tensor:
-    """1 - the cosine of each frame's two vectors, from 0 to 2; otherwise as :func:`encoder_mse`."""
-    return _frame_mean(1 - F.cosine_similarity(student, teacher.detach(), dim=-1), lengths)
+    """1 - the cosine of each frame's two vectors, from 0 to 2, two zeros being alike; otherwise as :func:`encoder_mse`."""
+    teacher = teacher.detach()
+    alike = (student == teacher).all(-1)
+    return _frame_mean((1 - F.cosine_similarity(student, teacher, dim=-1)).clamp(min=0).masked_fill(alike, 0.0), lengths)
 
 
 def encoder_logits_kl(student: Tensor, teacher: Tensor, lengths: Tensor, temperature: float = 1.0) -> Tensor:
@@ -228,6 +230,7 @@ class LatticeLoss:
         teacher's alignments.
     """
 
+    settings: ClassVar[Tuple[str, ...]] = ("temperature",)  # of a term in a config, beside weight and schedule
     at_nodes: Callable[[Tensor, Tensor, Tensor, int, float], Tensor]
     nodes: str = "pruned"
     weighting: str = "mean"
@@ -255,6 +258,7 @@ def nbest_posterior(log_probs: Tensor, rows: Tensor, num: int, temperature: floa
 class SequenceLoss:
     """The RNN-T loss on the teacher's n best hypotheses, each weighted by ``posterior``."""
 
+    settings: ClassVar[Tuple[str, ...]] = ("temperature",)
     posterior: Callable[[Tensor, Tensor, int, float], Tensor]
 
 
@@ -267,6 +271,10 @@ class EncoderLoss:
 
     between: Callable[[Tensor, Tensor, Tensor, float], Tensor]
     of: str = "embedding"
+
+    @property
+    def settings(self) -> Tuple[str, ...]:
+        return ("shift", "layers") if self.of == "embedding" else ("temperature", "shift")
 
 
 def _whole(student: Tensor, teacher: Tensor, labels: Tensor, blank_id: int, temperature: float) -> Tensor:
@@ -296,5 +304,6 @@ REGISTRY: Dict[str, Loss] = {
 def find_loss(name: str) -> Loss:
     """The loss of that name; an unknown one is a :class:`RecipeError` that lists the known ones."""
     if name not in REGISTRY:
-        raise RecipeError(f"loss.distill: unknown loss '{name}'; known are {', '.join(sorted(REGISTRY))}")
+        wrong = f"unknown loss '{name}'" if name else "a loss without a name"
+        raise RecipeError(f"loss.distill: {wrong}; known are {', '.join(sorted(REGISTRY))}")
     return REGISTRY[name]

@@ -5,22 +5,27 @@ that dimensions with a larger proportion give way sooner. The stages' sizes are 
 student keeps the same part of its teacher.
 """
 
+import math
 import re
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Dict, List, Mapping, Sequence, Tuple
+from typing import Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import torch
-from omegaconf import OmegaConf
 from torch import Tensor, nn
 
+from kdlib.compression import init_from_teacher
 from kdlib.config import ModelConfig, PlanConfig, ProgressiveConfig, TrainConfig, config_to_dict, merge_config
+from kdlib.conformer import chunk_mask
 from kdlib.errors import RecipeError
+from kdlib.training.objective import Objective
 from kdlib.transducer import DEPLOYED, Transducer
 
 FRAMES_A_SECOND = 100  # of features
 # What each dimension is rounded to, and the least that it may become.
 GRAINS = {"num_layers": 1, "num_heads": 1, "feedforward_dim": 8, "encoder_dim": 8, "predictor_dim": 8, "joiner_dim": 8}
+NEAR = 0.98  # a stage within one per cent of its goal is not searched for any longer
 UNITS = {"": 1, "k": 10**3, "m": 10**6}
 
 
@@ -45,19 +50,27 @@ class ModelSize:
 
 def measure_model(config: ModelConfig, vocab_size: int, run: bool = True) -> ModelSize:
     """The size of a model, counted on one that is built and, unless ``run`` is false, run on ten seconds of silence."""
-    return _measure(tuple(sorted(config_to_dict(config).items())), vocab_size, run)
+    return _measure(tuple(sorted(vars(config).items())), vocab_size, run)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=None)
 def _measure(items: Tuple[Tuple[str, object], ...], vocab_size: int, run: bool) -> ModelSize:
     config = ModelConfig(**dict(items))
-    with torch.random.fork_rng(devices=[]):  # building one draws numbers that the caller's training would miss
-        model = Transducer(config, vocab_size).eval()
-    parts = {name: list(getattr(model, name).parameters()) for name in DEPLOYED}
-    matrices = sum(p.numel() for part in parts.values() for p in part if p.dim() == 2)
-    total = sum(p.numel() for part in parts.values() for p in part)
-    return ModelSize({name: sum(p.numel() for p in part) for name, part in parts.items()}, 4 * total,
-                     matrices + 4 * (total - matrices), _multiply_adds(model, 10) if run else 0)
+    # A plan counts models by the hundred: all layers are alike, and where none has to run one layer is enough.
+    built = config if run else replace(config, num_layers=1)
+    # Without weights where torch can (from 2.0 on); drawing them takes numbers that the caller's training would miss.
+    unfilled = nullcontext() if run or not hasattr(torch.device, "__enter__") else torch.device("meta")
+    with torch.random.fork_rng(devices=[]), unfilled:
+        model = Transducer(built, vocab_size).eval()
+    counts: Dict[str, int] = dict.fromkeys(DEPLOYED, 0)
+    int8_bytes = 0
+    for name, parameter in model.named_parameters():
+        part = name.split(".")[0]
+        if part in counts:
+            alike = config.num_layers // built.num_layers if name.startswith("encoder.layers.") else 1
+            counts[part] += alike * parameter.numel()
+            int8_bytes += alike * parameter.numel() * (1 if parameter.dim() == 2 else 4)
+    return ModelSize(counts, 4 * sum(counts.values()), int8_bytes, _multiply_adds(model, 10) if run else 0)
 
 
 @torch.no_grad()
@@ -79,8 +92,12 @@ def _multiply_adds(model: Transducer, seconds: int) -> int:
     model.joiner(model.joiner.encoder_proj(encoded), model.joiner.predictor_proj(predicted))
     for hook in hooks:
         hook.remove()
-    seen = config.chunk_size + config.left_context if config.chunk_size else encoded.size(1)
-    counted += 2 * config.num_layers * encoded.size(1) * seen * config.num_heads * config.head_dim
+    frames = encoded.size(1)
+    if config.chunk_size and config.left_context >= 0:
+        scores = frames * (config.chunk_size + config.left_context)  # the cache has its size from the first frame on
+    else:
+        scores = int(chunk_mask(frames, config.chunk_size, config.left_context).sum())
+    counted += 2 * config.num_layers * scores * config.num_heads * config.head_dim
     return counted // seconds
 
 
@@ -116,9 +133,59 @@ def shrink(teacher: ModelConfig, s: float, proportions: Mapping[str, float]) -> 
     return replace(teacher, **sizes)
 
 
-def plan_stages(teacher: ModelConfig, plan: PlanConfig, vocab_size: int) -> List[ModelConfig]:
+def _within(low: ModelConfig, high: ModelConfig, config: ModelConfig) -> ModelConfig:
+    return replace(config, **{name: min(getattr(high, name), max(getattr(low, name), getattr(config, name)))
+                              for name in GRAINS})
+
+
+def _largest(goal: int, low: ModelConfig, high: ModelConfig, shape: Callable[[float], ModelConfig],
+             count: Callable[[ModelConfig], int]) -> ModelConfig:
+    """The model just below ``goal`` each of whose dimensions lies between those of ``low``, which fits, and ``high``.
+
+    It has the proportions of ``shape``, from s to a model, where these come near the goal; where a layer or a head less
+    would leave too much, other numbers of layers and heads are tried, and of those that come near, the likest is taken.
+    """
+    def fit(low: ModelConfig, high: ModelConfig) -> ModelConfig:
+        small, large = 0.0, 1.0  # at small it fits
+        for _ in range(30):
+            middle = (small + large) / 2
+            fits = count(_within(low, high, shape(middle))) <= goal
+            small, large = (middle, large) if fits else (small, middle)
+        best = _within(low, high, shape(small))
+        # What rounding has left is given to the feed-forward layers, the finest of the dimensions.
+        while low.feedforward_dim < high.feedforward_dim > best.feedforward_dim:
+            width = min(high.feedforward_dim, best.feedforward_dim + GRAINS["feedforward_dim"])
+            if count(replace(best, feedforward_dim=width)) > goal:
+                break
+            best = replace(best, feedforward_dim=width)
+        return best
+
+    def unlikeness(config: ModelConfig) -> float:
+        return sum(abs(math.log(getattr(config, name) / getattr(best, name))) for name in GRAINS)
+
+    best = fit(low, high)
+    if count(best) >= NEAR * goal:
+        return best
+    others = [best]
+    for layers in range(low.num_layers, high.num_layers + 1):
+        for heads in range(low.num_heads, high.num_heads + 1):
+            coarse = dict(num_layers=layers, num_heads=heads)
+            others.append(fit(replace(low, **coarse), replace(high, **coarse)))
+    others = [other for other in others if count(other) <= goal]
+    near = [other for other in others if count(other) >= NEAR * goal] or [max(others, key=count)]
+    return min(near, key=unlikeness)
+
+
+def plan_stages(teacher: ModelConfig, plan: PlanConfig, vocab_size: int,
+                whole: Optional[ModelConfig] = None) -> List[ModelConfig]:
     """The students' sizes, the largest first, the last one at the target or just below.
 
+    Every student starts from the one before it, so none is larger than that one in any dimension. The last one is planned
+    first, and bounds the others from below.
+
+    Args:
+        teacher: what the target and the parts are measured against.
+        whole: the teacher with what all students change of it (a kernel size, for instance), where they do.
     Raises:
         RecipeError: the target cannot be reached, or the stages are too many to differ; it says what can be had.
     """
@@ -126,39 +193,38 @@ def plan_stages(teacher: ModelConfig, plan: PlanConfig, vocab_size: int) -> List
     if unknown:
         raise RecipeError(f"plan.proportions: {', '.join(unknown)} is no dimension: use {', '.join(GRAINS)}")
     kind, wanted = parse_target(plan.target, measure_model(teacher, vocab_size, run=False))
+    unit = kind.replace("_", " ")
+    whole = teacher if whole is None else whole
 
     def count(config: ModelConfig) -> int:
         measured = measure_model(config, vocab_size, run=False)
         return measured.total if kind == "parameters" else measured.int8_bytes
 
-    whole = count(teacher)
-    least = count(shrink(teacher, 0.0, plan.proportions))
+    def shape(s: float) -> ModelConfig:
+        return shrink(whole, s, plan.proportions)
+
+    full, least = count(teacher), count(shape(0.0))
     if least > wanted:
         raise RecipeError(
             f"plan.target {plan.target}: with these proportions no model has fewer than {least:,} "
-            f"{kind.replace('_', ' ')} ({100 * (1 - least / whole):.1f}% below the teacher's {whole:,}): let more "
+            f"{unit} ({100 * (1 - least / full):.1f}% below the teacher's {full:,}): let more "
             "dimensions shrink, encoder_dim among them, or ask for less")
+    if plan.parts and plan.parts[-1] * full <= wanted:
+        raise RecipeError(f"plan.parts: the stage before the last keeps {plan.parts[-1]:g} of the teacher, plan.target "
+                          f"{plan.target} leaves the last one {wanted / full:.3f}: each part must be above that")
     students: List[ModelConfig] = []
     for stage in range(1, plan.stages + 1):
-        goal = wanted
-        if stage < plan.stages:
-            goal = round(whole * (plan.parts[stage - 1] if plan.parts else (wanted / whole) ** (stage / plan.stages)))
-        low, high = 0.0, 1.0  # at low it is small enough
-        for _ in range(30):
-            middle = (low + high) / 2
-            low, high = (middle, high) if count(shrink(teacher, middle, plan.proportions)) <= goal else (low, middle)
-        student = shrink(teacher, low, plan.proportions)
-        # What rounding has left is given to the feed-forward layers, the finest of the dimensions.
-        room = students[-1].feedforward_dim if students else teacher.feedforward_dim
-        while student.feedforward_dim < room and plan.proportions.get("feedforward_dim", 0.0) > 0.0:
-            wider = replace(student, feedforward_dim=min(room, student.feedforward_dim + GRAINS["feedforward_dim"]))
-            if count(wider) > goal:
-                break
-            student = wider
-        if students and count(student) >= count(students[-1]):
-            raise RecipeError(f"plan: stages {stage - 1} and {stage} come out at the same size ({count(student):,} "
-                              f"{kind.replace('_', ' ')}): plan fewer stages, or let more dimensions shrink")
-        students.append(student)
+        before = count(students[-1]) if students else full
+        # From where the stage before came out: its grains may have been too coarse for its goal.
+        steps = plan.stages - stage + 1
+        goal = round(plan.parts[stage - 1] * full if stage <= len(plan.parts) else before * (wanted / before) ** (1 / steps))
+        students.append(_largest(goal, shape(0.0), students[-1] if students else whole, shape, count))
+    sizes = [full, *map(count, students)]
+    for stage in range(1, plan.stages + 1):
+        if sizes[stage] >= sizes[stage - 1]:
+            before = f"stages {stage - 1} and {stage}" if stage > 1 else "the teacher and stage 1"
+            raise RecipeError(f"plan: {before} come out at the same size ({sizes[stage]:,} {unit}): plan fewer stages, or "
+                              "let more dimensions shrink")
     return students
 
 
@@ -166,25 +232,72 @@ def stage_configs(chain: ProgressiveConfig, teacher: TrainConfig, vocab_size: in
                   source: str) -> List[TrainConfig]:
     """The training of each stage: the teacher's, changed by what all students share and by what the stage says.
 
-    Planned sizes come before what a stage itself says of its model. ``overrides`` are ``key=value`` words that every
-    training gets; ``source`` names the chain in errors.
+    Planned sizes come after what all students share and before what a stage itself says of its model. ``overrides`` are
+    ``key=value`` words that every training gets; ``source`` names the chain in errors.
 
     Raises:
         RecipeError: there are no stages, or a setting of one is wrong.
     """
+    base = config_to_dict(teacher)
     stages = [config_to_dict(stage) for stage in chain.stages]
     if chain.plan is None and not stages:
         raise RecipeError(f"{source} names no stages: list at least one under 'stages', or write a 'plan'")
+    planned: List[dict] = [{} for _ in stages]
     if chain.plan is not None:
-        students = plan_stages(teacher.model, chain.plan, vocab_size)
+        shared = merge_config(TrainConfig, [base, chain.student], source=f"{source}, student").model
+        for name in GRAINS:
+            if name in chain.student.get("model", {}):
+                raise RecipeError(f"{source}: student.model.{name} stands beside a plan, which sets it for each stage: "
+                                  "leave it out, or give the stages their sizes without a plan")
+        students = plan_stages(teacher.model, chain.plan, vocab_size, shared)
         if len(stages) > len(students):
             raise RecipeError(f"{source}: {len(stages)} stages are listed, plan.stages is {len(students)}")
         stages += [{}] * (len(students) - len(stages))
-        stages = [OmegaConf.merge({"model": {name: getattr(student, name) for name in GRAINS}}, stage)
-                  for student, stage in zip(students, stages)]
-    base = config_to_dict(teacher)
-    return [merge_config(TrainConfig, OmegaConf.merge(base, chain.student, stage), overrides,
-                         source=f"{source}, stage {number}") for number, stage in enumerate(stages, start=1)]
+        planned = [{"model": {name: getattr(student, name) for name in GRAINS}} for student in students]
+    return [merge_config(TrainConfig, [base, chain.student, sizes, stage], overrides, source=f"{source}, stage {number}")
+            for number, (sizes, stage) in enumerate(zip(planned, stages), start=1)]
+
+
+def check_student(student: Transducer, config: TrainConfig, start: Optional[Transducer], teacher: Optional[Transducer],
+                  source: str) -> None:
+    """Hold a training against the models that it is to be made from: what it would stop at is said before it begins.
+
+    Args:
+        student: a model of the config; it is left with some first weights.
+        start: the model that its weights come from, or None.
+        teacher: the model to distil from, or None.
+        source: the config's name, for errors.
+    Raises:
+        RecipeError: the student is not smaller than its teacher or cannot start from those weights, a loss names layers
+            that are not there, there is no teacher to distil from, ...
+    """
+    try:
+        if teacher is None and config.loss.distill:
+            raise RecipeError("it asks for distillation losses, and there is no teacher: give --teacher")
+        if teacher is not None:
+            ours, theirs = student.parameter_counts()["total"], teacher.parameter_counts()["total"]
+            if ours >= theirs:
+                raise RecipeError(f"the student has {ours} parameters, its teacher {theirs}; a stage must make the model "
+                                  "smaller")
+        Objective(student, config.loss, teacher)
+        if start is not None and config.init.weights == "teacher":
+            numbers = config.init.layers if isinstance(config.init.layers, list) else []
+            init_from_teacher(student, start, [number - 1 for number in numbers], config.init.units)
+    except RecipeError as error:
+        raise RecipeError(f"{source}: {error}") from None
+
+
+def check_chain(teacher: TrainConfig, students: Mapping[str, TrainConfig], vocab_size: int, source: str) -> None:
+    """:func:`check_student` for each of a chain of students, by name, on models that know nothing yet.
+
+    The first starts from the teacher, each other from the one before it. ``source`` names the chain in errors.
+    """
+    first = before = Transducer(teacher.model, vocab_size)
+    for name, config in students.items():
+        student = Transducer(config.model, vocab_size)
+        check_student(student, config, before, first if config.loss.distill_from == "first" else before,
+                      f"{source}, {name}")
+        before = student
 
 
 def size_table(models: Mapping[str, ModelConfig], vocab_size: int) -> Tuple[List[str], List[List[str]]]:

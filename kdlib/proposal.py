@@ -35,8 +35,9 @@ _PERTURBED_UP_TO = 100.0
 # icefall's LibriSpeech recipes have 500 tokens; a token should be heard some 300 times in training, so that its row of the
 # output layer is learnt: one token for each 1,000 characters of text, a token being about three characters.
 _MOST_TOKENS, _LEAST_TOKENS, _CHARACTERS_A_TOKEN = 500, 50, 1000
-# So few different words are a closed vocabulary: every word becomes one token, as in egs/fsdd.
-_CLOSED = 300
+# So few different words, each said so often, are a closed vocabulary: every word becomes one token, as in egs/fsdd. A
+# handful of sentences has few different words too, but most of them once.
+_CLOSED, _SAID = 300, 10
 
 
 @dataclass(frozen=True)
@@ -70,11 +71,12 @@ def propose_rate(found: Counter) -> int:
 
 def propose_tokens(texts: Sequence[str]) -> Tuple[str, int, str]:
     """(type, size, reason): BPE, or characters for scripts without spaces; the size is one that SentencePiece can make."""
-    words = {word for text in texts for word in text.split()}
+    said = Counter(word for text in texts for word in text.split())
+    words = set(said)
     letters = {letter for word in words for letter in word}
     if unspaced(texts):
         return "char", len(letters) + 4, "characters, since most letters are of a script without spaces"
-    closed = len(words) <= _CLOSED
+    closed = len(words) <= _CLOSED and sum(said.values()) >= _SAID * len(words)
     wanted = sum(map(len, texts)) // _CHARACTERS_A_TOKEN
     wanted = _MOST_TOKENS if closed else max(_LEAST_TOKENS, min(_MOST_TOKENS, 50 * round(wanted / 50)))
     if len(letters) + 4 > _MOST_TOKENS:

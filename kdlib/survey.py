@@ -167,7 +167,9 @@ def describe_survey(corpus: Iterable[Tuple[Iterable[Recording], Iterable[Supervi
         lines.append("punctuation, which becomes tokens and is scored unless the recipe's normalise takes it out: "
                      + ", ".join(f"{character!r} in {100 * count / len(texts):.0f}%" for character, count in common.items())
                      + " of the transcripts")
-    for part, names in shared_speakers(parts).items():
+    # What training leaves out it does not hear.
+    heard = [cut for cut in parts.get("train", ()) if shortest <= cut.duration <= longest]
+    for part, names in shared_speakers({**parts, "train": heard}).items():
         lines.append(f"{len(names)} speakers of {part} are in train too: {_first(names)}")
     return lines
 

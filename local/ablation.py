@@ -18,14 +18,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Dict, List
 
-from omegaconf import OmegaConf
-
 from kdlib.comparison import ablation_table, drawn_over, rate_names, read_summary
 from kdlib.config import ProgressiveConfig, TrainConfig, config_to_dict, load_config, merge_config, save_config
 from kdlib.errors import RecipeError, run_main
 from kdlib.files import write_text
 from kdlib.lang import Lang
-from kdlib.planning import stage_configs
+from kdlib.planning import check_chain, stage_configs
 from kdlib.report import describe_machine, markdown_table, plain_table
 
 ARMS = "arms.txt"  # a line for each arm: its name and how many stages it has
@@ -78,8 +76,9 @@ def plan(args, config: AblationConfig) -> None:
     lines = []
     for name, change in config.arms.items():
         source = f"{args.config}, {name}"
-        arm = merge_config(ProgressiveConfig, OmegaConf.merge(chain, config.base, change or {}), source=source)
+        arm = merge_config(ProgressiveConfig, [chain, config.base, change or {}], source=source)
         stages = stage_configs(arm, teacher, vocab_size, overrides, source)
+        check_chain(teacher, {f"stage {number}": stage for number, stage in enumerate(stages, start=1)}, vocab_size, source)
         for number, stage in enumerate(stages, start=1):
             save_config(stage, args.exp / "conf" / f"{name}-stage{number}.yaml")
         lines.append(f"{name} {len(stages)}\n")

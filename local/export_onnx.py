@@ -32,8 +32,10 @@ def get_args():
 def made_from(exp: Path):
     """Names of the models from whose weights, or whose teaching, this one comes."""
     record = exp / "run.json"
-    inputs = read_json(record, f"train {exp} again")["inputs"] if record.exists() else {}
-    return [name for name in inputs if "." not in name]  # the others are files of data
+    run = read_json(record, f"train {exp} again") if record.exists() else {"models": {}}
+    if "models" not in run:  # once they stood among the files of data
+        return [name for name in run["inputs"] if "." not in name]
+    return list(dict.fromkeys(run["models"].values()))
 
 
 def check_features(fbank, model, name):

@@ -27,7 +27,7 @@ def main():
     write_parts(args.output, parts)
     for part, (recordings, supervisions) in parts.items():
         print(f"{part}: {len(recordings)} recordings, {len(supervisions)} transcripts -> {args.output}")
-    skipped.report(source)
+    skipped.report(source if args.corpus_dir is None else f"{source} in {args.corpus_dir}")
 
 
 if __name__ == "__main__":

@@ -4,14 +4,13 @@
 import argparse
 from pathlib import Path
 
-from omegaconf import OmegaConf
-
 from kdlib.config import ProgressiveConfig, TrainConfig, config_to_dict, load_config, merge_config, save_config
 from kdlib.errors import RecipeError, run_main
 from kdlib.files import write_json
 from kdlib.lang import Lang
-from kdlib.planning import measure_model, size_table, stage_configs
+from kdlib.planning import check_chain, check_student, measure_model, size_table, stage_configs
 from kdlib.report import plain_table
+from kdlib.transducer import Transducer
 
 
 def get_args():
@@ -40,12 +39,29 @@ def make_configs(plan: ProgressiveConfig, teacher: TrainConfig, vocab_size: int,
     # The baselines are the last student's model, and differ in how they are trained alone. 'matched' means as many
     # epochs as all the stages had together.
     final_model = {"model": config_to_dict(last)["model"]}
+    single = merge_config(TrainConfig, [config_to_dict(last), plan.single, final_model], overrides,
+                          source=f"{source}, single")
+    if len(stages) > 1:
+        refuse_layers_of_another_teacher(plan, single, f"stage{len(stages) - 1}", source)
     matched = [f"training.num_epochs={epochs}", f"training.updates_per_epoch={last.training.updates_per_epoch}"]
-    configs["scratch"] = merge_config(TrainConfig, OmegaConf.merge(config_to_dict(teacher), plan.scratch, final_model),
+    configs["scratch"] = merge_config(TrainConfig, [config_to_dict(teacher), plan.scratch, final_model],
                                       [*overrides, *matched], source=f"{source}, scratch")
-    configs["single"] = last
-    configs["single-matched"] = merge_config(TrainConfig, config_to_dict(last), matched, source=source)
+    configs["single"] = single
+    configs["single-matched"] = merge_config(TrainConfig, config_to_dict(single), matched, source=source)
     return configs
+
+
+def refuse_layers_of_another_teacher(plan: ProgressiveConfig, single: TrainConfig, before: str, source: str) -> None:
+    """Numbers of layers that the last stage gives mean those of the stage before it, and the baselines have the teacher."""
+    named = []
+    if isinstance(single.init.layers, list) and "layers" not in plan.single.get("init", {}):
+        named.append("init.layers")
+    if single.loss.distill_from == "previous" and "distill" not in plan.single.get("loss", {}):
+        named += [f"layers of {term.name} in loss.distill" for term in single.loss.distill if isinstance(term.layers, list)]
+    if named:
+        raise RecipeError(f"{source}: the last stage's {named[0]} are numbers of {before}'s layers, and the baselines "
+                          "single and single-matched, otherwise trained alike, have the teacher's: say under "
+                          "'single' what is theirs, for example single: {init: {layers: even}}")
 
 
 def main():
@@ -69,6 +85,11 @@ def main():
     if reached < plan.target_compression:
         raise RecipeError(f"{args.config}: the last stage is {reached:.1f}% smaller than the teacher, "
                           f"target_compression asks for {plan.target_compression}%: make it smaller")
+    check_chain(teacher, {f"stage {number}": configs[name] for number, name in enumerate(stages, start=1)}, vocab_size,
+                str(args.config))
+    check_chain(teacher, {"single": configs["single"]}, vocab_size, str(args.config))
+    check_student(Transducer(configs["scratch"].model, vocab_size), configs["scratch"], None, None,
+                  f"{args.config}, scratch")
     for name, config in configs.items():
         save_config(config, args.output / f"{name}.yaml")
     # Written last: the folder is whole when it is there.

@@ -4,6 +4,7 @@
 import argparse
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import List, Tuple
 
@@ -18,8 +19,11 @@ def read_texts(cuts: Path) -> List[Tuple[str, str]]:
     return [(s.id, s.text) for cut in load_cuts(cuts, "run stage 1 first") for s in cut.supervisions if s.text]
 
 
-def make_lang(cuts: Path, texts: List[Tuple[str, str]], config: LangConfig, output: Path) -> Lang:
-    """The tokens of these transcripts; what SentencePiece refuses is told with what to change."""
+def make_lang(cuts: Path, texts: List[Tuple[str, str]], config: LangConfig, output: Path, proposed: int = 0) -> Lang:
+    """The tokens of these transcripts; what SentencePiece refuses is told with what to change.
+
+    A size that was only ``proposed`` for more text shrinks to what this text fills.
+    """
     counts = Counter("".join(text for _, text in texts).replace(" ", ""))
     needed = 3 + 1 + len(counts)  # the three symbols, and what stands for a word's beginning
     if texts and config.type in ("bpe", "unigram") and config.vocab_size < needed:
@@ -34,6 +38,10 @@ def make_lang(cuts: Path, texts: List[Tuple[str, str]], config: LangConfig, outp
         most = re.search(r"Vocabulary size too high .* value <= (\d+)", str(error))
         if most is None:
             raise
+        if config.vocab_size == proposed:
+            print(f"the transcripts hold no more than {most[1]} {config.type} tokens, of the {proposed} that were proposed "
+                  "for all of the corpus: so many are made")
+            return make_lang(cuts, texts, replace(config, vocab_size=int(most[1])), output)
         raise RecipeError(f"{cuts}: the transcripts hold no more than {most[1]} {config.type} tokens, which lang.vocab_size="
                           f"{config.vocab_size} asks for: give lang.vocab_size={most[1]} or less") from None
 
@@ -45,11 +53,13 @@ def main():
     parser.add_argument("--output", type=Path, required=True, help="folder for bpe.model and tokens.txt")
     parser.add_argument("--count-unknown", type=Path, nargs="+", default=[], metavar="CUTS",
                         help="other cuts, whose characters that no token holds are counted")
+    parser.add_argument("--proposed", type=int, default=0, metavar="SIZE",
+                        help="while vocab_size is still this, it is the most: less text makes fewer")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     args = parser.parse_args()
     config = load_config(LangConfig, args.config, args.overrides)
     named = read_texts(args.cuts)
-    lang = make_lang(args.cuts, named, config, args.output)
+    lang = make_lang(args.cuts, named, config, args.output, args.proposed)
     texts = [text for _, text in named]
     words = sum(len(text.split()) for text in texts)
     tokens = sum(len(lang.encode(text)) for text in texts)

@@ -6,14 +6,16 @@
 #   test_sets="A B"                 names of the test cuts
 #   noise_cuts="noise"              name of the noise cuts, where the corpus has any
 #   unlabelled_cuts="A B"           names of cuts that a student hears its teacher's transcripts of, if there are any
+#   proposed_tokens=N               a vocab_size that was proposed for the whole corpus: of less text fewer tokens are made
 #   option NAME DEFAULT SMOKE TEXT  an option --NAME of its own, in the variable NAME ('-' becomes '_')
 #   path_option NAME TEXT           the same for a path, which may be relative to where the user stands
 #   flag NAME TEXT                  an option without a value: the variable is yes, or empty
 #   stage N FUNCTION TEXT           what stage N does; its function calls `step`
 #   extra_stage N FUNCTION TEXT     the same for a stage after the last, that runs when it is asked for by number
 #   settle                          a function that is called, where there is one, when the options are known: it may
-#                                   set test_sets, noise_cuts and settings by them, add to the key=value settings in
-#                                   words, and with subset=yes keep RESULTS.md, which is of the whole corpus, as it is
+#                                   set test_sets, noise_cuts and settings by them (given has those of the command line
+#                                   by name), add to the key=value settings in words, and with subset=yes keep
+#                                   RESULTS.md, which is of the whole corpus, as it is
 #
 # In the stages stand $data and $exp (folders), $manifests (the cuts that stage 1 makes), $jobs, $smoke and the recipe's
 # own options.
@@ -24,7 +26,7 @@ cd "$(dirname "${BASH_SOURCE[1]}")"
 scripts=../../local
 source ../../tools/activate.sh
 
-noise_cuts='' unlabelled_cuts=''
+noise_cuts='' unlabelled_cuts='' proposed_tokens=''
 stage_functions=() stage_texts=() last_stage=0
 option_names=() option_texts=() path_options=' ' flags=' '
 declare -A option_defaults option_smoke
@@ -272,20 +274,23 @@ prepare_tokens() {  # stage 3
   step lang --conf "$(conf lang.yaml)" --from 1 "$data/manifests/cuts_train.jsonl.gz" "${others[@]}" \
     --makes "$lang/tokens.txt" "$lang/bpe.model" -- \
     python "$scripts/prepare_lang.py" --cuts "$data/manifests/cuts_train.jsonl.gz" --config "$(conf lang.yaml)" \
-    --output "$lang" --count-unknown "${others[@]}" -- "${extra[@]}"
+    --output "$lang" ${proposed_tokens:+--proposed "$proposed_tokens"} --count-unknown "${others[@]}" -- "${extra[@]}"
 }
 
 # nbest CONFIG TEACHER MADE_IN: where the config or the corpus wants them, let exp/TEACHER, which stage MADE_IN trains, write
 # down its hypotheses; the manifests to train on come into train_cuts.
 nbest() {
-  local part extra option config=$1 teacher=$2 current=$3
-  if ! grep -qs 'name: nbest_rnnt' "$config" && [[ ! $unlabelled_cuts ]]; then return; fi
+  local part extra option heard=$unlabelled_cuts config=$1 teacher=$2 current=$3
+  # The labelled part is decoded, which takes long, only where a loss reads the hypotheses.
+  if grep -qs 'name: nbest_rnnt' "$config"; then heard="train $unlabelled_cuts"; fi
+  if [[ ! $heard ]]; then return; fi
   if [[ $(training_cuts) == *.json ]]; then
     echo "error: $config wants the teacher's hypotheses, which are not made of shards: set fbank.storage=files" >&2
     return 1
   fi
   mapfile -t extra < <(settings decode)
-  for part in train $unlabelled_cuts; do
+  if [[ $heard != "train "* ]]; then train_cuts+=("$(cuts "$fbank" train)"); fi
+  for part in $heard; do
     option=''
     if [[ $part != train ]]; then option=--pseudo-label; fi
     train_cuts+=("$exp/$teacher/nbest/cuts_$part.jsonl.gz")

@@ -5,24 +5,25 @@ import argparse
 import logging
 from functools import partial
 from pathlib import Path
-from typing import Dict, List
+from typing import List, Optional
 
 import torch
 from lhotse import CutSet
 
 from kdlib.compression import init_from_teacher, least_missed_layers
-from kdlib.config import TrainConfig, config_to_dict, load_config, save_config
+from kdlib.config import TrainConfig, load_config, save_config
 from kdlib.data import (TrainCuts, describe_skipped, eval_loader, feature_statistics, has_nbest, load_cuts, select_cuts,
                         shar_index, total_seconds)
 from kdlib.errors import RecipeError, run_main
 from kdlib.files import content_digest, read_json, write_json
 from kdlib.lang import Lang
 from kdlib.losses import SequenceLoss, find_loss
+from kdlib.planning import check_student
 from kdlib.shar import SharCuts
-from kdlib.training.checkpoint import finished, load_averaged
+from kdlib.training.checkpoint import begin_run, finished, load_averaged
 from kdlib.training.loop import Trainer
 from kdlib.training.objective import loss_with_layers
-from kdlib.training.parallel import default_world_size, launch
+from kdlib.training.parallel import default_world_size, launch, training_device
 from kdlib.transducer import Transducer
 
 
@@ -43,20 +44,6 @@ def get_args():
     return parser.parse_args()
 
 
-def set_aside_if_changed(exp: Path, run: dict) -> None:
-    """Keep what another config or other data made, in a folder of its own, and begin anew."""
-    record = exp / "run.json"
-    if record.exists() and read_json(record, f"remove {exp}") != run:
-        number = 1 + max([int(p.name[7:]) for p in exp.glob("before-*") if p.name[7:].isdigit()], default=0)
-        old = exp / f"before-{number}"
-        old.mkdir()
-        # The record goes last: a move that was cut short is seen, and ended, by the next run.
-        for item in [p for p in exp.iterdir() if not p.name.startswith("before-") and p != record] + [record]:
-            item.rename(old / item.name)
-        logging.info("the config, the data or the teacher of %s changed: what was there is now in %s", exp, old)
-    write_json(record, run)
-
-
 def load_train_cuts(files: List[Path], shar_root: str) -> TrainCuts:
     """The cuts of all manifests, where one id in two of them is an error; or of the index of Shar features."""
     if files[0].suffix == ".json":
@@ -74,19 +61,31 @@ def load_train_cuts(files: List[Path], shar_root: str) -> TrainCuts:
     return CutSet.from_cuts(cut for part in cuts for cut in part)
 
 
-def build_model(args, config: TrainConfig, lang: Lang, train_cuts, dev_cuts) -> Transducer:
+def layers_to_start_from(args, config: TrainConfig, start: Transducer, lang: Lang, dev_cuts) -> List[int]:
+    """Numbers from 0; none where they are evenly spaced. Those by importance are measured once, and written down."""
+    if isinstance(config.init.layers, list):
+        return [number - 1 for number in config.init.layers]
+    chosen = args.exp / "layers.json"
+    if config.init.layers != "importance" or (args.exp / "checkpoint.pt").exists() and not chosen.exists():
+        return []  # of a training that has begun the checkpoint holds all weights
+    if not chosen.exists():
+        device = training_device(0, args.world_size)
+        loader = eval_loader(dev_cuts, lang, config.data, config.data.max_duration)
+        start.to(device)
+        layers = least_missed_layers(start.config.num_layers, config.model.num_layers,
+                                     lambda kept: loss_with_layers(start, kept, config.loss, loader, device))
+        start.to("cpu")
+        write_json(chosen, {"layers": [number + 1 for number in layers]})
+    return [number - 1 for number in read_json(chosen, "remove it")["layers"]]
+
+
+def build_model(args, config: TrainConfig, lang: Lang, start: Optional[Transducer], train_cuts, dev_cuts) -> Transducer:
     torch.manual_seed(config.training.seed)
     model = Transducer(config.model, len(lang))
-    if args.init_from is None or config.init.weights == "scratch":
+    if start is None:
         model.encoder.set_feature_statistics(*feature_statistics(train_cuts))
         return model
-    source, _, _ = load_averaged(args.init_from, tokens=lang.tokens)
-    layers = [number - 1 for number in config.init.layers] if isinstance(config.init.layers, list) else []
-    if config.init.layers == "importance":
-        loader = eval_loader(dev_cuts, lang, config.data, config.data.max_duration)
-        layers = least_missed_layers(source.config.num_layers, config.model.num_layers,
-                                     lambda kept: loss_with_layers(source, kept, config.loss, loader))
-    layers = init_from_teacher(model, source, layers, config.init.units)
+    layers = init_from_teacher(model, start, layers_to_start_from(args, config, start, lang, dev_cuts), config.init.units)
     logging.info("weights start from %s, its layers %s", args.init_from, " ".join(str(i + 1) for i in layers))
     return model
 
@@ -114,11 +113,13 @@ def main():
     train_files = args.train_cuts or [args.fbank / "cuts_train.jsonl.gz"]
     if shar_index(train_files[0]).is_file() and not train_files[0].exists():
         train_files[0] = shar_index(train_files[0])
-    files = [*train_files, args.fbank / "cuts_dev.jsonl.gz", args.lang / "tokens.txt"]
+    dev_file = args.fbank / "cuts_dev.jsonl.gz"
+    inputs = {f"train {number}": path for number, path in enumerate(train_files, start=1)}
+    inputs.update(dev=dev_file, tokens=args.lang / "tokens.txt")
     modified = config.loss.rnnt_type == "modified"
     train_cuts, skipped = select_cuts(load_train_cuts(train_files, config.data.shar_root), lang, config.data, modified)
-    dev_cuts, dev_skipped = select_cuts(load_cuts(files[-2]), lang, config.data, modified)
-    for path, cuts in ((", ".join(map(str, train_files)), train_cuts), (files[-2], dev_cuts)):
+    dev_cuts, dev_skipped = select_cuts(load_cuts(dev_file), lang, config.data, modified)
+    for path, cuts in ((", ".join(map(str, train_files)), train_cuts), (dev_file, dev_cuts)):
         if len(cuts) == 0:
             raise RecipeError("; ".join([f"{path} holds no utterance that can be trained on",
                                          *describe_skipped(skipped), *describe_skipped(dev_skipped)]))
@@ -131,17 +132,18 @@ def main():
                           f"{config.model.num_features}: make conf/fbank.yaml and {args.config} agree")
     noise = None
     if config.data.noise_probability > 0:
-        files.append(args.fbank / "cuts_noise.jsonl.gz")
-        noise = load_cuts(files[-1], "make the noise set or set data.noise_probability=0")
+        inputs["noise"] = args.fbank / "cuts_noise.jsonl.gz"
+        noise = load_cuts(inputs["noise"], "make the noise set or set data.noise_probability=0")
 
-    inputs: Dict[str, str] = {}
-    for path in files:  # by name, since folders may move; two of one name are told apart by their order
-        inputs[path.name + " again" * sum(name.startswith(path.name) for name in inputs)] = content_digest(path)
-    for name in (args.init_from, args.teacher):
-        if name is not None:
-            finished(name)
-            inputs[name.name] = content_digest(name / "done.json")
-    set_aside_if_changed(args.exp, {"config": config_to_dict(config), "inputs": inputs})
+    # What cannot be trained is refused before anything of an earlier training is moved.
+    models = {role: path for role, path in (("init-from", args.init_from), ("teacher", args.teacher)) if path is not None}
+    inputs.update((role, path / "done.json") for role, path in models.items())
+    loaded = {path: load_averaged(path, tokens=lang.tokens)[0] for path in models.values()}
+    start = loaded[args.init_from] if args.init_from is not None and config.init.weights == "teacher" else None
+    teacher = loaded.get(args.teacher)
+    check_student(Transducer(config.model, len(lang)), config, start, teacher, str(args.config))
+    begin_run(args.exp, config, {role: content_digest(path) for role, path in inputs.items()},
+              {role: path.name for role, path in models.items()})
     save_config(config, args.exp / "config.yaml")
     log = logging.FileHandler(args.exp / "train.log")
     log.setFormatter(logging.Formatter(line))
@@ -149,16 +151,7 @@ def main():
     for line in describe_skipped(skipped) + describe_skipped(dev_skipped):
         logging.warning("%s", line)
 
-    model = build_model(args, config, lang, train_cuts, dev_cuts)
-    teacher = None
-    if args.teacher is not None:
-        teacher, _, _ = load_averaged(args.teacher, tokens=lang.tokens)
-        sizes = model.parameter_counts()["total"], teacher.parameter_counts()["total"]
-        if sizes[0] >= sizes[1]:
-            raise RecipeError(f"{args.config}: the student has {sizes[0]} parameters, its teacher {sizes[1]}; a stage "
-                              "must make the model smaller")
-    elif config.loss.distill:
-        raise RecipeError(f"{args.config} asks for distillation losses: give --teacher")
+    model = build_model(args, config, lang, start, train_cuts, dev_cuts)
     logging.info("%s: %d parameters deployed, %d training cuts (%.2f h), %d processes", args.exp,
                  model.parameter_counts()["total"], len(train_cuts), total_seconds(train_cuts) / 3600,
                  args.world_size)

@@ -1,6 +1,7 @@
 """Leaves out the tests that this machine or environment cannot run, and says so."""
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
 
@@ -8,6 +9,12 @@ import pytest
 
 # Where the tools find what they share, as Python does where they are run.
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tools"))
+
+# Real speech for the tests that want it, where it lies beside the checkout and nothing else is named.
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+for variable, folder in (("FSDD_DIR", "fsdd"), ("LIBRISPEECH_DIR", "librispeech-devclean-mp3")):
+    if not os.environ.get(variable) and (DATA / folder).is_dir():
+        os.environ[variable] = str(DATA / folder)
 
 
 def k2_imports() -> bool:

@@ -153,6 +153,16 @@ def test_commands_and_addresses_are_never_followed(tmp_path):
     assert f"a command (touch {flag})" in left_out["command"] and "a url (http:" in left_out["url"]
 
 
+@pytest.mark.parametrize("kind, reason", [("memory", "of type 'memory'"), ("tape", "of type 'tape'"),
+                                          (None, "names no audio")])
+def test_audio_that_is_no_file(tmp_path, kind, reason):
+    good = recording(tone(tmp_path / "good.wav"))
+    bad = Recording(id="bad", sources=[AudioSource(kind, [0], "abc")] if kind else [], sampling_rate=16000,
+                    num_samples=16000, duration=1.0, channel_ids=[0])
+    cuts, left_out = cuts_of([good, bad], [says("good"), says("bad"), says("mute", of="good", channel=[])])
+    assert [cut.id for cut in cuts] == ["good"] and reason in left_out["bad"] and "no channel" in left_out["mute"]
+
+
 def test_what_does_not_belong_together_is_left_out(tmp_path):
     recordings = [recording(tone(tmp_path / f"{name}.wav")) for name in ("good", "silent", "blank", "twice")]
     cuts, left_out = cuts_of([*recordings, recordings[0]],
@@ -174,6 +184,12 @@ def test_times_that_cannot_be(tmp_path, start, duration, reason):
     cuts, left_out = cuts_of([whole], [says("bad", start=start, duration=duration, of="a"), says("good", of="a")])
     assert [cut.id for cut in cuts] == ["good"]
     assert reason in left_out["bad"]
+
+
+@pytest.mark.parametrize("times", [{"start": None}, {"duration": "1.0"}])
+def test_times_that_are_no_numbers(tmp_path, times):
+    cuts, left_out = cuts_of([recording(tone(tmp_path / "a.wav"))], [says("bad", of="a", **times), says("good", of="a")])
+    assert [cut.id for cut in cuts] == ["good"] and "are no numbers" in left_out["bad"]
 
 
 def test_times_rounded_a_little_beyond_the_end_are_mended(tmp_path):

@@ -3,6 +3,7 @@
 import gzip
 import http.server
 import importlib.util
+import shutil
 import io
 import json
 import os
@@ -33,6 +34,20 @@ def load(name: str):
 
 
 takes = load("takes")
+
+
+def test_the_tests_find_real_speech_beside_the_checkout(tmp_path):
+    """Unless a variable names it."""
+    (tmp_path / "checkout" / "tests").mkdir(parents=True)
+    shutil.copy(Path(__file__).with_name("conftest.py"), tmp_path / "checkout" / "tests")
+    beside = tmp_path / "shared" / "data" / "fsdd"
+    beside.mkdir(parents=True)
+    environment = {name: value for name, value in os.environ.items() if name not in ("FSDD_DIR", "LIBRISPEECH_DIR")}
+    for given, found in (({}, str(beside)), ({"FSDD_DIR": "mine"}, "mine")):
+        said = subprocess.run([sys.executable, "-c", "import conftest, os; print(os.environ['FSDD_DIR'])"],
+                              cwd=tmp_path / "checkout" / "tests", env={**environment, **given}, capture_output=True,
+                              text=True)
+        assert said.stdout.strip() == found, said.stderr
 
 
 def run(script: str, *arguments, cwd, check=True):

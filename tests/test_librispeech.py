@@ -314,10 +314,36 @@ class TestOptions:
         said = run_recipe("librispeech", tree.parent, "--corpus-dir", "LibriSpeech", "--test-sets", "test-clean",
                           "--stop-stage", "0", "--mini", code=1)
         assert "has no train-clean-5, dev-clean-2 (test-clean is whole)" in said
+        said = run_recipe("librispeech", tree.parent, "--corpus-dir", "LibriSpeech", "--test-sets", "test-clean",
+                          "--stop-stage", "0", "--mini", "--parts", "train-clean-100", "--dev-parts", "dev-clean")
+        assert "train-clean-100: 8 utterances" in said and "train-clean-5" not in said.partition("== stage 0")[2]
+
+    def test_mini_alone_is_tested_on_its_dev_part(self, tree):
+        """And the dev part is of speakers held out of training."""
+        mini = tree.parent / "mini"
+        for speaker in range(24):
+            folder = mini / "train-clean-5" / f"{speaker}" / "1"
+            folder.mkdir(parents=True)
+            for k in range(2):
+                soundfile.write(folder / f"{speaker}-1-000{k}.flac", sound(0.6, k), RATE)
+            (folder / f"{speaker}-1.trans.txt").write_text("".join(f"{speaker}-1-000{k} WORD\n" for k in range(2)))
+        shutil.copytree(tree / "dev-clean", mini / "dev-clean-2")
+        said = run_recipe("librispeech", tree.parent, "--corpus-dir", "mini", "--mini", "--test-sets", "dev-clean-2",
+                          "--stop-stage", "1")
+        assert "dev is held out of train by speaker" in said
+        made = {name: cuts(tree.parent, name) for name in ("train", "dev", "dev-clean-2")}
+        assert {name: len(some) for name, some in made.items()} == {"train": 46, "dev": 2, "dev-clean-2": 4}
+        heard = {cut["supervisions"][0]["speaker"] for cut in made["train"].values()}
+        assert heard.isdisjoint(cut["supervisions"][0]["speaker"] for cut in made["dev"].values())
 
     @pytest.mark.parametrize("options, config, report", [
         (["--mini"], "conf/small/teacher.yaml", "exp-small/RESULTS.md"),
         (["--parts", "train-clean-100"], "conf/teacher.yaml", "exp/RESULTS.md"),
+        (["--parts", "train-other-500 train-clean-100  train-clean-360"], "conf/teacher.yaml", "RESULTS.md"),
+        (["--max-utterances", "100"], "conf/teacher.yaml", "exp/RESULTS.md"),
+        (["--partial"], "conf/teacher.yaml", "exp/RESULTS.md"),
+        (["--dev-parts", "dev-clean"], "conf/teacher.yaml", "exp/RESULTS.md"),
+        (["--test-sets", "test-clean"], "conf/teacher.yaml", "exp/RESULTS.md"),
         ([], "conf/teacher.yaml", "RESULTS.md")])
     def test_the_report_of_960_hours_is_of_no_fewer(self, options, config, report):
         """What run.sh would do, as its functions say once the options are read."""

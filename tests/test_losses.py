@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdlib import losses
-from kdlib.config import DistillTerm, LossConfig
+from kdlib.config import MAX_TEMPERATURE, DistillTerm, LossConfig
 from kdlib.errors import RecipeError
 from kdlib.losses import REGISTRY, collapsed_kl, encoder_mse, find_loss, lattice_kl, lattice_kl_at
 
@@ -179,7 +179,7 @@ def test_invariants_of_the_encoder_losses(name, seed, temperature):
     torch.testing.assert_close(sum(alone) / 2, value)
 
 
-@pytest.mark.parametrize("name", sorted(set(ENCODER_LOSSES) - {"encoder_l1"}))
+@pytest.mark.parametrize("name", sorted(ENCODER_LOSSES))
 def test_gradients_of_the_encoder_losses(name):
     torch.manual_seed(2)
     student, teacher = (torch.randn(2, 4, 3, dtype=torch.float64, requires_grad=True) for _ in range(2))
@@ -293,8 +293,51 @@ def test_schedules_of_a_weight():
 
 
 def test_a_loss_that_is_named_twice():
-    with pytest.raises(RecipeError, match="loss.distill .*names each loss once"):
-        LossConfig(distill=[DistillTerm("encoder_mse"), DistillTerm("encoder_mse", shift=2)])
+    terms = [DistillTerm("encoder_mse"), DistillTerm("encoder_mse", shift=2), DistillTerm("encoder_l1"),
+             DistillTerm("encoder_mse", layers="matched")]
+    assert LossConfig(distill=terms).distill_names() == ["encoder_mse", "encoder_mse_2", "encoder_l1", "encoder_mse_3"]
+    with pytest.raises(RecipeError, match="loss.distill is 'encoder_mse'; it must be named once, or .* other settings"):
+        LossConfig(distill=[*terms, DistillTerm("encoder_mse")])
+
+
+@pytest.mark.parametrize("name, unused", [
+    ("encoder_mse", dict(temperature=2.0)), ("encoder_l1", dict(temperature=2.0)), ("encoder_cosine", dict(temperature=0.5)),
+    ("encoder_logits_kl", dict(layers="matched")), ("pruned_lattice_kl", dict(shift=1)),
+    ("occupancy_kl", dict(layers=[[1, 1]])), ("nbest_rnnt", dict(shift=-1)), ("nbest_rnnt", dict(layers="matched")),
+])
+def test_a_setting_that_a_loss_has_no_use_for(name, unused):
+    with pytest.raises(RecipeError, match=f"loss.distill, {name}, {list(unused)[0]} is .*; it must be left out"):
+        DistillTerm(name, **unused)
+
+
+@pytest.mark.parametrize("term, said", [
+    (dict(name="kl"), "unknown loss 'kl'"), (dict(weight=2.0), "a loss without a name; known are best_path_kl"),
+    (dict(name="encoder_mse", weight=INF), "weight is inf"),
+    (dict(name="encoder_mse", weight=float("nan")), "weight is nan"),
+    (dict(name="pruned_lattice_kl", temperature=21.0), "temperature is 21.0; it must be above 0 and at most 20"),
+    (dict(name="pruned_lattice_kl", temperature=0.0), "temperature is 0.0; it must be above 0"),
+])
+def test_terms_that_mean_nothing(term, said):
+    with pytest.raises(RecipeError, match=said):
+        DistillTerm(**term)
+
+
+def test_the_hottest_divergence_keeps_its_digits():
+    """What bounds the temperature: float32 beside float64."""
+    torch.manual_seed(0)
+    student, teacher = 3 * torch.randn(64, 500, dtype=torch.float64), 3 * torch.randn(64, 500, dtype=torch.float64)
+    want = lattice_kl_at(student, teacher, MAX_TEMPERATURE)
+    torch.testing.assert_close(lattice_kl_at(student.float(), teacher.float(), MAX_TEMPERATURE).double(), want, rtol=0.01,
+                               atol=0.0)
+
+
+def test_two_vectors_of_zeros_are_alike():
+    zeros, lengths = torch.zeros(1, 3, 4), torch.tensor([3])
+    student = zeros.clone().requires_grad_()
+    value = losses.encoder_cosine(student, zeros, lengths)
+    value.backward()
+    assert value.item() == 0.0 and student.grad.abs().sum() == 0.0
+    assert losses.encoder_cosine(zeros, torch.ones(1, 3, 4), lengths).item() == 1.0
 
 
 def test_shapes_that_do_not_fit():

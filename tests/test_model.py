@@ -94,6 +94,24 @@ def test_chunk_by_chunk_with_caches_equals_the_masked_full_pass(chunk, left, ker
         torch.testing.assert_close(out, whole[:, chunk * number:chunk * (number + 1)], rtol=0, atol=2e-5)
 
 
+@torch.no_grad()
+def test_a_long_utterance_is_the_same_in_chunks():
+    """Three minutes, by attention as sharp as a trained one's: positions must not lose their precision on the way."""
+    config = tiny(chunk_size=16, left_context=64)
+    encoder = model_of(config).encoder
+    for layer in encoder.layers:
+        layer.attention.qkv.weight *= 3.0
+    chunks = 281
+    audio = torch.randn(1, 64 * chunks + 3, 16)
+    whole, _, _ = encoder(audio, torch.tensor([audio.size(1)]))
+    caches = encoder.initial_caches(1, audio)
+    worst = 0.0
+    for number in range(chunks):
+        out, *caches = encoder.streaming_forward(audio[:, 64 * number:64 * number + 67], *caches, torch.tensor([16 * number]))
+        worst = max(worst, float((out - whole[:, 16 * number:16 * (number + 1)]).abs().max()))
+    assert worst < 1e-5
+
+
 def test_padding_and_batching_change_nothing():
     model = model_of(tiny())
     audio = torch.randn(2, 90, 16)

@@ -4,6 +4,7 @@ import csv
 import gzip
 import importlib.util
 import json
+import logging
 import os
 import re
 import subprocess
@@ -16,10 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lhotse import CutSet, MonoCut, Recording, RecordingSet, SupervisionSegment, SupervisionSet
 from lhotse.audio import AudioSource
+from skipping import Reasons
 
 from kdlib.config import (DecodeConfig, FbankConfig, LangConfig, ProgressiveConfig, TrainConfig, load_config)
 from kdlib.corpus_forms import read_corpus, read_manifests, write_parts
-from kdlib.corpus_parts import check_ids, checked_role, hold_out, part_roles, prepare_parts, subset
+from kdlib.corpus_parts import (check_ids, checked_role, describe_holding, hold_out, part_roles, prepare_parts,
+                                subset)
 from kdlib.errors import RecipeError
 from kdlib.manifests import Skipped
 from kdlib.planning import measure_model
@@ -187,6 +190,13 @@ class TestTheRecipe:
             for decoded in ("decode", "decode-int8"):
                 summary = json.loads((exp / "export" / name / decoded / "summary.json").read_text())
                 assert list(summary["test_sets"]) == [test]
+
+    def test_part_of_the_speech_fills_fewer_tokens(self, new_recipe, tmp_path):
+        new_recipe("--csv", csv_corpus(tmp_path / "corpus", 4))
+        prepare = new_recipe.folder / "local" / "prepare_manifests.py"
+        prepare.write_text(prepare.read_text().replace("normalise_text(text)", 'normalise_text(text).replace("THREE", "")'))
+        output = run_sh(new_recipe.folder, "--stop-stage", "3", "--jobs", "1")
+        assert "that were proposed for all of the corpus: so many are made" in output
 
     @pytest.mark.slow
     @pytest.mark.parametrize("form", ["csv", "manifests", "lhotse"])
@@ -375,6 +385,14 @@ def cut(name: str, speaker="s", seconds=1.0, of=""):
         SupervisionSegment(id=name, recording_id=recording.id, start=0, duration=seconds, text="A", speaker=speaker)])
 
 
+def long_session(table: Path) -> Path:
+    """The table with a recording of a minute and a half more, that was never cut into utterances."""
+    soundfile.write(table.parent / "wav" / "session.wav", say(["ONE"] * 300), 16000)
+    with open(table, "a") as file:
+        file.write(f"wav/session.wav,one two,{SPEAKERS[0]}\n")
+    return table
+
+
 class TestHoldingOut:
     SHARES = {"dev": 0.1, "test": 0.1}
 
@@ -394,7 +412,7 @@ class TestHoldingOut:
         ([cut(f"{k}", None) for k in range(30)], "utterance"),
         ([cut(f"{k}", None, of=f"talk{k % 15}") for k in range(45)], "recording"),
         # one speaker says nearly everything
-        ([cut(f"{k}", f"s{k}" if k < 12 else "talker", 1.0 if k < 12 else 50.0) for k in range(40)], "utterance")])
+        ([cut(f"{k}", f"s{k}" if k < 12 else "talker", 1.0 if k < 12 else 25.0) for k in range(40)], "utterance")])
     def test_where_speakers_are_too_few(self, cuts, by):
         dealt, how = hold_out(cuts, self.SHARES)
         assert how == by and len(dealt["train"]) > 0.6 * len(cuts)
@@ -405,6 +423,31 @@ class TestHoldingOut:
         assert all(len(some) == 1 for some in dealt.values())
         with pytest.raises(RecipeError, match="2 utterances that can be used are too few"):
             hold_out([cut(name) for name in "ab"], self.SHARES)
+
+    def test_what_training_leaves_out_has_no_share_and_stays_in_train(self):
+        cuts = [cut(f"{k}", "one", 5.0) for k in range(30)] + [cut("session", "one", 3000.0), cut("click", "one", 0.15)]
+        dealt, _ = hold_out(cuts, self.SHARES)
+        assert {part: len(some) for part, some in dealt.items()} == {"train": 26, "dev": 3, "test": 3}
+        assert {"session", "click"} <= {c.id for c in dealt["train"]}
+        with pytest.raises(RecipeError, match=r"2 utterances that can be used are too few .* \(1 more are shorter than"):
+            hold_out([cut("a"), cut("b"), cut("c", seconds=40.0)], self.SHARES)
+
+    def test_each_part_gets_an_utterance_however_they_last(self):
+        for names in ("abc", "abd", "bce", "xyz"):
+            for place in range(3):
+                dealt, _ = hold_out([cut(n, seconds=29.0 if k == place else 0.2) for k, n in enumerate(names)], self.SHARES)
+                assert all(len(some) == 1 for some in dealt.values())
+
+    @pytest.mark.parametrize("unknown", [None, ""])
+    def test_utterances_of_unknown_speakers_go_to_train(self, unknown):
+        cuts = [cut(f"{speaker}-{k}", speaker) for speaker in map(str, range(20)) for k in range(5)]
+        dealt, by = hold_out([*cuts, cut("somebody", unknown)], self.SHARES)
+        assert by == "speaker" and shared_speakers(dealt) == {} and "somebody" in {c.id for c in dealt["train"]}
+        assert describe_holding(by, dealt["train"]) == "speaker; 1 utterances whose speakers are not known are in train"
+
+    def test_speakers_of_one_utterance_each_are_speakers(self):
+        dealt, by = hold_out([cut(f"{k}", f"s{k}") for k in range(30)], self.SHARES)
+        assert by == describe_holding(by, dealt["train"]) == "speaker"
 
     def test_parts_by_their_names(self):
         assert part_roles(["train_clean", "other", "Dev-A", "valid", "test_other", "eval92"]) == {
@@ -466,6 +509,31 @@ class TestHoldingOut:
         with pytest.raises(RecipeError, match="utterance u1 is in the part a, which makes train, and in b, which makes dev"):
             prepare_parts(tmp_path / "raw", tmp_path / "manifests", {"train": ["a"], "dev": ["b"]}, {}, 16000)
 
+    def test_one_long_recording_leaves_training_what_it_had(self, new_recipe, tmp_path, capsys):
+        table = csv_corpus(tmp_path / "corpus", 2)
+        without = new_recipe("--csv", table)
+        with_it = new_recipe("--csv", long_session(table), name="other")
+        count = re.compile(r"^train: (\d+)", re.MULTILINE)
+        assert int(count.search(with_it)[1]) == int(count.search(without)[1]) + 1
+        assert "1 utterances longer than 30 s, which training leaves out: wav-session" in with_it
+        hours = re.compile("for ([0-9.]+) h of training")
+        assert hours.search(with_it)[1] == hours.search(without)[1]
+        write_parts(tmp_path / "raw", read_corpus("csv", str(table), Skipped()))
+        for hours in (0.0, 0.002):  # some of the hours are hours of utterances too
+            prepare_parts(tmp_path / "raw", tmp_path / "manifests", {"train": ["all"]}, self.SHARES, 16000, hours=hours)
+            train = CutSet.from_file(tmp_path / "manifests" / "cuts_train.jsonl.gz")
+            assert sum(c.duration < 30 for c in train) > 2
+
+    def test_nothing_to_train_on_is_one_error(self, new_recipe, tmp_path):
+        (tmp_path / "wav").mkdir()
+        for k in range(4):
+            soundfile.write(tmp_path / "wav" / f"{k}.wav", say(["ONE"] * 120), 16000)
+        (tmp_path / "corpus.csv").write_text("".join(f"wav/{k}.wav,one,anna\n" for k in range(4)))
+        with pytest.raises(RecipeError, match="corpus.csv has no utterance that can be trained on: of 4, 0 are shorter than "
+                                              "0.2 s and 4 longer than 30 s; cut long recordings into utterances"):
+            new_recipe("--csv", tmp_path / "corpus.csv")
+        assert not new_recipe.folder.exists()
+
     def test_cuts_of_a_part_of_the_hours(self, tmp_path, capsys):
         write_parts(tmp_path / "raw", read_corpus("csv", str(csv_corpus(tmp_path / "corpus")), Skipped()))
         part = read_manifests(tmp_path / "raw", Skipped())["all"]
@@ -520,6 +588,55 @@ class TestForms:
         (tmp_path / "more.csv").write_text("﻿speaker,id,Text,Audio\nanna,7,one,a.wav\n", encoding="utf-8")
         two, more = (next(iter(self.read("csv", tmp_path / name)[0]["all"][1])) for name in ("two.csv", "more.csv"))
         assert (two.text, two.speaker) == ("one, two", None) and (more.text, more.speaker) == ("one", "anna")
+
+    def table(self, tmp_path, text, files=("a.wav", "b.wav", "c.wav")):
+        """What is read of a table, (id, text) each, and why the rest is not."""
+        for name in files:
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            soundfile.write(tmp_path / name, say(["ONE", "TWO"]), 16000)
+        (tmp_path / "t.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
+        skipped = Reasons()
+        supervisions = read_corpus("csv", str(tmp_path / "t.csv"), skipped)["all"][1]
+        return [(s.id, s.text) for s in supervisions], skipped.of
+
+    @pytest.mark.parametrize("header, end", [("audio,start,end,text", "0.3"), ("offset,duration,audio,text", "0.2")])
+    def test_rows_of_a_part_of_their_file(self, tmp_path, header, end):
+        rows = [("a.wav", "0.1", end, "one"), ("a.wav", "x", end, "two"), ("b.wav", "0.1", end, "three")]
+        if header.startswith("offset"):
+            rows = [(start, end, audio, text) for audio, start, end, text in rows]
+        found, left_out = self.table(tmp_path, "\n".join([header, *map(",".join, rows)]))
+        assert found == [("a-0000100", "one"), ("b-0000100", "three")]
+        assert list(left_out.values()) == ["its times are no numbers of seconds"]
+        first = next(iter(read_corpus("csv", str(tmp_path / "t.csv"), Skipped())["all"][1]))
+        assert (first.start, round(first.end, 6), first.recording_id) == (0.1, 0.3, "a")
+
+    @pytest.mark.parametrize("header, said", [
+        ("audio,start,text", "start, but not where they end"), ("audio,end,text", "end, but not where they start"),
+        ("transcript,sound,who", "names a column transcript, but none of the audio: call that one audio"),
+        ("audio,words,who", "names a column audio, but none of the text: call that one text")])
+    def test_a_header_that_lacks_a_name_is_one_error(self, tmp_path, header, said):
+        with pytest.raises(RecipeError, match=said):
+            self.table(tmp_path, f"{header}\na.wav,1,one\n")
+
+    def test_files_of_one_id_are_both_named(self, tmp_path):
+        found, left_out = self.table(tmp_path, "s1/1-0.wav,one\ns1-1/0.wav,two\n./s1/1-0.wav,three\n",
+                                     ("s1/1-0.wav", "s1-1/0.wav"))
+        assert found == [("s1-1-0", "one"), ("s1-1-0", "three")]  # the second of which is left out as such later
+        (reason,) = left_out.values()
+        assert "s1-1/0.wav would have the id s1-1-0, which is that of" in reason and "s1/1-0.wav: rename" in reason
+
+    @pytest.mark.parametrize("text", [
+        "sep=;\na.wav;one, two\nb.wav;one, three\n", 'a.wav,"one; two"\nb.wav,"one; three"\n'.replace("; ", ", "),
+        "a.wav,one; two\nb.wav,one; three\n", "a.wav\tone\nb.wav\ttwo\n".encode("utf-16")])
+    def test_the_separator_is_the_one_under_which_there_is_audio(self, tmp_path, text):
+        found, left_out = self.table(tmp_path, text)
+        assert [name for name, _ in found] == ["a", "b"] and left_out == {} and "one" in found[0][1]
+
+    def test_an_open_quote_takes_in_no_rows(self, tmp_path):
+        found, left_out = self.table(tmp_path, 'a.wav,"one,anna\nb.wav,two,anna\nc.wav,three",anna\na.wav,"x\ny",anna\n')
+        assert found == [("b", "two"), ("c", 'three"'), ("a", "x\ny")]
+        ((where, reason),) = left_out.items()
+        assert where.endswith("line 1") and "goes on to line 3, over rows with audio of their own" in reason
 
     def test_rows_without_audio_or_text_are_counted(self, tmp_path):
         soundfile.write(tmp_path / "a.wav", say(["ONE"]), 16000)
@@ -578,13 +695,70 @@ class TestForms:
         found = read_manifests(folder, Skipped())["dev"][0]
         assert all(Path(r.sources[0].source).is_file() and Path(r.sources[0].source).is_absolute() for r in found)
 
+    def changed(self, folder: Path, kind: str, **values) -> Path:
+        """Manifests with other values in the first row of a file."""
+        path = manifests_corpus(folder) / f"{kind}_train.jsonl.gz"
+        rows = [json.loads(line) for line in gzip.open(path, "rt")]
+        rows[0].update(values)
+        with gzip.open(path, "wt") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+        return path.parent
+
+    @pytest.mark.parametrize("kind, values, said", [
+        ("supervisions", {"duration": "1 s"}, "its duration is '1 s'"), ("supervisions", {"start": None}, "start is None"),
+        ("supervisions", {"text": ["a", "b"]}, r"transcript is \['a', 'b'\]"), ("supervisions", {"id": None}, "has no id"),
+        ("supervisions", {"channel": []}, "names no channel"), ("recordings", {"sources": []}, "names no audio"),
+        ("recordings", {"sampling_rate": 0}, "sampling_rate is 0"), ("recordings", {"num_samples": "many"}, "is 'many'"),
+        ("recordings", {"sources": [{"type": "file", "channels": [0], "source": None}]}, "names no audio"),
+        ("recordings", {"sources": [{"type": "memory", "channels": [0], "source": "abc"}]}, "no file but of type 'memory'"),
+        ("recordings", {"sources": [{"type": "tape", "channels": [0], "source": "abc"}]}, "no file but of type 'tape'")])
+    def test_a_row_of_a_manifest_that_cannot_be(self, new_recipe, tmp_path, kind, values, said):
+        folder = self.changed(tmp_path / "corpus", kind, **values)
+        output = new_recipe("--manifests", folder)
+        assert re.search(f"skipped .*{said}", output) and "train: 78 utterances" in output
+
+    def test_manifests_of_something_else_are_one_error(self, tmp_path):
+        folder = manifests_corpus(tmp_path / "corpus")
+        recordings, supervisions = (folder / f"{kind}_dev.jsonl.gz" for kind in ("recordings", "supervisions"))
+        recordings.rename(folder / "third")
+        supervisions.rename(recordings)
+        (folder / "third").rename(supervisions)
+        with pytest.raises(RecipeError, match="recordings_dev.jsonl.gz holds a SupervisionSegment where its name says Rec"):
+            self.read("manifests", folder)
+
+    def test_manifests_with_other_endings(self, tmp_path):
+        folder = manifests_corpus(tmp_path / "corpus")
+        path = folder / "supervisions_dev.jsonl.gz"
+        (folder / "supervisions_dev.jsonl").write_bytes(gzip.decompress(path.read_bytes()))
+        path.unlink()
+        assert len(self.read("manifests", folder)[0]["dev"][1]) == 8
+        (tmp_path / "json").mkdir()
+        RecordingSet.from_file(folder / "recordings_dev.jsonl.gz").to_file(tmp_path / "json" / "recordings_dev.json")
+        with pytest.raises(RecipeError, match="lhotse copy recordings_dev.json recordings_dev.jsonl.gz"):
+            self.read("manifests", tmp_path / "json")
+
+    def test_what_a_recipe_of_lhotse_leaves_out_is_counted(self, tmp_path, monkeypatch):
+        import lhotse.recipes
+
+        whole = lhotse.recipes.prepare_yesno
+
+        def prepare_yesno(corpus_dir, output_dir=None):
+            logging.warning("No transcript of %s", "0_1.wav")
+            return whole(corpus_dir, output_dir)
+
+        monkeypatch.setattr(lhotse.recipes, "prepare_yesno", prepare_yesno)
+        skipped, handlers = Reasons(), list(logging.getLogger().handlers)
+        read_corpus("lhotse", "yesno", skipped, corpus_dir=yesno_corpus(tmp_path / "waves"))
+        assert skipped.of == {"prepare_yesno": "No transcript of 0_1.wav"} and logging.getLogger().handlers == handlers
+
     def test_lhotse_parts(self, tmp_path):
         parts, _ = self.read("lhotse", "yesno", corpus_dir=yesno_corpus(tmp_path / "waves"))
         assert {part: len(some) for part, (some, _) in parts.items()} == {"train": 30, "test": 30}
 
     @pytest.mark.parametrize("form, source, options, said", [
         ("csv", "latin.csv", {}, "is not UTF-8"), ("csv", "none.csv", {}, "none.csv is missing"),
-        ("csv", "empty.csv", {}, "holds no rows"), ("kaldi", ".", {}, "holds no wav.scp"),
+        ("csv", "empty.csv", {}, "holds no rows"), ("csv", "damaged", {}, "is a folder: give the file"),
+        ("kaldi", ".", {}, "holds no wav.scp"),
         ("manifests", ".", {}, "holds no recordings_"), ("manifests", "none", {}, "is no folder"),
         ("manifests", "damaged", {}, "cannot be read as a Lhotse manifest"),
         ("lhotse", "yesno", {}, "as --corpus-dir"), ("lhotse", "yesno", {"corpus_dir": "none"}, "is no folder"),
@@ -627,6 +801,11 @@ class TestProposals:
         assert propose_tokens(["A"] * 3)[:2] == ("bpe", 6)
         many = ["".join(chr(0xAC00 + 7 * k + j) for j in range(5)) + " " for k in range(400)]
         assert propose_tokens(many)[0] == "char"  # Hangul has spaces, and more letters than BPE has tokens
+
+    def test_few_words_that_are_said_once_are_no_closed_vocabulary(self):
+        words = ["".join(chr(ord("A") + (7 * k + 3 * j) % 26) for j in range(3 + k % 5)) for k in range(150)]
+        kind, size, why = propose_tokens([" ".join(words[k:k + 10]) for k in range(0, 150, 10)])
+        assert (kind, size) == ("bpe", 50) and "make each" not in why
 
     def test_rates(self):
         assert propose_rate({(8000, 1): 5, (16000, 1): 4}) == 8000

@@ -1,15 +1,19 @@
 """The objective of one batch: the same by all logits and by the fused losses, alone and dealt out to processes."""
 
 import dataclasses
+import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from kdlib import rnnt
 from kdlib.config import DistillTerm, LossConfig, ModelConfig
 from kdlib.data import Batch, NBest
 from kdlib.errors import RecipeError
-from kdlib.losses import REGISTRY, SequenceLoss, best_path_weights, collapsed_kl, lattice_kl, lattice_kl_at
+from kdlib.losses import (REGISTRY, SequenceLoss, best_path_weights, collapsed_kl, encoder_l1, encoder_logits_kl,
+                          encoder_mse, lattice_kl, lattice_kl_at, occupancy_weights, shifted)
 from kdlib.training.objective import Objective, loss_with_layers
 from kdlib.transducer import Transducer
 
@@ -63,14 +67,14 @@ def test_fused_is_the_same(distill, update, kind):
 
 
 # The sequence-level loss is a cross-entropy, with tests of its own.
-EVERY = [DistillTerm(name=name, weight=0.5 + i, temperature=1.5) for i, name in enumerate(sorted(REGISTRY))
-         if not isinstance(REGISTRY[name], SequenceLoss)]
+EVERY = [DistillTerm(name=name, weight=0.5 + i, temperature=1.5 if "temperature" in REGISTRY[name].settings else 1.0)
+         for i, name in enumerate(sorted(REGISTRY)) if not isinstance(REGISTRY[name], SequenceLoss)]
 
 
 def test_every_loss_of_the_registry_is_zero_where_student_and_teacher_agree():
     objective = make(distill=EVERY)
     objective._teacher = (objective.student.eval(),)
-    objective.pairs = [[(0, 0)] if loss.of == "embedding" else [] for _, loss in objective.encoder_terms]
+    objective.pairs = [[(0, 0)] if loss.of == "embedding" else [] for _, _, loss in objective.encoder_terms]
     objective.projections.clear()
     _, parts, _ = results(objective, make_batch(), 10)
     for term in EVERY:
@@ -126,6 +130,84 @@ def test_layers_and_shift():
     assert parts["encoder_cosine"] > 0 and grads["projections.0-1.weight"].abs().sum() > 0
     with pytest.raises(RecipeError, match="the student has 1 layers, its teacher 3"):
         Objective(student, LossConfig(distill=[DistillTerm(name="encoder_mse", layers=[[2, 3]])]), teacher)
+
+
+def outputs(model, batch, layers=()):
+    """The encoder's output, its lengths and those of these layers."""
+    with torch.no_grad():
+        return model.encoder(batch.features, batch.feature_lengths, layers=list(layers))
+
+
+@pytest.mark.parametrize("name, weigh", [("occupancy_kl", occupancy_weights), ("best_path_kl", best_path_weights)])
+def test_alignments_weigh_the_nodes(name, weigh):
+    objective, batch = make(distill=[DistillTerm(name=name, temperature=2.0)]), make_batch()
+    objective.config.prune_range = 6  # all nodes
+    with torch.no_grad():  # new models say much the same at every node
+        for model in (objective.student, objective.teacher):
+            model.predictor.embedding.weight.mul_(10)
+            model.joiner.out.weight.mul_(10)
+    value = results(objective, batch, 10)[1][name]
+    with torch.no_grad():
+        logits = []
+        for model in (objective.student, objective.teacher):
+            encoded, lengths, _ = outputs(model, batch)
+            am, lm = model.joiner.encoder_proj(encoded), model.joiner.predictor_proj(model.predictor.prefix(batch.symbols))
+            logits.append(model.joiner(am.unsqueeze(2), lm.unsqueeze(1)))
+        boundary = rnnt.boundary_of(batch.symbol_lengths, lengths)
+        every = torch.arange(6).expand(3, encoded.size(1), 6)
+        symbols, mask = rnnt.node_symbols(batch.symbols, every, boundary, 0)
+        log_probs = logits[1].log_softmax(-1)
+        arcs = log_probs.gather(3, symbols.unsqueeze(3)).squeeze(3), log_probs[..., 0]
+        each = lattice_kl_at(*logits, 2.0)
+        want = (each * weigh(*arcs, every, boundary, mask, "modified")).sum()
+    torch.testing.assert_close(value, want, rtol=1e-4, atol=1e-6)
+    assert abs(want - lattice_kl(*logits, mask, 2.0)) > 0.01 * want  # the plain mean is another
+
+
+def test_the_shift_of_a_term_is_that_of_its_loss():
+    terms = [DistillTerm(name="encoder_mse", shift=3), DistillTerm(name="encoder_logits_kl", shift=-2, temperature=4.0)]
+    objective, batch = make(distill=terms), make_batch()
+    _, parts, _ = results(objective, batch, 10)
+    (ours, lengths, _), (theirs, _, _) = outputs(objective.student, batch), outputs(objective.teacher, batch)
+    with torch.no_grad():
+        mse = encoder_mse(*shifted(objective.projections["0-0"](ours), theirs, lengths, 3))
+        logits = objective.student.simple_am(ours), objective.teacher.simple_am(theirs)
+        kl = encoder_logits_kl(*shifted(*logits, lengths, -2), 4.0)
+        apart = encoder_logits_kl(*shifted(*logits, lengths, -2), 1.0)
+    torch.testing.assert_close(parts["encoder_mse"], mse)
+    torch.testing.assert_close(parts["encoder_logits_kl"], kl)
+    assert abs(kl - apart) > 0.01 * kl
+
+
+def test_matched_layers_are_learned_from():
+    torch.manual_seed(0)
+    teacher = Transducer(ModelConfig(**{**SIZES, "num_layers": 4}), 13)
+    student = Transducer(ModelConfig(**{**SIZES, "num_layers": 2}), 13)
+    terms = [DistillTerm(name="encoder_l1", layers="matched"), DistillTerm(name="encoder_mse")]
+    objective, batch = Objective(student, LossConfig(rnnt_backend="native", distill=terms), teacher), make_batch()
+    assert objective.pairs == [[(0, 1), (1, 3)], [(1, 3)]]
+    _, parts, _ = results(objective, batch, 10)
+    (_, lengths, ours), (_, _, theirs) = outputs(student, batch, (0, 1)), outputs(teacher, batch, (1, 3))
+    torch.testing.assert_close(parts["encoder_l1"], sum(encoder_l1(a, b, lengths) for a, b in zip(ours, theirs)) / 2)
+    torch.testing.assert_close(parts["encoder_mse"], encoder_mse(ours[1], theirs[1], lengths))
+
+
+def test_a_loss_may_stand_several_times():
+    terms = [DistillTerm(name="encoder_mse", weight=0.5), DistillTerm(name="encoder_mse", weight=0.25, shift=2),
+             DistillTerm(name="pruned_lattice_kl", temperature=4.0), DistillTerm(name="pruned_lattice_kl")]
+    objective, batch = make(distill=terms), make_batch()
+    frames = int(outputs(objective.student, batch)[1].sum())
+    batch = dataclasses.replace(batch, total_frames=frames, total_utterances=3)
+    total, parts, _ = results(objective, batch, 10)
+    names = ["encoder_mse", "encoder_mse_2", "pruned_lattice_kl", "pruned_lattice_kl_2"]
+    for name, term in zip(names, terms):
+        alone = make(distill=[term])
+        alone.load_state_dict(objective.state_dict(), strict=False)  # a projection, where it has one
+        torch.testing.assert_close(parts[name], results(alone, batch, 10)[1][term.name])
+    assert len({float(parts[name]) for name in names}) == 4
+    plain = results(make(), batch, 10)[0]
+    torch.testing.assert_close(total, plain + sum(term.weight * parts[name] for name, term in zip(names, terms)))
+    torch.testing.assert_close(parts["total"], total)
 
 
 def test_schedules_follow_the_updates():
@@ -187,6 +269,95 @@ def test_hypotheses_count_by_their_posterior():
     got = value(0, 1, 2, 3, log_probs=[torch.tensor(p).log().item() - 40 for p in odds] + [-9.0])
     torch.testing.assert_close(got, want)
     torch.testing.assert_close(value(3, 2, 1, 0, log_probs=[-9.0] + [torch.tensor(p).log().item() for p in odds[::-1]]), want)
+
+
+def test_temperature_and_schedule_of_the_hypotheses():
+    labels, batch = [[3, 4, 5], [7]], make_batch()
+    each = [results(make(distill=SEQUENCE), with_nbest(batch, [label], [0], [0.0]), 10)[1]["nbest_rnnt"] for label in labels]
+    both = with_nbest(batch, labels, [0, 0], [-1.0, -4.0])
+    term = DistillTerm(name="nbest_rnnt", weight=0.5, temperature=3.0, schedule="warmup", schedule_updates=40)
+    objective = make(distill=[term])
+    early, late = results(objective, both, 10), results(objective, both, 30)
+    likely = 1 / (1 + math.exp(-3.0 / 3.0))
+    want = likely * each[0] + (1 - likely) * each[1]
+    torch.testing.assert_close(early[1]["nbest_rnnt"], want)
+    frames = outputs(objective.student, batch)[1].sum()
+    plain = results(make(), batch, 10)[0]
+    for update, (total, parts, _) in ((10, early), (30, late)):
+        torch.testing.assert_close(total, plain + 0.5 * update / 40 * want * frames / batch.total_frames)
+
+
+# Invariants of every loss of the registry, through the objective.
+
+def cut(batch, n):
+    """Utterance ``n`` alone, without padding."""
+    frames, labels = int(batch.feature_lengths[n]), int(batch.symbol_lengths[n])
+    mine = batch.nbest.rows == n
+    nbest = NBest(batch.nbest.symbols[mine], batch.nbest.symbol_lengths[mine], batch.nbest.rows[mine] - n,
+                  batch.nbest.log_probs[mine])
+    return dataclasses.replace(batch, features=batch.features[n:n + 1, :frames], symbols=batch.symbols[n:n + 1, :labels],
+                               feature_lengths=batch.feature_lengths[n:n + 1], ids=batch.ids[n:n + 1],
+                               symbol_lengths=batch.symbol_lengths[n:n + 1], texts=[""], nbest=nbest)
+
+
+def pad(batch):
+    """More frames and labels, all of them junk."""
+    junk = torch.full((3, 31, 16), 5.0), torch.full((3, 2), 3)
+    nbest = dataclasses.replace(batch.nbest, symbols=torch.cat([batch.nbest.symbols, torch.full((4, 1), 2)], dim=1))
+    return dataclasses.replace(batch, features=torch.cat([batch.features, junk[0]], dim=1),
+                               symbols=torch.cat([batch.symbols, junk[1]], dim=1), nbest=nbest)
+
+
+def heard(batch):
+    return with_nbest(batch, [[3, 4, 5], [3, 4], [7], [8, 9, 1, 2]], [0, 0, 1, 2], [-1.0, -1.5, -2.0, -3.0])
+
+
+@pytest.mark.parametrize("name", sorted(REGISTRY))
+@given(seed=st.integers(0, 10 ** 6))
+@settings(deadline=None, max_examples=4)
+def test_padding_and_batching_change_nothing(name, seed):
+    objective, batch = make(distill=[DistillTerm(name=name)]), heard(make_batch())
+    torch.manual_seed(seed)
+    batch = dataclasses.replace(batch, features=torch.randn_like(batch.features))
+
+    def value(batch):
+        return results(objective, batch, 10)[1][name]
+
+    together = value(batch)
+    assert together >= 0
+    torch.testing.assert_close(value(pad(batch)), together, rtol=1e-4, atol=1e-6)
+    # The sequence-level loss is in nats a frame of the batch, each other one a mean over the utterances.
+    lengths = outputs(objective.student, batch)[1].double()
+    shares = lengths / lengths.sum() if name == "nbest_rnnt" else torch.full((3,), 1 / 3)
+    alone = sum(float(share) * value(cut(batch, n)) for n, share in enumerate(shares))
+    torch.testing.assert_close(alone, together, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("fused", ["never", "always"])
+@pytest.mark.parametrize("name", sorted(REGISTRY))
+def test_gradients_match_finite_differences_and_spare_the_teacher(name, fused):
+    objective, batch = make(distill=[DistillTerm(name=name, weight=50.0)], fused=fused), heard(make_batch())
+    objective.config.prune_range = 6  # all nodes: which ones are kept is no smooth function
+    teacher = objective.teacher.requires_grad_(True)
+    _, _, grads = results(objective, batch, 10)
+    assert all(p.grad is None for p in teacher.parameters())
+    torch.manual_seed(2)
+    names = ["encoder.layers.0.feed_forward2.up.weight", "encoder.subsampling.out.weight", "predictor.embedding.weight"]
+    steps = {f"student.{n}": torch.randn_like(objective.student.get_parameter(n)) for n in names}
+
+    @torch.no_grad()
+    def value(size):
+        for n, step in steps.items():
+            objective.get_parameter(n).add_(step, alpha=size)
+        total, _ = objective(batch, 10)
+        for n, step in steps.items():
+            objective.get_parameter(n).sub_(step, alpha=size)
+        return total.double()
+
+    size = 2e-4 if name == "encoder_l1" else 1e-3  # its kinks need a short step, float32 a long one
+    slope = (8 * (value(size) - value(-size)) - (value(2 * size) - value(-2 * size))) / (12 * size)
+    want = sum((grads[n] * step).sum().double() for n, step in steps.items())
+    torch.testing.assert_close(slope, want, rtol=0.01, atol=0.02)
 
 
 def test_fused_hypotheses_are_the_same():

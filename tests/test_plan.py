@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from kdlib.config import LangConfig, TrainConfig, load_config
-from kdlib.lang import train_lang
+from kdlib.lang import Lang, train_lang
+from kdlib.planning import measure_model
 
 SCRIPT = Path(__file__).resolve().parents[1] / "local" / "plan.py"
 TEACHER = {"model": {"num_layers": 4, "encoder_dim": 32, "head_dim": 8, "feedforward_dim": 96, "dropout": 0.2},
@@ -78,6 +79,69 @@ def test_what_is_wrong_is_one_line(folder, change, said):
     assert "Traceback" not in done.stderr
     assert re.search(said, done.stderr), done.stderr
     assert not (folder / "conf" / "plan.json").exists()
+
+
+def chain(loss=None, **last):
+    """PLAN with other distillation losses, and other settings of its last stage."""
+    stages = [PLAN["stages"][0], {**PLAN["stages"][1], **last}]
+    student = {**PLAN["student"], "loss": {"distill": [{"name": "encoder_mse"}] if loss is None else [loss]}}
+    return {**PLAN, "stages": stages, "student": student}
+
+
+@pytest.mark.parametrize("stages, said", [
+    (chain({"name": "kl"}), "stage 1: loss.distill: unknown loss 'kl'; known are"),
+    ({**chain({"name": "encoder_mse", "layers": [[3, 9]]}), "single": {"loss": {"distill": [{"name": "encoder_mse"}]}}},
+     "stage 1: .*layers .3, 9.: the student has 3 layers, its teacher 4"),
+    (chain({"name": "encoder_mse", "layers": [[3, 4]]}), "the last stage's layers of encoder_mse .* say under 'single'"),
+    (chain(init={"layers": [1, 2, 3]}), "the last stage's init.layers are numbers of stage1's layers, .* under 'single'"),
+    ({**chain(init={"layers": [1, 9]}), "single": {"init": {"layers": "even"}}},
+     "stage 2: the student has 2 layers and cannot start from the layers 1 9 of a teacher of 3"),
+    ({**PLAN, "single": {"init": {"layers": [1, 9]}}}, "single: .* cannot start from the layers 1 9 of a teacher of 4"),
+    ({**PLAN, "single": {"model": {"num_layers": 1}}}, "single.model is .*; it must be left out"),
+    ({**chain(model={"num_layers": 1, "ctc_head": False}),
+      "student": {**PLAN["student"], "loss": {"distill": [{"name": "encoder_mse"}], "ctc_weight": 0.3}}},
+     "stage 2: .*set model.ctc_head=true"),
+    (chain(model={"num_layers": 1, "num_features": 40}), "stage 2: model.num_features is 40 in the student and 80"),
+    (chain(model={"num_layers": 1, "feedforward_dim": 128}),
+     r"stage 2: the student's layer 0 feed_forward1 \(128\) is larger"),
+    ({**PLAN, "scratch": {"loss": {"distill": [{"name": "encoder_mse"}]}}}, "scratch: it asks for distillation losses"),
+    ({**chain(), "stages": [], "plan": {"stages": 2}, "student": {"model": {"num_layers": 3}}},
+     "student.model.num_layers stands beside a plan"),
+])
+def test_what_would_stop_a_training_is_said_before_the_first_one(folder, stages, said):
+    done = plan(folder, stages=stages)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert re.search(said, done.stderr.splitlines()[-1]), done.stderr
+    assert not (folder / "conf" / "plan.json").exists()
+
+
+def test_the_baselines_may_have_layers_of_their_own(folder):
+    stages = chain({"name": "encoder_mse", "layers": [[2, 3]]}, init={"layers": [1, 3]})
+    single = {"init": {"layers": [2, 4]}, "loss": {"distill": [{"name": "encoder_mse", "layers": [[2, 4]]}]}}
+    done = plan(folder, stages={**stages, "single": single})
+    assert done.returncode == 0, done.stderr
+    assert config(folder, "stage2").init.layers == [1, 3] and config(folder, "stage2").loss.distill[0].layers == [[2, 3]]
+    for name in ("single", "single-matched"):
+        assert config(folder, name).init.layers == [2, 4] and config(folder, name).loss.distill[0].layers == [[2, 4]]
+    assert config(folder, "single-matched").training.num_epochs == 4 == 2 * config(folder, "single").training.num_epochs
+    # One stage has the baselines' teacher, and so has a loss that is always the first one's.
+    one = {**stages, "stages": [{"model": {"num_layers": 2, "feedforward_dim": 32}, "init": {"layers": [1, 3]}}]}
+    assert plan(folder, stages=one).returncode == 0
+    first = chain({"name": "encoder_mse", "layers": [[2, 4]]})
+    first["student"]["loss"]["distill_from"] = "first"
+    assert plan(folder, stages=first).returncode == 0
+
+
+def test_a_plan_counts_what_all_students_change(folder):
+    stages = {"plan": {"stages": 2, "target": "60%"}, "student": {**PLAN["student"], "model": {"kernel_size": 3,
+                                                                                               "subsampling_channels": 16}}}
+    done = plan(folder, stages=stages)
+    assert done.returncode == 0, done.stderr
+    last = config(folder, "stage2").model
+    assert last.kernel_size == 3 and last.subsampling_channels == 16
+    teacher = load_config(TrainConfig, folder / "teacher.yaml").model
+    whole, reached = (measure_model(model, len(Lang(folder / "lang"))).total for model in (teacher, last))
+    assert 0.39 * whole < reached <= 0.4 * whole
 
 
 def test_a_stage_may_change_any_setting_of_its_training(folder):

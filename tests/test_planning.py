@@ -1,19 +1,23 @@
 """Sizes of models and plans of stages: against counts of the models themselves, and against every smaller size."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdlib.compression import init_from_teacher
-from kdlib.config import ModelConfig, PlanConfig
+from kdlib.config import ModelConfig, PlanConfig, ProgressiveConfig, TrainConfig, load_config
 from kdlib.errors import RecipeError
-from kdlib.planning import measure_model, parse_target, plan_stages, shrink, size_table
+from kdlib.planning import GRAINS, measure_model, parse_target, plan_stages, shrink, size_table
 from kdlib.transducer import Transducer
 
 TEACHER = ModelConfig(encoder_dim=64, num_layers=6, num_heads=4, head_dim=16, feedforward_dim=256, predictor_dim=48,
                       joiner_dim=48)
 VOCAB = 60
+EGS = Path(__file__).resolve().parents[1] / "egs"
 WIDER = {"num_layers": 0.5, "num_heads": 0.5, "feedforward_dim": 1.0, "predictor_dim": 0.5, "joiner_dim": 0.5,
          "encoder_dim": 0.5}
 
@@ -62,6 +66,82 @@ def test_plans_reach_their_target_in_even_steps(percent, stages):
         model = Transducer(student, VOCAB)
         init_from_teacher(model, before)
         before = model
+
+
+VOCABULARIES = {"voice_commands": 340, "fsdd": 44, "librispeech": 500, "aishell": 4336}
+
+
+@pytest.mark.parametrize("recipe", VOCABULARIES)
+@pytest.mark.parametrize("percent", [60, 75, 85])
+@pytest.mark.parametrize("stages", [1, 2, 3, 4, 5])
+def test_plans_of_the_recipes_teachers_in_the_default_proportions(recipe, percent, stages):
+    """Layers and heads are coarse in a small model, and no student may be larger than the one before it in anything."""
+    teacher = load_config(TrainConfig, EGS / recipe / "conf" / "teacher.yaml").model
+    vocab = VOCABULARIES[recipe]
+    students = plan_stages(teacher, PlanConfig(stages=stages, target=f"{percent}%"), vocab)
+    whole = measure_model(teacher, vocab, run=False).total
+    before = teacher
+    for stage, student in enumerate(students, start=1):
+        goal = whole * (1 - percent / 100) ** (stage / stages)
+        assert 0.97 * goal < measure_model(student, vocab, run=False).total <= goal + 1
+        assert all(getattr(student, name) <= getattr(before, name) for name in GRAINS)
+        before = student
+
+
+@pytest.mark.parametrize("recipe", ["voice_commands", "fsdd"])
+def test_many_stages_of_a_small_teacher(recipe):
+    teacher = load_config(TrainConfig, EGS / recipe / "conf" / "teacher.yaml").model
+    sizes = [measure_model(model, 100, run=False).total
+             for model in (teacher, *plan_stages(teacher, PlanConfig(stages=10, target="60%"), 100))]
+    assert len(sizes) == 11 and all(a > b for a, b in zip(sizes, sizes[1:]))
+    assert 0.38 * sizes[0] < sizes[-1] <= 0.4 * sizes[0]
+
+
+def test_even_steps_in_bytes():
+    teacher = load_config(TrainConfig, EGS / "voice_commands" / "conf" / "teacher.yaml").model
+    students = plan_stages(teacher, PlanConfig(target="1.2MB"), 340)
+    sizes = [measure_model(model, 340, run=False).int8_bytes for model in (teacher, *students)]
+    step = (1.2e6 / sizes[0]) ** (1 / 3)
+    assert all(0.95 * step < b / a < 1.05 * step for a, b in zip(sizes, sizes[1:]))
+
+
+def test_the_large_recipes_plan():
+    """The sizes that its results and the pages on cost speak of."""
+    teacher = load_config(TrainConfig, EGS / "librispeech" / "conf" / "teacher.yaml").model
+    plan = load_config(ProgressiveConfig, EGS / "librispeech" / "conf" / "progressive.yaml").plan
+    sizes = [measure_model(student, 500, run=False).total for student in plan_stages(teacher, plan, 500)]
+    assert sizes == [30_020_404, 18_788_460, 9_749_988]
+
+
+def test_a_model_that_is_not_run_counts_the_same():
+    run, counted = (measure_model(TEACHER, VOCAB, run=run) for run in (True, False))
+    assert (run.parameters, run.float32_bytes, run.int8_bytes) == (
+        counted.parameters, counted.float32_bytes, counted.int8_bytes)
+
+
+def test_multiply_adds_with_all_the_past():
+    """Each chunk of 8 sees itself and what came before: half of what full context sees, and half a chunk more."""
+    def scores(**context):
+        return measure_model(replace(TEACHER, **context), VOCAB).multiply_adds
+
+    frames = (1000 - 3) // 4
+    none, full, past = scores(left_context=0), scores(chunk_size=0), scores(left_context=-1)
+    pair = (full - none) / (frames * (frames - 8))  # the cost of a query and a key
+    seen = sum(min(frames, (t // 8 + 1) * 8) for t in range(frames))
+    assert past - none == pytest.approx(pair * (seen - 8 * frames), rel=1e-3)
+
+
+def test_what_all_students_change_is_part_of_the_plan():
+    plan = PlanConfig(stages=2, target="60%", proportions=WIDER)
+    students = plan_stages(TEACHER, plan, VOCAB, replace(TEACHER, subsampling_channels=8, kernel_size=3))
+    sizes = [measure_model(model, VOCAB, run=False).total for model in (TEACHER, *students)]
+    assert {student.kernel_size for student in students} == {3}
+    assert 0.61 * sizes[0] < sizes[1] < 0.64 * sizes[0] and 0.39 * sizes[0] < sizes[2] <= 0.4 * sizes[0]
+
+
+def test_parts_that_are_below_the_target():
+    with pytest.raises(RecipeError, match="the stage before the last keeps 0.3 .*plan.target 60% leaves .* 0.400"):
+        plan_stages(TEACHER, PlanConfig(stages=3, target="60%", parts=[0.7, 0.3]), VOCAB)
 
 
 def test_targets_are_understood():

@@ -22,11 +22,11 @@ def cuts(tmp_path) -> Path:
     return path
 
 
-def prepare(cuts: Path, **settings):
+def prepare(cuts: Path, *options, **settings):
     config = cuts.parent / "lang.yaml"
     config.write_text("".join(f"{key}: {value}\n" for key, value in settings.items()))
     return subprocess.run([sys.executable, str(SCRIPT), "--cuts", str(cuts), "--config", str(config), "--output",
-                           str(cuts.parent / "lang")], capture_output=True, text=True)
+                           str(cuts.parent / "lang"), *options], capture_output=True, text=True)
 
 
 def refused(ended) -> str:
@@ -54,6 +54,16 @@ def test_a_vocabulary_that_the_text_cannot_fill(cuts):
     most = int(line.partition("no more than ")[2].split()[0])
     assert f"give lang.vocab_size={most} or less" in line
     assert prepare(cuts, type="bpe", vocab_size=most).returncode == 0
+
+
+def test_a_proposed_vocabulary_shrinks_to_what_the_text_fills(cuts):
+    done = prepare(cuts, "--proposed", "500", type="bpe", vocab_size=500)
+    assert done.returncode == 0, done.stderr
+    most = len(Lang(cuts.parent / "lang"))
+    assert f"no more than {most} bpe tokens, of the 500 that were proposed" in done.stdout
+    assert f"give lang.vocab_size={most} or less" in refused(prepare(cuts, "--proposed", "500", type="bpe", vocab_size=501))
+    line = refused(prepare(cuts, "--proposed", "500", "--", "vocab_size=600", type="bpe", vocab_size=500))
+    assert "600 asks for: give" in line
 
 
 def test_of_characters_there_are_as_many_as_there_are(cuts):

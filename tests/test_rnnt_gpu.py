@@ -270,7 +270,36 @@ def check_public_functions(device):
             native.kernels_for = fused.kernels_for = kernels_for
 
 
-CHECKS = (check_log_softmax_at, check_logit_gradient, check_score_lattice, check_public_functions)
+def check_what_is_not_finite(device):
+    """nan and +inf at nodes that a path visits, cannot reach, and cannot go on from: the same as by the plain kernels."""
+    torch.manual_seed(7)
+    symbols, ranges = labels_for(2, 2, 4, 0), all_nodes(2, 3, 2)
+    kernels_for = native.kernels_for
+
+    def results(device, kernels, logits):
+        native.kernels_for = lambda tensor: kernels
+        try:
+            leaf = logits.to(device).requires_grad_()
+            loss, occupancies = rnnt.rnnt_loss_pruned(
+                leaf, symbols.to(device), ranges.to(device), 0, None, "modified", reduction="none",
+                return_occupancies=True, backend="native")
+            return loss.detach(), *occupancies, torch.autograd.grad(loss.sum(), leaf)[0]
+        finally:
+            native.kernels_for = kernels_for
+
+    for t, u in ((0, 0), (1, 2), (2, 0)):
+        logits = torch.randn(2, 3, 3, 4)
+        logits[1, t, u, 3] = math.nan
+        got = results(device, gpu, logits.clone())
+        for one, other in zip(got, results("cpu", plain, logits.clone())):
+            close(one, other)
+        assert got[0][1].isnan() and torch.isfinite(got[0][0]) and not got[3][1].any()
+        logits[1, t, u, 3] = math.inf
+        with pytest.raises(ValueError, match="logits of utterance 1 is .inf"):
+            results(device, gpu, logits)
+
+
+CHECKS = (check_log_softmax_at, check_logit_gradient, check_score_lattice, check_public_functions, check_what_is_not_finite)
 
 
 @needs_triton
@@ -294,6 +323,20 @@ def test_tensors_that_are_taken():
 def test_a_device_that_triton_cannot_launch_on():
     with pytest.warns(UserWarning, match="Triton cannot launch a kernel on cpu .*: slower kernels"):
         assert not gpu._launches(torch.device("cpu"))
+    gpu._launches.cache_clear()
+
+
+def test_a_device_without_memory_left_is_asked_again(monkeypatch):
+    def full(*_):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    gpu._launches.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(gpu, "log_softmax_at", full)
+        with pytest.raises(torch.cuda.OutOfMemoryError):
+            gpu._launches(torch.device("cpu"))
+    monkeypatch.setattr(gpu, "log_softmax_at", lambda *_: None)
+    assert gpu._launches(torch.device("cpu"))
     gpu._launches.cache_clear()
 
 

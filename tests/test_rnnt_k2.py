@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from rnnt_cases import TOLERANCE, assert_equal, batches, make, total
 
 from kdlib import rnnt
 
@@ -20,73 +20,6 @@ import k2  # noqa: E402
 pytestmark = pytest.mark.k2
 
 MANY = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}
-
-
-@st.composite
-def batches(draw):
-    """Sizes and options of a batch within k2's limits: at least one label, no fewer frames than labels, padded."""
-    labels = draw(st.integers(1, 12))
-    frames = draw(st.integers(labels, labels + draw(st.sampled_from([0, 3, 25]))))
-    kind = draw(st.sampled_from(["regular", "modified"]))
-    tokens = draw(st.one_of(st.integers(2, 12), st.integers(13, 600)))
-    lm_scale = draw(st.sampled_from([0.0, 0.1, 0.25, 0.5]))
-    return dict(
-        seed=draw(st.integers(0, 10**6)),
-        count=draw(st.integers(1, 4)),
-        labels=labels,
-        frames=frames,
-        tokens=tokens,
-        blank=draw(st.integers(0, tokens - 1)),
-        kind=kind,
-        dtype=draw(st.sampled_from([torch.float32, torch.float64])),
-        scale=draw(st.sampled_from([0.1, 1.0, 4.0])),
-        kept=draw(st.integers(1 if kind == "modified" else 2, labels + 3)),
-        lm_scale=lm_scale,
-        am_scale=draw(st.sampled_from([0.0, 0.1, 0.4])),
-        penalty=draw(st.sampled_from([0.0, 0.01, 0.3])),
-        boundary=draw(st.sampled_from(["none", "lengths", "begins"])),
-        reduction=draw(st.sampled_from(["none", "mean", "sum"])),
-    )
-
-
-def make(case):
-    """lm, am, symbols, boundary (or None) of a case. The first utterance is as long as the tensors."""
-    torch.manual_seed(case["seed"])
-    count, labels, frames, tokens = (case[key] for key in ("count", "labels", "frames", "tokens"))
-    lm = case["scale"] * torch.randn(count, labels + 1, tokens, dtype=case["dtype"])
-    am = case["scale"] * torch.randn(count, frames, tokens, dtype=case["dtype"])
-    symbols = torch.randint(0, tokens - 1, (count, labels))
-    symbols += (symbols >= case["blank"]).long()
-    boundary = torch.tensor([[0, 0, labels, frames]]).repeat(count, 1)
-    for n in range(1, count):
-        boundary[n, 2] = torch.randint(0, labels + 1, ())  # no labels at all, or more labels than frames, included
-        boundary[n, 3] = torch.randint(1, frames + 1, ())
-        if case["boundary"] == "begins":
-            boundary[n, 0] = torch.randint(0, int(boundary[n, 2]) + 1, ())
-            boundary[n, 1] = torch.randint(0, int(boundary[n, 3]), ())
-    return lm, am, symbols, boundary
-
-
-def assert_equal(got, want, dtype, what):
-    """Equal up to the tolerance, relative to the largest value, infinities in the same places.
-
-    Gradients are differences of probabilities, so that one smaller than a hundredth has lost the digits that a
-    relative comparison asks for, in k2 as well: what they must keep is that part of 1.
-    """
-    finite = torch.isfinite(want)
-    assert torch.equal(finite, torch.isfinite(got)) and torch.equal(got[~finite], want[~finite]), what
-    if finite.any():
-        error = (got[finite] - want[finite]).abs().max().item()
-        size = want[finite].abs().max().item()
-        assert error <= TOLERANCE[dtype] * max(size, 1e-2), f"{what}: {error:.2g} of {size:.2g}"
-
-
-def total(loss):
-    """What to differentiate: an utterance without a path (see below) is left out."""
-    return loss[torch.isfinite(loss)].sum()
-
-
 @MANY
 @given(case=batches())
 def test_smoothed_loss_and_ranges(case):
@@ -232,3 +165,53 @@ def test_k2_does_not_widen_ranges_that_leave_no_path():
     native, by_k2 = (
         rnnt.get_rnnt_prune_ranges(px_grad, py_grad, boundary, 2, backend=backend) for backend in ("native", "k2"))
     assert torch.equal(native, by_k2) and native.shape == (2, 6, 4) and native[1, 1].max() == 5
+
+
+def with_value(value, where):
+    """A batch with one bad number, and the same batch without it."""
+    torch.manual_seed(1)
+    lm, am, symbols = torch.randn(2, 4, 5), torch.randn(2, 5, 5), torch.randint(1, 5, (2, 3))
+    logits = am.unsqueeze(2) + lm.unsqueeze(1).tanh()
+    clean = dict(lm=lm.clone(), am=am.clone(), logits=logits.clone())
+    dict(lm=lm[0, 1], am=am[0, 1], logits=logits[0, 1, 1])[where][3] = value
+    return dict(lm=lm, am=am, logits=logits), clean, symbols
+
+
+def losses_of(tensors, symbols, backend):
+    lm, am, logits = (tensors[name].clone().requires_grad_() for name in ("lm", "am", "logits"))
+    ranges = torch.arange(4).expand(2, 5, 4)
+    simple = rnnt.rnnt_loss_smoothed(lm, am, symbols, 0, 0.25, 0.0, reduction="none", backend=backend)
+    pruned = rnnt.rnnt_loss_pruned(logits, symbols, ranges, 0, reduction="none", backend=backend)
+    return simple, pruned, *torch.autograd.grad(simple.sum() + pruned.sum(), (lm, am, logits))
+
+
+def test_k2_gives_a_finite_loss_for_a_nan_and_a_gradient_of_nan():
+    bad, _, symbols = with_value(math.nan, "logits")
+    _, pruned, *_, grad = losses_of(bad, symbols, "k2")
+    assert torch.isfinite(pruned).all() and grad[0].isnan().any() and torch.isfinite(grad[1]).all()
+
+
+def test_k2_carries_a_nan_of_lm_into_other_utterances():
+    bad, _, symbols = with_value(math.nan, "lm")
+    simple, _, lm_grad, am_grad, _ = losses_of(bad, symbols, "k2")
+    assert simple.isnan().all() and lm_grad[1].isnan().any() and am_grad[1].isnan().any()
+
+
+@pytest.mark.parametrize("where", ["lm", "am", "logits"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_is_left_to_native(value, where):
+    bad, clean, symbols = with_value(value, where)
+    if value == math.inf:
+        with pytest.raises(ValueError, match=f"{where} of utterance 0 is .inf"):
+            losses_of(bad, symbols, "auto")
+        return
+    results, want = losses_of(bad, symbols, "auto"), losses_of(clean, symbols, "k2")
+    for got, expected in zip(results, want):
+        assert torch.isfinite(got[1]).all()
+        assert_equal(got[1], expected[1], torch.float32, "the other utterance")
+    touched = 1 if where == "logits" else 0
+    native = losses_of(bad, symbols, "native")[touched]
+    torch.testing.assert_close(results[touched], native, rtol=0, atol=0, equal_nan=True)
+    assert results[touched][0].isnan() == math.isnan(value)
+    for grad in results[2:]:
+        assert torch.isfinite(grad).all()

@@ -411,9 +411,15 @@ class TestSettings:
         commands = dict(zip((result := toy()).ran, result.commands))
         assert result.returncode == 0, result.stderr
         assert commands["nbest-stage1-more"].endswith(" --pseudo-label")
+        # Those of the labelled part are made where a loss reads them.
+        assert "nbest-stage1-train" not in commands and "nbest-teacher-train" not in commands
+        assert "--train-cuts data/fbank/cuts_train.jsonl.gz exp/stage1/nbest/cuts_more.jsonl.gz" in commands["train-stage2"]
+        assert "--train-cuts" not in commands["train-teacher"]
+        (toy.folder / "conf" / "teacher.yaml").write_text("- name: nbest_rnnt\n")
+        commands = dict(zip((result := toy()).ran, result.commands))
+        assert "nbest-stage1-train" in commands
         assert "--train-cuts exp/stage1/nbest/cuts_train.jsonl.gz exp/stage1/nbest/cuts_more.jsonl.gz" in \
             commands["train-stage2"]
-        assert "--train-cuts" not in commands["train-teacher"]
 
     def test_paths_start_from_where_the_user_stands(self, toy, tmp_path):
         elsewhere = tmp_path / "a folder"

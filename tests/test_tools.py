@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 INSTALL = ROOT / "tools" / "install.sh"
@@ -228,6 +229,38 @@ def test_the_benchmark_of_the_losses_prints_its_table():
     for line in lines[2:]:
         milliseconds = float(line.split("|")[3].replace(",", ""))
         assert milliseconds > 0
+
+
+def test_the_benchmark_takes_what_torchaudio_can_index_on_a_gpu():
+    import bench_rnnt
+
+    for size in bench_rnnt.GPU_SIZES:
+        n, t, u, v, r = bench_rnnt.indexable(*size)
+        nodes = t * (u + 1) * v
+        assert (t, u, v, r) == size[1:] and n * nodes < 2**31 and (n == size[0] or (n + 1) * nodes >= 2**31)
+
+
+@pytest.mark.parametrize("device, error, ends", [
+    ("cuda", torch.cuda.OutOfMemoryError("CUDA out of memory"), False),
+    ("cuda", RuntimeError("CUDA error: an illegal memory access was encountered"), True),
+    ("cpu", RuntimeError("can't allocate memory"), False),
+])
+def test_the_benchmark_ends_with_an_error_that_leaves_the_gpu_dead(monkeypatch, capsys, device, error, ends):
+    functional = pytest.importorskip("torchaudio").functional
+    import bench_rnnt
+
+    def fails(*_, **__):
+        raise error
+
+    batch = bench_rnnt.Batch(2, 6, 3, 5, 2, "cpu")
+    monkeypatch.setattr(functional, "rnnt_loss", fails)
+    monkeypatch.setattr(bench_rnnt, "leaf", lambda *shape, device: torch.zeros(shape, requires_grad=True))
+    if ends:
+        with pytest.raises(RuntimeError, match="illegal memory access"):
+            bench_rnnt.torchaudio_call(batch, device)
+    else:
+        assert bench_rnnt.torchaudio_call(batch, device) is None
+        assert f"torchaudio cannot take (2, 6, 3, 5, 2): {error}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("tool", ["bench_rnnt.py", "bench_streaming.py", "bench_training.py", "new_recipe.py",

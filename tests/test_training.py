@@ -11,7 +11,7 @@ import torch
 from lhotse import CutSet
 from made_up import make_cuts, make_noise, settings, trainer
 
-from kdlib.config import DecodeConfig, DistillTerm, LangConfig, TrainConfig, load_config, merge_config
+from kdlib.config import DecodeConfig, DistillTerm, LangConfig, ProgressiveConfig, TrainConfig, load_config, merge_config
 from kdlib.data import Phase, describe_skipped, eval_loader, load_cuts, select_cuts, train_loader, TransducerDataset
 from kdlib.decoding import greedy_search, modified_beam_search
 from kdlib.errors import RecipeError
@@ -282,6 +282,35 @@ def test_configs_name_what_is_wrong(tmp_path):
         load_config(TrainConfig, tmp_path / "b.yaml")
     assert load_config(TrainConfig, write(path, "loss: {distill: [{name: encoder_mse, weight: 2}]}")).loss.distill == [
         DistillTerm("encoder_mse", 2.0)]
+
+
+@pytest.mark.parametrize("content, words, said", [
+    ({"loss": {"distill": {"name": "encoder_mse"}}}, [], "conf: key 'loss.distill' is a mapping, .*; it must be a list"),
+    ({"loss": [1]}, [], r"conf: key 'loss' is a list, \[1\]; it must be a mapping"),
+    ({"model": 3}, [], "conf: key 'model' is a value, 3; it must be a mapping"),
+    ({"data": {"noise_snr": {"low": 1}}}, [], "conf: key 'data.noise_snr' is a mapping"),
+    (3, [], "conf: all of it is a value, 3; it must be a mapping"),
+    ({}, ["loss.distill.0.weight=3"], "command line: key 'loss.distill' is a mapping, .*; it must be a list, given whole"),
+    ({}, ["model=[1]"], "command line: key 'model' is a list"),
+    ([{"loss": {"distill": [{"name": "encoder_mse"}]}}, {"loss": {"distill": {"name": "encoder_l1"}}}], [],
+     "conf: key 'loss.distill' is a mapping"),
+])
+def test_lists_and_mappings_that_stand_in_each_others_place(content, words, said):
+    with pytest.raises(RecipeError, match=said):
+        merge_config(TrainConfig, content, words, source="conf")
+
+
+@pytest.mark.parametrize("content, said", [
+    ({"stages": {"a": 1}}, "conf: key 'stages' is a mapping, {'a': 1}; it must be a list"),
+    ({"student": [1]}, "conf: key 'student' is a list"),
+    ({"plan": 3}, "conf: key 'plan', 3, has a list, a mapping or a value in the place"),
+    ({"plan": {"parts": {"a": 1}}}, "conf: key 'plan', {'parts': .*in the place of another"),
+    ([{"student": {"loss": {"distill": []}}}, {"student": {"loss": {"distill": {"name": "x"}}}}],
+     "conf: key 'student.loss.distill' is a mapping"),
+])
+def test_chains_with_lists_and_mappings_in_each_others_place(content, said):
+    with pytest.raises(RecipeError, match=said):
+        merge_config(ProgressiveConfig, content, source="conf")
 
 
 def write(path, text):

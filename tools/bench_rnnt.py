@@ -21,7 +21,7 @@ import platform
 import statistics
 import time
 from importlib import metadata
-from typing import Callable, Dict, List, Optional, Sequence
+from typing import Callable, Dict, List, Optional, Sequence, Tuple
 
 # As the recipes run (tools/activate.sh): threads that spin after one candidate's work would slow the next one down.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -37,6 +37,7 @@ from kdlib.report import markdown_table  # noqa: E402
 
 SIZES = ((8, 250, 40, 500, 5), (8, 400, 80, 500, 5))  # N, T, U, V, R
 GPU_SIZES = ((30, 310, 55, 500, 5), (30, 310, 55, 5000, 5))  # as batches of LibriSpeech's train-clean-100
+INT32_MAX = 2**31 - 1  # how many logits of all nodes torchaudio's CUDA kernels can index
 JOINER_DIM = 512
 OURS = "ours"
 
@@ -182,7 +183,10 @@ def torchaudio_call(batch: Batch, device: str, joiner: Optional[Joiner] = None) 
 
     try:
         call()
-    except RuntimeError as error:  # all nodes may be more than it can index, or than fit in memory
+    except RuntimeError as error:
+        # All nodes may be more than fit in memory. After any other error on a GPU nothing works there in this process.
+        if device == "cuda" and not isinstance(error, torch.cuda.OutOfMemoryError):
+            raise
         print(f"torchaudio cannot take {batch.size}: {str(error).splitlines()[0]}\n")
         return None
     return call
@@ -291,20 +295,41 @@ def fused(args: argparse.Namespace) -> None:
                 rows)
 
 
+def indexable(n: int, t: int, u: int, v: int, r: int) -> Tuple[int, int, int, int, int]:
+    """The size with as many utterances, of N, as torchaudio can index all nodes of on a GPU."""
+    return min(n, INT32_MAX // (t * (u + 1) * v)), t, u, v, r
+
+
 def gpu_losses(args: argparse.Namespace) -> None:
     rows = []
-    for size in GPU_SIZES:
+    sizes = [size if args.skip_torchaudio else indexable(*size) for size in GPU_SIZES]
+    cut = "".join(f" Of N = {whole[0]} at V = {whole[3]} there are {size[0]} here, for all alike: the most whose nodes "
+                  "torchaudio, which counts in int32, can index." for whole, size in zip(GPU_SIZES, sizes) if whole != size)
+    for size in sizes:
         batch, joiner = Batch(*size, args.device), make_joiner(size[3], args.device)
         calls = {OURS: joiner_call(batch, args.device, True, joiner),
                  "ours, all at once": joiner_call(batch, args.device, False, joiner)}
         if not args.skip_torchaudio:
             calls["torchaudio, all nodes"] = torchaudio_call(batch, args.device, joiner)
         rows.append(("with joiner", size, *measure({k: c for k, c in calls.items() if c}, args.repeats, args.device)))
-    print_comparison(f"Forward and backward, joiner ({JOINER_DIM} channels) included.", rows)
+    print_comparison(f"Forward and backward, joiner ({JOINER_DIM} channels) included.{cut}", rows)
+
+
+def kernel_ms(call: Callable[[], None], repeats: int) -> float:
+    """Milliseconds that the GPU computes in a call, without what it waits for the host; the mean."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        for _ in range(repeats):
+            call()
+        torch.cuda.synchronize()
+    spans = [event.time_range for event in profile.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+    return sum(span.elapsed_us() for span in spans) / repeats / 1e3
 
 
 def bandwidth(args: argparse.Namespace) -> None:
-    """The pruned loss must read the logits twice (before and after the lattice is known) and write their gradient."""
+    """The pruned loss must read the logits twice (before and after the lattice is known) and write their gradient.
+
+    Both the time of a call is shown and that of its kernels, which is less by what the GPU waits for the host.
+    """
     size = GPU_SIZES[-1]
     batch = Batch(*size, args.device)
     n, t, _, v, r = size
@@ -313,10 +338,16 @@ def bandwidth(args: argparse.Namespace) -> None:
     calls = {"copy": lambda: out.copy_(logits), "pruned": pruned_call(batch, "native", args.device)}
     times, _ = measure(calls, 3 * args.repeats, args.device)
     bytes_of = {"copy": 2 * logits.numel() * 4, "pruned": 3 * logits.numel() * 4}
-    speed = {name: bytes_of[name] / times[name] / 1e6 for name in calls}
-    print("Bandwidth, counting the bytes that must move.\n")
-    print_table(("what", "N, T, U, V, R", "ms", "GB/s", "of copy"),
-                [(name, size, times[name], speed[name], f"{100 * speed[name] / speed['copy']:.0f}%") for name in calls])
+    kernels = {name: kernel_ms(call, args.repeats) for name, call in calls.items()}
+    print("Bandwidth, counting the bytes that must move: in the time of a call, and of its kernels alone.\n")
+    rows = []
+    for name in calls:
+        row = [name, size]
+        for each in (times, kernels):
+            speed = {what: bytes_of[what] / each[what] / 1e6 for what in calls}
+            row += [each[name], speed[name], f"{100 * speed[name] / speed['copy']:.0f}%"]
+        rows.append(row)
+    print_table(("what", "N, T, U, V, R", "ms", "GB/s", "of copy", "kernels ms", "GB/s", "of copy"), rows)
 
 
 def main() -> None:

@@ -17,7 +17,8 @@ from typing import Dict
 
 from kdlib.config import DataConfig
 from kdlib.corpus_forms import read_corpus
-from kdlib.corpus_parts import check_ids, checked_role, hold_out, part_roles
+from kdlib.corpus_parts import (check_ids, check_trainable, checked_role, describe_holding, hold_out, part_roles,
+                                trainable)
 from kdlib.errors import RecipeError, run_main
 from kdlib.manifests import Skipped
 from kdlib.proposal import Proposal, propose, propose_rate
@@ -90,6 +91,10 @@ def write_recipe(folder: Path, values: Dict[str, object]) -> int:
     return lines
 
 
+def trainable_hours(cuts) -> float:
+    return Speech.of([cut for cut in cuts if trainable(cut.duration)]).hours
+
+
 def main():
     args = get_args()
     folder = args.output / args.name
@@ -99,6 +104,7 @@ def main():
         raise RecipeError(f"{folder} exists and is not overwritten: choose another --name, or remove it")
     form = next(name for name in FORMS if getattr(args, name))
     source, skipped = getattr(args, form), Skipped()
+    where = f"{source} in {args.corpus_dir}" if form == "lhotse" else source
     parts = read_corpus(form, source, skipped, args.corpus_dir, args.jobs)
     roles = part_roles(parts)
     if "train" not in roles:
@@ -106,33 +112,33 @@ def main():
     check_ids(parts, roles)
     found = rates(recording for recordings, _ in parts.values() for recording in recordings)
     if not found:
-        skipped.report(source)
+        skipped.report(where)
         raise RecipeError(f"{source} has no recording that can be used")
     rate = propose_rate(found)
     cuts = {role: checked_role(parts, names, rate, skipped, jobs=args.jobs) for role, names in roles.items()}
-    skipped.report(source)
+    skipped.report(where)
     for role, names in roles.items():
         if not cuts[role]:
             raise RecipeError(f"{source} has no utterance that can be used in {', '.join(names)}, which makes {role}: mend "
                               "what was skipped above, or leave the part out")
-    hours = Speech.of(cuts["train"]).hours
+    check_trainable(cuts["train"], str(source))
+    hours = trainable_hours(cuts["train"])
     tests = [role for role in roles if role not in ("train", "dev")]
     shares = {part: round(min(_SHARE, _MOST_HOURS / max(hours, 0.01)), 4)
               for part in (("dev",) if "dev" not in roles else ()) + (("test",) if not tests else ())}
     if shares:
         dealt, by = hold_out(cuts["train"], shares)
         cuts.update(dealt)
-        print(f"{' and '.join(shares)} are held out of train by {by}"
-              + ("" if by == "speaker" else ": there are too few speakers, or they are not known, to hold some out"))
+        print(f"{' and '.join(shares)} are held out of train by {describe_holding(by, cuts['train'])}")
     limits = DataConfig()
     print(*describe_survey(parts.values(), cuts, limits.min_seconds, limits.max_seconds), "", sep="\n")
-    proposal = propose(Speech.of(cuts["train"]).hours, [cut.supervisions[0].text for cut in cuts["train"]], found)
+    proposal = propose(trainable_hours(cuts["train"]), [cut.supervisions[0].text for cut in cuts["train"]], found)
     print(*proposal.reasons, sep="\n")
+    corpus = args.corpus_dir if form == "lhotse" else Path(source)
     option = "csv" if form == "csv" else "corpus-dir"  # not the form's name: $manifests is recipe.sh's
-    where = args.corpus_dir if form == "lhotse" else source
     lines = write_recipe(folder, {
         **settings(proposal), "name": args.name, "test_sets": " ".join(tests or ["test"]), "option": option,
-        "variable": option.replace("-", "_"), "source": shlex.quote(str(Path(where).resolve())),
+        "variable": option.replace("-", "_"), "source": shlex.quote(str(corpus.resolve())),
         "arguments": f'--lhotse {source} --corpus-dir "$source"' if form == "lhotse" else f'--{form} "$source"',
         "import": _ONCE if form == "lhotse" else _EACH_TIME, "parts": roles, "held_out": shares})
     shown = os.path.relpath(folder)

@@ -18,5 +18,7 @@ else
   selection=()
 fi
 cd "$root"
+# All of them: on all cores, each file in one process, since its tests share what it made.
+if ((!$#)); then set -- --numprocesses "$(nproc)" --dist loadfile; fi
 echo "testing with $PYTHON"
 exec "$PYTHON" -m pytest "${selection[@]}" "$@"

@@ -7,7 +7,8 @@
 
 Each takes one keyword more, ``backend``: "k2" (k2 itself), "native" (ours: compiled for the CPU, in Triton for a GPU, in
 plain torch elsewhere; float32 and float64) or "auto": k2 where it can be imported and takes the batch, native elsewhere.
-Both give the same numbers. Half precision is computed in float32.
+Both give the same numbers. Half precision is computed in float32. What is said below of nan and +inf holds of native, to
+which "auto" leaves any batch that is not finite; k2 itself may return a finite loss with nan for its gradient.
 
 Source: Kuang et al., "Pruned RNN-T for fast, memory-efficient ASR training", 2022, arXiv 2206.13236; the transducer:
 Graves, "Sequence transduction with recurrent neural networks", 2012, arXiv 1211.3711.
@@ -33,7 +34,7 @@ from kdlib.rnnt.fused import (
     rnnt_loss_fused,
 )
 from kdlib.rnnt.lattice import all_nodes, boundary_of, full_boundary, lattice_nodes
-from kdlib.rnnt.native import BEST_PATH, node_posteriors
+from kdlib.rnnt.native import BEST_PATH
 
 BACKENDS = ("auto", "k2", "native")
 
@@ -79,12 +80,15 @@ def backend_in_use(backend: str = "auto") -> str:
     return "native"
 
 
-def _implementation(backend: str, labels: int, frames: int, tensor: Tensor):
+def _implementation(backend: str, labels: int, frames: int, *tensors: Tensor):
+    """The module to compute with. ``auto`` leaves to native what k2 refuses, and what is not finite."""
     if backend_in_use(backend) == "native":
         return native
-    refusal = k2_backend.refusal(labels, frames, tensor)
+    refusal = k2_backend.refusal(labels, frames, tensors[0])
     checks.require(backend != "k2" or not refusal, f"{refusal}; use the backend 'auto' or 'native'")
-    return native if refusal else k2_backend
+    if refusal or (backend == "auto" and not k2_backend.finite(*tensors)):
+        return native
+    return k2_backend
 
 
 def _widened(tensor: Tensor) -> Tensor:
@@ -126,15 +130,19 @@ def rnnt_loss_smoothed(
       backend: "auto", "k2" or "native".
 
     Returns:
-      The loss, in nats: (N,) for "none", else a scalar. An utterance without a path has loss +inf (in native, with
-      zero gradient), one with a nan loss nan; the others are what they are without it (with a > 0 only where no lm is
-      nan, since all share its mean). With return_grad: (loss, (px_grad, py_grad)), the posteriors of the label arcs,
+      The loss, in nats: (N,) for "none", else a scalar. An utterance without a path has loss +inf, one with a nan
+      within its boundary loss nan (in native both have zero gradient); the others are what they are without it. In
+      native the vectors of lm and am that hold a nan, or outside the boundary +inf, count as zeros, which with a > 0
+      shows in the mean of softmax(lm). With return_grad: (loss, (px_grad, py_grad)), the posteriors of the label arcs,
       (N, U, T+1) (regular) or (N, U, T) (modified), and of the blank arcs, (N, U+1, T); no gradient flows through them.
 
     Raises:
-      ValueError: an argument does not fit; it is named. RecipeError: backend "k2" without k2.
+      ValueError: an argument does not fit (+inf within the boundary does not); it is named. RecipeError: backend "k2"
+        without k2. RuntimeError: in native, where a gradient is asked for with create_graph.
     """
     checks.check_options(rnnt_type, reduction, delay_penalty)
+    checks.check_scale("lm_only_scale", lm_only_scale)
+    checks.check_scale("am_only_scale", am_only_scale)
     checks.check_float("am", am, 3)
     checks.check_float("lm", lm, 3)
     boundary = boundary if boundary is None else boundary.to(am.device)
@@ -146,11 +154,12 @@ def rnnt_loss_smoothed(
     )
     checks.check_alike(("am", "lm"), (am, lm))
     checks.check_alike(("am", "symbols"), (am, symbols), dtype=False)
-    checks.check_boundary(boundary, count, labels, frames)
-    checks.check_symbols(symbols, boundary, count, tokens, termination_symbol)
+    findings = checks.check_boundary(boundary, count, labels, frames)
+    findings += checks.check_symbols(symbols, boundary, count, tokens, termination_symbol)
     checks.require(symbols.shape[1] == labels, f"symbols has {symbols.shape[1]} labels, lm is for {labels}")
+    checks.raise_findings(findings)
     with torch.autocast(am.device.type, enabled=False):
-        result = _implementation(backend, labels, frames, am).rnnt_loss_smoothed(
+        result = _implementation(backend, labels, frames, am, lm).rnnt_loss_smoothed(
             lm=_widened(lm),
             am=_widened(am),
             symbols=symbols,
@@ -187,7 +196,8 @@ def get_rnnt_prune_ranges(
       boundary: (N, 4) int64, rows [s_begin, t_begin, s_end, t_end]; the begins are taken as zero.
       s_range: R wanted; at least 2, or 1 in a modified lattice. It is lowered to U + 1 where that is less, and raised
         in a regular lattice until (R - 1) * T_i >= U_i for every utterance, since less leaves it no path. (k2 1.23.4
-        does not raise it; newer ones do. Here both backends do.)
+        does not raise it; newer ones do. Here both backends do.) An utterance without frames has no path whatever R
+        is, and does not raise it.
 
     Returns:
       (N, T, R) int64, on the device of px_grad. R is what it came to.
@@ -210,13 +220,15 @@ def get_rnnt_prune_ranges(
     checks.check_alike(("px_grad", "py_grad"), (px_grad, py_grad))
     if boundary is None:
         boundary = full_boundary(count, labels, frames, px_grad.device)
-    checks.check_boundary(boundary, count, labels, frames)
+    checks.raise_findings(checks.check_boundary(boundary, count, labels, frames))
     boundary = boundary.to(px_grad.device)
     least = 1 if modified else 2
+    checks.check_whole("s_range", s_range)
     checks.require(s_range >= least, f"s_range must be at least {least}, not {s_range}")
     if not modified:
-        u_end, t_end = boundary[:, 2], boundary[:, 3].clamp(min=1)
-        s_range = max(s_range, int(torch.div(u_end + t_end - 1, t_end, rounding_mode="floor").max()) + 1)
+        _, t_begin, u_end, t_end = boundary.unbind(1)
+        climb = torch.div(u_end + t_end - 1, t_end.clamp(min=1), rounding_mode="floor")
+        s_range = max(s_range, int(climb.masked_fill(t_end == t_begin, 0).max()) + 1)
     s_range = min(s_range, labels + 1)
     return _implementation(backend, labels, frames, px_grad).get_rnnt_prune_ranges(
         px_grad=px_grad, py_grad=py_grad, boundary=boundary, s_range=s_range
@@ -228,7 +240,7 @@ def do_rnnt_pruning(am: Tensor, lm: Tensor, ranges: Tensor, *, backend: str = "a
 
     Args:
       am: (N, T, C1) float, encoder output.
-      lm: (N, U+1, C2) float, predictor output.
+      lm: (N, U+1, C2) float, predictor output; this is a mere selection, so its dtype need not be that of am.
       ranges: (N, T, R) int64, from ``get_rnnt_prune_ranges``.
 
     Returns:
@@ -241,7 +253,7 @@ def do_rnnt_pruning(am: Tensor, lm: Tensor, ranges: Tensor, *, backend: str = "a
     checks.check_float("lm", lm, 3)
     checks.require(lm.shape[0] == am.shape[0], f"lm {tuple(lm.shape)} and am {tuple(am.shape)} differ in utterances")
     checks.check_alike(("am", "lm", "ranges"), (am, lm, ranges), dtype=False)
-    checks.check_ranges(ranges, am.shape[0], am.shape[1], lm.shape[1] - 1)
+    checks.raise_findings(checks.check_ranges(ranges, am.shape[0], am.shape[1], lm.shape[1] - 1))
     # Only a selection, alike in both; the shape limits of the lattice functions do not apply.
     implementation = native if backend_in_use(backend) == "native" else k2_backend
     return implementation.do_rnnt_pruning(am=am, lm=lm, ranges=ranges)
@@ -275,12 +287,14 @@ def rnnt_loss_pruned(
 
     Returns:
       The loss, in nats: (N,) for "none", else a scalar. An utterance without a path in the band has loss +inf, one
-      with a nan at a node loss nan (in native both have zero gradient); the others are what they are without it. With
-      return_occupancies: (loss, (label, blank)), (N, T, R) each, the posteriors of the arcs that leave each kept node,
-      0 outside the lattice; their sum is the posterior of the node. No gradient flows through them.
+      with a nan at a kept node within its boundary loss nan, whether a path visits it or not (in native both have zero
+      gradient); the others are what they are without it. With return_occupancies: (loss, (label, blank)), (N, T, R)
+      each, the posteriors of the arcs that leave each kept node, 0 outside the lattice; their sum is the posterior of
+      the node. No gradient flows through them.
 
     Raises:
-      ValueError: an argument does not fit; it is named. RecipeError: backend "k2" without k2.
+      ValueError: an argument does not fit (+inf at such a node does not); it is named. RecipeError: backend "k2" without
+        k2. RuntimeError: in native, where a gradient is asked for with create_graph.
     """
     checks.check_options(rnnt_type, reduction, delay_penalty)
     checks.check_float("logits", logits, 4)
@@ -332,14 +346,56 @@ def node_symbols(
     Raises:
       ValueError: an argument does not fit; it is named.
     """
-    count, frames, kept = ranges.shape
+    checks.require(ranges.dim() == 3, f"ranges must be int64 (N, T, R), not {checks.describe(ranges)}")
+    checks.require(symbols.dim() == 2, f"symbols must be int64 (N, U), not {checks.describe(symbols)}")
+    checks.check_alike(("ranges", "symbols"), (ranges, symbols), dtype=False)
+    count, frames, labels = ranges.shape[0], ranges.shape[1], symbols.shape[1]
+    bounds = full_boundary(count, labels, frames, ranges.device) if boundary is None else boundary.to(ranges.device)
+    findings = checks.check_ranges(ranges, count, frames, labels)
+    findings += checks.check_boundary(bounds, count, labels, frames)
+    findings += checks.check_symbols(symbols, bounds if boundary is not None else None, count, None, termination_symbol)
+    checks.raise_findings(findings)
+    return lattice_nodes(symbols, ranges, bounds, termination_symbol)
+
+
+def node_posteriors(
+    label_arcs: Tensor,
+    blank_arcs: Tensor,
+    ranges: Tensor,
+    boundary: Tensor,
+    rnnt_type: str = "regular",
+    sharpness: float = 1.0,
+) -> Tensor:
+    """How often a path visits each kept node.
+
+    Args:
+      label_arcs, blank_arcs: (N, T, R) float, of one dtype, log-probabilities, from ``arc_log_probs``.
+      ranges, rnnt_type: as in ``rnnt_loss_pruned``; boundary: (N, 4) int64, which tells how many labels there are.
+      sharpness: what the log-probabilities are multiplied by first. With a large one, such as ``BEST_PATH``, all but
+        the best path vanish: the posteriors are then 1 on its nodes and 0 elsewhere (equally good paths share).
+
+    Returns:
+      (N, T, R), dtype of the arcs; 0 for an utterance without a path, or with a nan or +inf within its boundary. No
+      gradient flows through them.
+
+    Raises:
+      ValueError: an argument does not fit; it is named.
+    """
+    checks.check_options(rnnt_type, "sum", 0.0)
+    checks.check_scale("sharpness", sharpness)
+    checks.require(sharpness > 0.0, "sharpness must be above 0")
+    checks.check_float("label_arcs", label_arcs, 3)
     checks.require(
-        symbols.dim() == 2 and symbols.shape[0] == count,
-        f"symbols must be int64 ({count}, U), not {tuple(symbols.shape)}",
+        blank_arcs.shape == label_arcs.shape,
+        f"blank_arcs {tuple(blank_arcs.shape)} and label_arcs {tuple(label_arcs.shape)} must be of one shape",
     )
-    labels = symbols.shape[1]
-    checks.check_ranges(ranges, count, frames, labels)
-    checks.check_boundary(boundary, count, labels, frames)
-    if boundary is None:
-        boundary = full_boundary(count, labels, frames, ranges.device)
-    return lattice_nodes(symbols, ranges, boundary.to(ranges.device), termination_symbol)
+    checks.check_alike(("label_arcs", "blank_arcs"), (label_arcs, blank_arcs))
+    checks.check_alike(("label_arcs", "ranges"), (label_arcs, ranges), dtype=False)
+    checks.require(isinstance(boundary, Tensor), f"boundary must be int64 (N, 4), not {checks.describe(boundary)}")
+    count, frames, kept = label_arcs.shape
+    boundary = boundary.to(label_arcs.device)
+    findings = checks.check_ranges(ranges, count, frames, None)
+    checks.require(ranges.shape[2] == kept, f"ranges keeps {ranges.shape[2]} nodes a frame, label_arcs has {kept}")
+    findings += checks.check_boundary(boundary, count, None, frames)
+    checks.raise_findings(findings + checks.check_coverage(ranges, boundary, rnnt_type == "modified"))
+    return native.node_posteriors(label_arcs, blank_arcs, ranges, boundary, rnnt_type, sharpness)

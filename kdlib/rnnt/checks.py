@@ -1,7 +1,13 @@
 """Argument checks of the transducer functions: a ValueError that names the argument, and the utterance where one is
-at fault."""
+at fault.
 
-from typing import Optional, Sequence
+What has to look at values gives a ``Finding``, and ``raise_findings`` asks of all of a call at once whether there is
+one: on a GPU each such question waits for all the work before it.
+"""
+
+import math
+import numbers
+from typing import Callable, List, NamedTuple, Optional, Sequence
 
 import torch
 from torch import Tensor
@@ -10,9 +16,22 @@ RNNT_TYPES = ("regular", "modified")
 REDUCTIONS = ("none", "mean", "sum")
 
 
+class Finding(NamedTuple):
+    """``bad`` (N,) bool: the utterances at fault; ``message`` makes the words, which is called only where there are."""
+
+    bad: Tensor
+    message: Callable[[], str]
+
+
 def require(condition: bool, message: str) -> None:
     if not condition:
         raise ValueError(message)
+
+
+def raise_findings(findings: Sequence[Finding]) -> None:
+    """A ValueError of the first that has found something."""
+    if findings and bool(torch.stack([finding.bad for finding in findings]).any()):
+        raise ValueError(next(finding.message() for finding in findings if bool(finding.bad.any())))
 
 
 def _utterances(bad: Tensor) -> str:
@@ -21,14 +40,35 @@ def _utterances(bad: Tensor) -> str:
 
 def require_utterances(good: Tensor, name: str, complaint: str) -> None:
     """``good`` (N,) bool; a ValueError "<name> of utterance 1, 4 <complaint>" where it is not all true."""
-    if not bool(good.all()):
-        raise ValueError(f"{name} of utterance {_utterances(~good)} {complaint}")
+    raise_findings([_finding(good, name, complaint)])
+
+
+def _finding(good: Tensor, name: str, complaint: str) -> Finding:
+    return Finding(~good, lambda: f"{name} of utterance {_utterances(~good)} {complaint}")
 
 
 def check_options(rnnt_type: str, reduction: str, delay_penalty: float) -> None:
     require(rnnt_type in RNNT_TYPES, f"rnnt_type {rnnt_type!r} is not supported: use one of {', '.join(RNNT_TYPES)}")
     require(reduction in REDUCTIONS, f"reduction {reduction!r} is not known: use one of {', '.join(REDUCTIONS)}")
-    require(delay_penalty >= 0.0, f"delay_penalty must not be negative, not {delay_penalty}")
+    check_scale("delay_penalty", delay_penalty)
+
+
+def check_scale(name: str, value: float) -> None:
+    require(
+        isinstance(value, numbers.Real) and 0.0 <= value < math.inf,
+        f"{name} must be a number, finite and not negative, not {value}",
+    )
+
+
+def check_whole(name: str, value: int) -> None:
+    require(
+        isinstance(value, numbers.Integral) and not isinstance(value, bool),
+        f"{name} must be an int, not {value!r} of type {type(value).__name__}",
+    )
+
+
+def describe(value: object) -> str:
+    return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
 
 
 def check_float(name: str, tensor: Tensor, dimensions: int) -> None:
@@ -51,65 +91,95 @@ def check_alike(names: Sequence[str], tensors: Sequence[Tensor], dtype: bool = T
         )
 
 
-def check_boundary(boundary: Optional[Tensor], count: int, labels: int, frames: int) -> None:
+def check_boundary(boundary: Optional[Tensor], count: int, labels: Optional[int], frames: int) -> List[Finding]:
+    """``labels``: None where it is not known how many there are room for."""
     if boundary is None:
-        return
+        return []
     require(
-        boundary.dtype == torch.int64 and boundary.shape == (count, 4),
-        f"boundary must be int64 ({count}, 4), not {boundary.dtype} {tuple(boundary.shape)}",
+        isinstance(boundary, Tensor) and boundary.dtype == torch.int64 and boundary.shape == (count, 4),
+        f"boundary must be int64 ({count}, 4), not {describe(boundary)}",
     )
     u_begin, t_begin, u_end, t_end = boundary.unbind(1)
-    bad = (u_begin < 0) | (u_begin > u_end) | (u_end > labels) | (t_begin < 0) | (t_begin > t_end) | (t_end > frames)
-    if bool(bad.any()):
-        raise ValueError(
-            f"boundary of utterance {_utterances(bad)} lies outside the tensors ({labels} labels, {frames} frames): "
-            f"{boundary[bad][0].tolist()} as [s_begin, t_begin, s_end, t_end]"
-        )
+    bad = (u_begin < 0) | (u_begin > u_end) | (t_begin < 0) | (t_begin > t_end) | (t_end > frames)
+    room = f"{frames} frames"
+    if labels is not None:
+        bad, room = bad | (u_end > labels), f"{labels} labels, {room}"
+    return [Finding(bad, lambda: (
+        f"boundary of utterance {_utterances(bad)} lies outside the tensors ({room}): "
+        f"{boundary[bad][0].tolist()} as [s_begin, t_begin, s_end, t_end]"
+    ))]
 
 
-def check_symbols(symbols: Tensor, boundary: Optional[Tensor], count: int, tokens: int, blank: int) -> None:
+def check_symbols(
+    symbols: Tensor, boundary: Optional[Tensor], count: int, tokens: Optional[int], blank: int
+) -> List[Finding]:
+    """``tokens``: None where it is not known how many there are."""
     require(
         symbols.dim() == 2 and symbols.shape[0] == count and symbols.dtype == torch.int64,
-        f"symbols must be int64 ({count}, U), not {symbols.dtype} {tuple(symbols.shape)}",
+        f"symbols must be int64 ({count}, U), not {describe(symbols)}",
     )
-    require(0 <= blank < tokens, f"termination_symbol {blank} lies outside the vocabulary of {tokens}")
-    inside = ((symbols >= 0) & (symbols < tokens)).all(dim=1)
-    require_utterances(inside, "symbols", f"lie outside the vocabulary of {tokens} tokens")
+    check_whole("termination_symbol", blank)
+    if tokens is None:
+        require(blank >= 0, f"termination_symbol {blank} is negative")
+        inside, complaint = (symbols >= 0).all(dim=1), "are negative"
+    else:
+        require(0 <= blank < tokens, f"termination_symbol {blank} lies outside the vocabulary of {tokens}")
+        inside = ((symbols >= 0) & (symbols < tokens)).all(dim=1)
+        complaint = f"lie outside the vocabulary of {tokens} tokens"
     is_blank = symbols == blank
     if boundary is not None:
         u = torch.arange(symbols.shape[1], device=symbols.device)
         is_blank = is_blank & (u >= boundary[:, 0:1]) & (u < boundary[:, 2:3])
-    complaint = f"contain the termination symbol {blank}, which is no label"
-    require_utterances(~is_blank.any(dim=1), "symbols", complaint)
+    return [
+        _finding(inside, "symbols", complaint),
+        _finding(~is_blank.any(dim=1), "symbols", f"contain the termination symbol {blank}, which is no label"),
+    ]
 
 
-def check_ranges(ranges: Tensor, count: int, frames: int, labels: int) -> None:
+def check_ranges(ranges: Tensor, count: int, frames: int, labels: Optional[int]) -> List[Finding]:
+    """``labels``: None where it is not known how many there are room for."""
     require(
         ranges.dtype == torch.int64 and ranges.dim() == 3 and ranges.shape[:2] == (count, frames),
-        f"ranges must be int64 ({count}, {frames}, R), not {ranges.dtype} {tuple(ranges.shape)}",
+        f"ranges must be int64 ({count}, {frames}, R), not {describe(ranges)}",
     )
     kept = ranges.shape[2]
-    require(1 <= kept <= labels + 1, f"ranges keeps {kept} nodes a frame of the {labels + 1} that there are")
-    steps = torch.arange(kept, device=ranges.device)
-    good = (ranges == ranges[:, :, :1] + steps) & (ranges >= 0) & (ranges <= labels)
-    complaint = f"are not consecutive label counts between 0 and {labels}"
-    require_utterances(good.flatten(1).all(dim=1), "ranges", complaint)
+    require(
+        kept >= 1 and (labels is None or kept <= labels + 1),
+        f"ranges keeps {kept} nodes a frame" + ("" if labels is None else f" of the {labels + 1} that there are"),
+    )
+    good = (ranges == ranges[:, :, :1] + torch.arange(kept, device=ranges.device)) & (ranges >= 0)
+    bounds = "of 0 or more"
+    if labels is not None:
+        good, bounds = good & (ranges <= labels), f"between 0 and {labels}"
+    return [_finding(good.flatten(1).all(dim=1), "ranges", f"are not consecutive label counts {bounds}")]
 
 
-def check_coverage(ranges: Tensor, boundary: Tensor, modified: bool) -> None:
-    """The kept nodes hold the last one of each utterance, where the lattice has a path to it at all."""
-    u_end, t_end = boundary[:, 2], boundary[:, 3]
-    first = ranges[:, :, 0].gather(1, (t_end - 1).clamp(min=0).unsqueeze(1)).squeeze(1)
+def check_coverage(ranges: Tensor, boundary: Tensor, modified: bool) -> List[Finding]:
+    """The kept nodes hold the last one of each utterance, where the lattice has a path to it at all.
+
+    A modified band that has climbed as steeply as it can from label 0 is let pass, though it may be too late for an
+    utterance that begins at a later label: ``get_rnnt_prune_ranges``, which takes the begins as zero, makes such, as
+    k2 does. For the same reason the first node is not looked for. The loss is then +inf, in k2 as well.
+    """
+    u_begin, t_begin, u_end, t_end = boundary.unbind(1)
+    # The boundary may be at fault itself, which is said first, but what is looked at must exist.
+    last_frame = (t_end - 1).clamp(min=0, max=ranges.shape[1] - 1)
+    first = ranges[:, :, 0].gather(1, last_frame.unsqueeze(1)).squeeze(1)
     last = first + ranges.shape[2] - 1
-    reach = last + (u_end > 0).long() if modified else last  # a modified lattice's last arc may be a label
-    has_path = (t_end > boundary[:, 1]) & (u_end <= t_end if modified else t_end > 0)
-    bad = has_path & ((u_end < first) | (u_end > reach))
-    if bool(bad.any()):
+    has_path, beyond = t_end > t_begin, u_end > last
+    if modified:  # whose last arc may be a label
+        has_path = has_path & (u_end - u_begin <= t_end - t_begin)
+        beyond = (u_end > last + (u_end > u_begin).long()) & (first < last_frame)
+    bad = has_path & ((u_end < first) | beyond)
+
+    def message() -> str:
         n = int(bad.nonzero()[0])
-        raise ValueError(
+        return (
             f"ranges of utterance {_utterances(bad)} do not cover its labels: at its last frame they keep "
             f"{int(first[n])} to {int(last[n])} of {int(u_end[n])} labels"
         )
+
+    return [Finding(bad, message)]
 
 
 def check_lattice(
@@ -124,11 +194,11 @@ def check_lattice(
     rnnt_type: str,
 ) -> None:
     """Everything about a pruned lattice but its logits."""
-    check_ranges(ranges, count, frames, labels)
-    check_boundary(boundary, count, labels, frames)
-    check_symbols(symbols, boundary, count, tokens, blank)
+    findings = check_ranges(ranges, count, frames, labels)
+    findings += check_boundary(boundary, count, labels, frames)
+    findings += check_symbols(symbols, boundary, count, tokens, blank)
     require(symbols.shape[1] == labels, f"symbols has {symbols.shape[1]} labels, lm is for {labels}")
-    check_coverage(ranges, boundary, rnnt_type == "modified")
+    raise_findings(findings + check_coverage(ranges, boundary, rnnt_type == "modified"))
 
 
 def check_no_infinity(name: str, tensor: Tensor, mask: Tensor) -> None:

@@ -128,6 +128,12 @@ def score_lattice(
     """See ``kdlib.rnnt.lattice.score_lattice``."""
     label_arcs, blank_arcs = label_arcs.detach().contiguous(), blank_arcs.detach().contiguous()
     count = label_arcs.shape[0]
+    shapes = (blank_arcs.shape, starts.shape, boundary.shape)
+    if shapes != (label_arcs.shape, label_arcs.shape[:2], (count, 4)):  # compiled code looks at no bounds
+        raise ValueError(
+            f"score_lattice: blank_arcs, starts and boundary of {', '.join(str(tuple(shape)) for shape in shapes)} do not "
+            f"go with label_arcs {tuple(label_arcs.shape)}"
+        )
     score = label_arcs.new_empty(count, dtype=torch.float64)
     alpha = torch.empty_like(label_arcs, dtype=torch.float64)  # room to work in
     posteriors = [label_arcs.new_empty(label_arcs.shape if occupancies else (count, 0, 0)) for _ in range(2)]

@@ -13,43 +13,18 @@ Source of the loss: Kuang et al. 2022, arXiv 2206.13236; of recomputing instead 
 Dimensions: N utterances, T frames, U labels, R nodes kept a frame, V tokens, C channels, M nodes of a chunk.
 """
 
-from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import torch
 from torch import Tensor, nn
 
 from kdlib.rnnt import checks
-from kdlib.rnnt.lattice import LatticeResult, delay_offsets, full_boundary, lattice_nodes
-from kdlib.rnnt.native import kernels_for
+from kdlib.rnnt.lattice import LatticeResult
+from kdlib.rnnt.native import broken_utterances, first_derivative_only, kernels_for, without_broken
+from kdlib.rnnt.nodes import LOGITS_AT_ONCE, Lattice, Nodes, NodeTerm, Side, check_side, check_weights, contiguous, prepare
 
-# Nodes are taken so many at a time that their logits are this many: 16 MiB in float32, enough for the matrix products
-# to be efficient. The logits of that many chunks are kept, which the second pass need not compute again.
-LOGITS_AT_ONCE = 2**22
+# The logits of so many chunks are kept, which the second pass need not compute again.
 CHUNKS_KEPT = 3
-
-
-class NodeTerm(NamedTuple):
-    """A distillation loss: the sum over the nodes of ``weights`` (N, T, R) float times ``per_node``.
-
-    ``per_node`` takes the logits of M nodes of the student and of the teacher, (M, V) each, and their next labels,
-    (M,) int64, blank where there is none; it returns (M,). ``scale`` is the loss's weight in the total.
-    """
-
-    per_node: Callable[[Tensor, Tensor, Tensor], Tensor]
-    weights: Tensor
-    scale: float = 1.0
-
-
-class Side(NamedTuple):
-    """One model at its lattice.
-
-    ``joiner`` is a module with ``hidden``, of (M, C1) and (M, C2) to (M, C), and its output layer ``out``, an
-    nn.Linear of (M, C) to (M, V), as ``kdlib.joiner.Joiner``; ``am`` is (N, T, C1), ``lm`` (N, U+1, C2).
-    """
-
-    joiner: nn.Module
-    am: Tensor
-    lm: Tensor
 
 
 class FusedLosses(NamedTuple):
@@ -58,37 +33,6 @@ class FusedLosses(NamedTuple):
     total: Tensor
     rnnt: Tensor
     terms: Tensor
-
-
-class _Nodes(NamedTuple):
-    """Lattice nodes laid end to end, (M,) int64 each: their place in (N, T, R), frame, history and next label."""
-
-    place: Tensor
-    frame: Tensor
-    history: Tensor
-    labels: Tensor
-
-    def pick(self, index) -> "_Nodes":
-        return _Nodes(*(column[index] for column in self))
-
-    def inputs(self, side: Side) -> Tuple[Tensor, Tensor]:
-        """am (M, C1) and lm (M, C2), detached."""
-        return tuple(
-            x.detach().flatten(0, 1).index_select(0, index) for x, index in ((side.am, self.frame), (side.lm, self.history))
-        )
-
-
-class _Lattice(NamedTuple):
-    """All that does not depend on the models."""
-
-    chunks: Sequence[_Nodes]
-    at_once: int  # the most nodes of a chunk
-    starts: Tensor  # (N, T) int64
-    shape: torch.Size  # (N, T, R)
-    boundary: Tensor  # (N, 4) int64
-    blank: int
-    modified: bool
-    penalty: Optional[Tensor]  # (N or 1, T, 1)
 
 
 class _Output:
@@ -121,10 +65,10 @@ def _summable(logits: Tensor) -> Tensor:
     return logits if logits.dtype in (torch.float32, torch.float64) else logits.float()
 
 
-def _arcs(side: Side, output: _Output, lattice: _Lattice) -> Tuple[Tensor, Tensor, Tensor]:
+def _arcs(side: Side, output: _Output, lattice: Lattice) -> Tuple[Tensor, Tensor, Tensor]:
     """The first pass: the normaliser of each place (N * T * R,) and the arcs' log-probabilities (N, T, R)."""
     columns = None
-    for i, nodes in enumerate(lattice.chunks):
+    for i, nodes in enumerate(lattice.chunks()):
         logits = output.logits(i, side.joiner.hidden(*nodes.inputs(side)))
         if columns is None:
             columns = [logits.new_zeros(lattice.shape.numel()) for _ in range(3)]
@@ -138,13 +82,14 @@ def _arcs(side: Side, output: _Output, lattice: _Lattice) -> Tuple[Tensor, Tenso
     return normaliser, label_arcs.view(lattice.shape), blank_arcs.view(lattice.shape)
 
 
-def _score(arcs: Sequence[Tensor], lattice: _Lattice, occupancies: bool) -> LatticeResult:
+def _score(normaliser: Tensor, arcs: Sequence[Tensor], lattice: Lattice, occupancies: bool) -> LatticeResult:
     label_arcs, blank_arcs = arcs
     if lattice.penalty is not None:
         label_arcs = label_arcs + lattice.penalty.to(label_arcs.dtype)
-    return kernels_for(label_arcs).score_lattice(
+    result = kernels_for(label_arcs).score_lattice(
         label_arcs, blank_arcs, lattice.starts, lattice.boundary, lattice.modified, occupancies
     )
+    return without_broken(result, broken_utterances(normaliser, lattice.shape[0]))
 
 
 class _Gradients:
@@ -159,7 +104,7 @@ class _Gradients:
         self.by_parameter.update((p, torch.zeros_like(p)) for p in outer if p is not None and p.requires_grad)
         self.inner = [p for p in self.by_parameter if p.requires_grad and all(p is not other for other in outer)]
 
-    def add(self, nodes: _Nodes, am: Tensor, lm: Tensor, hidden: Tensor, slope: Tensor) -> None:
+    def add(self, nodes: Nodes, am: Tensor, lm: Tensor, hidden: Tensor, slope: Tensor) -> None:
         """Send the gradient ``slope`` (M, V) of the logits back to what they were computed from."""
         weight, bias = self.joiner.out.weight, self.joiner.out.bias
         slope = slope.to(hidden.dtype)
@@ -185,11 +130,21 @@ class _Gradients:
         return [self.am, self.lm, *self.by_parameter.values()]
 
 
+def _term(term: NodeTerm, logits: Tensor, teacher_logits: Tensor, nodes: Nodes) -> Tensor:
+    """The part of a term's value that the nodes have."""
+    per_node = term.per_node(logits, teacher_logits, nodes.labels)
+    checks.require(
+        per_node.shape == nodes.labels.shape,
+        f"terms: per_node must return {tuple(nodes.labels.shape)}, one number a node, not {tuple(per_node.shape)}",
+    )
+    return (per_node * term.weights.reshape(-1)[nodes.place]).sum()
+
+
 def _differentiate(
     student: Side,
     teacher: Optional[Side],
     output: _Output,
-    lattice: _Lattice,
+    lattice: Lattice,
     normaliser: Optional[Tensor],
     arc_weights: Sequence[Tensor],
     terms: Sequence[NodeTerm],
@@ -205,13 +160,15 @@ def _differentiate(
         # What less than a hundredth of the resolution of the numbers goes through has no gradient worth computing.
         least = torch.finfo(label_weight.dtype).eps / 100 * max(weight.abs().max() for weight in arc_weights)
         visited = label_weight.abs() + blank_weight.abs() > least
+    chunks = lattice.chunks()
+    fewer = lattice.chunks_of(visited) if arc_weights and not terms and len(chunks) > CHUNKS_KEPT else chunks
     values = [student.am.new_zeros(()) for _ in terms]
     teacher_output = _Output(teacher.joiner.out, lattice.at_once) if terms else None
     # Backwards, since the first pass has left the logits of its last chunks.
-    for i, chunk in reversed(list(enumerate(lattice.chunks))):
+    for i, chunk in reversed(list(enumerate(chunks))):
         logits = output.kept.pop(i, None)
-        if logits is None and not terms and arc_weights:
-            chunk = chunk.pick(visited[chunk.place].nonzero().squeeze(1))
+        if logits is None:
+            chunk = fewer[i]
         am, lm = chunk.inputs(student)
         with torch.set_grad_enabled(learning):
             hidden = student.joiner.hidden(am.requires_grad_(learning), lm.requires_grad_(learning))
@@ -220,14 +177,13 @@ def _differentiate(
             teacher_logits = teacher_output.logits(0, teacher.joiner.hidden(*chunk.inputs(teacher))).to(logits.dtype)
             leaf = logits.detach().requires_grad_(learning)
             with torch.set_grad_enabled(learning):
-                losses = [
-                    (term.per_node(leaf, teacher_logits, chunk.labels) * term.weights.reshape(-1)[chunk.place]).sum()
-                    for term in terms
-                ]
+                losses = [_term(term, leaf, teacher_logits, chunk) for term in terms]
                 together = sum(term.scale * loss for term, loss in zip(terms, losses))
             values = [value + loss.detach() for value, loss in zip(values, losses)]
             if learning:
-                slope = torch.autograd.grad(together, leaf)[0].contiguous()
+                # A term may be a constant to the student.
+                depends = together.requires_grad
+                slope = torch.autograd.grad(together, leaf)[0].contiguous() if depends else torch.zeros_like(leaf)
         if arc_weights:
             kernels_for(logits).logit_gradient(
                 logits,
@@ -252,7 +208,7 @@ class _Fused(torch.autograd.Function):
         normaliser, arc_weights, rnnt = None, (), student.am.new_zeros(len(student.am))
         if _counts(weight) or not terms:
             normaliser, *arcs = _arcs(student, output, lattice)
-            result = _score(arcs, lattice, occupancies=learning)
+            result = _score(normaliser, arcs, lattice, occupancies=learning)
             rnnt = -result.score.to(normaliser.dtype)
             per_arc = weight[:, None, None] if isinstance(weight, Tensor) else weight
             arc_weights = [-per_arc * occupancy for occupancy in result[1:]] if learning else ()
@@ -260,13 +216,15 @@ class _Fused(torch.autograd.Function):
         if learning or terms:
             values = _differentiate(student, teacher, output, lattice, normaliser, arc_weights, terms, gradients)
         ctx.gradients = gradients.all() if learning else None
-        total = (weight * rnnt).sum() + sum(term.scale * value for term, value in zip(terms, values))
+        # No loss, not even an infinite one, counts where it has no weight.
+        total = torch.where(torch.as_tensor(weight != 0, device=rnnt.device), weight * rnnt, torch.zeros_like(rnnt)).sum()
+        total = total + sum(term.scale * value for term, value in zip(terms, values))
         values = torch.stack(values) if values else rnnt.new_empty(0)
         ctx.mark_non_differentiable(rnnt, values)
         return total, rnnt, values
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_derivative_only
     def backward(ctx, grad, *_):
         if ctx.gradients is None:
             raise RuntimeError("the fused losses can be differentiated once only: their gradients are scaled in place")
@@ -277,67 +235,6 @@ class _Fused(torch.autograd.Function):
 def _counts(weight: Union[float, Tensor]) -> bool:
     """Whether the RNN-T loss is a part of the total."""
     return isinstance(weight, Tensor) or weight != 0.0
-
-
-def _contiguous(side: Side) -> Side:
-    """The same, detached, its tensors in the order of their dimensions."""
-    return Side(side.joiner, side.am.detach().contiguous(), side.lm.detach().contiguous())
-
-
-def _check_side(name: str, side: Side, like: Side) -> None:
-    checks.check_float(f"{name}am", side.am, 3)
-    checks.check_float(f"{name}lm", side.lm, 3)
-    sizes = like.am.shape[:2], (like.am.shape[0], like.lm.shape[1])
-    checks.require(
-        (side.am.shape[:2], side.lm.shape[:2]) == sizes,
-        f"{name}am {tuple(side.am.shape)} and lm {tuple(side.lm.shape)} are not of one batch with am "
-        f"{tuple(like.am.shape)} and lm {tuple(like.lm.shape)}",
-    )
-    checks.require(
-        hasattr(side.joiner, "hidden") and isinstance(getattr(side.joiner, "out", None), nn.Linear),
-        f"joiner: a {type(side.joiner).__name__} lacks a method hidden(am, lm) or an output layer out, an nn.Linear",
-    )
-
-
-def _prepare(
-    side: Side,
-    symbols: Tensor,
-    ranges: Tensor,
-    blank: int,
-    boundary: Optional[Tensor],
-    rnnt_type: str,
-    delay_penalty: float,
-    logits_at_once: int,
-    wanted: Optional[Tensor] = None,
-) -> _Lattice:
-    """Check the arguments, and lay out the real nodes in chunks; of them those that are ``wanted`` (N, T, R) bool."""
-    checks.check_options(rnnt_type, "sum", delay_penalty)
-    _check_side("", side, side)
-    am, lm = side.am, side.lm
-    checks.check_alike(("am", "lm", "symbols", "ranges"), (am, lm, symbols, ranges), dtype=False)
-    count, frames, labels = am.shape[0], am.shape[1], lm.shape[1] - 1
-    boundary = full_boundary(count, labels, frames, am.device) if boundary is None else boundary.to(am.device)
-    tokens = side.joiner.out.out_features
-    checks.check_lattice(symbols, ranges, boundary, count, frames, labels, tokens, blank, rnnt_type)
-
-    next_symbols, mask = lattice_nodes(symbols, ranges, boundary, blank)
-    checks.require(bool(mask.any()), "boundary leaves no frame of any utterance")
-    place = (mask if wanted is None else mask & wanted).flatten().nonzero().squeeze(1)
-    frame = torch.div(place, ranges.shape[2], rounding_mode="floor")
-    history = torch.div(frame, frames, rounding_mode="floor") * (labels + 1) + ranges.flatten()[place]
-    nodes = _Nodes(place, frame, history, next_symbols.flatten()[place])
-    at_once = max(1, min(logits_at_once // tokens, len(place)))
-    penalty = (delay_offsets(boundary, frames, am) * delay_penalty).unsqueeze(2) if delay_penalty > 0.0 else None
-    return _Lattice(
-        chunks=[nodes.pick(slice(first, first + at_once)) for first in range(0, len(place), at_once)],
-        at_once=at_once,
-        starts=ranges[:, :, 0],
-        shape=ranges.shape,
-        boundary=boundary,
-        blank=blank,
-        modified=rnnt_type == "modified",
-        penalty=penalty,
-    )
 
 
 def lattice_losses_fused(
@@ -354,7 +251,7 @@ def lattice_losses_fused(
     weight: Union[float, Tensor] = 1.0,
     teacher: Optional[Side] = None,
     terms: Sequence[NodeTerm] = (),
-    logits_at_once: int = LOGITS_AT_ONCE,
+    logits_at_once: Optional[int] = None,
 ) -> FusedLosses:
     """The pruned RNN-T loss and losses of distillation at the same nodes, without a tensor (N, T, R, V).
 
@@ -362,11 +259,11 @@ def lattice_losses_fused(
       joiner: as ``Side`` has it; each node by itself and without randomness, since it is run twice.
       am: (N, T, C1) float; lm: (N, U+1, C2) float: what ``do_rnnt_pruning`` would be given.
       symbols, ranges, termination_symbol, boundary, rnnt_type, delay_penalty: as in ``rnnt_loss_pruned``.
-      weight: of the sum over utterances of the RNN-T loss in the total, or (N,) float, one for each utterance; with 0 and
-        terms that loss is not computed.
+      weight: of the sum over utterances of the RNN-T loss in the total, or (N,) float, one for each utterance, which gets
+        no gradient; with 0 and terms that loss is not computed. A loss of no weight adds 0, even where it is +inf or nan.
       teacher: the teacher's joiner, am and lm, which get no gradient; wanted where there are terms.
       terms: the distillation losses.
-      logits_at_once: M * V, which sets the memory.
+      logits_at_once: M * V, which sets the memory; None: 2**22, or 2**25 on a GPU.
 
     Returns:
       FusedLosses: total = weight * sum(rnnt) + sum(scale * term); gradients flow through the total alone, and only once.
@@ -374,34 +271,19 @@ def lattice_losses_fused(
     Raises:
       ValueError: an argument does not fit; it is named.
     """
-    student = _contiguous(Side(joiner, am, lm))
+    student = contiguous(Side(joiner, am, lm))
     wanted = None
-    for term in terms:
-        checks.require(
-            term.weights.shape == ranges.shape and term.weights.device == am.device,
-            f"a term's weights {tuple(term.weights.shape)} on {term.weights.device} must be as ranges "
-            f"{tuple(ranges.shape)}, on {am.device}",
-        )
-    checks.require(
-        not isinstance(weight, Tensor) or (weight.shape == am.shape[:1] and weight.device == am.device),
-        f"weight must be a number or (N,) = ({am.shape[0]},) on {am.device}, got "
-        f"{(tuple(weight.shape), weight.device) if isinstance(weight, Tensor) else weight}",
-    )
+    check_side("", student, student, learns=True)
+    check_weights(weight, terms, am, ranges)
     if terms and not _counts(weight):
         wanted = torch.stack([term.weights != 0 for term in terms]).any(0)
-    lattice = _prepare(
+    lattice = prepare(
         student, symbols, ranges, termination_symbol, boundary, rnnt_type, delay_penalty, logits_at_once, wanted
     )
     checks.require(teacher is not None or not terms, "terms need a teacher")
     if teacher is not None:
-        _check_side("the teacher's ", teacher, student)
-        tokens = joiner.out.out_features, teacher.joiner.out.out_features
-        checks.require(tokens[0] == tokens[1], f"the teacher's joiner has {tokens[1]} tokens, the student's {tokens[0]}")
-        teacher = _contiguous(teacher)
-    checks.require(
-        any(parameter is joiner.out.weight for parameter in joiner.parameters()),
-        "joiner: the weight of its output layer out is no parameter of it (a parametrization?): no gradient would reach it",
-    )
+        check_side("the teacher's ", teacher, student, learns=False)
+        teacher = contiguous(teacher)
     differentiable = (am, lm, *joiner.parameters())
     learning = torch.is_grad_enabled() and any(x.requires_grad for x in differentiable)
     return FusedLosses(*_Fused.apply(student, teacher, lattice, weight, terms, learning, *differentiable))
@@ -415,7 +297,7 @@ def arc_log_probs(
     termination_symbol: int,
     boundary: Optional[Tensor] = None,
     rnnt_type: str = "regular",
-    logits_at_once: int = LOGITS_AT_ONCE,
+    logits_at_once: Optional[int] = None,
 ) -> Tuple[Tensor, Tensor]:
     """Log-probabilities of the label arc and the blank arc of each kept node, without a tensor (N, T, R, V).
 
@@ -427,8 +309,9 @@ def arc_log_probs(
     Raises:
       ValueError: an argument does not fit; it is named.
     """
-    side = _contiguous(side)
-    lattice = _prepare(side, symbols, ranges, termination_symbol, boundary, rnnt_type, 0.0, logits_at_once)
+    side = contiguous(side)
+    check_side("", side, side, learns=False)
+    lattice = prepare(side, symbols, ranges, termination_symbol, boundary, rnnt_type, 0.0, logits_at_once)
     return _arcs(side, _Output(side.joiner.out, lattice.at_once), lattice)[1:]
 
 
@@ -454,6 +337,7 @@ def rnnt_loss_fused(
     Raises:
       ValueError: an argument does not fit; it is named.
     """
+    checks.check_float("am", am, 3)  # its size is a divisor
     learning = torch.is_grad_enabled() and any(x.requires_grad for x in (am, lm, *joiner.parameters()))
     checks.require(
         reduction != "none" or not learning,

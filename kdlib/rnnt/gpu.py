@@ -52,6 +52,8 @@ def _launches(device: torch.device) -> bool:
     try:
         one = torch.ones(1, dtype=torch.int64, device=device)
         log_softmax_at(torch.zeros(1, 2, device=device), one, 0, one.bool())
+    except torch.cuda.OutOfMemoryError:  # says nothing of Triton, so it is raised, which keeps no answer
+        raise
     except Exception as error:  # whatever Triton, the compiler or the driver meets first
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         warnings.warn(
@@ -254,7 +256,8 @@ def _then(am1, ae1, bm1, be1, am2, ae2, bm2, be2):
 def _from_before(
     arcs, mantissas, exponents, exists, t, r, u, before, step, back, shift, u_begin, u_end, nodes,
 ):
-    """The numbers that reach the nodes (t, r) from the frame that was done before, over the arcs of one kind.
+    """What reaches the nodes (t, r) from the frame that was done before, over the arcs of one kind: the numbers there,
+    and the logs of the arcs. It only loads, so that a caller can wait for all its loads together.
 
     ``before`` is the r of the nodes' label count u in that frame; the arcs come from ``shift`` labels less.
     In the first step they come from one node, (t_begin - 1, u_begin) with a blank arc of weight 1 to the start or,
@@ -268,8 +271,13 @@ def _from_before(
     e = tl.load(exponents + there, mask=known, other=-1e200)
     # An arc lies where it leaves from.
     arc = tl.load(arcs + tl.where(back, t * nodes + r, there), mask=known | (first & back), other=0.0)
+    return tl.where(first, 1.0, m), tl.where(first, 0.0, e), arc
+
+
+@_jit
+def _over(m, e, arc):
     arc_m, arc_e = _number(arc.to(tl.float64))
-    return _times(tl.where(first, 1.0, m), tl.where(first, 0.0, e), arc_m, arc_e)
+    return _times(m, e, arc_m, arc_e)
 
 
 @_jit
@@ -305,18 +313,21 @@ def _lattice(
         u = first + r
         exists = (lane < nodes) & (u >= u_begin) & (u <= u_end)
         before = u - first_before
-        m, e = _from_before(
+        blank_m, blank_e, blank = _from_before(
             blank_arcs, mantissas, exponents, exists, t, r, u, before, step, back, 0, u_begin, u_end, nodes
         )
         if MODIFIED:
-            label_m, label_e = _from_before(
+            label_m, label_e, label = _from_before(
                 label_arcs, mantissas, exponents, exists, t, r, u, before, step, back, way, u_begin, u_end, nodes
             )
+            m, e = _over(blank_m, blank_e, blank)
+            label_m, label_e = _over(label_m, label_e, label)
             m, e = _plus(m, e, label_m, label_e)
         else:
             # x[r] = m[r] + label[r] * x[r - 1] along the frame
             linked = exists & (r - way >= 0) & (r - way < nodes) & (u - way >= u_begin) & (u - way <= u_end)
             label = tl.load(label_arcs + t * nodes + tl.where(back, r, r - 1), mask=linked, other=float("-inf"))
+            m, e = _over(blank_m, blank_e, blank)
             label_m, label_e = _number(label.to(tl.float64))
             _, _, m, e = tl.associative_scan((label_m, label_e, m, e), 0, _then)
         tl.store(mantissas + t * nodes + r, m, mask=lane < nodes)
@@ -329,13 +340,15 @@ def _lattice(
     u = u_end + 0 * lane
     exists = (lane == 0) & (back == 0)
     before = u - first_before
-    m, e = _from_before(
+    blank_m, blank_e, blank = _from_before(
         blank_arcs, mantissas, exponents, exists, t_end, lane, u, before, steps, back, 0, u_begin, u_end, nodes
     )
+    m, e = _over(blank_m, blank_e, blank)
     if MODIFIED:
-        label_m, label_e = _from_before(
+        label_m, label_e, label = _from_before(
             label_arcs, mantissas, exponents, exists, t_end, lane, u, before, steps, back, 1, u_begin, u_end, nodes
         )
+        label_m, label_e = _over(label_m, label_e, label)
         m, e = _plus(m, e, label_m, label_e)
     tl.store(score + n + lane, _logarithm(m, e), mask=exists)
 

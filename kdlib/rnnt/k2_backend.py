@@ -3,6 +3,7 @@
 from functools import lru_cache
 from typing import Optional, Tuple
 
+import torch
 from torch import Tensor
 
 
@@ -36,6 +37,16 @@ def refusal(labels: int, frames: int, tensor: Tensor) -> str:
     if tensor.is_cuda and not getattr(module, "with_cuda", False):
         return "this k2 was built without CUDA"
     return ""
+
+
+def finite(*tensors: Tensor) -> bool:
+    """Whether all numbers are: of others k2 1.23.4 may give a finite loss and a gradient of nan. A sum tells, in one
+    reading; one that overflows for large numbers sends these to native, which computes the same."""
+    return bool(torch.isfinite(sum(tensor.detach().sum(dtype=_wide(tensor)) for tensor in tensors)))
+
+
+def _wide(tensor: Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)  # float16 has few numbers above the logits
 
 
 def rnnt_loss_smoothed(**arguments):

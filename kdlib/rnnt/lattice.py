@@ -182,25 +182,48 @@ def score_lattice(
         for place in (labels_from, blanks_from)))
 
 
+def inside_boundary(ranges: Tensor, boundary: Tensor) -> Tensor:
+    """(N, T, R) bool: which kept nodes of ranges (N, T, R) lie within the boundary (N, 4)."""
+    u_begin, t_begin, u_end, t_end = boundary.reshape(-1, 4, 1, 1).unbind(1)
+    t = torch.arange(ranges.shape[1], device=ranges.device).reshape(1, -1, 1)
+    return (t >= t_begin) & (t < t_end) & (ranges >= u_begin) & (ranges <= u_end)
+
+
 def lattice_nodes(symbols: Tensor, ranges: Tensor, boundary: Tensor, blank: int) -> Tuple[Tensor, Tensor]:
     """See ``kdlib.rnnt.node_symbols``; the boundary is given."""
     count, frames, kept = ranges.shape
-    u_begin, t_begin, u_end, t_end = boundary.reshape(count, 4, 1, 1).unbind(1)
     labels = F.pad(symbols, (0, 1), value=blank).gather(1, ranges.reshape(count, -1)).view(count, frames, kept)
-    labels = labels.masked_fill(ranges >= u_end, blank)
-    t = torch.arange(frames, device=ranges.device).reshape(1, frames, 1)
-    mask = (t >= t_begin) & (t < t_end) & (ranges >= u_begin) & (ranges <= u_end)
-    return labels, mask
+    labels = labels.masked_fill(ranges >= boundary[:, 2].reshape(count, 1, 1), blank)
+    return labels, inside_boundary(ranges, boundary)
 
 
 def boundary_of(symbol_lengths: Tensor, lengths: Tensor) -> Tensor:
-    """The boundary (N, 4) int64 of utterances that begin at 0: their labels and frames, (N,) int64 each."""
+    """The boundary (N, 4) int64 of utterances that begin at 0: their labels and frames, (N,) int64 each.
+
+    A length that is negative or more than there is room for is an error of the function that is given the boundary.
+
+    Raises:
+      ValueError: the lengths are not int64 (N,) on one device.
+    """
+    for name, tensor in (("symbol_lengths", symbol_lengths), ("lengths", lengths)):
+        if tensor.dtype != torch.int64 or tensor.dim() != 1 or tensor.shape != lengths.shape:
+            raise ValueError(f"{name} must be int64 ({lengths.numel()},), not {tensor.dtype} {tuple(tensor.shape)}")
+    if symbol_lengths.device != lengths.device:
+        raise ValueError(f"symbol_lengths lie on {symbol_lengths.device}, lengths on {lengths.device}")
     begin = torch.zeros_like(lengths)
     return torch.stack([begin, begin, symbol_lengths, lengths], dim=1)
 
 
 def all_nodes(encoder_out: Tensor, symbols: Tensor) -> Tensor:
-    """Ranges that keep every node of the lattice of (N, T, C) and (N, U): (N, T, U+1) int64."""
+    """Ranges that keep every node of the lattice of (N, T, C) and (N, U): (N, T, U+1) int64.
+
+    Raises:
+      ValueError: the two are not of one batch.
+    """
+    if encoder_out.dim() != 3 or symbols.dim() != 2 or len(encoder_out) != len(symbols):
+        raise ValueError(
+            f"encoder_out {tuple(encoder_out.shape)} and symbols {tuple(symbols.shape)} must be (N, T, C) and (N, U)"
+        )
     return torch.arange(symbols.size(1) + 1, device=symbols.device).expand(*encoder_out.shape[:2], -1)
 
 

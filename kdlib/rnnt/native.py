@@ -1,18 +1,20 @@
-"""The pruned RNN-T functions wherever torch runs: any device, float32 and float64.
+"""The pruned RNN-T functions wherever torch runs, in float32 and float64: on any device that has float64, in which the
+lattice is summed (Apple's MPS has not).
 
 Dimensions: N utterances, T frames, U labels (the longest), R nodes kept a frame, V tokens.
 The argument checks are the package's (``kdlib.rnnt``); the functions here trust their arguments.
 """
 
+import functools
 from types import ModuleType
-from typing import Optional, Tuple, Union
+from typing import Callable, Optional, Tuple, Union
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from kdlib.rnnt import cpu, plain
-from kdlib.rnnt.lattice import as_ranges, delay_offsets, full_boundary, lattice_nodes
+from kdlib.rnnt.lattice import LatticeResult, as_ranges, delay_offsets, full_boundary, inside_boundary, lattice_nodes
 
 BEST_PATH = 1e4  # a path worse by a thousandth of a nat keeps less than e^-10 beside the best
 
@@ -26,6 +28,43 @@ def kernels_for(tensor: Tensor) -> ModuleType:
     return cpu if cpu.takes(tensor) else plain
 
 
+def first_derivative_only(backward: Callable) -> Callable:
+    """Decorates the backward of an autograd.Function that computes its gradient by hand.
+
+    torch's once_differentiable lets a gradient that was asked for with create_graph pass where the incoming one needs
+    no gradient, as that of a scalar loss: what the function was given then counts as constant, and second derivatives
+    are wrong without a word.
+    """
+
+    @functools.wraps(backward)
+    def checked(ctx, *grads):
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "the transducer's losses have first derivatives only: their gradient cannot be taken with "
+                "create_graph=True"
+            )
+        return backward(ctx, *grads)
+
+    return checked
+
+
+def broken_utterances(normaliser: Tensor, count: int) -> Tensor:
+    """(N,) bool: whether a normaliser (N * T * R,) of the utterance is nan or +inf, so one of its logits is."""
+    return ~(normaliser < float("inf")).view(count, -1).all(1)
+
+
+def without_broken(result: LatticeResult, broken: Tensor) -> LatticeResult:
+    """The result with score nan and posteriors 0 for the utterances that are ``broken`` (N,) bool.
+
+    What a lattice makes of a nan depends on whether a path meets it, and of +inf may be a number.
+    """
+    score = result.score.masked_fill_(broken, float("nan"))
+    if result.label_occupancy is None:
+        return LatticeResult(score, None, None)
+    rows = broken.view(-1, 1, 1)
+    return LatticeResult(score, *(occupancy.masked_fill_(rows, 0.0) for occupancy in result[1:]))
+
+
 class _WithOccupancies(torch.autograd.Function):
     """The score, with the arc posteriors as its gradient with respect to the arcs."""
 
@@ -35,7 +74,7 @@ class _WithOccupancies(torch.autograd.Function):
         return score.clone()
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_derivative_only
     def backward(ctx, grad):
         label_occupancy, blank_occupancy = ctx.saved_tensors
         grad = grad.reshape(-1, 1, 1)
@@ -58,6 +97,7 @@ class _PrunedScore(torch.autograd.Function):
         if penalty is not None:
             label_arcs = label_arcs + penalty
         result = kernels.score_lattice(label_arcs, blank_arcs, starts, boundary, modified, occupancies)
+        result = without_broken(result, broken_utterances(normaliser, len(labels)))
         score = result.score.to(logits.dtype)
         if not occupancies:
             return score, None, None
@@ -68,7 +108,7 @@ class _PrunedScore(torch.autograd.Function):
         return score, label_occupancy, blank_occupancy
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_derivative_only
     def backward(ctx, grad, *_):
         logits, labels, normaliser, label_occupancy, blank_occupancy = ctx.saved_tensors
         grad = grad.reshape(-1, 1, 1)
@@ -92,8 +132,37 @@ def reduce_loss(loss: Tensor, reduction: str) -> Tensor:
     return loss.sum() if reduction == "sum" else loss
 
 
+def _finite_vectors(lm: Tensor, am: Tensor, boundary: Tensor) -> Tuple[Tensor, Tensor, Tensor, Tensor, Optional[Tensor]]:
+    """The inputs with zeros in place of each vector that holds nan or +inf; the gradient of these is 0.
+
+    They would make the gradient of all that they are multiplied with nan, though no path passes them.
+
+    Returns:
+      lm (N, U+1, V), am (N, T, V), the largest of each vector (N, U+1, 1) and (N, T, 1), and which utterances had one
+      within the boundary, (N,) bool, or None where none was replaced.
+    """
+    lm_max, am_max = (x.detach().amax(dim=2, keepdim=True) for x in (lm, am))  # nan, too, is passed on
+    lm_bad, am_bad = (~(top < float("inf")) for top in (lm_max, am_max))
+    if not bool(lm_bad.any() | am_bad.any()):
+        return lm, am, lm_max, am_max, None
+    lm, lm_max = lm.masked_fill(lm_bad, 0.0), lm_max.masked_fill(lm_bad, 0.0)
+    am, am_max = am.masked_fill(am_bad, 0.0), am_max.masked_fill(am_bad, 0.0)
+    u_begin, t_begin, u_end, t_end = boundary.unsqueeze(2).unbind(1)
+    u, t = (torch.arange(x.shape[1], device=x.device) for x in (lm, am))
+    broken = (lm_bad.squeeze(2) & (u >= u_begin) & (u <= u_end)).any(1)
+    broken |= (am_bad.squeeze(2) & (t >= t_begin) & (t < t_end)).any(1)
+    return lm, am, lm_max, am_max, broken
+
+
 def smoothed_arcs(
-    lm: Tensor, am: Tensor, symbols: Tensor, blank: int, lm_scale: float, am_scale: float
+    lm: Tensor,
+    am: Tensor,
+    lm_max: Tensor,
+    am_max: Tensor,
+    symbols: Tensor,
+    blank: int,
+    lm_scale: float,
+    am_scale: float,
 ) -> Tuple[Tensor, Tensor]:
     """Log-probabilities (N, T, U+1) of the label and the blank at every node, differentiable.
 
@@ -103,8 +172,7 @@ def smoothed_arcs(
     """
     joint_scale = 1.0 - lm_scale - am_scale
     tiny, lowest = torch.finfo(am.dtype).tiny, torch.finfo(am.dtype).min
-    am_max = am.detach().amax(dim=2, keepdim=True).clamp_(min=lowest)  # (N, T, 1)
-    lm_max = lm.detach().amax(dim=2, keepdim=True).clamp_(min=lowest)  # (N, U+1, 1)
+    lm_max, am_max = lm_max.clamp(min=lowest), am_max.clamp(min=lowest)  # (N, U+1, 1), (N, T, 1)
     am_exp, lm_exp = (am - am_max).exp(), (lm - lm_max).exp()
 
     next_symbols = F.pad(symbols, (0, 1), value=blank)  # (N, U+1)
@@ -132,6 +200,8 @@ def smoothed_arcs(
         log_unigram = unigram.log()
         label_arcs.append((label_am + log_unigram[next_symbols].unsqueeze(1) - am_normaliser) * am_scale)
         blank_arcs.append((blank_am + log_unigram[blank] - am_normaliser) * am_scale)
+    if joint_scale == 0.0 and am_scale == 0.0:  # nothing of am counts, but its gradient is zero rather than missing
+        label_arcs.append(am[:, :, :1].masked_fill(torch.ones_like(am[:1, :1, :1], dtype=torch.bool), 0.0))
     shape = label_am.shape
     return sum(label_arcs).expand(shape), sum(blank_arcs).expand(shape)
 
@@ -152,18 +222,20 @@ def rnnt_loss_smoothed(
     """See ``kdlib.rnnt.rnnt_loss_smoothed``."""
     count, frames, _ = am.shape
     modified = rnnt_type == "modified"
-    label_arcs, blank_arcs = smoothed_arcs(lm, am, symbols, termination_symbol, lm_only_scale, am_only_scale)
+    bounds = full_boundary(count, symbols.shape[1], frames, am.device) if boundary is None else boundary
+    lm, am, *maxima, broken = _finite_vectors(lm, am, bounds)
+    label_arcs, blank_arcs = smoothed_arcs(lm, am, *maxima, symbols, termination_symbol, lm_only_scale, am_only_scale)
     if delay_penalty > 0.0:
         penalty = delay_offsets(boundary, frames, am) * delay_penalty
         label_arcs = label_arcs + penalty.unsqueeze(2).to(am.dtype)
 
-    bounds = full_boundary(count, symbols.shape[1], frames, am.device) if boundary is None else boundary
     starts = torch.zeros((count, frames), dtype=torch.int64, device=am.device)
     with_grad = torch.is_grad_enabled() and label_arcs.requires_grad
     with torch.no_grad():
-        score, label_occupancy, blank_occupancy = kernels_for(am).score_lattice(
+        result = kernels_for(am).score_lattice(
             label_arcs, blank_arcs, starts, bounds, modified, occupancies=with_grad or return_grad
         )
+        score, label_occupancy, blank_occupancy = result if broken is None else without_broken(result, broken)
         score = score.to(am.dtype)
     if with_grad:
         score = _WithOccupancies.apply(label_arcs, blank_arcs, score, label_occupancy, blank_occupancy)
@@ -246,20 +318,13 @@ def node_posteriors(
     blank_arcs: Tensor,
     ranges: Tensor,
     boundary: Tensor,
-    rnnt_type: str = "regular",
-    sharpness: float = 1.0,
+    rnnt_type: str,
+    sharpness: float,
 ) -> Tensor:
-    """How often a path visits each kept node.
-
-    Args:
-      label_arcs, blank_arcs: (N, T, R) float, log-probabilities, from ``arc_log_probs``.
-      ranges, boundary, rnnt_type: as in ``rnnt_loss_pruned``.
-      sharpness: what the log-probabilities are multiplied by first. With a large one, such as ``BEST_PATH``, all but
-        the best path vanish: the posteriors are then 1 on its nodes and 0 elsewhere (equally good paths share).
-
-    Returns:
-      (N, T, R), dtype of the arcs; 0 for an utterance without a path.
-    """
+    """See ``kdlib.rnnt.node_posteriors``."""
+    inside = inside_boundary(ranges, boundary)
+    broken = (~((label_arcs < float("inf")) & (blank_arcs < float("inf"))) & inside).flatten(1).any(1)
     arcs = (label_arcs.double() * sharpness, blank_arcs.double() * sharpness)
     result = kernels_for(arcs[0]).score_lattice(*arcs, ranges[:, :, 0], boundary, rnnt_type == "modified", True)
+    result = without_broken(result, broken)
     return (result.label_occupancy + result.blank_occupancy).to(label_arcs.dtype)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import pickle
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
@@ -9,9 +10,9 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 import torch
 from torch import Tensor
 
-from kdlib.config import TrainConfig, merge_config
+from kdlib.config import TrainConfig, config_to_dict, merge_config
 from kdlib.errors import RecipeError
-from kdlib.files import PathLike, atomic_path, read_json
+from kdlib.files import PathLike, atomic_path, read_json, write_json
 from kdlib.transducer import Transducer
 
 
@@ -107,3 +108,32 @@ def load_averaged(exp: PathLike, epoch: int = -1, avg: int = -1,
 def _epochs(exp: Path) -> str:
     found = sorted(int(p.stem[6:]) for p in exp.glob("epoch-*.pt") if p.stem[6:].isdigit())
     return f"the epochs {', '.join(map(str, found))} in {exp}" if found else f"another folder ({exp} has no epochs)"
+
+
+def begin_run(exp: PathLike, config: TrainConfig, inputs: Dict[str, str], models: Dict[str, str]) -> None:
+    """Write down in ``run.json`` what a training is made of, and set aside what another config or other data made.
+
+    Call it when nothing can refuse the training any more: what was there moves to ``before-N``, a folder of its own.
+
+    Args:
+        exp: the training's folder.
+        config: its settings.
+        inputs: by the part each plays, a digest of what the training reads.
+        models: by the part each plays, the name of a model that is among the inputs; another name is no other training.
+    """
+    exp, record = Path(exp), Path(exp) / "run.json"
+    run = {"config": config_to_dict(config), "inputs": inputs, "models": models}
+    if record.exists():
+        was = read_json(record, f"remove {exp}")
+        same = was["inputs"] == inputs
+        if "models" not in was:  # once the inputs went by their files' names
+            same = set(was["inputs"].values()) == set(inputs.values())
+        if was["config"] != run["config"] or not same:
+            number = 1 + max([int(p.name[7:]) for p in exp.glob("before-*") if p.name[7:].isdigit()], default=0)
+            old = exp / f"before-{number}"
+            old.mkdir()
+            # The record goes last: a move that was cut short is seen, and ended, by the next run.
+            for item in [p for p in exp.iterdir() if not p.name.startswith("before-") and p != record] + [record]:
+                item.rename(old / item.name)
+            logging.info("the config, the data or the teacher of %s changed: what was there is now in %s", exp, old)
+    write_json(record, run)

@@ -1,6 +1,7 @@
 """The training objective of one batch: pruned RNN-T, auxiliary CTC, distillation."""
 
 import random
+from dataclasses import replace
 from typing import Dict, List, Optional, Sequence, Tuple
 
 import torch
@@ -35,10 +36,11 @@ class Objective(nn.Module):
         self.student = student
         self._teacher = (teacher,)  # in a tuple, so that it is no submodule: neither trained nor saved
         self.config = config
-        terms = [(term, find_loss(term.name)) for term in config.distill] if teacher is not None else []
-        self.lattice_terms = [(term, loss) for term, loss in terms if isinstance(loss, LatticeLoss)]
-        self.encoder_terms = [(term, loss) for term, loss in terms if isinstance(loss, EncoderLoss)]
-        self.sequence_terms = [(term, loss) for term, loss in terms if isinstance(loss, SequenceLoss)]
+        terms = [(name, term, find_loss(term.name)) for name, term in zip(config.distill_names(), config.distill)]
+        terms = terms if teacher is not None else []
+        self.lattice_terms = [term for term in terms if isinstance(term[-1], LatticeLoss)]
+        self.encoder_terms = [term for term in terms if isinstance(term[-1], EncoderLoss)]
+        self.sequence_terms = [term for term in terms if isinstance(term[-1], SequenceLoss)]
         self.pairs: List[List[Tuple[int, int]]] = []
         if config.ctc_weight > 0 and student.ctc is None:
             raise RecipeError("loss.ctc_weight is above 0 but the model has no CTC head: set model.ctc_head=true")
@@ -47,9 +49,13 @@ class Objective(nn.Module):
             if teacher.vocab_size != student.vocab_size:
                 raise RecipeError(f"the teacher has {teacher.vocab_size} tokens, the student {student.vocab_size}: "
                                   "both must use the same lang folder")
+            bins = student.config.num_features, teacher.config.num_features
+            if bins[0] != bins[1]:
+                raise RecipeError(f"model.num_features is {bins[0]} in the student and {bins[1]} in its teacher, and both "
+                                  "read the same features: leave it as in the teacher")
             teacher.eval().requires_grad_(False)
             widths = student.config.encoder_dim, teacher.config.encoder_dim
-            self.pairs = [self._layer_pairs(term) if loss.of == "embedding" else [] for term, loss in self.encoder_terms]
+            self.pairs = [self._layer_pairs(term) if loss.of == "embedding" else [] for _, term, loss in self.encoder_terms]
             if widths[0] != widths[1]:
                 for ours, theirs in sorted({pair for pairs in self.pairs for pair in pairs}):
                     self.projections[f"{ours}-{theirs}"] = nn.Linear(*widths)
@@ -113,17 +119,17 @@ class Objective(nn.Module):
             values["ctc"] = ctc.detach()
         parts = {name: value / lengths.sum() if name in weights else value for name, value in values.items()}
         outputs = dict(zip(wanted[0], layers)), dict(zip(wanted[1], taught_layers))
-        for (term, loss), pairs in zip(self.encoder_terms, self.pairs):
+        for (name, term, loss), pairs in zip(self.encoder_terms, self.pairs):
             value = self._encoder_loss(term, loss, pairs, encoded, taught, outputs, lengths)
             total = total + term.weight_at(update) * share * value
-            parts[term.name] = value.detach()
-        for term, loss in self.sequence_terms if batch.nbest is not None else ():
+            parts[name] = value.detach()
+        for name, term, loss in self.sequence_terms if batch.nbest is not None else ():
             posterior = loss.posterior(batch.nbest.log_probs, batch.nbest.rows, len(batch.ids), term.temperature)
             value = self._nbest_loss(batch.nbest, posterior, encoded, lengths, weights["simple"], weights["pruned"])
             total = total + term.weight_at(update) * per_nat * value
-            parts[term.name] = value.detach() / lengths.sum()
+            parts[name] = value.detach() / lengths.sum()
         distilling = self.lattice_terms + self.encoder_terms + self.sequence_terms
-        weights.update((term.name, term.weight_at(update)) for term, _ in distilling)
+        weights.update((name, term.weight_at(update)) for name, term, _ in distilling)
         parts["total"] = sum(weights[name] * value for name, value in parts.items())
         return total, parts
 
@@ -194,13 +200,13 @@ class Objective(nn.Module):
                 theirs = teacher.lattice_side(taught, teacher.predictor.prefix(batch.symbols))
         total, values = 0.0, {}
         for nodes, kept in (("pruned", ranges), ("all", rnnt.all_nodes(encoded, batch.symbols))):
-            chosen = [(term, loss) for term, loss in self.lattice_terms if loss.nodes == nodes]
+            chosen = [(name, term, loss) for name, term, loss in self.lattice_terms if loss.nodes == nodes]
             if nodes == "all" and not chosen:
                 continue
             next_symbols, mask = rnnt.node_symbols(batch.symbols, kept, lattice["boundary"], student.blank_id)
             terms = [self._node_term(term, loss, theirs, kept, mask, lattice, term.weight_at(update) * share)
-                     for term, loss in chosen]
-            names = [term.name for term, _ in chosen]
+                     for _, term, loss in chosen]
+            names = [name for name, _, _ in chosen]
             if nodes == "all" or self._fuses(mask, bool(terms)):
                 weight = pruned_weight if nodes == "pruned" else 0.0
                 part, each, means = rnnt.lattice_losses_fused(
@@ -265,11 +271,13 @@ def mean_parts(objective: Objective, loader: DataLoader, update: int, device: to
     return {name: value / count for name, value in sums.items()}
 
 
-def loss_with_layers(model: Transducer, layers: List[int], config: LossConfig, loader: DataLoader) -> float:
-    """The pruned RNN-T loss, nats a frame, of ``model`` with only these of its encoder's layers."""
+def loss_with_layers(model: Transducer, layers: List[int], config: LossConfig, loader: DataLoader,
+                     device: torch.device = torch.device("cpu")) -> float:
+    """The pruned RNN-T loss, nats a frame, of ``model``, on ``device``, with only these of its encoder's layers."""
+    config = replace(config, ctc_weight=0.0, ctc_first_updates=0, distill=[])
     whole = model.encoder.layers
     model.encoder.layers = nn.ModuleList(whole[i] for i in layers)
     try:
-        return mean_parts(Objective(model, config), loader, config.warmup_updates, torch.device("cpu"))["pruned"]
+        return mean_parts(Objective(model, config), loader, config.warmup_updates, device)["pruned"]
     finally:
         model.encoder.layers = whole

@@ -37,10 +37,10 @@ def launch(work: Callable[[int, torch.device], None], world_size: int) -> None:
     """
     if world_size == 1:
         torch.set_num_threads(len(os.sched_getaffinity(0)))
-        work(0, _device(0, 1))
+        work(0, training_device(0, 1))
         return
     # Forking spares each process the seconds of the imports; CUDA cannot be used in a forked process.
-    method = "spawn" if _device(0, world_size).type == "cuda" else "fork"
+    method = "spawn" if training_device(0, world_size).type == "cuda" else "fork"
     # All processes are on this machine: its name need not resolve.
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     with tempfile.TemporaryDirectory() as folder:
@@ -53,7 +53,7 @@ def launch(work: Callable[[int, torch.device], None], world_size: int) -> None:
             raise RecipeError(told[0].read_text(encoding="utf-8")) from None
 
 
-def _device(rank: int, world_size: int) -> torch.device:
+def training_device(rank: int, world_size: int) -> torch.device:
     """A GPU for each process, or the CPU for all."""
     if torch.cuda.is_available() and world_size <= torch.cuda.device_count():
         return torch.device("cuda", rank)
@@ -63,7 +63,7 @@ def _device(rank: int, world_size: int) -> torch.device:
 def _process(rank: int, work: Callable[[int, torch.device], None], world_size: int, folder: str) -> None:
     # In place of torch's own way, a SIGINT, to which a shell's background jobs are born deaf.
     end_with_parent()
-    device = _device(rank, world_size)
+    device = training_device(rank, world_size)
     if device.type == "cpu":
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // world_size))
     else:

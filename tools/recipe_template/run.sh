@@ -2,7 +2,7 @@
 # @name@: from the corpus to a table of compressed recognisers. Written by tools/new_recipe.py. See --help.
 source "$(dirname "${BASH_SOURCE[0]}")/../../local/recipe.sh"
 
-recipe=@name@
+recipe=@name@ proposed_tokens=@vocab_size@
 test_sets="@test_sets@"
 path_option @option@ "the corpus, if it has moved since this recipe was written"
 option hours 0 0.1 "hours of training speech to use; 0 for all"
@@ -24,7 +24,7 @@ stage 2 prepare_features "fbank features"
 stage 3 prepare_tokens   "tokens of the training transcripts"
 stage 4 train_teacher    "train the teacher"
 stage 5 decode_teacher   "decode the teacher"
-stage 6 distil           "distil it stage by stage: each finished student teaches the next"
+stage 6 distil           "distil it stage by stage: each student starts from the one before"
 stage 7 train_baselines  "baselines: from scratch, in one step, in one step with as many updates"
 stage 8 write_results    "the table, the plot and RESULTS.md"
 stage 9 export_models    "export to ONNX, float32 and int8; sherpa-onnx decodes the test sets"

@@ -1,6 +1,7 @@
 """Stage 1: Lhotse manifests of LibriSpeech's parts, every recording checked, and of MUSAN's sounds.
 
-Leaves cuts_train and cuts_dev, each of one or more parts together, cuts_<part> of each test set, and cuts_noise.
+Leaves cuts_train and cuts_dev, each of one or more parts together, cuts_<part> of each test set, and cuts_noise. The dev
+part may be held out of train, by speaker.
 
 LibriSpeech is written in A to Z, apostrophe and space. A transcript with any other character is damaged; it is named and
 counted. Training leaves it out, since each such character would become a token. Dev and test keep it, so that they are the
@@ -17,6 +18,7 @@ from lhotse import CutSet, Recording, RecordingSet, SupervisionSegment, Supervis
 from lhotse.recipes.librispeech import parse_utterance
 
 from kdlib.corpus import checked_cuts, write_cuts
+from kdlib.corpus_parts import describe_holding, hold_out
 from kdlib.errors import RecipeError, run_main
 from kdlib.files import read_json
 from kdlib.manifests import BadAudio, Skipped, describe, read_audio, write_manifests
@@ -24,6 +26,7 @@ from parts import PARTS, read_transcript, split_names
 
 SAMPLING_RATE = 16000
 ALPHABET = set("ABCDEFGHIJKLMNOPQRSTUVWXYZ' ")
+HELD_OUT, SHARE = "held-out", 0.05  # in place of dev parts, and of train's hours
 REMEDY = "run stage 0 (run.sh --stage 0), which finds or downloads the corpus"
 
 
@@ -107,7 +110,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Lhotse manifests of LibriSpeech.")
     parser.add_argument("--corpus", type=Path, default=Path("data/corpus.json"), help="what stage 0 left")
     parser.add_argument("--train-parts", required=True, help="parts to train on, separated by blanks")
-    parser.add_argument("--dev-parts", required=True, help="parts for the dev loss")
+    parser.add_argument("--dev-parts", required=True, help="parts for the dev loss, or held-out")
     parser.add_argument("--test-sets", required=True, help="parts to test on")
     parser.add_argument("--max-utterances", type=int, default=0, help="of each part, evenly spaced; 0 for all")
     parser.add_argument("--output", type=Path, default=Path("data/manifests"), help="folder of the manifests")
@@ -117,8 +120,9 @@ def main() -> None:
         raise RecipeError("--jobs must be at least 1 and --max-utterances 0 or more")
     corpus = read_json(options.corpus, REMEDY)
     root = Path(corpus["librispeech"])
-    split_names(f"{options.train_parts} {options.dev_parts} {options.test_sets}")
-    wanted = {"train": options.train_parts.split(), "dev": options.dev_parts.split(),
+    dev_parts = [] if options.dev_parts == HELD_OUT else options.dev_parts.split()
+    split_names(" ".join([options.train_parts, *dev_parts, options.test_sets]))
+    wanted = {"train": options.train_parts.split(), **({"dev": dev_parts} if dev_parts else {}),
               **{part: [part] for part in options.test_sets.split()}}
     sets: Dict[str, Optional[str]] = {}
     for name, parts in wanted.items():
@@ -140,6 +144,11 @@ def main() -> None:
                             skipped, jobs=options.jobs)
         cuts = within_alphabet(name, cuts, skipped)
         skipped.report(" and ".join(str(root / part) for part in parts))
+        if name == "train" and not dev_parts:
+            dealt, by = hold_out(list(cuts), {"dev": SHARE})
+            print(f"dev is held out of train by {describe_holding(by, dealt['train'])}")
+            cuts = CutSet.from_cuts(sorted(dealt["train"], key=lambda cut: cut.id))
+            write_cuts(options.output, "dev", CutSet.from_cuts(sorted(dealt["dev"], key=lambda cut: cut.id)))
         write_cuts(options.output, name, cuts)
     if corpus["musan"]:
         write_noise(Path(corpus["musan"]), options.output, options.jobs)

@@ -1,0 +1,143 @@
+"""local/train.py: what it refuses, what it takes for the same training, and which models it makes a student of."""
+
+import json
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from made_up import settings
+
+from kdlib.config import save_config
+from kdlib.files import content_digest, read_json, write_json
+from kdlib.training.checkpoint import begin_run
+
+SCRIPT = Path(__file__).resolve().parents[1] / "local" / "train.py"
+SHORT = ("training.num_epochs=1", "training.updates_per_epoch=2", "data.curriculum.updates=0")
+SMALLER = (*SHORT, "model.feedforward_dim=16", "loss.distill=[{name: encoder_mse}]")
+
+
+@pytest.fixture(scope="module")
+def fbank(corpus, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("fbank")
+    for part, cuts in (("train", corpus[2]), ("dev", corpus[3])):
+        cuts.to_file(folder / f"cuts_{part}.jsonl.gz")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def train(corpus, fbank, tmp_path_factory):
+    """Train in the folder ``exp`` with a config, from and towards the folders given as options."""
+    def call(exp, config, *words, **models):
+        path = tmp_path_factory.mktemp("conf") / "config.yaml"
+        save_config(config, path)
+        words += tuple(f"--{role.replace('_', '-')}={folder}" for role, folder in models.items())
+        return subprocess.run([sys.executable, str(SCRIPT), "--config", str(path), "--fbank", str(fbank), "--lang",
+                               str(corpus[0] / "lang"), "--exp", str(exp), "--world-size", "1", *words],
+                              capture_output=True, text=True)
+    return call
+
+
+@pytest.fixture(scope="module")
+def student(train, teacher_folder, tmp_path_factory):
+    """A finished student of the teacher."""
+    exp = tmp_path_factory.mktemp("exp") / "student"
+    done = train(exp, settings(*SMALLER), init_from=teacher_folder, teacher=teacher_folder)
+    assert done.returncode == 0, done.stderr
+    return exp
+
+
+def refused(done, said):
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    assert said in done.stderr.splitlines()[-1], done.stderr
+
+
+def test_a_training_that_is_refused_leaves_the_finished_one_where_it_is(train, teacher_folder, student):
+    before = {path: path.stat().st_mtime_ns for path in student.rglob("*")}
+    models = dict(init_from=teacher_folder, teacher=teacher_folder)
+    for words, said in [
+        (("model.num_layers=1", "model.predictor_dim=24"), "the student's predictor (24) is larger than its teacher's (16)"),
+        (("model.feedforward_dim=32",), "the student has 21908 parameters, its teacher 21908; a stage must make the model"),
+        (("loss.distill=[{name: encoder_mse, layers: [[1, 3]]}]",), "the student has 2 layers, its teacher 2"),
+    ]:
+        refused(train(student, settings(*SMALLER, *words), **models), said)
+    refused(train(student, settings(*SMALLER), init_from=teacher_folder), "give --teacher")
+    assert {path: path.stat().st_mtime_ns for path in student.rglob("*")} == before
+
+
+def test_the_teacher_may_be_the_first_of_the_chain(train, teacher_folder, student, tmp_path):
+    """A student as large as the one before it shows which of the two it learns from."""
+    models = dict(init_from=student, teacher=student, first_teacher=teacher_folder)
+    refused(train(tmp_path / "next", settings(*SMALLER), **models), "a stage must make the model smaller")
+    done = train(tmp_path / "next", settings(*SMALLER, "loss.distill_from=first"), **models)
+    assert done.returncode == 0, done.stderr
+    run = read_json(tmp_path / "next" / "run.json", "")
+    assert run["models"] == {"init-from": "student", "teacher": teacher_folder.name}
+    assert run["inputs"]["teacher"] == content_digest(teacher_folder / "done.json") != run["inputs"]["init-from"]
+
+
+def test_important_layers_are_chosen_once(train, teacher_folder, tmp_path):
+    config = settings(*SMALLER, "model.num_layers=1", "init.layers=importance")
+    models = dict(init_from=teacher_folder, teacher=teacher_folder)
+    done = train(tmp_path / "student", config, **models)
+    assert done.returncode == 0, done.stderr
+    chosen = tmp_path / "student" / "layers.json"
+    number, = read_json(chosen, "")["layers"]
+    assert f"its layers {number}\n" in done.stderr
+    write_json(chosen, {"layers": [3 - number]})  # a second measurement would not agree
+    assert f"its layers {3 - number}\n" in train(tmp_path / "student", config, **models).stderr
+    chosen.unlink()  # as trainings were left once: all weights are in the checkpoint
+    done = train(tmp_path / "student", config, **models)
+    assert done.returncode == 0 and not chosen.exists() and not list(tmp_path.glob("student/before-*"))
+
+
+@pytest.mark.parametrize("run, names", [
+    ({"inputs": {"dev": "a", "init-from": "b"}, "models": {"init-from": "stage1", "teacher": "teacher"}},
+     ["stage1", "teacher"]),
+    ({"inputs": {"teacher": "b"}, "models": {"init-from": "teacher", "teacher": "teacher"}}, ["teacher"]),
+    ({"inputs": {"cuts_dev.jsonl.gz": "a", "stage1": "b"}}, ["stage1"]),  # as it was once
+    (None, []),
+])
+def test_the_export_names_what_a_model_was_made_of(run, names, tmp_path):
+    if run is not None:
+        write_json(tmp_path / "run.json", run)
+    assert runpy.run_path(str(SCRIPT.parent / "export_onnx.py"))["made_from"](tmp_path) == names
+
+
+class TestTheSameTraining:
+    INPUTS = {"train 1": "a", "dev": "b", "tokens": "c", "init-from": "d", "teacher": "e"}
+    MODELS = {"init-from": "model", "teacher": "model"}
+
+    def begin(self, exp, inputs=None, config=settings(), models=None):
+        """Whether what was there is still there."""
+        begin_run(exp, config, {**self.INPUTS, **(inputs or {})}, models or self.MODELS)
+        return (exp / "done.json").exists()
+
+    @pytest.fixture
+    def exp(self, tmp_path):
+        assert not self.begin(tmp_path)
+        write_json(tmp_path / "done.json", {})
+        return tmp_path
+
+    @pytest.mark.parametrize("change", [
+        {"inputs": {"init-from": "x"}}, {"inputs": {"teacher": "x"}}, {"inputs": {"dev": "x"}},
+        {"inputs": {"init-from": "e", "teacher": "d"}}, {"inputs": {"train 2": "a"}},
+        {"config": settings("training.seed=7")},
+    ])
+    def test_one_of_other_inputs_begins_anew(self, exp, change):
+        """Two models of one name among them."""
+        assert not self.begin(exp, **change)
+        assert (exp / "before-1" / "done.json").exists()
+        assert json.loads((exp / "before-1" / "run.json").read_text())["inputs"] == self.INPUTS
+
+    def test_one_of_the_same_inputs_goes_on(self, exp):
+        assert self.begin(exp) and self.begin(exp, models={"init-from": "moved", "teacher": "moved"})
+
+    def test_one_whose_inputs_went_by_their_names_goes_on(self, exp):
+        record = read_json(exp / "run.json", "")
+        named = {"cuts_train.jsonl.gz": "a", "cuts_dev.jsonl.gz": "b", "tokens.txt": "c", "stage1": "d", "teacher": "e"}
+        write_json(exp / "run.json", {"config": record["config"], "inputs": named})
+        assert self.begin(exp)
+        write_json(exp / "run.json", {"config": record["config"], "inputs": {**named, "stage1": "x"}})
+        assert not self.begin(exp)
