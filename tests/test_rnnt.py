@@ -42,9 +42,9 @@ def every_path(label_arc, blank_arc, labels, frames, modified):
     return torch.stack(totals).logsumexp(0) if totals else torch.tensor(-math.inf, dtype=torch.float64)
 
 
-def every_path_in_band(logits, symbols, ranges, blank, labels, frames, modified):
-    """The same from the logits (T, R, V) of one utterance and its ranges (T, R)."""
-    log_probs = logits.log_softmax(-1)
+def every_path_in_band(logits, symbols, ranges, blank, labels, frames, modified, power=1.0):
+    """The same from the logits (T, R, V) of one utterance and its ranges (T, R), each path to the ``power``."""
+    log_probs = power * logits.log_softmax(-1)
     places = [{u: r for r, u in enumerate(row)} for row in ranges.tolist()]
 
     def arc(t, u, token):
@@ -90,8 +90,8 @@ def test_all_nodes_kept_equals_torchaudio(seed, tokens, labels, frames):
 
 @QUICK
 @given(seed=st.integers(0, 10**6), labels=st.integers(0, 4), frames=st.integers(1, 5), kept=st.integers(1, 5),
-       kind=st.sampled_from(TYPES), step=st.integers(0, 2))
-def test_pruned_loss_sums_every_path_of_the_band(seed, labels, frames, kept, kind, step):
+       kind=st.sampled_from(TYPES), step=st.integers(0, 2), sharpness=st.sampled_from([1.0, 0.5, 2.0, 30.0]))
+def test_pruned_loss_sums_every_path_of_the_band(seed, labels, frames, kept, kind, step, sharpness):
     torch.manual_seed(seed)
     modified = kind == "modified"
     tokens, blank, kept = 4, seed % 4, min(kept, labels + 1)
@@ -102,8 +102,10 @@ def test_pruned_loss_sums_every_path_of_the_band(seed, labels, frames, kept, kin
         with pytest.raises(ValueError, match="ranges of utterance 0 do not cover its labels"):
             rnnt.rnnt_loss_pruned(logits, symbols, ranges, blank, None, kind, backend="native")
         return
-    loss = rnnt.rnnt_loss_pruned(logits, symbols, ranges, blank, None, kind, reduction="sum", backend="native")
-    expected = -every_path_in_band(logits[0], symbols[0].tolist(), ranges[0], blank, labels, frames, modified)
+    loss = rnnt.rnnt_loss_pruned(logits, symbols, ranges, blank, None, kind, reduction="sum", sharpness=sharpness,
+                                 backend="native")
+    expected = -every_path_in_band(logits[0], symbols[0].tolist(), ranges[0], blank, labels, frames, modified,
+                                   sharpness) / sharpness
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-12)
     (grad,) = torch.autograd.grad(loss, logits)
     expected_grad = torch.autograd.grad(expected, logits)[0] if expected.requires_grad else torch.zeros_like(grad)
@@ -141,6 +143,30 @@ def test_occupancies_are_the_posteriors_of_the_arcs(seed, labels, frames, kept, 
         torch.testing.assert_close(got[0], expected[:, :kept], rtol=1e-10, atol=1e-12)
     loss.backward()  # asking for them leaves the loss differentiable
     assert logits.grad is not None
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_a_sharper_loss_adds_the_entropy_of_the_alignments(kind):
+    """Renyi's, by its definition on every path's probability among them; and the occupancies are of the sharper paths."""
+    torch.manual_seed(8)
+    logits = torch.randn(1, 5, 4, 6, dtype=torch.float64)
+    symbols, ranges = labels_for(1, 3, 6, 0), all_nodes(1, 5, 3)
+
+    def loss(sharpness):
+        return rnnt.rnnt_loss_pruned(logits, symbols, ranges, 0, None, kind, reduction="sum", sharpness=sharpness,
+                                     return_occupancies=True, backend="native")
+
+    plain, order = loss(1.0)[0], 3.0
+    powers = every_path_in_band(logits[0], symbols[0].tolist(), ranges[0], 0, 3, 5, kind == "modified", order)
+    entropy = (powers + order * plain) / (1 - order)  # log of the sum of (p / sum of p) ** order
+    sharper, (label, blank) = loss(order)
+    assert entropy > 0.1
+    torch.testing.assert_close(sharper, plain + (order - 1) / order * entropy, rtol=1e-12, atol=1e-12)
+    best, (best_label, best_blank) = loss(rnnt.BEST_PATH)
+    assert plain < sharper < best
+    for got in (best_label, best_blank):
+        torch.testing.assert_close(got, got.round(), rtol=0, atol=1e-6)
+    torch.testing.assert_close(label.sum(), torch.tensor(3.0, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("kind", TYPES)
@@ -228,6 +254,9 @@ def test_gradients_by_finite_differences(kind):
     boundary = torch.tensor([[0, 0, 3, 5], [0, 1, 2, 4]])
     assert torch.autograd.gradcheck(
         lambda x: rnnt.rnnt_loss_pruned(x, symbols, ranges, 1, boundary, kind, 0.05, "none", backend="native"), logits)
+    assert torch.autograd.gradcheck(
+        lambda x: rnnt.rnnt_loss_pruned(x, symbols, ranges, 1, boundary, kind, 0.05, "none", sharpness=3.0,
+                                        backend="native"), logits)
 
 
 @QUICK

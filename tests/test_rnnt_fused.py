@@ -50,10 +50,10 @@ def gradients(loss, side):
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 10**6), kind=st.sampled_from(TYPES), at_once=st.sampled_from([1, 33, 10**6]),
        penalty=st.sampled_from([0.0, 0.1]), count=st.integers(1, 4), tokens=st.integers(2, 30),
-       labels=st.integers(0, 5), frames=st.integers(5, 9), terms=st.booleans())
-def test_the_same_numbers(seed, kind, at_once, penalty, count, tokens, labels, frames, terms):
+       labels=st.integers(0, 5), frames=st.integers(5, 9), terms=st.booleans(), sharpness=st.sampled_from([1.0, 2.5]))
+def test_the_same_numbers(seed, kind, at_once, penalty, count, tokens, labels, frames, terms, sharpness):
     student, teacher, lattice = make_batch(seed, count, frames, labels, tokens, 2)
-    options = dict(rnnt_type=kind, delay_penalty=penalty)
+    options = dict(rnnt_type=kind, delay_penalty=penalty, sharpness=sharpness)
     next_symbols, mask = rnnt.node_symbols(lattice["symbols"], lattice["ranges"], lattice["boundary"],
                                            lattice["termination_symbol"])
     logits, target = all_logits(student, lattice["ranges"]), all_logits(teacher, lattice["ranges"])
@@ -112,13 +112,13 @@ def test_gradients_by_finite_differences():
             assert slope.flatten()[i].item() == pytest.approx((ends[0] - ends[1]) / (2 * step), rel=1e-6, abs=1e-8)
 
 
-@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
-def test_the_loss_alone_is_the_pruned_loss(reduction):
+@pytest.mark.parametrize("reduction, sharpness", [("none", 1.0), ("mean", 1.0), ("sum", 2.0)])
+def test_the_loss_alone_is_the_pruned_loss(reduction, sharpness):
     student, _, lattice = make_batch(6, dtype=torch.float32)
-    want = rnnt.rnnt_loss_pruned(all_logits(student, lattice["ranges"]), **lattice, reduction=reduction,
-                                 backend="native")
+    options = dict(reduction=reduction, sharpness=sharpness)
+    want = rnnt.rnnt_loss_pruned(all_logits(student, lattice["ranges"]), **lattice, **options, backend="native")
     with torch.set_grad_enabled(reduction != "none"):
-        got = rnnt.rnnt_loss_fused(*student, **lattice, reduction=reduction)
+        got = rnnt.rnnt_loss_fused(*student, **lattice, **options)
     torch.testing.assert_close(got, want.detach() if reduction == "none" else want)
     if reduction != "none":
         got.backward()

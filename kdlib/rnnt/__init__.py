@@ -269,6 +269,7 @@ def rnnt_loss_pruned(
     delay_penalty: float = 0.0,
     reduction: Optional[str] = "mean",
     *,
+    sharpness: float = 1.0,
     return_occupancies: bool = False,
     backend: str = "auto",
 ) -> Union[Tensor, Tuple[Tensor, Tuple[Tensor, Tensor]]]:
@@ -282,6 +283,10 @@ def rnnt_loss_pruned(
       ranges: (N, T, R) int64, from ``get_rnnt_prune_ranges``.
       termination_symbol: the blank.
       boundary, rnnt_type, delay_penalty, reduction, backend: as in ``rnnt_loss_smoothed``.
+      sharpness: a in -1/a log(sum over the paths of p(path)^a), which is the RNN-T loss where a is 1, and with a above 1
+        that loss plus (a - 1)/a times the paths' Renyi entropy of order a: of alignments that are equally good together
+        it prefers one that is good alone, as greedy search does (entropy regularisation of alignments: Variani et al.
+        2022, arXiv 2212.12442). Computed natively, since k2 has no such loss.
       return_occupancies: whether to return the arc posteriors as well; they are always computed natively, since
         k2 does not give them here.
 
@@ -297,6 +302,7 @@ def rnnt_loss_pruned(
         k2. RuntimeError: in native, where a gradient is asked for with create_graph.
     """
     checks.check_options(rnnt_type, reduction, delay_penalty)
+    checks.check_sharpness(sharpness)
     checks.check_float("logits", logits, 4)
     boundary = boundary if boundary is None else boundary.to(logits.device)
     count, frames, kept, tokens = logits.shape
@@ -317,9 +323,11 @@ def rnnt_loss_pruned(
         reduction=reduction,
     )
     with torch.autocast(logits.device.type, enabled=False):
-        if return_occupancies:
-            checks.require(backend != "k2", "return_occupancies: k2 does not give them; use the backend 'native'")
-            loss, occupancies = native.rnnt_loss_pruned(**arguments, return_occupancies=True)
+        if return_occupancies or sharpness != 1.0:
+            what = "return_occupancies" if return_occupancies else "sharpness"
+            checks.require(backend != "k2", f"{what}: k2 has nothing of the kind; use the backend 'native'")
+            loss = native.rnnt_loss_pruned(**arguments, return_occupancies=return_occupancies, sharpness=sharpness)
+            loss, occupancies = loss if return_occupancies else (loss, None)
         else:
             loss = _implementation(backend, labels, frames, logits).rnnt_loss_pruned(**arguments)
     if not bool(torch.isfinite(loss.detach()).all()):
@@ -382,8 +390,7 @@ def node_posteriors(
       ValueError: an argument does not fit; it is named.
     """
     checks.check_options(rnnt_type, "sum", 0.0)
-    checks.check_scale("sharpness", sharpness)
-    checks.require(sharpness > 0.0, "sharpness must be above 0")
+    checks.check_sharpness(sharpness)
     checks.check_float("label_arcs", label_arcs, 3)
     checks.require(
         blank_arcs.shape == label_arcs.shape,

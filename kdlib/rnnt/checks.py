@@ -60,6 +60,11 @@ def check_scale(name: str, value: float) -> None:
     )
 
 
+def check_sharpness(value: float) -> None:
+    check_scale("sharpness", value)
+    require(value > 0.0, "sharpness must be above 0")
+
+
 def check_whole(name: str, value: int) -> None:
     require(
         isinstance(value, numbers.Integral) and not isinstance(value, bool),

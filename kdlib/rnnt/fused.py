@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from kdlib.rnnt import checks
 from kdlib.rnnt.lattice import LatticeResult
-from kdlib.rnnt.native import broken_utterances, first_derivative_only, kernels_for, without_broken
+from kdlib.rnnt.native import broken_utterances, first_derivative_only, kernels_for, sharp_score, without_broken
 from kdlib.rnnt.nodes import LOGITS_AT_ONCE, Lattice, Nodes, NodeTerm, Side, check_side, check_weights, contiguous, prepare
 
 # The logits of so many chunks are kept, which the second pass need not compute again.
@@ -86,9 +86,8 @@ def _score(normaliser: Tensor, arcs: Sequence[Tensor], lattice: Lattice, occupan
     label_arcs, blank_arcs = arcs
     if lattice.penalty is not None:
         label_arcs = label_arcs + lattice.penalty.to(label_arcs.dtype)
-    result = kernels_for(label_arcs).score_lattice(
-        label_arcs, blank_arcs, lattice.starts, lattice.boundary, lattice.modified, occupancies
-    )
+    places = (lattice.starts, lattice.boundary, lattice.modified)
+    result = sharp_score(label_arcs, blank_arcs, places, occupancies, lattice.sharpness)
     return without_broken(result, broken_utterances(normaliser, lattice.shape[0]))
 
 
@@ -252,13 +251,14 @@ def lattice_losses_fused(
     teacher: Optional[Side] = None,
     terms: Sequence[NodeTerm] = (),
     logits_at_once: Optional[int] = None,
+    sharpness: float = 1.0,
 ) -> FusedLosses:
     """The pruned RNN-T loss and losses of distillation at the same nodes, without a tensor (N, T, R, V).
 
     Args:
       joiner: as ``Side`` has it; each node by itself and without randomness, since it is run twice.
       am: (N, T, C1) float; lm: (N, U+1, C2) float: what ``do_rnnt_pruning`` would be given.
-      symbols, ranges, termination_symbol, boundary, rnnt_type, delay_penalty: as in ``rnnt_loss_pruned``.
+      symbols, ranges, termination_symbol, boundary, rnnt_type, delay_penalty, sharpness: as in ``rnnt_loss_pruned``.
       weight: of the sum over utterances of the RNN-T loss in the total, or (N,) float, one for each utterance, which gets
         no gradient; with 0 and terms that loss is not computed. A loss of no weight adds 0, even where it is +inf or nan.
       teacher: the teacher's joiner, am and lm, which get no gradient; wanted where there are terms.
@@ -278,7 +278,7 @@ def lattice_losses_fused(
     if terms and not _counts(weight):
         wanted = torch.stack([term.weights != 0 for term in terms]).any(0)
     lattice = prepare(
-        student, symbols, ranges, termination_symbol, boundary, rnnt_type, delay_penalty, logits_at_once, wanted
+        student, symbols, ranges, termination_symbol, boundary, rnnt_type, delay_penalty, logits_at_once, wanted, sharpness
     )
     checks.require(teacher is not None or not terms, "terms need a teacher")
     if teacher is not None:
@@ -326,6 +326,8 @@ def rnnt_loss_fused(
     rnnt_type: str = "regular",
     delay_penalty: float = 0.0,
     reduction: str = "mean",
+    *,
+    sharpness: float = 1.0,
 ) -> Tensor:
     """``rnnt_loss_pruned(joiner(*do_rnnt_pruning(am, lm, ranges)), ...)`` without a tensor (N, T, R, V).
 
@@ -346,7 +348,8 @@ def rnnt_loss_fused(
     checks.check_options(rnnt_type, reduction, delay_penalty)
     weight = 1.0 / am.shape[0] if reduction == "mean" else 1.0
     total, each, _ = lattice_losses_fused(
-        joiner, am, lm, symbols, ranges, termination_symbol, boundary, rnnt_type, delay_penalty, weight=weight
+        joiner, am, lm, symbols, ranges, termination_symbol, boundary, rnnt_type, delay_penalty, weight=weight,
+        sharpness=sharpness,
     )
     return each if reduction == "none" else total
 

@@ -53,6 +53,15 @@ def broken_utterances(normaliser: Tensor, count: int) -> Tensor:
     return ~(normaliser < float("inf")).view(count, -1).all(1)
 
 
+def sharp_score(label_arcs: Tensor, blank_arcs: Tensor, lattice: tuple, occupancies: bool, sharpness: float) -> LatticeResult:
+    """The lattice (starts, boundary, modified) of paths' probabilities to the power of ``sharpness``, and the score to
+    that of its inverse, so that the occupancies are the score's gradient."""
+    if sharpness != 1.0:
+        label_arcs, blank_arcs = label_arcs * sharpness, blank_arcs * sharpness
+    result = kernels_for(label_arcs).score_lattice(label_arcs, blank_arcs, *lattice, occupancies)
+    return result if sharpness == 1.0 else result._replace(score=result.score / sharpness)
+
+
 def without_broken(result: LatticeResult, broken: Tensor) -> LatticeResult:
     """The result with score nan and posteriors 0 for the utterances that are ``broken`` (N,) bool.
 
@@ -88,7 +97,7 @@ class _PrunedScore(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, logits, labels, blank, wanted, starts, boundary, modified, penalty, occupancies):
+    def forward(ctx, logits, labels, blank, wanted, lattice, penalty, occupancies, sharpness):
         logits = logits.contiguous()
         kernels = kernels_for(logits)
         flat = logits.view(-1, logits.shape[3])
@@ -96,7 +105,7 @@ class _PrunedScore(torch.autograd.Function):
         label_arcs, blank_arcs = (arc.view(labels.shape) for arc in arcs)
         if penalty is not None:
             label_arcs = label_arcs + penalty
-        result = kernels.score_lattice(label_arcs, blank_arcs, starts, boundary, modified, occupancies)
+        result = sharp_score(label_arcs, blank_arcs, lattice, occupancies, sharpness)
         result = without_broken(result, broken_utterances(normaliser, len(labels)))
         score = result.score.to(logits.dtype)
         if not occupancies:
@@ -122,7 +131,7 @@ class _PrunedScore(torch.autograd.Function):
             (blank_occupancy * grad).view(-1),
             out=out.view(-1, logits.shape[3]),
         )
-        return (out,) + (None,) * 8
+        return (out,) + (None,) * 7
 
 
 def reduce_loss(loss: Tensor, reduction: str) -> Tensor:
@@ -296,6 +305,7 @@ def rnnt_loss_pruned(
     delay_penalty: float,
     reduction: str,
     return_occupancies: bool = False,
+    sharpness: float = 1.0,
 ) -> Union[Tensor, Tuple[Tensor, Tuple[Tensor, Tensor]]]:
     """See ``kdlib.rnnt.rnnt_loss_pruned``."""
     count, frames, _, _ = logits.shape
@@ -305,8 +315,9 @@ def rnnt_loss_pruned(
     if delay_penalty > 0.0:
         penalty = (delay_offsets(boundary, frames, logits) * delay_penalty).unsqueeze(2).to(logits.dtype)
     occupancies = return_occupancies or (torch.is_grad_enabled() and logits.requires_grad)
+    lattice = (ranges[:, :, 0], bounds, rnnt_type == "modified")
     score, label_occupancy, blank_occupancy = _PrunedScore.apply(
-        logits, labels, termination_symbol, mask, ranges[:, :, 0], bounds, rnnt_type == "modified", penalty, occupancies
+        logits, labels, termination_symbol, mask, lattice, penalty, occupancies, sharpness
     )
     loss = reduce_loss(-score, reduction)
     return (loss, (label_occupancy, blank_occupancy)) if return_occupancies else loss

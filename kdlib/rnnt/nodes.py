@@ -73,6 +73,7 @@ class Lattice(NamedTuple):
     blank: int
     modified: bool
     penalty: Optional[Tensor]  # (N or 1, T, 1)
+    sharpness: float
 
     def chunks(self) -> List[Nodes]:
         return [self.nodes.pick(slice(i, i + self.at_once)) for i in range(0, len(self.nodes.place), self.at_once)]
@@ -165,9 +166,11 @@ def prepare(
     delay_penalty: float,
     logits_at_once: Optional[int],
     wanted: Optional[Tensor] = None,
+    sharpness: float = 1.0,
 ) -> Lattice:
     """Check the lattice, and lay out the real nodes in chunks; of them those that are ``wanted`` (N, T, R) bool."""
     checks.check_options(rnnt_type, "sum", delay_penalty)
+    checks.check_sharpness(sharpness)
     am, lm = side.am, side.lm
     checks.check_alike(("am", "lm", "symbols", "ranges"), (am, lm, symbols, ranges), dtype=False)
     count, frames, labels = am.shape[0], am.shape[1], lm.shape[1] - 1
@@ -194,4 +197,5 @@ def prepare(
         blank=blank,
         modified=rnnt_type == "modified",
         penalty=penalty,
+        sharpness=sharpness,
     )

@@ -103,12 +103,13 @@ class Objective(nn.Module):
         per_nat = 1.0 / batch.total_frames
         share = len(batch.ids) / batch.total_utterances
         warm = min(1.0, update / c.warmup_updates) if c.warmup_updates > 0 else 1.0
+        sharpness = 1.0 + warm * (c.sharpness - 1.0)
         weights = {"simple": 1 - warm * (1 - c.simple_scale), "pruned": 0.1 + 0.9 * warm, "ctc": c.ctc_weight}
         if first_ctc:
             weights = {"simple": 0.1 * weights["simple"], "pruned": 0.1 * weights["pruned"], "ctc": 1.0}
 
         total, values = self._lattice_losses(batch, encoded, predicted, taught, ranges, lattice,
-                                             weights["pruned"] * per_nat, share, update)
+                                             weights["pruned"] * per_nat, sharpness, share, update)
         total = total + weights["simple"] * per_nat * simple
         values["simple"] = simple.detach()
         if student.ctc is not None and weights["ctc"] > 0:
@@ -125,7 +126,8 @@ class Objective(nn.Module):
             parts[name] = value.detach()
         for name, term, loss in self.sequence_terms if batch.nbest is not None else ():
             posterior = loss.posterior(batch.nbest.log_probs, batch.nbest.rows, len(batch.ids), term.temperature)
-            value = self._nbest_loss(batch.nbest, posterior, encoded, lengths, weights["simple"], weights["pruned"])
+            value = self._nbest_loss(batch.nbest, posterior, encoded, lengths, weights["simple"], weights["pruned"],
+                                     sharpness)
             total = total + term.weight_at(update) * per_nat * value
             parts[name] = value.detach() / lengths.sum()
         distilling = self.lattice_terms + self.encoder_terms + self.sequence_terms
@@ -155,7 +157,7 @@ class Objective(nn.Module):
         return simple, ranges, lattice
 
     def _nbest_loss(self, nbest: NBest, posterior: Tensor, encoded: Tensor, lengths: Tensor, simple_weight: float,
-                    pruned_weight: float) -> Tensor:
+                    pruned_weight: float, sharpness: float) -> Tensor:
         """The RNN-T loss on the hypotheses (M of them) by their posterior (M,), summed over the batch, in nats."""
         encoded, lengths = encoded[nbest.rows], lengths[nbest.rows]
         predicted = self.student.predictor.prefix(nbest.symbols)
@@ -163,10 +165,11 @@ class Objective(nn.Module):
         side = self.student.lattice_side(encoded, predicted)
         _, mask = rnnt.node_symbols(nbest.symbols, ranges, lattice["boundary"], self.student.blank_id)
         if self._fuses(mask, False):
-            pruned = rnnt.lattice_losses_fused(*side, ranges=ranges, weight=posterior, **lattice).total
+            pruned = rnnt.lattice_losses_fused(*side, ranges=ranges, weight=posterior, sharpness=sharpness, **lattice).total
         else:
             pruned = (posterior * rnnt.rnnt_loss_pruned(logits=self._logits(side, ranges), ranges=ranges, reduction="none",
-                                                        backend=self.config.rnnt_backend, **lattice)).sum()
+                                                        sharpness=sharpness, backend=self.config.rnnt_backend,
+                                                        **lattice)).sum()
         return simple_weight * (posterior * simple).sum() + pruned_weight * pruned
 
     def _encoder_loss(self, term: DistillTerm, loss: EncoderLoss, pairs: List[Tuple[int, int]], encoded: Tensor,
@@ -183,13 +186,14 @@ class Objective(nn.Module):
         return sum(values) / len(values)
 
     def _lattice_losses(self, batch: Batch, encoded: Tensor, predicted: Tensor, taught: Optional[Tensor],
-                        ranges: Tensor, lattice: Dict[str, object], pruned_weight: float, share: float,
-                        update: int) -> Tuple[Tensor, Dict[str, Tensor]]:
+                        ranges: Tensor, lattice: Dict[str, object], pruned_weight: float, sharpness: float,
+                        share: float, update: int) -> Tuple[Tensor, Dict[str, Tensor]]:
         """The pruned RNN-T loss and the distillation at the lattice's nodes.
 
         Args:
             taught: the teacher's (N, T, C).
             pruned_weight, share: of the pruned loss's sum and of the distillation's means in the total.
+            sharpness: of the pruned loss.
         Returns:
             their part of the total, and the sum and the means, detached.
         """
@@ -210,15 +214,15 @@ class Objective(nn.Module):
             if nodes == "all" or self._fuses(mask, bool(terms)):
                 weight = pruned_weight if nodes == "pruned" else 0.0
                 part, each, means = rnnt.lattice_losses_fused(
-                    *ours, ranges=kept, weight=weight, teacher=theirs, terms=terms, **lattice)
+                    *ours, ranges=kept, weight=weight, teacher=theirs, terms=terms, sharpness=sharpness, **lattice)
                 total = total + part
                 values.update(zip(names, means))
                 if nodes == "pruned":
                     values["pruned"] = each.sum()
                 continue
             logits = self._logits(ours, kept)
-            pruned = rnnt.rnnt_loss_pruned(logits=logits, ranges=kept, reduction="sum", backend=c.rnnt_backend,
-                                           **lattice)
+            pruned = rnnt.rnnt_loss_pruned(logits=logits, ranges=kept, reduction="sum", sharpness=sharpness,
+                                           backend=c.rnnt_backend, **lattice)
             total, values["pruned"] = total + pruned_weight * pruned, pruned.detach()
             if terms:
                 with torch.no_grad():
