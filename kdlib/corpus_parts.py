@@ -18,26 +18,37 @@ from kdlib.manifests import Skipped, normalise_text
 
 # Fewer groups than this are too few to hold some out: what is left would be another corpus.
 _LEAST_GROUPS = 10
-_LIMITS = DataConfig()
+_LIMITS = DataConfig()  # which a recipe may set otherwise, and then training counts and names what they leave out
 
 
-def trainable(seconds: float) -> bool:
-    """Whether training takes an utterance of that length, unless a recipe sets data.min_seconds or max_seconds."""
-    return _LIMITS.min_seconds <= seconds <= _LIMITS.max_seconds
+def trainable(cuts: Iterable[Cut]) -> List[Cut]:
+    """Those of the cuts that are neither too short nor too long for training."""
+    return [cut for cut in cuts if _LIMITS.wrong_length(cut.duration) is None]
 
 
-def check_trainable(cuts: Iterable[Cut], source: str) -> None:
+def untrainable(cuts: Iterable[Cut]) -> Dict[str, List[str]]:
+    """The ids of the others, by what is wrong with their length ("longer than 30 s")."""
+    found: Dict[str, List[str]] = {}
+    for cut in cuts:
+        reason = _LIMITS.wrong_length(cut.duration)
+        if reason is not None:
+            found.setdefault(reason, []).append(cut.id)
+    return found
+
+
+def _counted(found: Mapping[str, Sequence[str]]) -> str:
+    return " and ".join(f"{len(ids)} {reason}" for reason, ids in sorted(found.items()))
+
+
+def check_trainable(cuts: Sequence[Cut], source: str) -> None:
     """See that training takes one of the cuts, where there are any, at least.
 
     Raises:
         RecipeError: it takes none; the message says how many are too short or too long, and the remedy.
     """
-    seconds = [cut.duration for cut in cuts]
-    if seconds and not any(map(trainable, seconds)):
-        raise RecipeError(f"{source} has no utterance that can be trained on: of {len(seconds)}, "
-                          f"{sum(s < _LIMITS.min_seconds for s in seconds)} are shorter than {_LIMITS.min_seconds:g} s and "
-                          f"{sum(s > _LIMITS.max_seconds for s in seconds)} longer than {_LIMITS.max_seconds:g} s; cut long "
-                          "recordings into utterances")
+    if cuts and not trainable(cuts):
+        raise RecipeError(f"{source} has no utterance that can be trained on: of {len(cuts)} there are "
+                          f"{_counted(untrainable(cuts))}; cut long recordings into utterances")
 
 
 def part_roles(names: Iterable[str]) -> Dict[str, List[str]]:
@@ -122,19 +133,18 @@ def hold_out(cuts: Sequence[Cut], shares: Mapping[str, float]) -> Tuple[Dict[str
     Raises:
         RecipeError: there are fewer cuts that training takes than parts.
     """
-    usable = [cut for cut in cuts if trainable(cut.duration)]
+    usable, other = trainable(cuts), untrainable(cuts)
     if len(usable) <= len(shares):
-        other = len(cuts) - len(usable)
         raise RecipeError(f"{len(usable)} utterances that can be used are too few to hold {', '.join(shares)} out of them"
-                          + (f" ({other} more are shorter than {_LIMITS.min_seconds:g} s or longer than "
-                             f"{_LIMITS.max_seconds:g} s)" if other else "")
+                          + (f" (besides, there are {_counted(other)})" if other else "")
                           + ": mend the corpus (see what was skipped above) or add to it")
+    left_out = {name for names in other.values() for name in names}
     ways: List[Tuple[str, Callable[[Cut], Optional[str]]]] = [
         ("speaker", speaker_of), ("recording", lambda cut: cut.supervisions[0].recording_id),
         ("utterance", lambda cut: cut.id)]
     for by, key in ways:
         groups: Dict[str, List[Cut]] = defaultdict(list)
-        train = [cut for cut in cuts if not trainable(cut.duration)]
+        train = [cut for cut in cuts if cut.id in left_out]
         for cut in usable:
             name = key(cut)
             if name is None:
@@ -198,7 +208,7 @@ def subset(part: Part, hours: float) -> Part:
     for segment in sorted(supervisions, key=lambda segment: _place(segment.id)):
         if seconds >= hours * 3600:
             break
-        if trainable(segment.duration):
+        if _LIMITS.wrong_length(segment.duration) is None:
             chosen.append(segment)
             seconds += segment.duration
     named = {segment.recording_id for segment in chosen}

@@ -27,7 +27,8 @@ from kdlib.errors import RecipeError
 from kdlib.manifests import Skipped
 from kdlib.planning import measure_model
 from kdlib.proposal import propose, propose_rate, propose_tokens
-from kdlib.survey import common_punctuation, histogram, odd_characters, overlapping, shared_speakers, unspaced
+from kdlib.survey import (common_punctuation, describe_survey, histogram, odd_characters, overlapping, shared_speakers,
+                          unspaced)
 
 soundfile = pytest.importorskip("soundfile")
 ROOT = Path(__file__).resolve().parents[1]
@@ -287,6 +288,20 @@ class TestTheSurvey:
                 (folder / name).write_text("".join(f"{part}-{line}\n" for line in (folder / name).read_text().splitlines()))
         assert "pairs of utterances overlap" not in new_recipe("--kaldi", tmp_path / "corpus")
 
+    def test_each_utterance_counts_once_and_where_it_is_left_out(self):
+        """Two test sets of one talk, which share an utterance; and one too long, that tests decode all the same."""
+        recordings, supervisions = [cut("a").recording], {
+            name: [SupervisionSegment(id=id_, recording_id="a", start=begin, duration=2, text="A") for id_, begin in times]
+            for name, times in (("one", [("x", 0), ("y", 1)]), ("two", [("x", 0), ("y", 1), ("z", 9)]))}
+        parts = {"train": [cut("t"), cut("short", seconds=0.15)], "dev": [cut("d", seconds=31.0)],
+                 "one": [cut("x"), cut("y")], "two": [cut("x"), cut("y"), cut("z", seconds=40.0)]}
+        lines = describe_survey([(recordings, some) for some in supervisions.values()], parts)
+        assert sum(map(int, re.findall(r"^ *[0-9.]+ - +[0-9.]* s +(\d+)", "\n".join(lines), re.MULTILINE))) == 6
+        assert "1 utterances longer than 30 s, which training leaves out: d" in lines
+        assert "1 utterances shorter than 0.2 s, which training leaves out: short" in lines
+        assert "audio: 1 recordings of 16000 Hz, 1 channel" in lines
+        assert "1 pairs of utterances overlap in their recording: x and y" in lines
+
     def test_punctuation_that_is_common_is_one_line(self, new_recipe, tmp_path):
         table = csv_corpus(tmp_path / "corpus", 2)
         lines = table.read_text().splitlines()
@@ -429,8 +444,9 @@ class TestHoldingOut:
         dealt, _ = hold_out(cuts, self.SHARES)
         assert {part: len(some) for part, some in dealt.items()} == {"train": 26, "dev": 3, "test": 3}
         assert {"session", "click"} <= {c.id for c in dealt["train"]}
-        with pytest.raises(RecipeError, match=r"2 utterances that can be used are too few .* \(1 more are shorter than"):
-            hold_out([cut("a"), cut("b"), cut("c", seconds=40.0)], self.SHARES)
+        with pytest.raises(RecipeError, match=r"2 utterances that can be used are too few .* \(besides, there are 1 "
+                                              r"longer than 30 s and 1 shorter than 0.2 s\)"):
+            hold_out([cut("a"), cut("b"), cut("c", seconds=40.0), cut("d", seconds=0.1)], self.SHARES)
 
     def test_each_part_gets_an_utterance_however_they_last(self):
         for names in ("abc", "abd", "bce", "xyz"):
@@ -529,8 +545,8 @@ class TestHoldingOut:
         for k in range(4):
             soundfile.write(tmp_path / "wav" / f"{k}.wav", say(["ONE"] * 120), 16000)
         (tmp_path / "corpus.csv").write_text("".join(f"wav/{k}.wav,one,anna\n" for k in range(4)))
-        with pytest.raises(RecipeError, match="corpus.csv has no utterance that can be trained on: of 4, 0 are shorter than "
-                                              "0.2 s and 4 longer than 30 s; cut long recordings into utterances"):
+        with pytest.raises(RecipeError, match="corpus.csv has no utterance that can be trained on: of 4 there are 4 longer "
+                                              "than 30 s; cut long recordings into utterances"):
             new_recipe("--csv", tmp_path / "corpus.csv")
         assert not new_recipe.folder.exists()
 

@@ -15,7 +15,6 @@ import tempfile
 from pathlib import Path
 from typing import Dict
 
-from kdlib.config import DataConfig
 from kdlib.corpus_forms import read_corpus
 from kdlib.corpus_parts import (check_ids, check_trainable, checked_role, describe_holding, hold_out, part_roles,
                                 trainable)
@@ -91,10 +90,6 @@ def write_recipe(folder: Path, values: Dict[str, object]) -> int:
     return lines
 
 
-def trainable_hours(cuts) -> float:
-    return Speech.of([cut for cut in cuts if trainable(cut.duration)]).hours
-
-
 def main():
     args = get_args()
     folder = args.output / args.name
@@ -122,7 +117,7 @@ def main():
             raise RecipeError(f"{source} has no utterance that can be used in {', '.join(names)}, which makes {role}: mend "
                               "what was skipped above, or leave the part out")
     check_trainable(cuts["train"], str(source))
-    hours = trainable_hours(cuts["train"])
+    hours = Speech.of(trainable(cuts["train"])).hours
     tests = [role for role in roles if role not in ("train", "dev")]
     shares = {part: round(min(_SHARE, _MOST_HOURS / max(hours, 0.01)), 4)
               for part in (("dev",) if "dev" not in roles else ()) + (("test",) if not tests else ())}
@@ -130,9 +125,8 @@ def main():
         dealt, by = hold_out(cuts["train"], shares)
         cuts.update(dealt)
         print(f"{' and '.join(shares)} are held out of train by {describe_holding(by, cuts['train'])}")
-    limits = DataConfig()
-    print(*describe_survey(parts.values(), cuts, limits.min_seconds, limits.max_seconds), "", sep="\n")
-    proposal = propose(trainable_hours(cuts["train"]), [cut.supervisions[0].text for cut in cuts["train"]], found)
+    print(*describe_survey(parts.values(), cuts), "", sep="\n")
+    proposal = propose(Speech.of(trainable(cuts["train"])).hours, [cut.supervisions[0].text for cut in cuts["train"]], found)
     print(*proposal.reasons, sep="\n")
     corpus = args.corpus_dir if form == "lhotse" else Path(source)
     option = "csv" if form == "csv" else "corpus-dir"  # not the form's name: $manifests is recipe.sh's
