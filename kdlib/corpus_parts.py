@@ -14,7 +14,7 @@ from kdlib.corpus import checked_cuts, write_cuts
 from kdlib.corpus_forms import Part, named_apart, plain_name, read_manifests
 from kdlib.errors import RecipeError
 from kdlib.files import PathLike
-from kdlib.manifests import Skipped, normalise_text
+from kdlib.manifests import Skipped, SkippedFile, normalise_text
 
 # Fewer groups than this are too few to hold some out: what is left would be another corpus.
 _LEAST_GROUPS = 10
@@ -234,8 +234,9 @@ def prepare_parts(corpus: PathLike, output: PathLike, parts: Mapping[str, Sequen
             if name not in there:
                 raise RecipeError(f"{corpus} holds no part {name}, which makes {role}: it holds {', '.join(sorted(there))}")
     check_ids(there, parts)
+    file = SkippedFile(output)
     for role, names in parts.items():
-        skipped = Skipped()
+        skipped = Skipped(file)
         wanted = hours if role == "train" else hours / 4
         some = {name: subset(there[name], wanted / len(names)) for name in names}
         cuts = checked_role(some, names, sampling_rate, skipped, normalise, jobs)

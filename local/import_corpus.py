@@ -6,7 +6,7 @@ from pathlib import Path
 
 from kdlib.corpus_forms import read_corpus, write_parts
 from kdlib.errors import run_main
-from kdlib.manifests import Skipped
+from kdlib.manifests import Skipped, SkippedFile
 
 
 def main():
@@ -22,7 +22,7 @@ def main():
     args = parser.parse_args()
     name, source = next((name, value) for name, value in vars(args).items()
                         if name in ("kaldi", "manifests", "csv", "lhotse") and value)
-    skipped = Skipped()
+    skipped = Skipped(SkippedFile(args.output))
     parts = read_corpus(name, source, skipped, args.corpus_dir, args.jobs)
     write_parts(args.output, parts)
     for part, (recordings, supervisions) in parts.items():

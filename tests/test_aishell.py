@@ -15,6 +15,7 @@ import mandarin
 import numpy as np
 import pytest
 import soundfile
+from skipping import listed
 from test_recipes import MODELS, run
 
 from kdlib.config import LangConfig
@@ -97,6 +98,7 @@ def test_what_does_not_match_is_skipped_named_and_counted(corpus, tmp_path):
             ".*/S0099/.* is a second recording")):
         assert re.search(f"skipped {name}: .*{reason}", printed), printed
     assert "skipped 7 in all of" in printed and "skipped 2 in all of" in printed and printed.count("skipped ") == 9 + 2
+    assert {name for _, name, _ in listed(tmp_path / "data" / "manifests")} == set(names[:9])
     made = cuts(tmp_path, "train")
     assert set(made) == set(names[7:])
     spoken = {name: "".join(words) for name, _, words in mandarin.sentences("train")}

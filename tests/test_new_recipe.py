@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lhotse import CutSet, MonoCut, Recording, RecordingSet, SupervisionSegment, SupervisionSet
 from lhotse.audio import AudioSource
-from skipping import Reasons
+from skipping import Reasons, listed
 
 from kdlib.config import (DecodeConfig, FbankConfig, LangConfig, ProgressiveConfig, TrainConfig, load_config)
 from kdlib.corpus_forms import read_corpus, read_manifests, write_parts
@@ -217,10 +217,13 @@ class TestTheRecipe:
         else:
             file.unlink()
         assert file.name not in heard()[1]
+        assert any(file.stem in name for stage in ("corpus", "manifests")
+                   for _, name, _ in listed(new_recipe.folder / "data" / stage))
         file.write_bytes(content)
         output, names = heard()
         assert file.name in names and "[stage 1, manifests] runs again because of: data/corpus/*" in output
         assert "[stage 1, manifests] done before, skipped" in heard()[0]
+        assert listed(new_recipe.folder / "data" / "corpus") == listed(new_recipe.folder / "data" / "manifests") == []
 
     def test_an_existing_folder_is_left_alone(self, new_recipe, tmp_path):
         table = csv_corpus(tmp_path / "corpus", count=2)
@@ -493,6 +496,7 @@ class TestHoldingOut:
         prepare_parts(tmp_path / "raw", tmp_path / "manifests", {"train": ["a", "b"]}, {}, 16000)
         output = capsys.readouterr().out
         assert "skipped u1: a second utterance of this id" in output
+        assert listed(tmp_path / "manifests")[-1] == (f"{tmp_path / 'raw'}, train", "u1", "a second utterance of this id")
         assert "cuts_train.jsonl.gz: 3 utterances" in output
         cuts = CutSet.from_file(tmp_path / "manifests" / "cuts_train.jsonl.gz")
         assert {c.id: Path(c.recording.sources[0].source).parent.name for c in cuts} == {"u0": "a", "u1": "a", "u2": "b"}

@@ -22,7 +22,7 @@ from kdlib.corpus_forms.manifests import read_manifests
 from kdlib.corpus_forms.shared import Part
 from kdlib.corpus_forms.table import read_csv
 from kdlib.errors import RecipeError
-from kdlib.files import PathLike, atomic_path, content_digest
+from kdlib.files import PathLike, atomic_path, content_digest, update_file
 from kdlib.manifests import Skipped
 
 
@@ -123,10 +123,8 @@ def write_parts(folder: PathLike, parts: Dict[str, Part]) -> None:
                 _keep_same(path, temporary)
             written.add(path)
     files = {s.source for recordings, _ in parts.values() for r in recordings for s in r.sources if s.type == "file"}
-    with atomic_path(folder / "audio.txt") as temporary:
-        temporary.write_text("".join(f"{_state(file)}\t{file}\n" for file in sorted(files)), encoding="utf-8",
-                             errors="surrogateescape")
-        _keep_same(folder / "audio.txt", temporary)
+    update_file(folder / "audio.txt", "".join(f"{_state(file)}\t{file}\n" for file in sorted(files)).encode(
+        "utf-8", "surrogateescape"))
     for stale in {*folder.glob("*.jsonl.gz")} - written:
         stale.unlink()
 

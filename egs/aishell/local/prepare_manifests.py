@@ -15,7 +15,7 @@ from lhotse.recipes.aishell import text_normalize
 from kdlib.corpus import checked_cuts, write_cuts
 from kdlib.errors import RecipeError, run_main
 from kdlib.files import read_json
-from kdlib.manifests import BadAudio, Skipped, describe, read_header
+from kdlib.manifests import BadAudio, Skipped, SkippedFile, describe, read_header
 
 PARTS = ("train", "dev", "test")
 SAMPLING_RATE = 16000
@@ -109,7 +109,8 @@ def main() -> None:
     if options.jobs < 1:
         raise RecipeError("--jobs must be at least 1")
     data = Path(read_json(options.corpus, _REMEDY)["data_aishell"])
-    skipped = {part: Skipped() for part in ("", *PARTS)}
+    file = SkippedFile(options.output)
+    skipped = {part: Skipped(file) for part in ("", *PARTS)}
     texts = read_transcripts(data / "transcript" / "aishell_transcript_v0.8.txt", skipped[""])
     found = find_recordings(data, texts, skipped)
     skipped[""].report(str(data / "transcript"))

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from kdlib.errors import RecipeError, run_main
 from kdlib.files import read_json
-from kdlib.manifests import BadAudio, Skipped, describe, read_audio, write_manifests
+from kdlib.manifests import BadAudio, Skipped, SkippedFile, describe, read_audio, write_manifests
 from kdlib.processes import end_with_parent
 from strings import expected_seconds, join, plan
 from takes import SAMPLING_RATE, SPEAKERS, Take, split
@@ -101,7 +101,7 @@ def main() -> None:
     recordings = Path(read_json(options.corpus, remedy)["recordings"])
     if not recordings.is_dir():
         raise RecipeError(f"{recordings}, named in {options.corpus}, is no folder any more: {remedy}")
-    skipped = Skipped()
+    skipped = Skipped(SkippedFile(options.output))
     samples = read_takes(recordings, skipped)
     print(f"read {recordings}: {len(samples)} takes")
     skipped.report(str(recordings))

@@ -9,7 +9,7 @@ from typing import Dict, List, Optional, Tuple
 from grammar import PARTS
 from kdlib.errors import RecipeError, run_main
 from kdlib.files import read_json
-from kdlib.manifests import BadAudio, Skipped, describe, normalise_text, read_audio, write_manifests
+from kdlib.manifests import BadAudio, Skipped, SkippedFile, describe, normalise_text, read_audio, write_manifests
 
 _REMEDY = "the corpus is not there or half made: run stage 0 (run.sh --stage 0)"
 
@@ -55,9 +55,10 @@ def main() -> None:
     options = parser.parse_args()
     about = read_json(options.corpus / "corpus.json", _REMEDY)
     rate = about["sampling_rate"]
+    file = SkippedFile(options.output)
     for part in PARTS + ("noise",):
         noise = part == "noise"
-        skipped = Skipped()
+        skipped = Skipped(file)
         metadata = options.corpus / part / "metadata.jsonl"
         entries = read_entries(metadata, skipped)
         print(f"read {metadata}: {len(entries)} recordings")
