@@ -250,6 +250,17 @@ class TestTheRecipe:
                                capture_output=True, text=True, cwd=tmp_path).stdout
         assert shown == f"{table}\n" and not list(tmp_path.rglob("ran"))
 
+    def test_a_place_where_its_run_sh_would_not_run_is_refused(self, tool, tmp_path, monkeypatch, capsys):
+        table = csv_corpus(tmp_path / "corpus", count=2)
+        (tmp_path / "house" / "local").mkdir(parents=True)
+        (tmp_path / "house" / "local" / "recipe.sh").write_text("")
+        for output, lacks in ((tmp_path / "recipes", tmp_path / "local" / "recipe.sh"),
+                              (tmp_path / "house" / "egs", tmp_path / "house" / "tools" / "activate.sh")):
+            monkeypatch.setattr(sys, "argv", ["new_recipe.py", "--name", "mine", "--csv", str(table), "--output", str(output)])
+            with pytest.raises(RecipeError, match=f"--output {output}: .* needs {lacks}, which is missing: leave the option "):
+                tool.main()
+            assert not output.exists() and "decode" not in capsys.readouterr().err  # said before hours of work
+
     def test_an_error_is_one_line(self, tmp_path):
         done = subprocess.run([sys.executable, str(ROOT / "tools" / "new_recipe.py"), "--name", "mine", "--csv",
                                str(tmp_path / "none.csv"), "--output", str(tmp_path)], capture_output=True, text=True)

@@ -24,6 +24,7 @@ from kdlib.proposal import Proposal, propose, propose_rate
 from kdlib.survey import Speech, describe_survey, rates
 
 ROOT = Path(__file__).resolve().parent.parent
+TARGET = ROOT / "egs"
 TEMPLATE = ROOT / "tools" / "recipe_template"
 FORMS = ("kaldi", "manifests", "csv", "lhotse")
 # How run.sh runs stage 0. The audio that a table, Kaldi or manifests name may stand anywhere, so that a stamp cannot tell
@@ -47,7 +48,7 @@ def get_args():
     form.add_argument("--csv", metavar="FILE", help="audio path, text, speaker; a first row may name the columns")
     form.add_argument("--lhotse", metavar="NAME", help="a corpus that Lhotse prepares; with --corpus-dir")
     parser.add_argument("--corpus-dir", type=Path, help="folder of the corpus that Lhotse is to prepare")
-    parser.add_argument("--output", type=Path, default=ROOT / "egs", help="where the recipe's folder goes (egs)")
+    parser.add_argument("--output", type=Path, default=TARGET, help="where the recipe's folder goes (egs)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes that decode audio (all cores)")
     return parser.parse_args()
 
@@ -90,6 +91,16 @@ def write_recipe(folder: Path, values: Dict[str, object]) -> int:
     return lines
 
 
+def check_output(folder: Path) -> None:
+    """See that the run.sh of a recipe in ``folder`` would find the stages that all recipes share."""
+    house = folder.resolve().parent
+    for name in ("local/recipe.sh", "tools/activate.sh"):
+        if not (house / name).is_file():
+            raise RecipeError(f"--output {folder}: a recipe there would not run, since its run.sh needs {house / name}, which "
+                              f"is missing: leave the option out, which takes {os.path.relpath(TARGET)}, or give a folder "
+                              "beside local/ and tools/ of a checkout")
+
+
 def main():
     args = get_args()
     folder = args.output / args.name
@@ -105,6 +116,7 @@ def main():
     if "train" not in roles:
         raise RecipeError(f"{source} has no part to train on, but {', '.join(parts)}: rename one, or leave the parts out")
     check_ids(parts, roles)
+    check_output(args.output)
     found = rates(recording for recordings, _ in parts.values() for recording in recordings)
     if not found:
         skipped.report(where)
