@@ -1,13 +1,15 @@
 """From a corpus on disk to checked cuts of its parts: train, dev and test sets, held out where the corpus has none."""
 
 import hashlib
+import os
 import re
 from collections import defaultdict
 from pathlib import Path
-from typing import Callable, Dict, Iterable, List, Mapping, Optional, Sequence, Set, Tuple
+from typing import Callable, Dict, Hashable, Iterable, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
 
-from lhotse import CutSet, RecordingSet, SupervisionSet
-from lhotse.cut import Cut
+from lhotse import CutSet, Recording, RecordingSet, SupervisionSet
+from lhotse.cut import Cut, MixedCut
+from lhotse.utils import to_list
 
 from kdlib.config import DataConfig
 from kdlib.corpus import checked_cuts, write_cuts
@@ -74,23 +76,53 @@ def part_roles(names: Iterable[str]) -> Dict[str, List[str]]:
     return {**{role: parts for role, parts in roles.items() if parts}, **{role: [name] for name, role in named.items()}}
 
 
-def check_ids(parts: Mapping[str, Part], roles: Mapping[str, Sequence[str]]) -> None:
-    """See that no utterance of train or dev is in another role's parts too; test sets may share theirs.
+def check_apart(parts: Mapping[str, Part], roles: Mapping[str, Sequence[str]]) -> None:
+    """See that no utterance of train or dev is in another role's parts too, under its id or as the same audio under another
+    (the same channels and milliseconds of a file); test sets may share theirs.
 
     Raises:
         RecipeError: one is; the message names it, the parts and the remedy.
     """
-    first: Dict[str, Tuple[str, str]] = {}
+    first: Dict[Hashable, Tuple[str, str, str]] = {}
     for role, name in ((role, name) for role, names in roles.items() for name in names):
-        for segment in parts[name][1]:
-            other_role, other = first.setdefault(segment.id, (role, name))
-            if other_role == role or not {role, other_role} & {"train", "dev"}:
-                continue
-            both = len({s.id for s in parts[name][1]} & {s.id for s in parts[other][1]})
-            raise RecipeError(
-                f"the utterance {segment.id} is in the part {other}, which makes {other_role}, and in {name}, which makes "
-                f"{role} ({both} of theirs are in both): take it out of one of them, or leave out a part, since results on "
-                "what training has heard mean nothing; if they are two utterances, give each an id of its own")
+        for id_, audio in _ids_and_audio(parts[name]):
+            for kind, key in enumerate((id_, audio)):
+                other_role, other, other_id = first.setdefault(key, (role, name, id_))
+                if key is None or other_role == role or not {role, other_role} & {"train", "dev"}:
+                    continue
+                here, there = ({keys[kind] for keys in _ids_and_audio(parts[part])} for part in (name, other))
+                both = f"({len(here & there - {None})} of theirs are in both)"
+                remedy = ("take it out of one of them, or leave out a part, since results on what training has heard mean "
+                          "nothing")
+                if key == id_:
+                    raise RecipeError(f"the utterance {id_} is in the part {other}, which makes {other_role}, and in {name}, "
+                                      f"which makes {role} {both}: {remedy}; if they are two utterances, give each an id of "
+                                      "its own")
+                raise RecipeError(f"the utterance {other_id} of the part {other}, which makes {other_role}, is the same audio "
+                                  f"as {id_} of {name}, which makes {role} {both}: {remedy}")
+
+
+def _ids_and_audio(part: Part) -> Iterator[Tuple[str, Optional[Hashable]]]:
+    """Each utterance's id and what is heard in it."""
+    recordings = {recording.id: recording for recording in part[0]}
+    for segment in part[1]:
+        yield segment.id, _audio(recordings.get(segment.recording_id), to_list(segment.channel), segment.start, segment.end)
+
+
+def _audio(recording: Optional[Recording], channels: Sequence[int], start: float, end: float) -> Optional[Hashable]:
+    """What is heard there, by whatever path a file is named; None where no file or time tells."""
+    if recording is None or any(source.type != "file" for source in recording.sources):
+        return None
+    try:
+        return (*(os.path.realpath(source.source) for source in recording.sources), *channels,
+                round(1000 * start), round(1000 * min(end, recording.duration)))
+    except (ValueError, OverflowError):  # no number, or a name that no file can have
+        return None
+
+
+def _audio_of(cut: Cut) -> Hashable:
+    tracks = [track.cut for track in cut.tracks] if isinstance(cut, MixedCut) else [cut]
+    return _audio(tracks[0].recording, [track.channel for track in tracks], tracks[0].start, tracks[0].end) or cut.id
 
 
 def checked_role(parts: Mapping[str, Part], names: Sequence[str], sampling_rate: int, skipped: Skipped,
@@ -128,7 +160,8 @@ def hold_out(cuts: Sequence[Cut], shares: Mapping[str, float]) -> Tuple[Dict[str
     Whole speakers go to a part, so that a test set has none that training hears; where there are fewer than ten, whole
     recordings; where these are too few, utterances. Which ones depends on a hash of their names alone. The hours are those
     that training takes (:func:`trainable`): utterances of other lengths go to ``train``, where they do no harm and are
-    named, and so do those of unknown speakers where the others go by speaker.
+    named, and so do those of unknown speakers where the others go by speaker. The same audio under several ids goes where
+    the first of them does, so that no test is of what was trained on.
 
     Raises:
         RecipeError: there are fewer cuts that training takes than parts.
@@ -139,6 +172,7 @@ def hold_out(cuts: Sequence[Cut], shares: Mapping[str, float]) -> Tuple[Dict[str
                           + (f" (besides, there are {_counted(other)})" if other else "")
                           + ": mend the corpus (see what was skipped above) or add to it")
     left_out = {name for names in other.values() for name in names}
+    first = {_audio_of(cut): cut for cut in sorted(usable, key=lambda cut: cut.id, reverse=True)}
     ways: List[Tuple[str, Callable[[Cut], Optional[str]]]] = [
         ("speaker", speaker_of), ("recording", lambda cut: cut.supervisions[0].recording_id),
         ("utterance", lambda cut: cut.id)]
@@ -146,7 +180,7 @@ def hold_out(cuts: Sequence[Cut], shares: Mapping[str, float]) -> Tuple[Dict[str
         groups: Dict[str, List[Cut]] = defaultdict(list)
         train = [cut for cut in cuts if cut.id in left_out]
         for cut in usable:
-            name = key(cut)
+            name = key(first[_audio_of(cut)])
             if name is None:
                 train.append(cut)
             else:
@@ -233,7 +267,7 @@ def prepare_parts(corpus: PathLike, output: PathLike, parts: Mapping[str, Sequen
         for name in names:
             if name not in there:
                 raise RecipeError(f"{corpus} holds no part {name}, which makes {role}: it holds {', '.join(sorted(there))}")
-    check_ids(there, parts)
+    check_apart(there, parts)
     file = SkippedFile(output)
     for role, names in parts.items():
         skipped = Skipped(file)

@@ -21,7 +21,7 @@ from skipping import Reasons, listed
 
 from kdlib.config import (DecodeConfig, FbankConfig, LangConfig, ProgressiveConfig, TrainConfig, load_config)
 from kdlib.corpus_forms import read_corpus, read_manifests, write_parts
-from kdlib.corpus_parts import (check_ids, checked_role, describe_holding, hold_out, part_roles, prepare_parts,
+from kdlib.corpus_parts import (check_apart, checked_role, describe_holding, hold_out, part_roles, prepare_parts,
                                 subset)
 from kdlib.errors import RecipeError
 from kdlib.manifests import Skipped
@@ -531,14 +531,45 @@ class TestHoldingOut:
         leak = any(a[1] == b[1] and a[0] != b[0] and {a[0], b[0]} & {"train", "dev"} for a in placed for b in placed)
         if leak:
             with pytest.raises(RecipeError, match=r"the utterance u\d is in the part"):
-                check_ids(parts, roles)
+                check_apart(parts, roles)
         else:
-            check_ids(parts, roles)
+            check_apart(parts, roles)
 
     def test_a_leak_is_refused_by_the_recipe_too(self, tmp_path):
         write_parts(tmp_path / "raw", {"a": self.part(tmp_path / "a", ["u0", "u1"]), "b": self.part(tmp_path / "b", ["u1"])})
         with pytest.raises(RecipeError, match="utterance u1 is in the part a, which makes train, and in b, which makes dev"):
             prepare_parts(tmp_path / "raw", tmp_path / "manifests", {"train": ["a"], "dev": ["b"]}, {}, 16000)
+
+    def test_the_same_audio_under_another_id_is_a_leak_too(self, tmp_path):
+        """By whatever path it is named; other times or another channel of it are something else."""
+        recordings, _ = self.part(tmp_path / "a", ["talk"])
+        (tmp_path / "link.wav").symlink_to(tmp_path / "a" / "talk.wav")
+        other = Recording.from_file(tmp_path / "link.wav", recording_id="other")
+
+        def said(id_, start, duration, of="other", channel=0):
+            return SupervisionSegment(id=id_, recording_id=of, start=start, duration=duration, text="ONE", channel=channel)
+
+        parts = {"a": (recordings, [said("u0", 0, 0.1, "talk"), said("u1", 0.1, 0.2, "talk"), said("u2", 0, 0.2, "talk")]),
+                 "b": ([other], [said("v0", 0.1, 0.1), said("v1", 0, 0.1, channel=1), said("v2", float("nan"), 0.1)])}
+        roles = {"train": ["a"], "test": ["b"]}
+        check_apart(parts, roles)
+        parts["b"][1].extend([said("v3", 0.1002, 0.1999), said("v4", 0, 0.2)])
+        with pytest.raises(RecipeError, match=r"utterance u1 of the part a, which makes train, is the same audio as v3 of b, "
+                                              r"which makes test \(2 of theirs are in both\): take it out of one of them"):
+            check_apart(parts, roles)
+        check_apart(parts, {"test-a": ["a"], "test-b": ["b"]})
+
+    @pytest.mark.parametrize("speakers", [["one"], [f"s{k}" for k in range(15)]])
+    def test_the_same_audio_under_two_ids_is_held_out_as_one(self, speakers):
+        cuts = [cut(f"{name}{k}", speakers[(k + shift) % len(speakers)], of=f"talk{k}")
+                for name, shift in (("u", 0), ("v", 1)) for k in range(30)]
+        for k, some in enumerate(cuts):
+            some.recording.sources[0].source = f"talk{k % 30}.wav"
+        dealt, by = hold_out(cuts, self.SHARES)
+        assert by == ("recording" if speakers == ["one"] else "speaker")
+        places = {part: {c.id[1:] for c in some} for part, some in dealt.items()}
+        assert sum(map(len, places.values())) == 30 and sorted(c.id for some in dealt.values() for c in some) == sorted(
+            c.id for c in cuts)
 
     def test_one_long_recording_leaves_training_what_it_had(self, new_recipe, tmp_path, capsys):
         table = csv_corpus(tmp_path / "corpus", 2)

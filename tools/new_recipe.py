@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Dict
 
 from kdlib.corpus_forms import read_corpus
-from kdlib.corpus_parts import (check_ids, check_trainable, checked_role, describe_holding, hold_out, part_roles,
+from kdlib.corpus_parts import (check_apart, check_trainable, checked_role, describe_holding, hold_out, part_roles,
                                 trainable)
 from kdlib.errors import RecipeError, run_main
 from kdlib.manifests import Skipped
@@ -115,7 +115,7 @@ def main():
     roles = part_roles(parts)
     if "train" not in roles:
         raise RecipeError(f"{source} has no part to train on, but {', '.join(parts)}: rename one, or leave the parts out")
-    check_ids(parts, roles)
+    check_apart(parts, roles)
     check_output(args.output)
     found = rates(recording for recordings, _ in parts.values() for recording in recordings)
     if not found:
