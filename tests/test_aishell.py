@@ -4,6 +4,7 @@ import gzip
 import http.server
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -134,6 +135,34 @@ def test_what_cannot_be_read_at_all_is_one_line(corpus, tmp_path):
     for path in (corpus / "wav" / "dev").rglob("*.wav"):
         path.unlink()
     assert "dev holds no recordings" in script("get_corpus.py", "--corpus-dir", corpus, cwd=tmp_path, code=1)
+
+
+def test_a_corpus_without_some_of_its_speakers_is_refused_by_their_names(corpus, tmp_path):
+    """As it is when not all archives of speakers were unpacked; --partial takes it."""
+    for speaker in ("S0002", "S0004"):
+        shutil.rmtree(corpus / "wav" / "train" / speaker)
+    (corpus / "wav" / "train" / "S0004").mkdir()
+    line = script("get_corpus.py", "--corpus-dir", corpus, cwd=tmp_path, code=1)
+    assert (f"{corpus / 'wav'} has no recording of 2 of 5 speakers (S0002, S0004): unpack data_aishell.tgz again, or take it "
+            "as it is with --partial") in line
+    (corpus / "wav" / "S0002.tar.gz").write_bytes(b"")
+    line = script("get_corpus.py", "--corpus-dir", corpus, cwd=tmp_path, code=1)
+    assert f"unpack the 1 archives of speakers in {corpus / 'wav'}, or" in line
+    run("aishell", tmp_path, "--corpus-dir", str(corpus.parent), "--partial", "--stop-stage", "1")
+    made = cuts(tmp_path, "train")
+    assert {cut["supervisions"][0]["speaker"] for cut in made.values()} == {"S0003"}
+    assert len(listed(tmp_path / "data" / "manifests")) == 60  # transcripts without a recording
+
+
+@pytest.mark.parametrize("options, report", [([], "RESULTS.md"), (["--partial"], "exp/RESULTS.md"),
+                                             (["--hours", "10"], "exp/RESULTS.md"), (["--test-hours", "1"], "exp/RESULTS.md")])
+def test_the_report_of_the_corpus_is_of_no_less(options, report):
+    """What run.sh would do, as its functions say once the options are read."""
+    recipe = LOCAL.parent
+    text = (recipe / "run.sh").read_text().replace("${BASH_SOURCE[0]}", str(recipe / "run.sh"))
+    text = text.replace('run_recipe "$@"', 'parse_options "$@"; echo "$report"')
+    ended = subprocess.run(["bash", "-c", text, "run.sh", *options], capture_output=True, text=True, cwd=recipe)
+    assert ended.stdout.split() == [report], ended.stderr
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
