@@ -17,6 +17,7 @@ from kdlib.corpus_forms import Part, named_apart, plain_name, read_manifests
 from kdlib.errors import RecipeError
 from kdlib.files import PathLike
 from kdlib.manifests import Skipped, SkippedFile, normalise_text
+from kdlib.options import require_not_negative, require_positive
 
 # Fewer groups than this are too few to hold some out: what is left would be another corpus.
 _LEAST_GROUPS = 10
@@ -260,8 +261,10 @@ def prepare_parts(corpus: PathLike, output: PathLike, parts: Mapping[str, Sequen
         hours: use only so much of train, and a quarter of it of each other part; 0 for all.
     Raises:
         RecipeError: a part is not there, or nothing in it can be used, or in train be trained on, or two roles share an
-            utterance.
+            utterance, or ``hours`` or ``jobs`` cannot be.
     """
+    require_not_negative(hours=hours)
+    require_positive(jobs=jobs)
     there = read_manifests(Path(corpus), Skipped())
     for role, names in parts.items():
         for name in names:

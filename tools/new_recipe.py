@@ -20,6 +20,7 @@ from kdlib.corpus_parts import (check_apart, check_trainable, checked_role, desc
                                 trainable)
 from kdlib.errors import RecipeError, run_main
 from kdlib.manifests import Skipped
+from kdlib.options import require_positive
 from kdlib.proposal import Proposal, propose, propose_rate
 from kdlib.survey import Speech, describe_survey, rates
 
@@ -103,6 +104,7 @@ def check_output(folder: Path) -> None:
 
 def main():
     args = get_args()
+    require_positive(jobs=args.jobs)
     folder = args.output / args.name
     if not re.fullmatch("[a-z0-9][a-z0-9_-]*", args.name):
         raise RecipeError(f"--name {args.name}: use small letters, digits, - and _")

@@ -22,6 +22,7 @@ from kdlib.corpus_parts import describe_holding, hold_out
 from kdlib.errors import RecipeError, run_main
 from kdlib.files import read_json
 from kdlib.manifests import BadAudio, Skipped, SkippedFile, describe, read_audio, write_manifests
+from kdlib.options import require_not_negative, require_positive
 from parts import PARTS, read_transcript, split_names
 
 SAMPLING_RATE = 16000
@@ -116,8 +117,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("data/manifests"), help="folder of the manifests")
     parser.add_argument("--jobs", type=int, default=2, help="processes or threads at once")
     options = parser.parse_args()
-    if options.jobs < 1 or options.max_utterances < 0:
-        raise RecipeError("--jobs must be at least 1 and --max-utterances 0 or more")
+    require_positive(jobs=options.jobs)
+    require_not_negative(max_utterances=options.max_utterances)
     corpus = read_json(options.corpus, REMEDY)
     root = Path(corpus["librispeech"])
     dev_parts = [] if options.dev_parts == HELD_OUT else options.dev_parts.split()
