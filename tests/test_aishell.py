@@ -208,6 +208,19 @@ def test_thousands_of_characters_are_tokens_and_no_others(tmp_path):
 
 
 @pytest.mark.slow
+def test_run_sh_trains_from_shards(corpus, tmp_path):
+    """Its stages hand the index of Shar features on in place of the cuts; nothing is learnt in three updates."""
+    words = ("--corpus-dir", str(corpus.parent), "--stop-stage", "4", "fbank.storage=shar", "fbank.shard_size=25",
+             "training.updates_per_epoch=3", "data.num_workers=0", "model.num_layers=1")
+    printed = run("aishell", tmp_path, *words)
+    fbank, done = tmp_path / "data" / "fbank", json.loads((tmp_path / "exp" / "teacher" / "done.json").read_text())
+    assert len(list((fbank / "train").glob("features.*.tar"))) == 8 and not (fbank / "cuts_train.jsonl.gz").exists()
+    assert "180 training cuts" in printed and done["updates"] == 3
+    assert f"[stage 4, train-teacher] reads conf/teacher.yaml, {fbank}/shar_train.json, " in printed
+    assert run("aishell", tmp_path, *words).count("done before, skipped") == 5
+
+
+@pytest.mark.slow
 def test_aishell_from_nothing_to_the_table(tmp_path):
     subprocess.run([sys.executable, mandarin.__file__, str(tmp_path / "corpus")], check=True)
     output = run("aishell", tmp_path, "--corpus-dir", str(tmp_path / "corpus"))
