@@ -109,6 +109,21 @@ def yesno_corpus(folder: Path) -> Path:
     return folder
 
 
+def commonvoice_corpus(folder: Path, columns: str) -> Path:
+    """In the layout of Common Voice, in MP3, of one language."""
+    clips = folder / "eu" / "clips"
+    clips.mkdir(parents=True)
+    rows = {part: [columns.split()] for part in ("train", "dev", "test")}
+    for speaker, name, words in utterances(2):
+        part = {SPEAKERS[1]: "dev", SPEAKERS[2]: "test"}.get(speaker, "train")
+        soundfile.write(clips / f"{name}.mp3", say(words, 32000), 32000, format="MP3")
+        values = {"client_id": speaker, "path": f"{name}.mp3", "sentence": f'"{" ".join(words)}'}  # an open quote is text
+        rows[part].append([values.get(column, "") for column in columns.split()])
+    for part, lines in rows.items():
+        (folder / "eu" / f"{part}.tsv").write_text("".join("\t".join(line) + "\n" for line in lines))
+    return folder
+
+
 @pytest.fixture(scope="module")
 def tool():
     spec = importlib.util.spec_from_file_location("new_recipe", ROOT / "tools" / "new_recipe.py")
@@ -152,6 +167,12 @@ def run_sh(folder: Path, *options) -> str:
     return done.stdout
 
 
+def stage_1(folder: Path) -> Path:
+    """The manifests that the recipe's stages 0 and 1 leave."""
+    run_sh(folder, "--stop-stage", "1", "--jobs", "1")
+    return folder / "data" / "manifests"
+
+
 class TestTheRecipe:
     @pytest.mark.parametrize("form", FORMS)
     def test_each_form_makes_a_small_folder_whose_settings_hold(self, new_recipe, tmp_path, form):
@@ -191,6 +212,18 @@ class TestTheRecipe:
             for decoded in ("decode", "decode-int8"):
                 summary = json.loads((exp / "export" / name / decoded / "summary.json").read_text())
                 assert list(summary["test_sets"]) == [test]
+
+    @pytest.mark.slow
+    @pytest.mark.skipif("MP3" not in soundfile.available_formats(), reason="this libsndfile writes no MP3")
+    def test_common_voice_by_lhotse(self, new_recipe, tmp_path):
+        columns = "client_id path sentence up_votes down_votes age gender accents locale segment"
+        with pytest.raises(RecipeError, match=r"cannot read .*old \(KeyError: 'variant'\): .* may be read from a table"):
+            new_recipe("--lhotse", "commonvoice", "--corpus-dir", commonvoice_corpus(tmp_path / "old", columns))
+        corpus = commonvoice_corpus(tmp_path / "new", f"{columns} variant")
+        output = new_recipe("--lhotse", "commonvoice", "--corpus-dir", corpus)
+        assert [line.split(" utt")[0] for line in output.splitlines()[:3]] == ["train: 20", "dev: 2", "eu-test: 2"]
+        assert "audio: 24 recordings of 32000 Hz, 1 channel" in output and "held out" not in output
+        assert len(CutSet.from_file(stage_1(new_recipe.folder) / "cuts_eu-test.jsonl.gz")) == 2
 
     def test_part_of_the_speech_fills_fewer_tokens(self, new_recipe, tmp_path):
         new_recipe("--csv", csv_corpus(tmp_path / "corpus", 4))

@@ -43,7 +43,7 @@ def read_lhotse(name: str, corpus: Path, jobs: int, skipped: Skipped) -> Dict[st
                 raise
             raise RecipeError(f"Lhotse's prepare_{name} cannot read {corpus} ({type(error).__name__}: "
                               f"{' '.join(str(error).split())[:300]}): is this the folder that it expects, and is it "
-                              "whole?") from None
+                              "whole? What it cannot read may be read from a table of the files (--csv)") from None
         parts = dict(_flat(prepared, "", skipped))
     if not parts:
         raise RecipeError(f"Lhotse's prepare_{name} found no recordings with supervisions in {corpus}")
