@@ -200,12 +200,15 @@ def speaker_of(cut: Cut) -> Optional[str]:
     return cut.supervisions[0].speaker or None
 
 
-def describe_holding(by: str, train: Iterable[Cut]) -> str:
-    """What to say of how :func:`hold_out` did it: by what, and why not by speaker, or who besides is in train."""
+def describe_holding(shares: Iterable[str], by: str, train: Iterable[Cut]) -> str:
+    """What to say of how :func:`hold_out` dealt out ``shares``: by what, and why not by speaker, or who besides is in
+    train."""
+    parts = list(shares)
+    said = f"{' and '.join(parts)} {'are' if len(parts) > 1 else 'is'} held out of train by {by}"
     if by != "speaker":
-        return f"{by}: there are too few known speakers, or one says too much, to hold some out"
+        return f"{said}: there are too few known speakers, or one says too much, to hold some out"
     unknown = sum(speaker_of(cut) is None for cut in train)
-    return by + (f"; {unknown} utterances whose speakers are not known are in train" if unknown else "")
+    return said + (f"; {unknown} utterances whose speakers are not known are in train" if unknown else "")
 
 
 def _deal(groups: Mapping[str, List[Cut]], shares: Mapping[str, float], total: float,
@@ -283,6 +286,6 @@ def prepare_parts(corpus: PathLike, output: PathLike, parts: Mapping[str, Sequen
         dealt = {role: cuts}
         if role == "train" and held_out:
             dealt, by = hold_out(cuts, held_out)
-            print(f"{', '.join(held_out)}: held out of train by {describe_holding(by, dealt['train'])}")
+            print(describe_holding(held_out, by, dealt["train"]))
         for part, some in dealt.items():
             write_cuts(output, part, CutSet.from_cuts(sorted(some, key=lambda cut: cut.id)))

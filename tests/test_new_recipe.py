@@ -258,11 +258,12 @@ class TestTheRecipe:
         assert "[stage 1, manifests] done before, skipped" in heard()[0]
         assert listed(new_recipe.folder / "data" / "corpus") == listed(new_recipe.folder / "data" / "manifests") == []
 
-    def test_an_existing_folder_is_left_alone(self, new_recipe, tmp_path):
+    def test_an_existing_folder_is_left_alone(self, new_recipe, tmp_path, monkeypatch):
         table = csv_corpus(tmp_path / "corpus", count=2)
         new_recipe.folder.mkdir()
         (new_recipe.folder / "mine.txt").write_text("years of work")
-        with pytest.raises(RecipeError, match="mine exists and is not overwritten"):
+        monkeypatch.chdir(new_recipe.folder.parents[1])
+        with pytest.raises(RecipeError, match="^egs/mine exists and is not overwritten"):
             new_recipe("--csv", table)
         assert [path.name for path in new_recipe.folder.iterdir()] == ["mine.txt"]
         assert [path.name for path in new_recipe.folder.parent.iterdir()] == ["mine"]
@@ -506,11 +507,12 @@ class TestHoldingOut:
         cuts = [cut(f"{speaker}-{k}", speaker) for speaker in map(str, range(20)) for k in range(5)]
         dealt, by = hold_out([*cuts, cut("somebody", unknown)], self.SHARES)
         assert by == "speaker" and shared_speakers(dealt) == {} and "somebody" in {c.id for c in dealt["train"]}
-        assert describe_holding(by, dealt["train"]) == "speaker; 1 utterances whose speakers are not known are in train"
+        assert describe_holding(self.SHARES, by, dealt["train"]) == (
+            "dev and test are held out of train by speaker; 1 utterances whose speakers are not known are in train")
 
     def test_speakers_of_one_utterance_each_are_speakers(self):
         dealt, by = hold_out([cut(f"{k}", f"s{k}") for k in range(30)], self.SHARES)
-        assert by == describe_holding(by, dealt["train"]) == "speaker"
+        assert by == "speaker" and describe_holding(["dev"], by, dealt["train"]) == "dev is held out of train by speaker"
 
     def test_parts_by_their_names(self):
         assert part_roles(["train_clean", "other", "Dev-A", "valid", "test_other", "eval92"]) == {

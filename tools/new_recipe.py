@@ -86,7 +86,7 @@ def write_recipe(folder: Path, values: Dict[str, object]) -> int:
         temporary.chmod(0o755)
         temporary.rename(folder)
     except FileExistsError:
-        raise RecipeError(f"{folder} exists: choose another --name, or remove it") from None
+        raise RecipeError(f"{os.path.relpath(folder)} exists: choose another --name, or remove it") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return lines
@@ -106,10 +106,11 @@ def main():
     args = get_args()
     require_positive(jobs=args.jobs)
     folder = args.output / args.name
+    shown = os.path.relpath(folder)
     if not re.fullmatch("[a-z0-9][a-z0-9_-]*", args.name):
         raise RecipeError(f"--name {args.name}: use small letters, digits, - and _")
     if folder.exists():
-        raise RecipeError(f"{folder} exists and is not overwritten: choose another --name, or remove it")
+        raise RecipeError(f"{shown} exists and is not overwritten: choose another --name, or remove it")
     form = next(name for name in FORMS if getattr(args, name))
     source, skipped = getattr(args, form), Skipped()
     where = f"{source} in {args.corpus_dir}" if form == "lhotse" else source
@@ -138,7 +139,7 @@ def main():
     if shares:
         dealt, by = hold_out(cuts["train"], shares)
         cuts.update(dealt)
-        print(f"{' and '.join(shares)} are held out of train by {describe_holding(by, cuts['train'])}")
+        print(describe_holding(shares, by, cuts["train"]))
     print(*describe_survey(parts.values(), cuts), "", sep="\n")
     proposal = propose(Speech.of(trainable(cuts["train"])).hours, [cut.supervisions[0].text for cut in cuts["train"]], found)
     print(*proposal.reasons, sep="\n")
@@ -149,7 +150,6 @@ def main():
         "variable": option.replace("-", "_"), "source": shlex.quote(str(corpus.resolve())),
         "arguments": f'--lhotse {source} --corpus-dir "$source"' if form == "lhotse" else f'--{form} "$source"',
         "import": _ONCE if form == "lhotse" else _EACH_TIME, "parts": roles, "held_out": shares})
-    shown = os.path.relpath(folder)
     print(f"wrote {shown}: {lines} lines. Next: {shown}/run.sh --smoke, then without --smoke")
 
 

@@ -148,7 +148,7 @@ def main() -> None:
         skipped.report(" and ".join(str(root / part) for part in parts))
         if name == "train" and not dev_parts:
             dealt, by = hold_out(list(cuts), {"dev": SHARE})
-            print(f"dev is held out of train by {describe_holding(by, dealt['train'])}")
+            print(describe_holding(["dev"], by, dealt["train"]))
             cuts = CutSet.from_cuts(sorted(dealt["train"], key=lambda cut: cut.id))
             write_cuts(options.output, "dev", CutSet.from_cuts(sorted(dealt["dev"], key=lambda cut: cut.id)))
         write_cuts(options.output, name, cuts)
