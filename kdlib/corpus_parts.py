@@ -165,15 +165,15 @@ def hold_out(cuts: Sequence[Cut], shares: Mapping[str, float]) -> Tuple[Dict[str
     the first of them does, so that no test is of what was trained on.
 
     Raises:
-        RecipeError: there are fewer cuts that training takes than parts.
+        RecipeError: of what training takes there are no more utterances, each counted once, than parts to hold out.
     """
     usable, other = trainable(cuts), untrainable(cuts)
-    if len(usable) <= len(shares):
-        raise RecipeError(f"{len(usable)} utterances that can be used are too few to hold {', '.join(shares)} out of them"
+    first = {_audio_of(cut): cut for cut in sorted(usable, key=lambda cut: cut.id, reverse=True)}
+    if len(first) <= len(shares):
+        raise RecipeError(f"{len(first)} utterances that can be used are too few to hold {', '.join(shares)} out of them"
                           + (f" (besides, there are {_counted(other)})" if other else "")
                           + ": mend the corpus (see what was skipped above) or add to it")
     left_out = {name for names in other.values() for name in names}
-    first = {_audio_of(cut): cut for cut in sorted(usable, key=lambda cut: cut.id, reverse=True)}
     ways: List[Tuple[str, Callable[[Cut], Optional[str]]]] = [
         ("speaker", speaker_of), ("recording", lambda cut: cut.supervisions[0].recording_id),
         ("utterance", lambda cut: cut.id)]
@@ -187,7 +187,7 @@ def hold_out(cuts: Sequence[Cut], shares: Mapping[str, float]) -> Tuple[Dict[str
             else:
                 groups[name].append(cut)
         # Recordings of one utterance each are dealt out as utterances.
-        if by != "utterance" and len(groups) < _LEAST_GROUPS or by == "recording" and len(groups) == len(usable):
+        if by != "utterance" and len(groups) < _LEAST_GROUPS or by == "recording" and len(groups) == len(first):
             continue
         dealt = _deal(groups, shares, sum(cut.duration for cut in usable), strict=by != "utterance")
         if dealt is not None:

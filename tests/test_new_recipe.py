@@ -601,10 +601,12 @@ class TestHoldingOut:
         for k, some in enumerate(cuts):
             some.recording.sources[0].source = f"talk{k % 30}.wav"
         dealt, by = hold_out(cuts, self.SHARES)
-        assert by == ("recording" if speakers == ["one"] else "speaker")
+        assert by == ("utterance" if speakers == ["one"] else "speaker")
         places = {part: {c.id[1:] for c in some} for part, some in dealt.items()}
         assert sum(map(len, places.values())) == 30 and sorted(c.id for some in dealt.values() for c in some) == sorted(
             c.id for c in cuts)
+        with pytest.raises(RecipeError, match="2 utterances that can be used are too few"):
+            hold_out([some for some in cuts if some.id[1:] in "01"], self.SHARES)
 
     def test_one_long_recording_leaves_training_what_it_had(self, new_recipe, tmp_path, capsys):
         table = csv_corpus(tmp_path / "corpus", 2)
