@@ -11,7 +11,7 @@ _UNKNOWN = 0x7FFFF000
 
 
 def cut_short(path: Path) -> Optional[str]:
-    """What is there of a WAV, RF64, W64, AIFF, AU, VOC, NIST or Ogg file that lacks its end, such as ``800 of 32044
+    """What is there of a WAV, RF64, W64, AIFF, CAF, AU, VOC, NIST or Ogg file that lacks its end, such as ``800 of 32044
     bytes``, to be read after "is cut short:"; None where nothing is known to be missing."""
     size = path.stat().st_size
     with open(path, "rb") as file:
@@ -26,6 +26,8 @@ def cut_short(path: Path) -> Optional[str]:
             promised = struct.unpack("<Q", head[16:24])[0]
         elif head[:4] == b"FORM" and head[8:12] in (b"AIFF", b"AIFC"):
             promised = _known(struct.unpack(">I", head[4:8])[0]) + 8
+        elif head[:4] == b"caff":
+            promised = _caf_end(file, size)
         elif head[:4] == b".snd" and len(head) >= 12:
             start, count = struct.unpack(">II", head[4:12])
             promised = start + _known(count)
@@ -64,6 +66,19 @@ def _wav_data(file: BinaryIO, size: int) -> Tuple[int, int]:
             _, long = struct.unpack("<QQ", file.read(16))
         place += 8 + count + count % 2
     return 8, whole
+
+
+def _caf_end(file: BinaryIO, size: int) -> int:
+    """Where the sound of a CAF file ends: a chunk has a name and eight bytes that count what follows; 0 where the recorder
+    did not know (-1)."""
+    place = 8
+    while place + 12 <= size:
+        file.seek(place)
+        name, count = struct.unpack(">4sq", file.read(12))
+        if name == b"data" or count < 0:
+            return place + 12 + count if count >= 0 else 0
+        place += 12 + count
+    return place
 
 
 def _voc_end(file: BinaryIO, place: int, size: int) -> int:

@@ -288,6 +288,10 @@ class FbankConfig:
         _require(all(factor > 0 for factor in self.speed_factors), "fbank.speed_factors", self.speed_factors,
                  "a list of numbers above 0")
 
+    def heard(self) -> Dict[str, Any]:
+        """What a model must always be given as it was in training: all that says which numbers come of a second of audio."""
+        return {key: getattr(self, key) for key in ("sampling_rate", "num_filters", "low_freq", "high_freq")}
+
 
 @dataclass
 class LangConfig:

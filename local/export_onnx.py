@@ -12,7 +12,7 @@ from kdlib.files import atomic_path, read_json, write_json
 from kdlib.lang import Lang
 from kdlib.model_card import DECODINGS, write_model_card
 from kdlib.sherpa import PARTS, seal, unfit
-from kdlib.training.checkpoint import load_averaged
+from kdlib.training.checkpoint import check_features, load_averaged
 
 
 def get_args():
@@ -38,17 +38,6 @@ def made_from(exp: Path):
     return list(dict.fromkeys(run["models"].values()))
 
 
-def check_features(fbank, model, name):
-    """A RecipeError where the model, or the runtime, does not hear such features."""
-    if fbank.num_filters != model.config.num_features:
-        raise RecipeError(f"{name} says num_filters {fbank.num_filters}, and the model was trained on "
-                          f"{model.config.num_features} (model.num_features): give the fbank settings of its stage 2")
-    heard = {key: getattr(fbank, key) for key in ("sampling_rate", "num_filters", "low_freq", "high_freq")}
-    if wrong := unfit(heard):
-        raise RecipeError(f"{name} says what no exported model can have ({wrong}): give the fbank settings of its stage 2")
-    return heard
-
-
 def forget_decodings(folder: Path):
     """Delete what local/decode_sherpa.py has written of the model that was here before."""
     for name, _ in DECODINGS:
@@ -67,7 +56,10 @@ def main():
     model, trained, which = load_averaged(args.exp, args.epoch, args.avg, tokens=lang.tokens)
     chunk = model.config.chunk_size if args.chunk_size is None else args.chunk_size
     left = model.config.left_context if args.left_context is None else args.left_context
-    heard = check_features(fbank, model, args.fbank_config)
+    check_features(args.exp, model, fbank.heard(), args.fbank_config)
+    if wrong := unfit(fbank.heard()):
+        raise RecipeError(f"{args.fbank_config} says what no exported model can have ({wrong}): give the fbank settings of "
+                          "its stage 2")
     worst = export_onnx(model, args.output, chunk, left)
     quantise(args.output)
     with atomic_path(args.output / "tokens.txt") as temporary:
@@ -76,7 +68,7 @@ def main():
              for suffix in ("", ".int8")}
     parameters = model.parameter_counts()["total"]
     about = {"model": args.exp.name, "parameters": parameters, **which, "chunk_size": chunk, "left_context": left,
-             **heard, "vocab_size": len(lang), "float32_bytes": sizes[""], "int8_bytes": sizes[".int8"],
+             **fbank.heard(), "vocab_size": len(lang), "float32_bytes": sizes[""], "int8_bytes": sizes[".int8"],
              "seed": trained.training.seed,
              "distillation": {term.name: term.weight for term in trained.loss.distill},
              "made_from": made_from(args.exp)}

@@ -18,7 +18,7 @@ from kdlib.config import FbankConfig, config_to_dict, load_config
 from kdlib.data import load_cuts, shar_index
 from kdlib.errors import RecipeError, run_main
 from kdlib.features import fbank_extractor, without_features
-from kdlib.files import atomic_path, content_digest
+from kdlib.files import atomic_path, content_digest, write_json
 from kdlib.options import require_positive
 from kdlib.processes import executor, usable_cores
 from kdlib.shar import read_index, write_index, write_shard
@@ -127,6 +127,7 @@ def main():
     made_of = {"config": config_to_dict(config), "manifests": {path.name: content_digest(path) for path in manifests}}
     shares = [] if args.part else finished_shares(args.output, made_of)
     folder = share_folder(args.output, args.part) if args.part else args.output
+    (args.output / "fbank.json").unlink(missing_ok=True)
     for manifest in manifests:
         part = manifest.name[len("cuts_"):-len(".jsonl.gz")]
         shar = part == "train" and config.storage == "shar"
@@ -157,7 +158,9 @@ def main():
         print(f"{part}: {len(cuts)} cuts, {hours:.2f} h, {config.num_filters} bins -> {path}")
     if args.part:
         finish_share(folder, made_of)
-    elif shares:
+        return
+    write_json(args.output / "fbank.json", config.heard())
+    if shares:
         shutil.rmtree(shares[0].parent)
 
 

@@ -261,7 +261,7 @@ prepare_features() {  # stage 2
   mapfile -t extra < <(settings fbank)
   # shellcheck disable=SC2046,SC2086  # names without spaces, to be split
   step fbank --conf "$(conf fbank.yaml)" --from 1 "${manifests[@]}" \
-    --makes "$(training_cuts)" $(cuts "$fbank" dev $test_sets $noise_cuts $unlabelled_cuts) -- \
+    --makes "$(training_cuts)" $(cuts "$fbank" dev $test_sets $noise_cuts $unlabelled_cuts) "$fbank/fbank.json" -- \
     python "$scripts/prepare_features.py" --manifests "$data/manifests" --output "$fbank" --config "$(conf fbank.yaml)" \
     --jobs "$jobs" "${extra[@]}"
 }

@@ -25,7 +25,7 @@ from kdlib.lang import Lang
 from kdlib.options import require_positive
 from kdlib.sherpa import tail
 from kdlib.streaming import StreamingRecogniser
-from kdlib.training.checkpoint import load_averaged
+from kdlib.training.checkpoint import check_features, load_averaged
 
 RUNTIME = "sherpa-onnx"  # whose tail and chunks
 MOST_TAIL = 60  # seconds
@@ -54,7 +54,7 @@ def seconds_of_tail(text: str) -> float:
     return seconds
 
 
-def feature_reader(args, chunk_size):
+def feature_reader(args, model, chunk_size):
     """A function from a cut to its features (T0, F)."""
     if args.tail is None:
         return load_features
@@ -62,6 +62,7 @@ def feature_reader(args, chunk_size):
     if args.fbank_config is None:
         raise RecipeError("--tail computes features: give --fbank-config conf/fbank.yaml")
     config = load_config(FbankConfig, args.fbank_config)
+    check_features(args.exp, model, config.heard(), args.fbank_config)
     rate, extractor = config.sampling_rate, fbank_extractor(config)
     silence = np.zeros(int(seconds * rate), dtype=np.float32)
     if args.tail == RUNTIME:
@@ -122,7 +123,7 @@ def main():
         recogniser = StreamingRecogniser(model, args.chunk_size, args.left_context, config)
     except ValueError as error:
         raise RecipeError(f"{args.exp}: {error}; give --chunk-size and --left-context") from None
-    read = feature_reader(args, recogniser.chunk_size)
+    read = feature_reader(args, model, recogniser.chunk_size)
     test_sets = load_test_sets(args, lang, recogniser.chunk_size)
     setting = (f"streaming-chunk-{recogniser.chunk_size}-left-{recogniser.left_context}-{search_setting(config)}"
                + ("" if args.tail is None else f"-tail-{args.tail}"))

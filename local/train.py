@@ -21,7 +21,7 @@ from kdlib.losses import SequenceLoss, find_loss
 from kdlib.options import require_positive
 from kdlib.planning import check_student
 from kdlib.shar import SharCuts
-from kdlib.training.checkpoint import begin_run, finished, load_averaged
+from kdlib.training.checkpoint import begin_run, check_features, finished, load_averaged
 from kdlib.training.loop import Trainer
 from kdlib.training.objective import loss_with_layers
 from kdlib.training.parallel import default_world_size, launch, training_device
@@ -139,11 +139,15 @@ def main():
     models = {role: path for role, path in (("init-from", args.init_from), ("teacher", args.teacher)) if path is not None}
     inputs.update((role, path / "done.json") for role, path in models.items())
     loaded = {path: load_averaged(path, tokens=lang.tokens)[0] for path in models.values()}
+    made_as = args.fbank / "fbank.json"  # not there beside features that stage 2 has not made
+    features = read_json(made_as, "run stage 2 again") if made_as.exists() else None
+    for path, model in loaded.items():
+        check_features(path, model, features or {"num_filters": num_features}, made_as if features else args.fbank)
     start = loaded[args.init_from] if args.init_from is not None and config.init.weights == "teacher" else None
     teacher = loaded.get(args.teacher)
     check_student(Transducer(config.model, len(lang)), config, start, teacher, str(args.config))
     begin_run(args.exp, config, {role: content_digest(path) for role, path in inputs.items()},
-              {role: path.name for role, path in models.items()})
+              {role: path.name for role, path in models.items()}, features)
     save_config(config, args.exp / "config.yaml")
     log = logging.FileHandler(args.exp / "train.log")
     log.setFormatter(logging.Formatter(line))

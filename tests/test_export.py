@@ -274,7 +274,7 @@ def test_what_cannot_be_exported(finished, exported, tmp_path):
     ({"kernel_size": 1}, [], "a model with kernel_size 1 cannot be exported"),
     ({}, ["--chunk-size", "100000"], "cannot be exported with chunk_size: 100000 frames: give fewer"),
     ({}, ["--left-context", "2000000"], "cannot be exported with left_context: 2000000 frames: give fewer"),
-    ({}, ["num_filters=40"], "fbank.yaml says num_filters 40, and the model was trained on 80"),
+    ({}, ["num_filters=40"], "exp was trained with 80: give the fbank settings of its stage 2"),
     ({}, ["sampling_rate=0"], "fbank.yaml says what no exported model can have (sampling_rate: 0)"),
     ({}, ["low_freq=9000"], "fbank.yaml says what no exported model can have (low_freq: 9000.0, high_freq: -400.0)"),
 ])
@@ -284,6 +284,23 @@ def test_what_is_refused_before_anything_is_written(finished, tmp_path, changes,
                   finished[0] / "fbank.yaml", "--output", tmp_path / "onnx", *words)
     assert done.returncode == 1 and said in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "onnx").exists()
+
+
+@pytest.mark.parametrize("name, own, other", [("sampling_rate", 16000, 8000), ("low_freq", 20.0, 0.0)])
+def test_features_other_than_those_of_the_training_are_refused(finished, tmp_path, name, own, other):
+    exp = tmp_path / "exp"
+    save_finished(exp, finished[1], finished[2])
+    write_json(exp / "run.json", {"config": {}, "inputs": {}, "models": {}, "features": FbankConfig().heard()})
+    (tmp_path / "fbank.yaml").write_text(f"{name}: {other}\n")
+    given = ["--exp", exp, "--lang", finished[0] / "lang", "--fbank-config", tmp_path / "fbank.yaml"]
+    for done in (script("export_onnx.py", *given, "--output", tmp_path / "onnx"),
+                 script("streaming_decode.py", *given, "--fbank", finished[0], "--config", finished[0] / "decode.yaml",
+                        "--test-sets", "test", "--tail", "0")):
+        assert done.returncode == 1 and "Traceback" not in done.stderr
+        assert f"fbank.yaml says {name} {other}, and {exp} was trained with {own}" in done.stderr
+    assert not (tmp_path / "onnx").exists()
+    (tmp_path / "fbank.yaml").write_text(f"{name}: {own}\n")
+    assert script("export_onnx.py", *given, "--output", tmp_path / "onnx").returncode == 0
 
 
 def test_an_export_deletes_what_an_export_wrote_and_no_more(finished, tmp_path):

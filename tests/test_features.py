@@ -13,6 +13,7 @@ from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
 
 from kdlib.config import FbankConfig
 from kdlib.errors import RecipeError
+from kdlib.files import read_json
 from kdlib.processes import executor
 from kdlib.shar import SharCuts
 from kdlib.shares import finish_share, finished_shares, parse_part, share_folder
@@ -51,6 +52,8 @@ def test_features_and_speeds(manifests):
     features = cuts[0].load_features()
     assert features.shape == (cuts[0].num_frames, 23) and np.isfinite(features).all()
     assert "train: 24 cuts" in done.stdout
+    assert read_json(manifests / "fbank" / "fbank.json", "") == {"sampling_rate": 16000, "num_filters": 23,
+                                                                 "low_freq": 20.0, "high_freq": -400.0}
 
 
 def test_a_corrupt_file_in_the_middle_is_left_out_and_named(manifests):

@@ -50,7 +50,8 @@ def test_sphere_is_refused_where_lhotse_would_call_a_shell(tmp_path, name):
 
 
 FORMATS = [("wav", "PCM_16"), ("wav", "IMA_ADPCM"), ("wavex", "PCM_24"), ("rf64", "PCM_16"), ("w64", "PCM_16"),
-           ("aiff", "PCM_16"), ("au", "PCM_16"), ("voc", "PCM_16"), ("nist", "PCM_16"), ("ogg", "VORBIS"), ("ogg", "OPUS")]
+           ("aiff", "PCM_16"), ("caf", "PCM_16"), ("au", "PCM_16"), ("voc", "PCM_16"), ("nist", "PCM_16"),
+           ("ogg", "VORBIS"), ("ogg", "OPUS")]
 
 
 @pytest.mark.parametrize("kind, subtype", FORMATS)

@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 from made_up import settings
 
-from kdlib.config import save_config
+from kdlib.config import FbankConfig, save_config
 from kdlib.files import content_digest, read_json, write_json
 from kdlib.training.checkpoint import begin_run
 
@@ -23,6 +24,7 @@ def fbank(corpus, tmp_path_factory):
     folder = tmp_path_factory.mktemp("fbank")
     for part, cuts in (("train", corpus[2]), ("dev", corpus[3])):
         cuts.to_file(folder / f"cuts_{part}.jsonl.gz")
+    write_json(folder / "fbank.json", FbankConfig(num_filters=16).heard())
     return folder
 
 
@@ -74,7 +76,17 @@ def test_the_teacher_may_be_the_first_of_the_chain(train, teacher_folder, studen
     assert done.returncode == 0, done.stderr
     run = read_json(tmp_path / "next" / "run.json", "")
     assert run["models"] == {"init-from": "student", "teacher": teacher_folder.name}
+    assert run["features"] == FbankConfig(num_filters=16).heard()
     assert run["inputs"]["teacher"] == content_digest(teacher_folder / "done.json") != run["inputs"]["init-from"]
+
+
+def test_a_teacher_of_other_features_is_refused(train, student, tmp_path):
+    shutil.copytree(student, tmp_path / "other")
+    run = read_json(student / "run.json", "")
+    write_json(tmp_path / "other" / "run.json", {**run, "features": {**run["features"], "high_freq": -200.0}})
+    refused(train(tmp_path / "next", settings(*SMALLER, "model.feedforward_dim=8"), init_from=student,
+                  teacher=tmp_path / "other"), f"fbank.json says high_freq -400.0, and {tmp_path / 'other'} was trained with "
+            "-200.0: give the fbank settings of its stage 2")
 
 
 def test_important_layers_are_chosen_once(train, teacher_folder, tmp_path):

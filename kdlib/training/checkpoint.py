@@ -110,7 +110,24 @@ def _epochs(exp: Path) -> str:
     return f"the epochs {', '.join(map(str, found))} in {exp}" if found else f"another folder ({exp} has no epochs)"
 
 
-def begin_run(exp: PathLike, config: TrainConfig, inputs: Dict[str, str], models: Dict[str, str]) -> None:
+def check_features(exp: PathLike, model: Transducer, heard: Dict[str, Any], source: PathLike) -> None:
+    """See that features are made as those that the model in ``exp`` was trained on, as far as is known.
+
+    Args:
+        heard: how they are made (``FbankConfig.heard``), which ``source`` says.
+    Raises:
+        RecipeError: the model was trained on others; the message names what differs.
+    """
+    record = Path(exp) / "run.json"
+    trained_on = read_json(record, f"train {exp} again").get("features") if record.exists() else None
+    for key, value in (trained_on or {"num_filters": model.config.num_features}).items():
+        if heard.get(key, value) != value:
+            raise RecipeError(f"{source} says {key} {heard.get(key)}, and {exp} was trained with {value}: give the fbank "
+                              "settings of its stage 2")
+
+
+def begin_run(exp: PathLike, config: TrainConfig, inputs: Dict[str, str], models: Dict[str, str],
+              features: Optional[Dict[str, Any]] = None) -> None:
     """Write down in ``run.json`` what a training is made of, and set aside what another config or other data made.
 
     Call it when nothing can refuse the training any more: what was there moves to ``before-N``, a folder of its own.
@@ -120,9 +137,10 @@ def begin_run(exp: PathLike, config: TrainConfig, inputs: Dict[str, str], models
         config: its settings.
         inputs: by the part each plays, a digest of what the training reads.
         models: by the part each plays, the name of a model that is among the inputs; another name is no other training.
+        features: what the features were made with (``FbankConfig.heard``), where that is known.
     """
     exp, record = Path(exp), Path(exp) / "run.json"
-    run = {"config": config_to_dict(config), "inputs": inputs, "models": models}
+    run = {"config": config_to_dict(config), "inputs": inputs, "models": models, "features": features}
     if record.exists():
         was = read_json(record, f"remove {exp}")
         same = was["inputs"] == inputs
