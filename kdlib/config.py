@@ -200,6 +200,14 @@ class DataConfig:
         _require(len(self.noise_snr) == 2 and self.noise_snr[0] <= self.noise_snr[1], "data.noise_snr", self.noise_snr,
                  "the lowest and the highest ratio, in dB")
 
+    def wrong_length(self, seconds: float) -> Optional[str]:
+        """Why training leaves out an utterance of that length, such as "longer than 30 s"; None where it does not."""
+        if not seconds >= self.min_seconds:  # nor does a length that is no number do
+            return f"shorter than {self.min_seconds:g} s"
+        if seconds > self.max_seconds:
+            return f"longer than {self.max_seconds:g} s"
+        return None
+
 
 @dataclass
 class TrainingConfig:

@@ -1,43 +1,57 @@
 """From a corpus on disk to checked cuts of its parts: train, dev and test sets, held out where the corpus has none."""
 
 import hashlib
+import os
 import re
 from collections import defaultdict
 from pathlib import Path
-from typing import Callable, Dict, Iterable, List, Mapping, Optional, Sequence, Set, Tuple
+from typing import Callable, Dict, Hashable, Iterable, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
 
-from lhotse import CutSet, RecordingSet, SupervisionSet
-from lhotse.cut import Cut
+from lhotse import CutSet, Recording, RecordingSet, SupervisionSet
+from lhotse.cut import Cut, MixedCut
+from lhotse.utils import to_list
 
 from kdlib.config import DataConfig
 from kdlib.corpus import checked_cuts, write_cuts
 from kdlib.corpus_forms import Part, named_apart, plain_name, read_manifests
 from kdlib.errors import RecipeError
 from kdlib.files import PathLike
-from kdlib.manifests import Skipped, normalise_text
+from kdlib.manifests import Skipped, SkippedFile, normalise_text
+from kdlib.options import require_not_negative, require_positive
 
 # Fewer groups than this are too few to hold some out: what is left would be another corpus.
 _LEAST_GROUPS = 10
-_LIMITS = DataConfig()
+_LIMITS = DataConfig()  # which a recipe may set otherwise, and then training counts and names what they leave out
 
 
-def trainable(seconds: float) -> bool:
-    """Whether training takes an utterance of that length, unless a recipe sets data.min_seconds or max_seconds."""
-    return _LIMITS.min_seconds <= seconds <= _LIMITS.max_seconds
+def trainable(cuts: Iterable[Cut]) -> List[Cut]:
+    """Those of the cuts that are neither too short nor too long for training."""
+    return [cut for cut in cuts if _LIMITS.wrong_length(cut.duration) is None]
 
 
-def check_trainable(cuts: Iterable[Cut], source: str) -> None:
+def untrainable(cuts: Iterable[Cut]) -> Dict[str, List[str]]:
+    """The ids of the others, by what is wrong with their length ("longer than 30 s")."""
+    found: Dict[str, List[str]] = {}
+    for cut in cuts:
+        reason = _LIMITS.wrong_length(cut.duration)
+        if reason is not None:
+            found.setdefault(reason, []).append(cut.id)
+    return found
+
+
+def _counted(found: Mapping[str, Sequence[str]]) -> str:
+    return " and ".join(f"{len(ids)} {reason}" for reason, ids in sorted(found.items()))
+
+
+def check_trainable(cuts: Sequence[Cut], source: str) -> None:
     """See that training takes one of the cuts, where there are any, at least.
 
     Raises:
         RecipeError: it takes none; the message says how many are too short or too long, and the remedy.
     """
-    seconds = [cut.duration for cut in cuts]
-    if seconds and not any(map(trainable, seconds)):
-        raise RecipeError(f"{source} has no utterance that can be trained on: of {len(seconds)}, "
-                          f"{sum(s < _LIMITS.min_seconds for s in seconds)} are shorter than {_LIMITS.min_seconds:g} s and "
-                          f"{sum(s > _LIMITS.max_seconds for s in seconds)} longer than {_LIMITS.max_seconds:g} s; cut long "
-                          "recordings into utterances")
+    if cuts and not trainable(cuts):
+        raise RecipeError(f"{source} has no utterance that can be trained on: of {len(cuts)} there are "
+                          f"{_counted(untrainable(cuts))}; cut long recordings into utterances")
 
 
 def part_roles(names: Iterable[str]) -> Dict[str, List[str]]:
@@ -63,23 +77,53 @@ def part_roles(names: Iterable[str]) -> Dict[str, List[str]]:
     return {**{role: parts for role, parts in roles.items() if parts}, **{role: [name] for name, role in named.items()}}
 
 
-def check_ids(parts: Mapping[str, Part], roles: Mapping[str, Sequence[str]]) -> None:
-    """See that no utterance of train or dev is in another role's parts too; test sets may share theirs.
+def check_apart(parts: Mapping[str, Part], roles: Mapping[str, Sequence[str]]) -> None:
+    """See that no utterance of train or dev is in another role's parts too, under its id or as the same audio under another
+    (the same channels and milliseconds of a file); test sets may share theirs.
 
     Raises:
         RecipeError: one is; the message names it, the parts and the remedy.
     """
-    first: Dict[str, Tuple[str, str]] = {}
+    first: Dict[Hashable, Tuple[str, str, str]] = {}
     for role, name in ((role, name) for role, names in roles.items() for name in names):
-        for segment in parts[name][1]:
-            other_role, other = first.setdefault(segment.id, (role, name))
-            if other_role == role or not {role, other_role} & {"train", "dev"}:
-                continue
-            both = len({s.id for s in parts[name][1]} & {s.id for s in parts[other][1]})
-            raise RecipeError(
-                f"the utterance {segment.id} is in the part {other}, which makes {other_role}, and in {name}, which makes "
-                f"{role} ({both} of theirs are in both): take it out of one of them, or leave out a part, since results on "
-                "what training has heard mean nothing; if they are two utterances, give each an id of its own")
+        for id_, audio in _ids_and_audio(parts[name]):
+            for kind, key in enumerate((id_, audio)):
+                other_role, other, other_id = first.setdefault(key, (role, name, id_))
+                if key is None or other_role == role or not {role, other_role} & {"train", "dev"}:
+                    continue
+                here, there = ({keys[kind] for keys in _ids_and_audio(parts[part])} for part in (name, other))
+                both = f"({len(here & there - {None})} of theirs are in both)"
+                remedy = ("take it out of one of them, or leave out a part, since results on what training has heard mean "
+                          "nothing")
+                if key == id_:
+                    raise RecipeError(f"the utterance {id_} is in the part {other}, which makes {other_role}, and in {name}, "
+                                      f"which makes {role} {both}: {remedy}; if they are two utterances, give each an id of "
+                                      "its own")
+                raise RecipeError(f"the utterance {other_id} of the part {other}, which makes {other_role}, is the same audio "
+                                  f"as {id_} of {name}, which makes {role} {both}: {remedy}")
+
+
+def _ids_and_audio(part: Part) -> Iterator[Tuple[str, Optional[Hashable]]]:
+    """Each utterance's id and what is heard in it."""
+    recordings = {recording.id: recording for recording in part[0]}
+    for segment in part[1]:
+        yield segment.id, _audio(recordings.get(segment.recording_id), to_list(segment.channel), segment.start, segment.end)
+
+
+def _audio(recording: Optional[Recording], channels: Sequence[int], start: float, end: float) -> Optional[Hashable]:
+    """What is heard there, by whatever path a file is named; None where no file or time tells."""
+    if recording is None or any(source.type != "file" for source in recording.sources):
+        return None
+    try:
+        return (*(os.path.realpath(source.source) for source in recording.sources), *channels,
+                round(1000 * start), round(1000 * min(end, recording.duration)))
+    except (ValueError, OverflowError):  # no number, or a name that no file can have
+        return None
+
+
+def _audio_of(cut: Cut) -> Hashable:
+    tracks = [track.cut for track in cut.tracks] if isinstance(cut, MixedCut) else [cut]
+    return _audio(tracks[0].recording, [track.channel for track in tracks], tracks[0].start, tracks[0].end) or cut.id
 
 
 def checked_role(parts: Mapping[str, Part], names: Sequence[str], sampling_rate: int, skipped: Skipped,
@@ -117,32 +161,33 @@ def hold_out(cuts: Sequence[Cut], shares: Mapping[str, float]) -> Tuple[Dict[str
     Whole speakers go to a part, so that a test set has none that training hears; where there are fewer than ten, whole
     recordings; where these are too few, utterances. Which ones depends on a hash of their names alone. The hours are those
     that training takes (:func:`trainable`): utterances of other lengths go to ``train``, where they do no harm and are
-    named, and so do those of unknown speakers where the others go by speaker.
+    named, and so do those of unknown speakers where the others go by speaker. The same audio under several ids goes where
+    the first of them does, so that no test is of what was trained on.
 
     Raises:
-        RecipeError: there are fewer cuts that training takes than parts.
+        RecipeError: of what training takes there are no more utterances, each counted once, than parts to hold out.
     """
-    usable = [cut for cut in cuts if trainable(cut.duration)]
-    if len(usable) <= len(shares):
-        other = len(cuts) - len(usable)
-        raise RecipeError(f"{len(usable)} utterances that can be used are too few to hold {', '.join(shares)} out of them"
-                          + (f" ({other} more are shorter than {_LIMITS.min_seconds:g} s or longer than "
-                             f"{_LIMITS.max_seconds:g} s)" if other else "")
+    usable, other = trainable(cuts), untrainable(cuts)
+    first = {_audio_of(cut): cut for cut in sorted(usable, key=lambda cut: cut.id, reverse=True)}
+    if len(first) <= len(shares):
+        raise RecipeError(f"{len(first)} utterances that can be used are too few to hold {', '.join(shares)} out of them"
+                          + (f" (besides, there are {_counted(other)})" if other else "")
                           + ": mend the corpus (see what was skipped above) or add to it")
+    left_out = {name for names in other.values() for name in names}
     ways: List[Tuple[str, Callable[[Cut], Optional[str]]]] = [
         ("speaker", speaker_of), ("recording", lambda cut: cut.supervisions[0].recording_id),
         ("utterance", lambda cut: cut.id)]
     for by, key in ways:
         groups: Dict[str, List[Cut]] = defaultdict(list)
-        train = [cut for cut in cuts if not trainable(cut.duration)]
+        train = [cut for cut in cuts if cut.id in left_out]
         for cut in usable:
-            name = key(cut)
+            name = key(first[_audio_of(cut)])
             if name is None:
                 train.append(cut)
             else:
                 groups[name].append(cut)
         # Recordings of one utterance each are dealt out as utterances.
-        if by != "utterance" and len(groups) < _LEAST_GROUPS or by == "recording" and len(groups) == len(usable):
+        if by != "utterance" and len(groups) < _LEAST_GROUPS or by == "recording" and len(groups) == len(first):
             continue
         dealt = _deal(groups, shares, sum(cut.duration for cut in usable), strict=by != "utterance")
         if dealt is not None:
@@ -155,12 +200,15 @@ def speaker_of(cut: Cut) -> Optional[str]:
     return cut.supervisions[0].speaker or None
 
 
-def describe_holding(by: str, train: Iterable[Cut]) -> str:
-    """What to say of how :func:`hold_out` did it: by what, and why not by speaker, or who besides is in train."""
+def describe_holding(shares: Iterable[str], by: str, train: Iterable[Cut]) -> str:
+    """What to say of how :func:`hold_out` dealt out ``shares``: by what, and why not by speaker, or who besides is in
+    train."""
+    parts = list(shares)
+    said = f"{' and '.join(parts)} {'are' if len(parts) > 1 else 'is'} held out of train by {by}"
     if by != "speaker":
-        return f"{by}: there are too few known speakers, or one says too much, to hold some out"
+        return f"{said}: there are too few known speakers, or one says too much, to hold some out"
     unknown = sum(speaker_of(cut) is None for cut in train)
-    return by + (f"; {unknown} utterances whose speakers are not known are in train" if unknown else "")
+    return said + (f"; {unknown} utterances whose speakers are not known are in train" if unknown else "")
 
 
 def _deal(groups: Mapping[str, List[Cut]], shares: Mapping[str, float], total: float,
@@ -198,7 +246,7 @@ def subset(part: Part, hours: float) -> Part:
     for segment in sorted(supervisions, key=lambda segment: _place(segment.id)):
         if seconds >= hours * 3600:
             break
-        if trainable(segment.duration):
+        if _LIMITS.wrong_length(segment.duration) is None:
             chosen.append(segment)
             seconds += segment.duration
     named = {segment.recording_id for segment in chosen}
@@ -216,16 +264,19 @@ def prepare_parts(corpus: PathLike, output: PathLike, parts: Mapping[str, Sequen
         hours: use only so much of train, and a quarter of it of each other part; 0 for all.
     Raises:
         RecipeError: a part is not there, or nothing in it can be used, or in train be trained on, or two roles share an
-            utterance.
+            utterance, or ``hours`` or ``jobs`` cannot be.
     """
+    require_not_negative(hours=hours)
+    require_positive(jobs=jobs)
     there = read_manifests(Path(corpus), Skipped())
     for role, names in parts.items():
         for name in names:
             if name not in there:
                 raise RecipeError(f"{corpus} holds no part {name}, which makes {role}: it holds {', '.join(sorted(there))}")
-    check_ids(there, parts)
+    check_apart(there, parts)
+    file = SkippedFile(output)
     for role, names in parts.items():
-        skipped = Skipped()
+        skipped = Skipped(file)
         wanted = hours if role == "train" else hours / 4
         some = {name: subset(there[name], wanted / len(names)) for name in names}
         cuts = checked_role(some, names, sampling_rate, skipped, normalise, jobs)
@@ -235,6 +286,6 @@ def prepare_parts(corpus: PathLike, output: PathLike, parts: Mapping[str, Sequen
         dealt = {role: cuts}
         if role == "train" and held_out:
             dealt, by = hold_out(cuts, held_out)
-            print(f"{', '.join(held_out)}: held out of train by {describe_holding(by, dealt['train'])}")
+            print(describe_holding(held_out, by, dealt["train"]))
         for part, some in dealt.items():
             write_cuts(output, part, CutSet.from_cuts(sorted(some, key=lambda cut: cut.id)))

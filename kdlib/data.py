@@ -178,10 +178,9 @@ def unusable(cut: Cut, lang: Lang, config: DataConfig, modified: bool) -> Option
         return "no features"
     if not text or not text.strip():
         return "empty transcript"
-    if cut.duration < config.min_seconds:
-        return f"shorter than {config.min_seconds} s"
-    if cut.duration > config.max_seconds:
-        return f"longer than {config.max_seconds} s"
+    reason = config.wrong_length(cut.duration)
+    if reason is not None:
+        return reason
     labels = len(lang.encode(text)) if modified else 1
     return None if subsampled_length(cut.num_frames) >= max(1, labels) else "too short for its labels"
 

@@ -52,6 +52,15 @@ def write_text(path: PathLike, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def update_file(path: PathLike, content: bytes) -> None:
+    """Write ``content`` to ``path`` atomically, unless it stands there already: whoever goes by the time of a file must not
+    take it for a new one."""
+    path = Path(path)
+    if not path.is_file() or path.read_bytes() != content:
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(content)
+
+
 def write_json(path: PathLike, value: Any) -> None:
     """Write ``value`` to ``path`` as indented JSON, atomically."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")

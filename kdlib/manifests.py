@@ -1,5 +1,6 @@
 """Lhotse manifests of checked recordings: what stage 1 of every recipe does alike."""
 
+import re
 from contextlib import contextmanager
 from pathlib import Path
 from typing import List, NamedTuple, Optional, Sequence, Tuple
@@ -8,17 +9,37 @@ import numpy as np
 
 from kdlib.audio_header import cut_short
 from kdlib.errors import RecipeError
-from kdlib.files import PathLike, atomic_path
+from kdlib.files import PathLike, atomic_path, update_file
 
 
 class BadAudio(Exception):
     """A recording that cannot be used; the message says why."""
 
 
-class Skipped:
-    """What was left out, and why: every item is counted, the first ones are named."""
+class SkippedFile:
+    """``skipped.txt`` in the folder of a stage's manifests, of all that the stage left out: for each item a line of where it
+    was, its name and the reason, with tabs between them. Where nothing was left out, there is no file."""
 
-    def __init__(self, shown: int = 10):
+    def __init__(self, folder: PathLike):
+        self.path = Path(folder) / "skipped.txt"
+        self._lines: List[str] = []
+
+    def add(self, where: str, items: Sequence[Tuple[str, str]]) -> None:
+        """Write these after what was added before; what an earlier run left there goes with the first call."""
+        self._lines += ["\t".join(re.sub(r"[\t\r\n]", " ", cell) for cell in (where, *item)) for item in items]
+        if self._lines:
+            # Names of files may be of any bytes.
+            update_file(self.path, "".join(f"{line}\n" for line in self._lines).encode("utf-8", "surrogateescape"))
+        else:
+            self.path.unlink(missing_ok=True)
+
+
+class Skipped:
+    """What was left out, and why: every item is counted, the first ones are named, and all stand in ``file``, if there is
+    one."""
+
+    def __init__(self, file: Optional[SkippedFile] = None, shown: int = 10):
+        self._file = file
         self._shown = shown
         self._items: List[Tuple[str, str]] = []
 
@@ -30,11 +51,14 @@ class Skipped:
         self._items.append((name, reason))
 
     def report(self, where: str) -> None:
-        """Print a line for each of the first items and one with the total; nothing when nothing was left out."""
+        """Print a line for each of the first items and one with the total, and list all in the file; print nothing when
+        nothing was left out."""
         for name, reason in self._items[: self._shown]:
             print(f"skipped {name}: {reason}")
+        if self._file is not None:
+            self._file.add(where, self._items)
         if self._items:
-            print(f"skipped {len(self._items)} in all of {where}")
+            print(f"skipped {len(self._items)} in all of {where}" + (f", see {self._file.path}" if self._file else ""))
 
 
 class AudioFormat(NamedTuple):

@@ -9,6 +9,7 @@ from lhotse import Recording, SupervisionSegment
 from lhotse.cut import Cut
 from lhotse.utils import to_list
 
+from kdlib.corpus_parts import trainable, untrainable
 from kdlib.scoring import UNSPACED
 
 _EDGES = (0.0, 0.5, 1, 2, 3, 4, 6, 8, 10, 15, 20, 25, 30)  # seconds
@@ -108,8 +109,10 @@ def overlapping(supervisions: Iterable[SupervisionSegment]) -> List[Tuple[str, s
 
 
 def rates(recordings: Iterable[Recording]) -> Counter:
-    """How many recordings there are of each (rate in Hz, channels)."""
-    return Counter((recording.sampling_rate, recording.num_channels) for recording in recordings)
+    """How many recordings there are of each (rate in Hz, channels); one that several parts have is one."""
+    different = {(recording.id, *(str(source.source) for source in recording.sources)): recording
+                 for recording in recordings}
+    return Counter((recording.sampling_rate, recording.num_channels) for recording in different.values())
 
 
 @dataclass
@@ -140,21 +143,22 @@ def shared_speakers(parts: Mapping[str, Sequence[Cut]]) -> Dict[str, List[str]]:
 
 
 def describe_survey(corpus: Iterable[Tuple[Iterable[Recording], Iterable[SupervisionSegment]]],
-                    parts: Mapping[str, Sequence[Cut]], shortest: float, longest: float) -> List[str]:
-    """The lines to print: ``corpus`` is its own parts, ``parts`` their checked cuts (at least one in all), and training
-    takes utterances of ``shortest`` to ``longest`` s."""
+                    parts: Mapping[str, Sequence[Cut]]) -> List[str]:
+    """The lines to print: ``corpus`` is its own parts, ``parts`` their checked cuts (at least one in all).
+
+    Test sets may share utterances: but for the lines of the parts, each counts once.
+    """
     corpus = list(corpus)
-    cuts = [cut for some in parts.values() for cut in some]
+    cuts = list({(cut.id, cut.duration, cut.supervisions[0].text): cut for some in parts.values() for cut in some}.values())
     lines = [f"{part}: {Speech.of(some)}" for part, some in parts.items()]
     lines += ["", "durations:", *histogram([cut.duration for cut in cuts]), ""]
-    for what, some in ((f"shorter than {shortest:g} s", [c.id for c in cuts if c.duration < shortest]),
-                       (f"longer than {longest:g} s", [c.id for c in cuts if c.duration > longest])):
-        if some:
-            lines.append(f"{len(some)} utterances {what}, which training leaves out: {_first(some)}")
+    # Those of test sets are decoded all the same.
+    for reason, ids in sorted(untrainable([*parts.get("train", ()), *parts.get("dev", ())]).items(), reverse=True):
+        lines.append(f"{len(ids)} utterances {reason}, which training leaves out: {_first(ids)}")
     found = rates(recording for recordings, _ in corpus for recording in recordings)
     lines.append("audio: " + "; ".join(f"{count:,} recordings of {rate} Hz, {channels} channel{'s' * (channels > 1)}"
                                        for (rate, channels), count in found.most_common()))
-    pairs = [pair for _, supervisions in corpus for pair in overlapping(supervisions)]
+    pairs = list(dict.fromkeys(pair for _, supervisions in corpus for pair in overlapping(supervisions)))
     if pairs:
         lines.append(f"{len(pairs)} pairs of utterances overlap in their recording: "
                      + _first([f"{a} and {b}" for a, b in pairs]))
@@ -168,8 +172,7 @@ def describe_survey(corpus: Iterable[Tuple[Iterable[Recording], Iterable[Supervi
                      + ", ".join(f"{character!r} in {100 * count / len(texts):.0f}%" for character, count in common.items())
                      + " of the transcripts")
     # What training leaves out it does not hear.
-    heard = [cut for cut in parts.get("train", ()) if shortest <= cut.duration <= longest]
-    for part, names in shared_speakers({**parts, "train": heard}).items():
+    for part, names in shared_speakers({**parts, "train": trainable(parts.get("train", ()))}).items():
         lines.append(f"{len(names)} speakers of {part} are in train too: {_first(names)}")
     return lines
 

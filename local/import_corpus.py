@@ -6,7 +6,8 @@ from pathlib import Path
 
 from kdlib.corpus_forms import read_corpus, write_parts
 from kdlib.errors import run_main
-from kdlib.manifests import Skipped
+from kdlib.manifests import Skipped, SkippedFile
+from kdlib.options import require_positive
 
 
 def main():
@@ -20,9 +21,10 @@ def main():
     parser.add_argument("--output", type=Path, required=True, help="folder of the manifests")
     parser.add_argument("--jobs", type=int, default=1, help="processes, where Lhotse's recipe uses several")
     args = parser.parse_args()
+    require_positive(jobs=args.jobs)
     name, source = next((name, value) for name, value in vars(args).items()
                         if name in ("kaldi", "manifests", "csv", "lhotse") and value)
-    skipped = Skipped()
+    skipped = Skipped(SkippedFile(args.output))
     parts = read_corpus(name, source, skipped, args.corpus_dir, args.jobs)
     write_parts(args.output, parts)
     for part, (recordings, supervisions) in parts.items():

@@ -19,6 +19,7 @@ from kdlib.data import load_cuts, shar_index
 from kdlib.errors import RecipeError, run_main
 from kdlib.features import fbank_extractor, without_features
 from kdlib.files import atomic_path, content_digest, write_json
+from kdlib.options import require_positive
 from kdlib.processes import executor, usable_cores
 from kdlib.shar import read_index, write_index, write_shard
 from kdlib.shares import finish_share, finished_shares, parse_part, share_folder
@@ -34,7 +35,9 @@ def get_args():
     parser.add_argument("--dask", metavar="ADDRESS", help="of a Dask scheduler, whose workers stand in this same folder; or "
                         "'local', for a cluster of JOBS processes on this machine")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
-    return parser.parse_args()
+    args = parser.parse_args()
+    require_positive(jobs=args.jobs)
+    return args
 
 
 def report_skipped(part: str, count: int, broken) -> None:

@@ -22,6 +22,7 @@ from kdlib.errors import RecipeError, run_main
 from kdlib.features import fbank_extractor
 from kdlib.files import write_json
 from kdlib.lang import Lang
+from kdlib.options import require_positive
 from kdlib.sherpa import tail
 from kdlib.streaming import StreamingRecogniser
 from kdlib.training.checkpoint import check_features, load_averaged
@@ -113,8 +114,7 @@ def decode(recogniser, cuts, read, num_streams, name, whole_chunks=False):
 
 def main():
     args = get_args()
-    if args.streams < 1:
-        raise RecipeError(f"--streams {args.streams}: give at least 1")
+    require_positive(streams=args.streams)
     config = decoding_config(args)
     lang = Lang(args.lang)
     model, _, which = load_averaged(args.exp, config.epoch, config.avg, tokens=lang.tokens)

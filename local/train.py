@@ -18,6 +18,7 @@ from kdlib.errors import RecipeError, run_main
 from kdlib.files import content_digest, read_json, write_json
 from kdlib.lang import Lang
 from kdlib.losses import SequenceLoss, find_loss
+from kdlib.options import require_positive
 from kdlib.planning import check_student
 from kdlib.shar import SharCuts
 from kdlib.training.checkpoint import begin_run, check_features, finished, load_averaged
@@ -97,8 +98,7 @@ def train(config, exp, lang, model, train_cuts, dev_cuts, noise, teacher, rank, 
 
 def main():
     args = get_args()
-    if args.world_size < 1:
-        raise RecipeError(f"--world-size must be at least 1, got {args.world_size}")
+    require_positive(world_size=args.world_size)
     # Processes are forked from this one, which is safe as long as it has not started threads.
     torch.set_num_threads(1)
     config = load_config(TrainConfig, args.config, args.overrides)

@@ -13,3 +13,10 @@ class Reasons(Skipped):
     def add(self, name, reason):
         super().add(name, reason)
         self.of[name] = reason
+
+
+def listed(folder):
+    """(where, name, reason) of each item that a stage's list names; none where there is no list."""
+    path = folder / "skipped.txt"
+    lines = path.read_bytes().decode("utf-8", "surrogateescape").splitlines() if path.exists() else []
+    return [tuple(line.split("\t")) for line in lines]

@@ -4,6 +4,7 @@ import gzip
 import http.server
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -15,6 +16,7 @@ import mandarin
 import numpy as np
 import pytest
 import soundfile
+from skipping import listed
 from test_recipes import MODELS, run
 
 from kdlib.config import LangConfig
@@ -97,6 +99,7 @@ def test_what_does_not_match_is_skipped_named_and_counted(corpus, tmp_path):
             ".*/S0099/.* is a second recording")):
         assert re.search(f"skipped {name}: .*{reason}", printed), printed
     assert "skipped 7 in all of" in printed and "skipped 2 in all of" in printed and printed.count("skipped ") == 9 + 2
+    assert {name for _, name, _ in listed(tmp_path / "data" / "manifests")} == set(names[:9])
     made = cuts(tmp_path, "train")
     assert set(made) == set(names[7:])
     spoken = {name: "".join(words) for name, _, words in mandarin.sentences("train")}
@@ -132,6 +135,34 @@ def test_what_cannot_be_read_at_all_is_one_line(corpus, tmp_path):
     for path in (corpus / "wav" / "dev").rglob("*.wav"):
         path.unlink()
     assert "dev holds no recordings" in script("get_corpus.py", "--corpus-dir", corpus, cwd=tmp_path, code=1)
+
+
+def test_a_corpus_without_some_of_its_speakers_is_refused_by_their_names(corpus, tmp_path):
+    """As it is when not all archives of speakers were unpacked; --partial takes it."""
+    for speaker in ("S0002", "S0004"):
+        shutil.rmtree(corpus / "wav" / "train" / speaker)
+    (corpus / "wav" / "train" / "S0004").mkdir()
+    line = script("get_corpus.py", "--corpus-dir", corpus, cwd=tmp_path, code=1)
+    assert (f"{corpus / 'wav'} has no recording of 2 of 5 speakers (S0002, S0004): unpack data_aishell.tgz again, or take it "
+            "as it is with --partial") in line
+    (corpus / "wav" / "S0002.tar.gz").write_bytes(b"")
+    line = script("get_corpus.py", "--corpus-dir", corpus, cwd=tmp_path, code=1)
+    assert f"unpack the 1 archives of speakers in {corpus / 'wav'}, or" in line
+    run("aishell", tmp_path, "--corpus-dir", str(corpus.parent), "--partial", "--stop-stage", "1")
+    made = cuts(tmp_path, "train")
+    assert {cut["supervisions"][0]["speaker"] for cut in made.values()} == {"S0003"}
+    assert len(listed(tmp_path / "data" / "manifests")) == 60  # transcripts without a recording
+
+
+@pytest.mark.parametrize("options, report", [([], "RESULTS.md"), (["--partial"], "exp/RESULTS.md"),
+                                             (["--hours", "10"], "exp/RESULTS.md"), (["--test-hours", "1"], "exp/RESULTS.md")])
+def test_the_report_of_the_corpus_is_of_no_less(options, report):
+    """What run.sh would do, as its functions say once the options are read."""
+    recipe = LOCAL.parent
+    text = (recipe / "run.sh").read_text().replace("${BASH_SOURCE[0]}", str(recipe / "run.sh"))
+    text = text.replace('run_recipe "$@"', 'parse_options "$@"; echo "$report"')
+    ended = subprocess.run(["bash", "-c", text, "run.sh", *options], capture_output=True, text=True, cwd=recipe)
+    assert ended.stdout.split() == [report], ended.stderr
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -174,6 +205,19 @@ def test_thousands_of_characters_are_tokens_and_no_others(tmp_path):
         assert len(ids) == len(text) and lang.decode(ids) == text and lang.unknown(text) == []
     other = texts[0] + "鿿"
     assert lang.encode(other)[-1] == 2 and lang.unknown(other) == ["鿿"] and lang.decode(lang.encode(other)) == texts[0]
+
+
+@pytest.mark.slow
+def test_run_sh_trains_from_shards(corpus, tmp_path):
+    """Its stages hand the index of Shar features on in place of the cuts; nothing is learnt in three updates."""
+    words = ("--corpus-dir", str(corpus.parent), "--stop-stage", "4", "fbank.storage=shar", "fbank.shard_size=25",
+             "training.updates_per_epoch=3", "data.num_workers=0", "model.num_layers=1")
+    printed = run("aishell", tmp_path, *words)
+    fbank, done = tmp_path / "data" / "fbank", json.loads((tmp_path / "exp" / "teacher" / "done.json").read_text())
+    assert len(list((fbank / "train").glob("features.*.tar"))) == 8 and not (fbank / "cuts_train.jsonl.gz").exists()
+    assert "180 training cuts" in printed and done["updates"] == 3
+    assert f"[stage 4, train-teacher] reads conf/teacher.yaml, {fbank}/shar_train.json, " in printed
+    assert run("aishell", tmp_path, *words).count("done before, skipped") == 5
 
 
 @pytest.mark.slow

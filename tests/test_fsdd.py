@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from skipping import listed
 
 soundfile = pytest.importorskip("soundfile")
 
@@ -204,6 +205,7 @@ def test_damaged_takes_are_skipped_named_and_counted(made_up, tmp_path):
         assert f"skipped {name}: " in ended.stdout
         assert all(name not in used(tmp_path, part) for part in ("train", "dev", "test", "test-unseen"))
     assert "skipped 3 in all" in ended.stdout and "2997 takes" in ended.stdout
+    assert len(listed(tmp_path / "data" / "manifests")) == 3
 
 
 def test_empty_and_half_copied_folders_are_one_line(made_up, tmp_path):

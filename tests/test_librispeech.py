@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from skipping import listed
 from test_recipes import check_results
 from test_recipes import run as run_recipe
 
@@ -122,11 +123,13 @@ class TestStages0And1:
         assert "speech are missing" in said
         said = prepare(cwd).stdout
         assert set(cuts(cwd, "noise")) == {"music-fma-0000", "noise-fma-0000"} and "skipped music-fma-0001: " in said
+        assert [name for _, name, _ in listed(cwd / "data" / "manifests")] == ["music-fma-0001"]
         find(tree, "--parts", "train-clean-100 dev-clean train-other-500")
         chosen = ["--train-parts", "train-clean-100", "--test-sets", "train-other-500", "--max-utterances", "3"]
         prepare(cwd, *chosen)
         assert sorted(path.name for path in (cwd / "data" / "manifests").glob("cuts_*")) == [
             "cuts_dev.jsonl.gz", "cuts_train-other-500.jsonl.gz", "cuts_train.jsonl.gz"]
+        assert listed(cwd / "data" / "manifests") == []
         assert set(cuts(cwd, "train")) == {"19-198-0000", "19-198-0002", "26-495-0001"}
 
     def test_what_cannot_be_used_is_skipped_named_and_counted(self, tree):

@@ -5,9 +5,10 @@ import struct
 import numpy as np
 import pytest
 import soundfile
+from skipping import listed
 
 from kdlib.audio_header import cut_short
-from kdlib.manifests import BadAudio, check_audio, read_audio, read_header
+from kdlib.manifests import BadAudio, Skipped, SkippedFile, check_audio, read_audio, read_header
 
 RATE = 16000
 NOISE = 0.1 * np.random.default_rng(1).standard_normal(5 * RATE)  # longer than a block
@@ -99,3 +100,33 @@ def test_what_a_wav_file_says_of_itself(tmp_path, content, said):
     (tmp_path / "a.wav").write_bytes(content)
     found = cut_short(tmp_path / "a.wav")
     assert found is None if said is None else found.startswith(said)
+
+
+def leave_out(folder, **items):
+    """What a stage does that leaves out these items, (name, reason) each, of several sources."""
+    file = SkippedFile(folder)
+    for where, some in items.items():
+        skipped = Skipped(file)
+        for name, reason in some:
+            skipped.add(name, reason)
+        skipped.report(where)
+
+
+def test_all_that_was_left_out_stands_in_a_file(tmp_path, capsys):
+    """Not the first ones alone."""
+    empty = [(f"u{number}", "its transcript is empty") for number in range(25)]
+    leave_out(tmp_path, train=[*empty, ("a\tb", "two\nlines"), ("\udcff.wav", "x")], dev=[], test=empty[:1])
+    assert listed(tmp_path) == [*(("train", *item) for item in empty), ("train", "a b", "two lines"),
+                                ("train", "\udcff.wav", "x"), ("test", *empty[0])]
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[9:11] == ["skipped u9: its transcript is empty", f"skipped 27 in all of train, see {tmp_path}/skipped.txt"]
+    leave_out(tmp_path, train=[], dev=[])
+    assert list(tmp_path.iterdir()) == [] and capsys.readouterr().out == ""
+
+
+def test_the_file_is_a_new_one_when_it_says_something_new(tmp_path):
+    times = []
+    for reason in ("is missing", "is missing", "is empty"):
+        leave_out(tmp_path, corpus=[("a", reason)])
+        times.append((tmp_path / "skipped.txt").stat().st_mtime_ns)
+    assert times[0] == times[1] < times[2]

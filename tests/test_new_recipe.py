@@ -17,17 +17,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lhotse import CutSet, MonoCut, Recording, RecordingSet, SupervisionSegment, SupervisionSet
 from lhotse.audio import AudioSource
-from skipping import Reasons
+from skipping import Reasons, listed
 
 from kdlib.config import (DecodeConfig, FbankConfig, LangConfig, ProgressiveConfig, TrainConfig, load_config)
 from kdlib.corpus_forms import read_corpus, read_manifests, write_parts
-from kdlib.corpus_parts import (check_ids, checked_role, describe_holding, hold_out, part_roles, prepare_parts,
+from kdlib.corpus_parts import (check_apart, checked_role, describe_holding, hold_out, part_roles, prepare_parts,
                                 subset)
 from kdlib.errors import RecipeError
 from kdlib.manifests import Skipped
 from kdlib.planning import measure_model
 from kdlib.proposal import propose, propose_rate, propose_tokens
-from kdlib.survey import common_punctuation, histogram, odd_characters, overlapping, shared_speakers, unspaced
+from kdlib.survey import (common_punctuation, describe_survey, histogram, odd_characters, overlapping, shared_speakers,
+                          unspaced)
 
 soundfile = pytest.importorskip("soundfile")
 ROOT = Path(__file__).resolve().parents[1]
@@ -108,6 +109,21 @@ def yesno_corpus(folder: Path) -> Path:
     return folder
 
 
+def commonvoice_corpus(folder: Path, columns: str) -> Path:
+    """In the layout of Common Voice, in MP3, of one language."""
+    clips = folder / "eu" / "clips"
+    clips.mkdir(parents=True)
+    rows = {part: [columns.split()] for part in ("train", "dev", "test")}
+    for speaker, name, words in utterances(2):
+        part = {SPEAKERS[1]: "dev", SPEAKERS[2]: "test"}.get(speaker, "train")
+        soundfile.write(clips / f"{name}.mp3", say(words, 32000), 32000, format="MP3")
+        values = {"client_id": speaker, "path": f"{name}.mp3", "sentence": f'"{" ".join(words)}'}  # an open quote is text
+        rows[part].append([values.get(column, "") for column in columns.split()])
+    for part, lines in rows.items():
+        (folder / "eu" / f"{part}.tsv").write_text("".join("\t".join(line) + "\n" for line in lines))
+    return folder
+
+
 @pytest.fixture(scope="module")
 def tool():
     spec = importlib.util.spec_from_file_location("new_recipe", ROOT / "tools" / "new_recipe.py")
@@ -151,6 +167,12 @@ def run_sh(folder: Path, *options) -> str:
     return done.stdout
 
 
+def stage_1(folder: Path) -> Path:
+    """The manifests that the recipe's stages 0 and 1 leave."""
+    run_sh(folder, "--stop-stage", "1", "--jobs", "1")
+    return folder / "data" / "manifests"
+
+
 class TestTheRecipe:
     @pytest.mark.parametrize("form", FORMS)
     def test_each_form_makes_a_small_folder_whose_settings_hold(self, new_recipe, tmp_path, form):
@@ -191,6 +213,18 @@ class TestTheRecipe:
                 summary = json.loads((exp / "export" / name / decoded / "summary.json").read_text())
                 assert list(summary["test_sets"]) == [test]
 
+    @pytest.mark.slow
+    @pytest.mark.skipif("MP3" not in soundfile.available_formats(), reason="this libsndfile writes no MP3")
+    def test_common_voice_by_lhotse(self, new_recipe, tmp_path):
+        columns = "client_id path sentence up_votes down_votes age gender accents locale segment"
+        with pytest.raises(RecipeError, match=r"cannot read .*old \(KeyError: 'variant'\): .* may be read from a table"):
+            new_recipe("--lhotse", "commonvoice", "--corpus-dir", commonvoice_corpus(tmp_path / "old", columns))
+        corpus = commonvoice_corpus(tmp_path / "new", f"{columns} variant")
+        output = new_recipe("--lhotse", "commonvoice", "--corpus-dir", corpus)
+        assert [line.split(" utt")[0] for line in output.splitlines()[:3]] == ["train: 20", "dev: 2", "eu-test: 2"]
+        assert "audio: 24 recordings of 32000 Hz, 1 channel" in output and "held out" not in output
+        assert len(CutSet.from_file(stage_1(new_recipe.folder) / "cuts_eu-test.jsonl.gz")) == 2
+
     def test_part_of_the_speech_fills_fewer_tokens(self, new_recipe, tmp_path):
         new_recipe("--csv", csv_corpus(tmp_path / "corpus", 4))
         prepare = new_recipe.folder / "local" / "prepare_manifests.py"
@@ -216,16 +250,20 @@ class TestTheRecipe:
         else:
             file.unlink()
         assert file.name not in heard()[1]
+        assert any(file.stem in name for stage in ("corpus", "manifests")
+                   for _, name, _ in listed(new_recipe.folder / "data" / stage))
         file.write_bytes(content)
         output, names = heard()
         assert file.name in names and "[stage 1, manifests] runs again because of: data/corpus/*" in output
         assert "[stage 1, manifests] done before, skipped" in heard()[0]
+        assert listed(new_recipe.folder / "data" / "corpus") == listed(new_recipe.folder / "data" / "manifests") == []
 
-    def test_an_existing_folder_is_left_alone(self, new_recipe, tmp_path):
+    def test_an_existing_folder_is_left_alone(self, new_recipe, tmp_path, monkeypatch):
         table = csv_corpus(tmp_path / "corpus", count=2)
         new_recipe.folder.mkdir()
         (new_recipe.folder / "mine.txt").write_text("years of work")
-        with pytest.raises(RecipeError, match="mine exists and is not overwritten"):
+        monkeypatch.chdir(new_recipe.folder.parents[1])
+        with pytest.raises(RecipeError, match="^egs/mine exists and is not overwritten"):
             new_recipe("--csv", table)
         assert [path.name for path in new_recipe.folder.iterdir()] == ["mine.txt"]
         assert [path.name for path in new_recipe.folder.parent.iterdir()] == ["mine"]
@@ -245,6 +283,17 @@ class TestTheRecipe:
         shown = subprocess.run(["bash", "-c", source + '; echo "$source"'],
                                capture_output=True, text=True, cwd=tmp_path).stdout
         assert shown == f"{table}\n" and not list(tmp_path.rglob("ran"))
+
+    def test_a_place_where_its_run_sh_would_not_run_is_refused(self, tool, tmp_path, monkeypatch, capsys):
+        table = csv_corpus(tmp_path / "corpus", count=2)
+        (tmp_path / "house" / "local").mkdir(parents=True)
+        (tmp_path / "house" / "local" / "recipe.sh").write_text("")
+        for output, lacks in ((tmp_path / "recipes", tmp_path / "local" / "recipe.sh"),
+                              (tmp_path / "house" / "egs", tmp_path / "house" / "tools" / "activate.sh")):
+            monkeypatch.setattr(sys, "argv", ["new_recipe.py", "--name", "mine", "--csv", str(table), "--output", str(output)])
+            with pytest.raises(RecipeError, match=f"--output {output}: .* needs {lacks}, which is missing: leave the option "):
+                tool.main()
+            assert not output.exists() and "decode" not in capsys.readouterr().err  # said before hours of work
 
     def test_an_error_is_one_line(self, tmp_path):
         done = subprocess.run([sys.executable, str(ROOT / "tools" / "new_recipe.py"), "--name", "mine", "--csv",
@@ -286,6 +335,20 @@ class TestTheSurvey:
             for name in ("text", "utt2spk", "segments"):
                 (folder / name).write_text("".join(f"{part}-{line}\n" for line in (folder / name).read_text().splitlines()))
         assert "pairs of utterances overlap" not in new_recipe("--kaldi", tmp_path / "corpus")
+
+    def test_each_utterance_counts_once_and_where_it_is_left_out(self):
+        """Two test sets of one talk, which share an utterance; and one too long, that tests decode all the same."""
+        recordings, supervisions = [cut("a").recording], {
+            name: [SupervisionSegment(id=id_, recording_id="a", start=begin, duration=2, text="A") for id_, begin in times]
+            for name, times in (("one", [("x", 0), ("y", 1)]), ("two", [("x", 0), ("y", 1), ("z", 9)]))}
+        parts = {"train": [cut("t"), cut("short", seconds=0.15)], "dev": [cut("d", seconds=31.0)],
+                 "one": [cut("x"), cut("y")], "two": [cut("x"), cut("y"), cut("z", seconds=40.0)]}
+        lines = describe_survey([(recordings, some) for some in supervisions.values()], parts)
+        assert sum(map(int, re.findall(r"^ *[0-9.]+ - +[0-9.]* s +(\d+)", "\n".join(lines), re.MULTILINE))) == 6
+        assert "1 utterances longer than 30 s, which training leaves out: d" in lines
+        assert "1 utterances shorter than 0.2 s, which training leaves out: short" in lines
+        assert "audio: 1 recordings of 16000 Hz, 1 channel" in lines
+        assert "1 pairs of utterances overlap in their recording: x and y" in lines
 
     def test_punctuation_that_is_common_is_one_line(self, new_recipe, tmp_path):
         table = csv_corpus(tmp_path / "corpus", 2)
@@ -429,8 +492,9 @@ class TestHoldingOut:
         dealt, _ = hold_out(cuts, self.SHARES)
         assert {part: len(some) for part, some in dealt.items()} == {"train": 26, "dev": 3, "test": 3}
         assert {"session", "click"} <= {c.id for c in dealt["train"]}
-        with pytest.raises(RecipeError, match=r"2 utterances that can be used are too few .* \(1 more are shorter than"):
-            hold_out([cut("a"), cut("b"), cut("c", seconds=40.0)], self.SHARES)
+        with pytest.raises(RecipeError, match=r"2 utterances that can be used are too few .* \(besides, there are 1 "
+                                              r"longer than 30 s and 1 shorter than 0.2 s\)"):
+            hold_out([cut("a"), cut("b"), cut("c", seconds=40.0), cut("d", seconds=0.1)], self.SHARES)
 
     def test_each_part_gets_an_utterance_however_they_last(self):
         for names in ("abc", "abd", "bce", "xyz"):
@@ -443,11 +507,12 @@ class TestHoldingOut:
         cuts = [cut(f"{speaker}-{k}", speaker) for speaker in map(str, range(20)) for k in range(5)]
         dealt, by = hold_out([*cuts, cut("somebody", unknown)], self.SHARES)
         assert by == "speaker" and shared_speakers(dealt) == {} and "somebody" in {c.id for c in dealt["train"]}
-        assert describe_holding(by, dealt["train"]) == "speaker; 1 utterances whose speakers are not known are in train"
+        assert describe_holding(self.SHARES, by, dealt["train"]) == (
+            "dev and test are held out of train by speaker; 1 utterances whose speakers are not known are in train")
 
     def test_speakers_of_one_utterance_each_are_speakers(self):
         dealt, by = hold_out([cut(f"{k}", f"s{k}") for k in range(30)], self.SHARES)
-        assert by == describe_holding(by, dealt["train"]) == "speaker"
+        assert by == "speaker" and describe_holding(["dev"], by, dealt["train"]) == "dev is held out of train by speaker"
 
     def test_parts_by_their_names(self):
         assert part_roles(["train_clean", "other", "Dev-A", "valid", "test_other", "eval92"]) == {
@@ -477,6 +542,7 @@ class TestHoldingOut:
         prepare_parts(tmp_path / "raw", tmp_path / "manifests", {"train": ["a", "b"]}, {}, 16000)
         output = capsys.readouterr().out
         assert "skipped u1: a second utterance of this id" in output
+        assert listed(tmp_path / "manifests")[-1] == (f"{tmp_path / 'raw'}, train", "u1", "a second utterance of this id")
         assert "cuts_train.jsonl.gz: 3 utterances" in output
         cuts = CutSet.from_file(tmp_path / "manifests" / "cuts_train.jsonl.gz")
         assert {c.id: Path(c.recording.sources[0].source).parent.name for c in cuts} == {"u0": "a", "u1": "a", "u2": "b"}
@@ -500,14 +566,47 @@ class TestHoldingOut:
         leak = any(a[1] == b[1] and a[0] != b[0] and {a[0], b[0]} & {"train", "dev"} for a in placed for b in placed)
         if leak:
             with pytest.raises(RecipeError, match=r"the utterance u\d is in the part"):
-                check_ids(parts, roles)
+                check_apart(parts, roles)
         else:
-            check_ids(parts, roles)
+            check_apart(parts, roles)
 
     def test_a_leak_is_refused_by_the_recipe_too(self, tmp_path):
         write_parts(tmp_path / "raw", {"a": self.part(tmp_path / "a", ["u0", "u1"]), "b": self.part(tmp_path / "b", ["u1"])})
         with pytest.raises(RecipeError, match="utterance u1 is in the part a, which makes train, and in b, which makes dev"):
             prepare_parts(tmp_path / "raw", tmp_path / "manifests", {"train": ["a"], "dev": ["b"]}, {}, 16000)
+
+    def test_the_same_audio_under_another_id_is_a_leak_too(self, tmp_path):
+        """By whatever path it is named; other times or another channel of it are something else."""
+        recordings, _ = self.part(tmp_path / "a", ["talk"])
+        (tmp_path / "link.wav").symlink_to(tmp_path / "a" / "talk.wav")
+        other = Recording.from_file(tmp_path / "link.wav", recording_id="other")
+
+        def said(id_, start, duration, of="other", channel=0):
+            return SupervisionSegment(id=id_, recording_id=of, start=start, duration=duration, text="ONE", channel=channel)
+
+        parts = {"a": (recordings, [said("u0", 0, 0.1, "talk"), said("u1", 0.1, 0.2, "talk"), said("u2", 0, 0.2, "talk")]),
+                 "b": ([other], [said("v0", 0.1, 0.1), said("v1", 0, 0.1, channel=1), said("v2", float("nan"), 0.1)])}
+        roles = {"train": ["a"], "test": ["b"]}
+        check_apart(parts, roles)
+        parts["b"][1].extend([said("v3", 0.1002, 0.1999), said("v4", 0, 0.2)])
+        with pytest.raises(RecipeError, match=r"utterance u1 of the part a, which makes train, is the same audio as v3 of b, "
+                                              r"which makes test \(2 of theirs are in both\): take it out of one of them"):
+            check_apart(parts, roles)
+        check_apart(parts, {"test-a": ["a"], "test-b": ["b"]})
+
+    @pytest.mark.parametrize("speakers", [["one"], [f"s{k}" for k in range(15)]])
+    def test_the_same_audio_under_two_ids_is_held_out_as_one(self, speakers):
+        cuts = [cut(f"{name}{k}", speakers[(k + shift) % len(speakers)], of=f"talk{k}")
+                for name, shift in (("u", 0), ("v", 1)) for k in range(30)]
+        for k, some in enumerate(cuts):
+            some.recording.sources[0].source = f"talk{k % 30}.wav"
+        dealt, by = hold_out(cuts, self.SHARES)
+        assert by == ("utterance" if speakers == ["one"] else "speaker")
+        places = {part: {c.id[1:] for c in some} for part, some in dealt.items()}
+        assert sum(map(len, places.values())) == 30 and sorted(c.id for some in dealt.values() for c in some) == sorted(
+            c.id for c in cuts)
+        with pytest.raises(RecipeError, match="2 utterances that can be used are too few"):
+            hold_out([some for some in cuts if some.id[1:] in "01"], self.SHARES)
 
     def test_one_long_recording_leaves_training_what_it_had(self, new_recipe, tmp_path, capsys):
         table = csv_corpus(tmp_path / "corpus", 2)
@@ -529,8 +628,8 @@ class TestHoldingOut:
         for k in range(4):
             soundfile.write(tmp_path / "wav" / f"{k}.wav", say(["ONE"] * 120), 16000)
         (tmp_path / "corpus.csv").write_text("".join(f"wav/{k}.wav,one,anna\n" for k in range(4)))
-        with pytest.raises(RecipeError, match="corpus.csv has no utterance that can be trained on: of 4, 0 are shorter than "
-                                              "0.2 s and 4 longer than 30 s; cut long recordings into utterances"):
+        with pytest.raises(RecipeError, match="corpus.csv has no utterance that can be trained on: of 4 there are 4 longer "
+                                              "than 30 s; cut long recordings into utterances"):
             new_recipe("--csv", tmp_path / "corpus.csv")
         assert not new_recipe.folder.exists()
 

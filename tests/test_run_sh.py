@@ -60,6 +60,7 @@ write = lambda path, text: (path.parent.mkdir(parents=True, exist_ok=True), path
 SCRIPTS = {  # what each stage leaves behind, and nothing else
     "local/prepare_features.py": """
 for cuts in value("--manifests").glob("cuts_*"): write(value("--output") / cuts.name, cuts.read_text())
+write(value("--output") / "fbank.json", "")
 """,
     "local/prepare_lang.py": """
 for name in ("bpe.model", "tokens.txt"): write(value("--output") / name, value("--cuts").read_text())

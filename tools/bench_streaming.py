@@ -25,6 +25,7 @@ import numpy as np
 
 from kdlib.errors import RecipeError, run_main
 from kdlib.files import read_json, write_text
+from kdlib.options import require_positive
 from kdlib.sherpa import decode_ready, make_recognizer, read_model, tail
 
 # Torch and lhotse are imported where they are used: a process that measures sherpa-onnx holds neither.
@@ -50,8 +51,7 @@ def get_args():
     args.exp, args.data = ((given or args.recipe / name).resolve() for given, name in ((args.exp, "exp"), (args.data, "data")))
     if not (args.exp / "export").is_dir():
         raise RecipeError(f"{args.exp / 'export'} is missing: run stage 9 of the recipe")
-    if args.repeats < 1 or args.utterances < 1:
-        raise RecipeError("--repeats and --utterances must be at least 1")
+    require_positive(repeats=args.repeats, utterances=args.utterances)
     args.models = args.models or ["teacher", *last_stage(args.exp / "export")]
     if args.test_set is None:
         summary = read_json(args.exp / "export" / args.models[0] / "decode" / "summary.json", "run stage 9 of the recipe")

@@ -32,6 +32,7 @@ from kdlib.data import feature_statistics
 from kdlib.errors import RecipeError, run_main
 from kdlib.files import read_json, write_json, write_text
 from kdlib.lang import Lang
+from kdlib.options import require_positive
 from kdlib.planning import FRAMES_A_SECOND, measure_model
 from kdlib.report import describe_machine, markdown_table
 from kdlib.training.loop import Trainer
@@ -60,9 +61,8 @@ def get_args() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, help="a file for the tables in Markdown")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     args = parser.parse_args()
-    for name in ("hours", "updates", "warm_up", "tokens_per_second", "world_size"):
-        if not getattr(args, name) > 0:
-            raise RecipeError(f"--{name.replace('_', '-')} {getattr(args, name)} is not positive")
+    require_positive(**{name: getattr(args, name) for name in ("hours", "updates", "warm_up", "tokens_per_second",
+                                                               "vocab_size", "world_size")})
     if not (args.recipe / "conf").is_dir():
         raise RecipeError(f"{args.recipe} is no recipe: give its folder, such as egs/librispeech")
     return args

@@ -15,16 +15,17 @@ import tempfile
 from pathlib import Path
 from typing import Dict
 
-from kdlib.config import DataConfig
 from kdlib.corpus_forms import read_corpus
-from kdlib.corpus_parts import (check_ids, check_trainable, checked_role, describe_holding, hold_out, part_roles,
+from kdlib.corpus_parts import (check_apart, check_trainable, checked_role, describe_holding, hold_out, part_roles,
                                 trainable)
 from kdlib.errors import RecipeError, run_main
 from kdlib.manifests import Skipped
+from kdlib.options import require_positive
 from kdlib.proposal import Proposal, propose, propose_rate
 from kdlib.survey import Speech, describe_survey, rates
 
 ROOT = Path(__file__).resolve().parent.parent
+TARGET = ROOT / "egs"
 TEMPLATE = ROOT / "tools" / "recipe_template"
 FORMS = ("kaldi", "manifests", "csv", "lhotse")
 # How run.sh runs stage 0. The audio that a table, Kaldi or manifests name may stand anywhere, so that a stamp cannot tell
@@ -48,7 +49,7 @@ def get_args():
     form.add_argument("--csv", metavar="FILE", help="audio path, text, speaker; a first row may name the columns")
     form.add_argument("--lhotse", metavar="NAME", help="a corpus that Lhotse prepares; with --corpus-dir")
     parser.add_argument("--corpus-dir", type=Path, help="folder of the corpus that Lhotse is to prepare")
-    parser.add_argument("--output", type=Path, default=ROOT / "egs", help="where the recipe's folder goes (egs)")
+    parser.add_argument("--output", type=Path, default=TARGET, help="where the recipe's folder goes (egs)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes that decode audio (all cores)")
     return parser.parse_args()
 
@@ -85,23 +86,31 @@ def write_recipe(folder: Path, values: Dict[str, object]) -> int:
         temporary.chmod(0o755)
         temporary.rename(folder)
     except FileExistsError:
-        raise RecipeError(f"{folder} exists: choose another --name, or remove it") from None
+        raise RecipeError(f"{os.path.relpath(folder)} exists: choose another --name, or remove it") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return lines
 
 
-def trainable_hours(cuts) -> float:
-    return Speech.of([cut for cut in cuts if trainable(cut.duration)]).hours
+def check_output(folder: Path) -> None:
+    """See that the run.sh of a recipe in ``folder`` would find the stages that all recipes share."""
+    house = folder.resolve().parent
+    for name in ("local/recipe.sh", "tools/activate.sh"):
+        if not (house / name).is_file():
+            raise RecipeError(f"--output {folder}: a recipe there would not run, since its run.sh needs {house / name}, which "
+                              f"is missing: leave the option out, which takes {os.path.relpath(TARGET)}, or give a folder "
+                              "beside local/ and tools/ of a checkout")
 
 
 def main():
     args = get_args()
+    require_positive(jobs=args.jobs)
     folder = args.output / args.name
+    shown = os.path.relpath(folder)
     if not re.fullmatch("[a-z0-9][a-z0-9_-]*", args.name):
         raise RecipeError(f"--name {args.name}: use small letters, digits, - and _")
     if folder.exists():
-        raise RecipeError(f"{folder} exists and is not overwritten: choose another --name, or remove it")
+        raise RecipeError(f"{shown} exists and is not overwritten: choose another --name, or remove it")
     form = next(name for name in FORMS if getattr(args, name))
     source, skipped = getattr(args, form), Skipped()
     where = f"{source} in {args.corpus_dir}" if form == "lhotse" else source
@@ -109,7 +118,8 @@ def main():
     roles = part_roles(parts)
     if "train" not in roles:
         raise RecipeError(f"{source} has no part to train on, but {', '.join(parts)}: rename one, or leave the parts out")
-    check_ids(parts, roles)
+    check_apart(parts, roles)
+    check_output(args.output)
     found = rates(recording for recordings, _ in parts.values() for recording in recordings)
     if not found:
         skipped.report(where)
@@ -122,17 +132,16 @@ def main():
             raise RecipeError(f"{source} has no utterance that can be used in {', '.join(names)}, which makes {role}: mend "
                               "what was skipped above, or leave the part out")
     check_trainable(cuts["train"], str(source))
-    hours = trainable_hours(cuts["train"])
+    hours = Speech.of(trainable(cuts["train"])).hours
     tests = [role for role in roles if role not in ("train", "dev")]
     shares = {part: round(min(_SHARE, _MOST_HOURS / max(hours, 0.01)), 4)
               for part in (("dev",) if "dev" not in roles else ()) + (("test",) if not tests else ())}
     if shares:
         dealt, by = hold_out(cuts["train"], shares)
         cuts.update(dealt)
-        print(f"{' and '.join(shares)} are held out of train by {describe_holding(by, cuts['train'])}")
-    limits = DataConfig()
-    print(*describe_survey(parts.values(), cuts, limits.min_seconds, limits.max_seconds), "", sep="\n")
-    proposal = propose(trainable_hours(cuts["train"]), [cut.supervisions[0].text for cut in cuts["train"]], found)
+        print(describe_holding(shares, by, cuts["train"]))
+    print(*describe_survey(parts.values(), cuts), "", sep="\n")
+    proposal = propose(Speech.of(trainable(cuts["train"])).hours, [cut.supervisions[0].text for cut in cuts["train"]], found)
     print(*proposal.reasons, sep="\n")
     corpus = args.corpus_dir if form == "lhotse" else Path(source)
     option = "csv" if form == "csv" else "corpus-dir"  # not the form's name: $manifests is recipe.sh's
@@ -141,7 +150,6 @@ def main():
         "variable": option.replace("-", "_"), "source": shlex.quote(str(corpus.resolve())),
         "arguments": f'--lhotse {source} --corpus-dir "$source"' if form == "lhotse" else f'--{form} "$source"',
         "import": _ONCE if form == "lhotse" else _EACH_TIME, "parts": roles, "held_out": shares})
-    shown = os.path.relpath(folder)
     print(f"wrote {shown}: {lines} lines. Next: {shown}/run.sh --smoke, then without --smoke")
 
 

@@ -5,15 +5,20 @@ source "$(dirname "${BASH_SOURCE[0]}")/../../local/recipe.sh"
 recipe=aishell
 test_sets="test"
 path_option corpus-dir "folder that holds data_aishell, where it is on this machine; without it stage 0 downloads 15 GB"
+flag partial "take a corpus whose speakers are not all there as it is"
 option hours 0 0.1 "hours of training speech to use, chosen evenly; 0 for all"
 option test-hours 0 0.04 "the same of dev and of test"
+
+settle() {  # RESULTS.md is of the whole corpus
+  if [[ $partial || $hours != 0 || $test_hours != 0 ]]; then subset=yes; fi
+}
 
 get_corpus() {
   local folder=()
   if [[ -d $corpus_dir ]]; then folder=(--conf "$corpus_dir"); fi
   step corpus "${folder[@]}" --makes "$data/corpus.json" -- \
     python local/get_corpus.py --download "$data/download" --output "$data/corpus.json" \
-    ${corpus_dir:+--corpus-dir "$corpus_dir"}
+    ${partial:+--partial} ${corpus_dir:+--corpus-dir "$corpus_dir"}
 }
 
 make_manifests() {

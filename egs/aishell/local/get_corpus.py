@@ -1,9 +1,11 @@
 """Stage 0: find AISHELL-1 at --corpus-dir, or let Lhotse download it from OpenSLR."""
 
 import argparse
+import re
 import tarfile
 import zlib
 from pathlib import Path
+from typing import List, Tuple
 
 from lhotse.recipes import download_aishell
 
@@ -14,10 +16,21 @@ PARTS = ("train", "dev", "test")
 URL = "https://www.openslr.org/resources"
 
 
-def find_corpus(folder: Path) -> Path:
+def silent_speakers(data: Path, transcript: Path) -> Tuple[List[str], int]:
+    """The speakers that the transcripts name (S0002 of BAC009S0002W0122) and no part has a recording of; and how many
+    speakers they name in all."""
+    lines = transcript.read_text(encoding="utf-8", errors="replace").splitlines()
+    named = {found[1] for found in (re.match(r"\S*(S\d{4})W\d+\s", line) for line in lines) if found}
+    heard = {folder.name for part in PARTS for folder in (data / "wav" / part).iterdir()
+             if next(folder.glob("*.wav"), None) is not None}
+    return sorted(named - heard), len(named)
+
+
+def find_corpus(folder: Path, partial: bool) -> Path:
     """Return the folder data_aishell, ``folder`` itself or in it; RecipeError when something of it is missing.
 
-    Whether every recording can be read, and has its transcript, is looked at in stage 1.
+    With ``partial`` speakers may be missing. Whether every recording can be read, and has its transcript, is looked at in
+    stage 1.
     """
     if not folder.is_dir():
         raise RecipeError(f"{folder} is no folder: give the one that holds data_aishell as --corpus-dir, or none to "
@@ -29,11 +42,17 @@ def find_corpus(folder: Path) -> Path:
     transcript = data / "transcript" / "aishell_transcript_v0.8.txt"
     if not transcript.is_file():
         raise RecipeError(f"{transcript} is missing: unpack data_aishell.tgz again")
+    packed = len(list((data / "wav").glob("*.tar.gz")))
+    remedy = f"unpack the {packed} archives of speakers in {data / 'wav'}" if packed else "unpack data_aishell.tgz again"
     for part in PARTS:
         if next((data / "wav" / part).glob("*/*.wav"), None) is None:
-            packed = len(list((data / "wav").glob("*.tar.gz")))
-            raise RecipeError(f"{data / 'wav' / part} holds no recordings (SPEAKER/ID.wav): unpack "
-                              + (f"the {packed} archives of speakers there" if packed else "data_aishell.tgz again"))
+            raise RecipeError(f"{data / 'wav' / part} holds no recordings (SPEAKER/ID.wav): {remedy}")
+    silent, speakers = silent_speakers(data, transcript)
+    if silent and not partial:
+        raise RecipeError(f"{data / 'wav'} has no recording of {len(silent)} of {speakers} speakers ({', '.join(silent[:3])}"
+                          f"{' ...' if len(silent) > 3 else ''}): {remedy}, or take it as it is with --partial")
+    if silent:
+        print(f"{len(silent)} of {speakers} speakers have no recording: {', '.join(silent)}")
     return data
 
 
@@ -53,11 +72,12 @@ def download(target: Path, url: str) -> Path:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--corpus-dir", type=Path, help="folder that holds data_aishell, when it is on this machine already")
+    parser.add_argument("--partial", action="store_true", help="take a corpus that lacks speakers")
     parser.add_argument("--url", default=URL, help="where OpenSLR's resources are")
     parser.add_argument("--download", type=Path, default=Path("data/download"), help="where the download goes")
     parser.add_argument("--output", type=Path, default=Path("data/corpus.json"), help="says where the corpus is")
     options = parser.parse_args()
-    data = find_corpus(options.corpus_dir or download(options.download, options.url))
+    data = find_corpus(options.corpus_dir or download(options.download, options.url), options.partial)
     print(f"read {data}: transcripts, and recordings of {', '.join(PARTS)}")
     write_json(options.output, {"data_aishell": str(data)})
     print(f"wrote {options.output}")

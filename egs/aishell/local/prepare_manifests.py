@@ -15,7 +15,8 @@ from lhotse.recipes.aishell import text_normalize
 from kdlib.corpus import checked_cuts, write_cuts
 from kdlib.errors import RecipeError, run_main
 from kdlib.files import read_json
-from kdlib.manifests import BadAudio, Skipped, describe, read_header
+from kdlib.manifests import BadAudio, Skipped, SkippedFile, describe, read_header
+from kdlib.options import require_not_negative, require_positive
 
 PARTS = ("train", "dev", "test")
 SAMPLING_RATE = 16000
@@ -103,13 +104,11 @@ def main() -> None:
     parser.add_argument("--test-hours", type=float, default=0, help="the same of dev and of test")
     parser.add_argument("--jobs", type=int, default=2, help="processes at once")
     options = parser.parse_args()
-    for name in ("hours", "test_hours"):
-        if not getattr(options, name) >= 0:
-            raise RecipeError(f"--{name.replace('_', '-')} {getattr(options, name)} is not 0 or more")
-    if options.jobs < 1:
-        raise RecipeError("--jobs must be at least 1")
+    require_not_negative(hours=options.hours, test_hours=options.test_hours)
+    require_positive(jobs=options.jobs)
     data = Path(read_json(options.corpus, _REMEDY)["data_aishell"])
-    skipped = {part: Skipped() for part in ("", *PARTS)}
+    file = SkippedFile(options.output)
+    skipped = {part: Skipped(file) for part in ("", *PARTS)}
     texts = read_transcripts(data / "transcript" / "aishell_transcript_v0.8.txt", skipped[""])
     found = find_recordings(data, texts, skipped)
     skipped[""].report(str(data / "transcript"))

@@ -27,7 +27,8 @@ from tqdm import tqdm
 
 from kdlib.errors import RecipeError, run_main
 from kdlib.files import read_json
-from kdlib.manifests import BadAudio, Skipped, describe, read_audio, write_manifests
+from kdlib.manifests import BadAudio, Skipped, SkippedFile, describe, read_audio, write_manifests
+from kdlib.options import require_not_negative, require_positive
 from kdlib.processes import end_with_parent
 from strings import expected_seconds, join, plan
 from takes import SAMPLING_RATE, SPEAKERS, Take, split
@@ -91,9 +92,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=2, help="processes at once; the result does not depend on it")
     options = parser.parse_args()
-    for name in ("hours", "test_words", "jobs"):
-        if not getattr(options, name) > 0:
-            raise RecipeError(f"--{name.replace('_', '-')} {getattr(options, name)} is not positive")
+    require_positive(hours=options.hours, test_words=options.test_words, jobs=options.jobs)
+    require_not_negative(seed=options.seed)
     if not 0 <= options.voice_spread < 0.5:
         raise RecipeError(f"--voice-spread {options.voice_spread} is not between 0 and 0.5")
 
@@ -101,7 +101,7 @@ def main() -> None:
     recordings = Path(read_json(options.corpus, remedy)["recordings"])
     if not recordings.is_dir():
         raise RecipeError(f"{recordings}, named in {options.corpus}, is no folder any more: {remedy}")
-    skipped = Skipped()
+    skipped = Skipped(SkippedFile(options.output))
     samples = read_takes(recordings, skipped)
     print(f"read {recordings}: {len(samples)} takes")
     skipped.report(str(recordings))

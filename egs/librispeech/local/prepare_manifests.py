@@ -21,7 +21,8 @@ from kdlib.corpus import checked_cuts, write_cuts
 from kdlib.corpus_parts import describe_holding, hold_out
 from kdlib.errors import RecipeError, run_main
 from kdlib.files import read_json
-from kdlib.manifests import BadAudio, Skipped, describe, read_audio, write_manifests
+from kdlib.manifests import BadAudio, Skipped, SkippedFile, describe, read_audio, write_manifests
+from kdlib.options import require_not_negative, require_positive
 from parts import PARTS, read_transcript, split_names
 
 SAMPLING_RATE = 16000
@@ -86,7 +87,7 @@ def within_alphabet(name: str, cuts: CutSet, skipped: Skipped) -> CutSet:
     return cuts
 
 
-def write_noise(musan: Path, output: Path, jobs: int) -> None:
+def write_noise(musan: Path, output: Path, jobs: int, file: SkippedFile) -> None:
     """MUSAN's sounds, each a cut."""
     def check(path: Path):
         try:
@@ -94,7 +95,7 @@ def write_noise(musan: Path, output: Path, jobs: int) -> None:
         except BadAudio as error:
             return str(error)
 
-    skipped, described = Skipped(), []
+    skipped, described = Skipped(file), []
     paths = sorted(path for part in ("music", "speech", "noise") for path in (musan / part).rglob("*.wav"))
     with ThreadPoolExecutor(jobs) as pool:
         for path, found in zip(paths, pool.map(check, paths)):
@@ -116,8 +117,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("data/manifests"), help="folder of the manifests")
     parser.add_argument("--jobs", type=int, default=2, help="processes or threads at once")
     options = parser.parse_args()
-    if options.jobs < 1 or options.max_utterances < 0:
-        raise RecipeError("--jobs must be at least 1 and --max-utterances 0 or more")
+    require_positive(jobs=options.jobs)
+    require_not_negative(max_utterances=options.max_utterances)
     corpus = read_json(options.corpus, REMEDY)
     root = Path(corpus["librispeech"])
     dev_parts = [] if options.dev_parts == HELD_OUT else options.dev_parts.split()
@@ -125,8 +126,9 @@ def main() -> None:
     wanted = {"train": options.train_parts.split(), **({"dev": dev_parts} if dev_parts else {}),
               **{part: [part] for part in options.test_sets.split()}}
     sets: Dict[str, Optional[str]] = {}
+    file = SkippedFile(options.output)
     for name, parts in wanted.items():
-        skipped = Skipped()
+        skipped = Skipped(file)
         recordings: List[Recording] = []
         segments: List[SupervisionSegment] = []
         for part in parts:
@@ -146,12 +148,12 @@ def main() -> None:
         skipped.report(" and ".join(str(root / part) for part in parts))
         if name == "train" and not dev_parts:
             dealt, by = hold_out(list(cuts), {"dev": SHARE})
-            print(f"dev is held out of train by {describe_holding(by, dealt['train'])}")
+            print(describe_holding(["dev"], by, dealt["train"]))
             cuts = CutSet.from_cuts(sorted(dealt["train"], key=lambda cut: cut.id))
             write_cuts(options.output, "dev", CutSet.from_cuts(sorted(dealt["dev"], key=lambda cut: cut.id)))
         write_cuts(options.output, name, cuts)
     if corpus["musan"]:
-        write_noise(Path(corpus["musan"]), options.output, options.jobs)
+        write_noise(Path(corpus["musan"]), options.output, options.jobs, file)
     for other in {"noise", *PARTS} - {*wanted, "noise" if corpus["musan"] else ""}:
         for stale in options.output.glob(f"*_{other}.jsonl.gz"):  # of an earlier choice of parts
             stale.unlink()

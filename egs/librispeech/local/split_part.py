@@ -12,6 +12,7 @@ import soundfile
 
 from kdlib.errors import RecipeError, run_main
 from kdlib.files import atomic_path, write_text
+from kdlib.options import require_not_negative, require_positive
 from parts import read_transcript, split_names
 
 
@@ -25,7 +26,10 @@ def get_args():
                         help="take the N shortest utterances of each speaker (all)")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--jobs", type=int, default=1)
-    return parser.parse_args()
+    args = parser.parse_args()
+    require_positive(jobs=args.jobs)
+    require_not_negative(shortest=args.shortest)
+    return args
 
 
 def read_shares(words: str) -> Dict[str, int]:

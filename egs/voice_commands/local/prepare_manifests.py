@@ -9,7 +9,8 @@ from typing import Dict, List, Optional, Tuple
 from grammar import PARTS
 from kdlib.errors import RecipeError, run_main
 from kdlib.files import read_json
-from kdlib.manifests import BadAudio, Skipped, describe, normalise_text, read_audio, write_manifests
+from kdlib.manifests import BadAudio, Skipped, SkippedFile, describe, normalise_text, read_audio, write_manifests
+from kdlib.options import require_positive
 
 _REMEDY = "the corpus is not there or half made: run stage 0 (run.sh --stage 0)"
 
@@ -53,15 +54,17 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("data/manifests"), help="folder of the manifests")
     parser.add_argument("--jobs", type=int, default=2, help="files checked at once")
     options = parser.parse_args()
+    require_positive(jobs=options.jobs)
     about = read_json(options.corpus / "corpus.json", _REMEDY)
     rate = about["sampling_rate"]
+    file = SkippedFile(options.output)
     for part in PARTS + ("noise",):
         noise = part == "noise"
-        skipped = Skipped()
+        skipped = Skipped(file)
         metadata = options.corpus / part / "metadata.jsonl"
         entries = read_entries(metadata, skipped)
         print(f"read {metadata}: {len(entries)} recordings")
-        with ThreadPoolExecutor(max(options.jobs, 1)) as pool:
+        with ThreadPoolExecutor(options.jobs) as pool:
             checked = list(pool.map(lambda entry: check(entry, options.corpus, rate, noise), entries))
         described = []
         for entry, (samples, reason) in zip(entries, checked):

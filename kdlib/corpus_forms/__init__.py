@@ -1,0 +1,148 @@
+"""Corpora on disk in the forms that people have them in, read as Lhotse recordings and supervisions.
+
+Four forms: a Kaldi data folder, Lhotse manifests, a table of files and transcripts, and what Lhotse's own recipes prepare.
+Each reader returns the corpus by part (one part called ``all`` where there are none); headers of audio files are read, their
+samples are not (:func:`kdlib.corpus.checked_cuts` decodes them). Nothing found in a corpus is ever run.
+"""
+
+import os
+import re
+import shutil
+import unicodedata
+import zlib
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterable, List, Optional, Tuple
+
+from lhotse import Recording, RecordingSet, SupervisionSegment, SupervisionSet
+from lhotse.utils import fastcopy
+
+from kdlib.corpus_forms.kaldi import read_kaldi
+from kdlib.corpus_forms.lhotse_recipes import read_lhotse
+from kdlib.corpus_forms.manifests import read_manifests
+from kdlib.corpus_forms.shared import Part
+from kdlib.corpus_forms.table import read_csv
+from kdlib.errors import RecipeError
+from kdlib.files import PathLike, atomic_path, content_digest, update_file
+from kdlib.manifests import Skipped
+
+
+def read_corpus(form: str, source: str, skipped: Skipped, corpus_dir: Optional[PathLike] = None,
+                jobs: int = 1) -> Dict[str, Part]:
+    """The corpus by part; ``form`` is kaldi, manifests, csv or lhotse, ``source`` the folder, the file or Lhotse's name.
+
+    Raises:
+        RecipeError: the source is missing or something else, or it holds commands.
+    """
+    if form == "lhotse":
+        if corpus_dir is None:
+            raise RecipeError(f"--lhotse {source} needs the corpus's folder as --corpus-dir")
+        parts = read_lhotse(source, Path(corpus_dir), jobs, skipped)
+    else:
+        parts = {"kaldi": read_kaldi, "manifests": read_manifests, "csv": read_csv}[form](Path(source), skipped)
+    names = named_apart(parts, source)
+    return {names[name]: _sound(part, skipped) for name, part in parts.items()}
+
+
+def plain_name(name: str) -> str:
+    """``name`` of letters and digits of any script, dots and dashes: it becomes part of files' names, and run.sh splits
+    lists of such names at spaces."""
+    name = unicodedata.normalize("NFC", name)  # as file systems write one name in two ways
+    return re.sub(" +", "-", "".join(c if c in ".-" or unicodedata.category(c)[0] in "LMN" else " " for c in name))
+
+
+def named_apart(names: Iterable[str], source: str, naming: Callable[[str], str] = plain_name) -> Dict[str, str]:
+    """Each of ``names`` with what ``naming`` makes of it; :class:`RecipeError` where it makes the same of two."""
+    made: Dict[str, str] = {}
+    for name in names:
+        short = naming(name)
+        if short in made.values():
+            other = next(key for key, value in made.items() if value == short)
+            raise RecipeError(f"the parts {other} and {name} of {source} would both be called {short!r}: rename one of them")
+        made[name] = short
+    return made
+
+
+def _sound(part: Part, skipped: Skipped) -> Part:
+    """Ids, texts and speakers as strings: JSON has numbers too, and Lhotse keeps them. What holds something else still is
+    left out and counted: Lhotse reads it, and would fail over it later."""
+    kept: Tuple[List, List] = ([], [])
+    for place, (manifest, problem) in enumerate(zip(part, (_recording_problem, _supervision_problem))):
+        for item in manifest:
+            reason = problem(item)
+            if reason is None:
+                kept[place].append(item)
+            else:
+                skipped.add(str(item.id), reason)
+    return (RecordingSet.from_recordings(fastcopy(r, id=str(r.id)) for r in kept[0]), SupervisionSet.from_segments(
+        fastcopy(s, id=str(s.id), recording_id=str(s.recording_id), text=_string(s.text), speaker=_string(s.speaker))
+        for s in kept[1]))
+
+
+def _string(value: Any) -> Optional[str]:
+    return None if value is None else str(value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _recording_problem(recording: Recording) -> Optional[str]:
+    if not recording.sources or any(s.type == "file" and not isinstance(s.source, str) for s in recording.sources):
+        return "the recording names no audio"
+    for key in ("sampling_rate", "num_samples", "duration"):
+        if not _is_number(getattr(recording, key)) or not getattr(recording, key) > 0:
+            return f"the recording's {key} is {getattr(recording, key)!r}"
+    return None
+
+
+def _supervision_problem(segment: SupervisionSegment) -> Optional[str]:
+    if segment.id is None:
+        return f"an utterance of the recording {segment.recording_id} has no id"
+    for key in ("start", "duration"):
+        if not _is_number(getattr(segment, key)):
+            return f"its {key} is {getattr(segment, key)!r}"
+    if not isinstance(segment.text, (str, int, float, type(None))):
+        return f"its transcript is {segment.text!r}"
+    return None
+
+
+def write_parts(folder: PathLike, parts: Dict[str, Part]) -> None:
+    """Write the parts as :func:`read_manifests` reads them, and ``audio.txt``; those of an earlier call go.
+
+    ``audio.txt`` has the size and the time of each file of audio, in place of what the manifests do not tell of it: a file
+    that is mended may have the header that it had. A file that would say what it says already is left as it is, so that
+    whoever goes by its time does not take it for a new one.
+    """
+    folder = Path(folder)
+    written = {folder / "audio.txt"}
+    for part, (recordings, supervisions) in parts.items():
+        for kind, manifest in (("supervisions", supervisions), ("recordings", recordings)):
+            path = folder / f"{kind}_{part}.jsonl.gz"
+            with atomic_path(path) as temporary:
+                manifest.to_file(temporary)
+                _keep_same(path, temporary)
+            written.add(path)
+    files = {s.source for recordings, _ in parts.values() for r in recordings for s in r.sources if s.type == "file"}
+    update_file(folder / "audio.txt", "".join(f"{_state(file)}\t{file}\n" for file in sorted(files)).encode(
+        "utf-8", "surrogateescape"))
+    for stale in {*folder.glob("*.jsonl.gz")} - written:
+        stale.unlink()
+
+
+def _keep_same(path: Path, new: Path) -> None:
+    """Where ``new`` says what ``path`` says, make it ``path`` to the byte and the time."""
+    try:
+        same = content_digest(path) == content_digest(new)
+    except (OSError, EOFError, zlib.error):  # there is none, or a damaged one
+        return
+    if same:
+        shutil.copy2(path, new)
+
+
+def _state(file: str) -> str:
+    """Size and time of a file."""
+    try:
+        status = os.stat(file)
+    except (OSError, ValueError):
+        return "missing"
+    return f"{status.st_size} {status.st_mtime_ns}"

@@ -1,0 +1,85 @@
+"""Kaldi data folders."""
+
+from pathlib import Path
+from typing import Dict, Iterator, List, Tuple
+
+from lhotse import Recording, RecordingSet, SupervisionSegment, SupervisionSet
+from tqdm import tqdm
+
+from kdlib.corpus_forms.shared import WHOLE, Part, all_channels, find_audio, read_text, recording_of
+from kdlib.errors import RecipeError
+from kdlib.manifests import BadAudio, Skipped
+
+
+def read_kaldi(folder: Path, skipped: Skipped) -> Dict[str, Part]:
+    """A Kaldi data folder (wav.scp, text, utt2spk and segments, the last two if there are any), or a folder of such."""
+    if (folder / "wav.scp").is_file():
+        return {WHOLE: _read_part(folder, skipped)}
+    parts = sorted(path.parent for path in folder.glob("*/wav.scp"))
+    if not parts:
+        raise RecipeError(f"{folder} holds no wav.scp, nor does a folder in it: give a Kaldi data folder")
+    return {part.name: _read_part(part, skipped) for part in parts}
+
+
+def _read_part(folder: Path, skipped: Skipped) -> Part:
+    recordings: Dict[str, Recording] = {}
+    bad = set()
+    files = list(_entries(folder / "wav.scp"))
+    for number, name, path in files:
+        if path.endswith("|") or path.startswith("|"):
+            raise RecipeError(f"{folder / 'wav.scp'}, line {number} ({name}) holds a command, which is never run: write the "
+                              "audio to files (Kaldi's wav-copy does) and name those instead")
+    for number, name, path in tqdm(files, desc="headers", unit="file", mininterval=5):
+        try:
+            if name in recordings:
+                skipped.add(name, f"{folder / 'wav.scp'}, line {number}: a second recording of this id")
+            else:
+                recordings[name] = recording_of(name, find_audio(path, folder))
+        except BadAudio as error:
+            skipped.add(name, str(error))
+            bad.add(name)
+    texts: Dict[str, str] = {}
+    for number, name, text in _entries(folder / "text"):
+        if name in texts:
+            skipped.add(name, f"{folder / 'text'}, line {number}: a second transcript of this id")
+        texts.setdefault(name, text)
+    speakers = {}
+    if (folder / "utt2spk").is_file():
+        speakers = {name: speaker for _, name, speaker in _entries(folder / "utt2spk")}
+    if (folder / "segments").is_file():
+        times = list(_read_segments(folder / "segments", recordings, skipped))
+    else:  # an utterance is a whole recording
+        times = [(name, name, 0.0, recordings[name].duration) for name in texts if name in recordings]
+    for name in sorted(texts.keys() - {name for name, *_ in times} - bad):
+        skipped.add(name, f"{folder / 'text'} has its transcript, but there is no audio of it")
+    segments = [SupervisionSegment(id=name, recording_id=of, start=start, duration=end - start,
+                                   channel=all_channels(recordings[of]) if of in recordings else 0,
+                                   text=texts.get(name), speaker=speakers.get(name)) for name, of, start, end in times]
+    return RecordingSet.from_recordings(recordings.values()), SupervisionSet.from_segments(segments)
+
+
+def _read_segments(path: Path, recordings: Dict[str, Recording],
+                   skipped: Skipped) -> Iterator[Tuple[str, str, float, float]]:
+    """(utterance, recording, start, end) of each line."""
+    for number, line in _lines(path):
+        try:
+            name, of, start, end = line.split()
+            begin, finish = float(start), float(end)
+        except ValueError:
+            skipped.add(f"{path}, line {number}", "it is not: utterance, recording, start, end")
+            continue
+        if finish < 0 and of in recordings:  # as Kaldi writes the end of the recording
+            finish = recordings[of].duration
+        yield name, of, begin, finish
+
+
+def _lines(path: Path) -> List[Tuple[int, str]]:
+    """Numbered lines that are not blank."""
+    return [(number, line.rstrip("\r")) for number, line in enumerate(read_text(path).split("\n"), 1) if line.strip()]
+
+
+def _entries(path: Path) -> Iterator[Tuple[int, str, str]]:
+    """(line number, first word, the rest) of each line, as Kaldi's files are laid out."""
+    for number, line in _lines(path):
+        name, rest = (line.split(maxsplit=1) + [""])[:2]
+        yield number, name, rest.strip()

@@ -1,0 +1,62 @@
+"""Lhotse manifests."""
+
+import re
+from pathlib import Path
+from typing import Any, Dict
+
+from lhotse import Recording, RecordingSet, SupervisionSegment, SupervisionSet
+from lhotse.utils import fastcopy
+
+from kdlib.corpus_forms.shared import WHOLE, Part, find_audio
+from kdlib.errors import RecipeError
+from kdlib.manifests import Skipped
+
+
+def read_manifests(folder: Path, skipped: Skipped) -> Dict[str, Part]:
+    """Lhotse manifests: each [PREFIX_]recordings[_PART].jsonl.gz with the supervisions of the same name."""
+    if not folder.is_dir():
+        raise RecipeError(f"{folder} is no folder: give the one of recordings_*.jsonl.gz and supervisions_*.jsonl.gz")
+    parts: Dict[str, Part] = {}
+    for path in sorted(folder.glob("*.jsonl*")):
+        match = re.fullmatch(r"(?P<prefix>(?:.+_)?)recordings(?P<part>(?:_.+)?)(?P<suffix>\.jsonl(?:\.gz)?)", path.name)
+        if not match:
+            continue
+        others = [folder / f"{match['prefix']}supervisions{match['part']}{suffix}"
+                  for suffix in (match["suffix"], *{".jsonl", ".jsonl.gz"} - {match["suffix"]})]
+        other = next((some for some in others if some.is_file()), None)
+        if other is None:
+            skipped.add(path.name, f"{others[0].name} is not beside it, so it has no transcripts")
+            continue
+        part = match["part"].strip("_") or WHOLE
+        if part in parts:
+            part = match["prefix"] + part
+        if part in parts:
+            raise RecipeError(f"{folder} has the part {part} twice, the second time in {path.name}: take one of them away")
+        recordings = RecordingSet.from_recordings(_with_files(r, folder) for r in _manifest(path, RecordingSet, Recording))
+        parts[part] = recordings, _manifest(other, SupervisionSet, SupervisionSegment)
+    if not parts:
+        json = sorted(path.name for path in folder.glob("*recordings*.json*") if ".jsonl" not in path.name)
+        raise RecipeError(f"{folder} holds no recordings_*.jsonl.gz with supervisions_*.jsonl.gz: "
+                          + (f"write {json[0]} and its like as these (lhotse copy {json[0]} "
+                             f"{json[0].partition('.')[0]}.jsonl.gz)" if json else "give a folder of Lhotse manifests"))
+    return parts
+
+
+def _manifest(path: Path, kind: Any, item: type) -> Any:
+    """The whole set of ``kind`` in a file; :class:`RecipeError` where it is damaged or holds anything but ``item``."""
+    try:
+        found = kind.from_file(path)
+        found = kind() if found is None else found.to_eager()  # Lhotse makes None of an empty file
+    except Exception as error:  # whatever Lhotse meets in a file that is damaged or something else
+        raise RecipeError(f"{path} cannot be read as a Lhotse manifest ({type(error).__name__}: "
+                          f"{' '.join(str(error).split())[:200]}): make it again") from None
+    other = next((type(some).__name__ for some in found if not isinstance(some, item)), None)
+    if other is not None:
+        raise RecipeError(f"{path} holds a {other} where its name says {item.__name__}s: are two files swapped?")
+    return found
+
+
+def _with_files(recording: Recording, folder: Path) -> Recording:
+    return fastcopy(recording, sources=[
+        fastcopy(s, source=find_audio(s.source, folder)) if s.type == "file" and isinstance(s.source, str) else s
+        for s in recording.sources])

@@ -1,0 +1,54 @@
+"""What the forms have in common: their parts, files of text, and recordings by their headers."""
+
+import codecs
+import os
+from pathlib import Path
+from typing import Any, Tuple
+
+from lhotse import Recording, RecordingSet, SupervisionSet
+from lhotse.audio import AudioSource
+
+from kdlib.errors import RecipeError
+from kdlib.manifests import BadAudio, read_header
+
+Part = Tuple[RecordingSet, SupervisionSet]
+WHOLE = "all"  # the one part of a corpus that is not divided
+
+
+def read_text(path: Path) -> str:
+    """What a file of UTF-8, or of UTF-16 with its mark, says; :class:`RecipeError` where it is missing or something else."""
+    if path.is_dir():
+        raise RecipeError(f"{path} is a folder: give the file in it")
+    if not path.is_file():
+        raise RecipeError(f"{path} is missing: give another folder or file, or make it")
+    content = path.read_bytes()
+    if content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):  # as spreadsheets write "Unicode text"
+        return content.decode("utf-16", errors="replace")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path} is not UTF-8 (byte {error.start}): convert it, for example with "
+                          "iconv -f latin1 -t utf-8") from None
+
+
+def find_audio(path: str, folder: Path) -> str:
+    """A relative path starts from the folder of the file that names it, or from one of the three folders above that."""
+    for base in (folder, *folder.resolve().parents[:3]):
+        if os.path.exists(base / path):  # which a name that no file can have is not, where Path.exists raises
+            return str(base / path)
+    return str(folder / path)
+
+
+def recording_of(name: str, path: str) -> Recording:
+    """The recording of a file, by its header; :class:`BadAudio` when that cannot be read."""
+    try:
+        samples, rate, channels = read_header(path)
+    except (OSError, ValueError) as error:  # a name that is too long, or holds what no name can
+        raise BadAudio(f"{path} cannot be opened ({getattr(error, 'strerror', None) or error})") from None
+    return Recording(id=name, sources=[AudioSource(type="file", channels=list(range(channels)), source=path)],
+                     sampling_rate=rate, num_samples=samples, duration=samples / rate)
+
+
+def all_channels(recording: Recording) -> Any:
+    """What a supervision of everything in a recording has as its channel: one number, or the list of several."""
+    return recording.channel_ids if len(recording.channel_ids) > 1 else 0

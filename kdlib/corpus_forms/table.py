@@ -1,0 +1,164 @@
+"""A table of audio files and their transcripts, as programs and hands write them."""
+
+import csv
+import io
+import os
+import re
+from collections import Counter
+from itertools import islice
+from pathlib import Path
+from typing import Callable, Dict, Iterator, List, Optional, Tuple, Union
+
+from lhotse import RecordingSet, SupervisionSegment, SupervisionSet
+from tqdm import tqdm
+
+from kdlib.corpus_forms.shared import WHOLE, Part, all_channels, find_audio, read_text, recording_of
+from kdlib.errors import RecipeError
+from kdlib.manifests import BadAudio, Skipped
+
+COLUMNS = {
+    "audio": ("audio", "audio path", "audio_path", "audio_file", "audio_filepath", "path", "file", "filename", "file_name",
+              "wav", "wav_path"),
+    "text": ("text", "transcript", "transcription", "sentence"),
+    "speaker": ("speaker", "speaker_id", "spk", "client_id"),
+    "start": ("start", "start_time", "begin", "offset"),
+    "end": ("end", "end_time", "stop"),
+    "duration": ("duration",),
+}
+# Tabs and bars come first: commas and semicolons stand in transcripts too.
+_SEPARATORS = ("\t", "|", ";", ",")
+
+
+def read_csv(path: Path, skipped: Skipped) -> Dict[str, Part]:
+    """A table of audio path, text and (if there is one) speaker, separated by commas, semicolons, tabs or bars.
+
+    A first row that names the columns may order them otherwise and hold more: with ``start`` and ``end`` or ``duration``, in
+    seconds, a row is of that much of its file. Relative paths start from the table. Between commas and semicolons a cell
+    may be quoted, as spreadsheets write it, and then hold separators and line ends; between tabs and bars a quote is a
+    character like others, but for the pair around a whole cell, inside which it is doubled.
+
+    A row that cannot be read, or has not as many columns as the first row that names them (without one: as most rows), is
+    left out and counted in ``skipped``.
+    """
+    lines = list(io.StringIO(read_text(path), newline=""))
+    named = re.fullmatch(r"sep=(.)\s*", lines[0], re.IGNORECASE) if lines else None  # for Excel
+    if named:
+        lines[0] = "\n"
+
+    def is_audio(cell: str) -> bool:
+        return bool(cell.strip()) and os.path.isfile(find_audio(cell.strip(), path.parent))
+
+    # Between separators that divide as many rows, audio decides.
+    separator = named[1] if named else max(_SEPARATORS, key=lambda some: _agreement(lines, some, is_audio))
+    readable = [row for _, row in _rows(lines, separator, is_audio) if not isinstance(row, str)]
+    if not readable:
+        raise RecipeError(f"{path} holds no rows: each is an audio path, its text and its speaker")
+    header = readable[0]
+    place = {name: _column(header, name) for name in COLUMNS}
+    if place["audio"] is None or place["text"] is None:
+        known = [title.strip() for title in header if title.strip().lower() in (*COLUMNS["audio"], *COLUMNS["text"])]
+        if known and not any(map(is_audio, header)):
+            lacks = "audio" if place["audio"] is None else "text"
+            raise RecipeError(f"{path}: the first row names a column {known[0]}, but none of the {lacks}: call that one "
+                              f"{lacks} (or {', '.join(COLUMNS[lacks][1:4])})")
+        place, header = {"audio": 0, "text": 1, "speaker": 2, "start": None, "end": None, "duration": None}, None
+        columns, usual = Counter(map(len, readable)).most_common(1)[0][0], "most rows have"
+    else:
+        columns, usual = len(header), "the first row has"
+        if (place["start"] is None) != (place["end"] is None) and (place["start"] is None or place["duration"] is None):
+            raise RecipeError(f"{path}: the first row names where utterances "
+                              + ("end, but not where they start: add a column start" if place["start"] is None else
+                                 "start, but not where they end: add a column end or duration"))
+    recordings, segments = {}, []
+    for number, row in tqdm(list(_rows(lines, separator, is_audio, columns)), desc="headers", unit="file", mininterval=5):
+        where = f"{path}, line {number}"
+        if row == header:
+            header = None
+            continue
+        if isinstance(row, str):
+            skipped.add(where, row)
+            continue
+        if len(row) != columns:
+            skipped.add(where, f"it has {len(row)} columns, where {usual} {columns}")
+            continue
+        if columns < 2 or not row[place["audio"]].strip():
+            skipped.add(where, f"it has {columns} columns, and no audio path with its text")
+            continue
+        file = row[place["audio"]].strip()
+        name = re.sub(r"[\s/\\]+", "-", os.path.splitext(Path(file))[0]).strip("-") or file
+        located = find_audio(file, path.parent)
+        if name in recordings and os.path.normpath(recordings[name].sources[0].source) != os.path.normpath(located):
+            skipped.add(where, f"{file} would have the id {name}, which is that of {recordings[name].sources[0].source}: "
+                               "rename one of the files")
+            continue
+        if name not in recordings:
+            try:
+                recordings[name] = recording_of(name, located)
+            except BadAudio as error:
+                skipped.add(name, str(error))
+                continue
+        speaker = row[place["speaker"]].strip() if place["speaker"] is not None and columns > place["speaker"] else ""
+        audio, id_, start, end = recordings[name], name, 0.0, recordings[name].duration
+        if place["start"] is not None:
+            try:
+                start = float(row[place["start"]])
+                end = float(row[place["end"]]) if place["end"] is not None else start + float(row[place["duration"]])
+                id_ = f"{name}-{round(1000 * start):07d}"
+            except (ValueError, OverflowError):
+                skipped.add(where, "its times are no numbers of seconds")
+                continue
+        segments.append(SupervisionSegment(id=id_, recording_id=name, start=start, duration=end - start,
+                                           channel=all_channels(audio), text=row[place["text"]],
+                                           speaker=speaker or None))
+    return {WHOLE: (RecordingSet.from_recordings(recordings.values()), SupervisionSet.from_segments(segments))}
+
+
+def _rows(lines: List[str], separator: str, is_audio: Callable[[str], bool],
+          columns: int = 0) -> Iterator[Tuple[int, Union[List[str], str]]]:
+    """Each row that is not blank, by the number of its first line; of one that cannot be read the reason in place of it.
+
+    A quote that nothing closes runs on through the rows after it, until another does not fit, or until there are not
+    ``columns`` (if they are known), or a row that it took in has a cell of its own that ``is_audio``. These rows are then
+    read again, without the one of the quote.
+    """
+    place = 0
+
+    def rest() -> Iterator[str]:
+        nonlocal place
+        while place < len(lines):
+            place += 1
+            yield lines[place - 1]
+
+    while place < len(lines):
+        first = place
+        if not lines[first].strip():
+            place += 1
+        elif separator in "\t|":
+            place += 1
+            yield place, [_unquoted(cell) for cell in lines[first].rstrip("\r\n").split(separator)]
+        else:
+            try:
+                row = next(csv.reader(rest(), delimiter=separator, strict=True))
+                if columns and len(row) != columns and place > first + 1:
+                    raise csv.Error(f"the row goes on to line {place}, and has {len(row)} columns")
+                if any(is_audio(cell) for line in lines[first + 1:place] for cell in line.rstrip().split(separator)):
+                    raise csv.Error(f"the row goes on to line {place}, over rows with audio of their own")
+                yield first + 1, row
+            except csv.Error as error:
+                place = first + 1
+                yield place, f"its quotes do not fit ({error}): close the one that is open, or double those inside a cell"
+
+
+def _unquoted(cell: str) -> str:
+    return cell[1:-1].replace('""', '"') if re.fullmatch('"(?:[^"]|"")*"', cell) else cell
+
+
+def _agreement(lines: List[str], separator: str, is_audio: Callable[[str], bool]) -> Tuple[int, int]:
+    """How many of the first rows have the same number of columns, if that is more than one; and a cell that ``is_audio``."""
+    rows = [row for _, row in islice(_rows(lines, separator, is_audio), 20) if len(row) > 1 and not isinstance(row, str)]
+    return max(Counter(map(len, rows)).values(), default=0), sum(any(map(is_audio, row)) for row in rows)
+
+
+def _column(header: List[str], name: str) -> Optional[int]:
+    found = [place for place, title in enumerate(header) if title.strip().lower() in COLUMNS[name]]
+    return found[0] if found else None
