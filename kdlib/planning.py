@@ -325,7 +325,8 @@ def check_student(student: Transducer, config: TrainConfig, start: Optional[Tran
     """Hold a training against the models that it is to be made from: what it would stop at is said before it begins.
 
     Args:
-        student: a model of the config; it is left with some first weights.
+        student: a model of the config; where it is to start from another it is left with weights from there, of evenly
+            spaced layers where the config goes by importance.
         start: the model that its weights come from, or None.
         teacher: the model to distil from, or None.
         source: the config's name, for errors.
@@ -341,7 +342,8 @@ def check_student(student: Transducer, config: TrainConfig, start: Optional[Tran
             if ours >= theirs:
                 raise RecipeError(f"the student has {ours} parameters, its teacher {theirs}; a stage must make the model "
                                   "smaller")
-        Objective(student, config.loss, teacher)
+        with torch.random.fork_rng(devices=[]):  # the training draws its projections itself
+            Objective(student, config.loss, teacher)
         if start is not None and config.init.weights == "teacher":
             numbers = config.init.layers if isinstance(config.init.layers, list) else []
             init_from_teacher(student, start, [number - 1 for number in numbers], config.init.units)

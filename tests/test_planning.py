@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdlib.compression import init_from_teacher
-from kdlib.config import ModelConfig, PlanConfig, ProgressiveConfig, TrainConfig, load_config
+from kdlib.config import DistillTerm, LossConfig, ModelConfig, PlanConfig, ProgressiveConfig, TrainConfig, load_config
 from kdlib.errors import RecipeError
-from kdlib.planning import GRAINS, measure_model, parse_target, plan_stages, shrink, size_table
+from kdlib.planning import GRAINS, check_student, measure_model, parse_target, plan_stages, shrink, size_table
 from kdlib.transducer import Transducer
 
 TEACHER = ModelConfig(encoder_dim=64, num_layers=6, num_heads=4, head_dim=16, feedforward_dim=256, predictor_dim=48,
@@ -48,6 +48,17 @@ def test_measuring_draws_no_random_numbers():
     want = torch.rand(3)
     torch.manual_seed(3)
     measure_model(ModelConfig(**{**vars(TEACHER), "joiner_dim": 56}), VOCAB)
+    assert torch.equal(torch.rand(3), want)
+
+
+def test_a_check_draws_no_random_numbers():
+    """The training that comes after it is the same as without it, though widths differ and a projection is drawn."""
+    teacher, student = Transducer(TEACHER, VOCAB), Transducer(replace(TEACHER, encoder_dim=48), VOCAB)
+    config = TrainConfig(model=student.config, loss=LossConfig(distill=[DistillTerm("encoder_mse")]))
+    torch.manual_seed(3)
+    want = torch.rand(3)
+    torch.manual_seed(3)
+    check_student(student, config, teacher, teacher, "config")
     assert torch.equal(torch.rand(3), want)
 
 
