@@ -43,6 +43,7 @@ class Objective(nn.Module):
         self.encoder_terms = [term for term in terms if isinstance(term[-1], EncoderLoss)]
         self.sequence_terms = [term for term in terms if isinstance(term[-1], SequenceLoss)]
         self.pairs: List[List[Tuple[int, int]]] = []
+        rnnt.backend_in_use(config.rnnt_backend)  # an error where it is not to be had
         if config.ctc_weight > 0 and student.ctc is None:
             raise RecipeError("loss.ctc_weight is above 0 but the model has no CTC head: set model.ctc_head=true")
         self.projections = nn.ModuleDict()  # by "student's layer-teacher's layer", where their widths differ
