@@ -21,7 +21,7 @@ from kdlib.losses import REGISTRY, SequenceLoss
 from kdlib.training.objective import Objective
 from kdlib.transducer import Transducer
 
-pytestmark = pytest.mark.both
+pytestmark = [pytest.mark.both, pytest.mark.usefixtures("one_thread")]
 
 DIVERGENCES = sorted(name for name, loss in REGISTRY.items() if not isinstance(loss, SequenceLoss))
 EXACT = dict(rtol=1e-9, atol=1e-11)
