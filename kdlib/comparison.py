@@ -11,13 +11,12 @@ compared by these. An optional ``training`` holds what is known of the training 
 """
 
 import math
-import statistics
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from kdlib.errors import RecipeError
 from kdlib.files import PathLike, read_json
 from kdlib.report import format_relative, relative_change
-from kdlib.significance import RESAMPLES, p_value_over_seeds, paired_p_value, wer_interval
+from kdlib.significance import RESAMPLES, paired_p_value, wer_interval
 
 Summary = Mapping[str, Any]
 
@@ -65,15 +64,15 @@ def headline(test: Mapping[str, Any]) -> Mapping[str, Any]:
     return test.get("characters", test)
 
 
-def _lists(test: Mapping[str, Any]) -> Tuple[str, str]:
+def count_lists(test: Mapping[str, Any]) -> Tuple[str, str]:
     """Under which keys of a headline are the errors and words of what the bootstrap draws: takes that several utterances
     share are drawn themselves, since utterances would pass for independent that are not."""
     return _BY_TAKE if _BY_TAKE[0] in test else _BY_UTTERANCE
 
 
-def _p_value(test: Mapping[str, Any], other: Mapping[str, Any]) -> float:
-    """Of two headlines of one test set."""
-    errors, words = _lists(test)
+def paired_p(test: Mapping[str, Any], other: Mapping[str, Any]) -> float:
+    """The p-value of a paired bootstrap of two headlines of one test set."""
+    errors, words = count_lists(test)
     return paired_p_value(test[errors], other.get(errors, ()), test[words])
 
 
@@ -147,16 +146,16 @@ def compare(summaries: Mapping[str, Summary], chain: Sequence[str], baselines: S
 
 def _figures(test: Mapping[str, Any], teacher: Mapping[str, Any]) -> Dict[str, Any]:
     """A test set's figures of one model, with their interval and what they are beside the teacher's."""
-    errors, words = (headline(test)[key] for key in _lists(headline(test)))
+    errors, words = (headline(test)[key] for key in count_lists(headline(test)))
     figures = {key: value for key, value in test.items() if key not in _BY_UTTERANCE + _BY_TAKE}
     if "characters" in test:
         figures["characters"] = {key: value for key, value in test["characters"].items() if key not in _BY_UTTERANCE}
     return {
         **figures,
-        "drawn": "takes" if _lists(headline(test)) == _BY_TAKE else "utterances",
+        "drawn": "takes" if count_lists(headline(test)) == _BY_TAKE else "utterances",
         "interval": wer_interval(errors, words),
         "relative": relative_change(headline(test)["wer"], headline(teacher)["wer"]),
-        "p_teacher": _p_value(headline(test), headline(teacher)),
+        "p_teacher": paired_p(headline(test), headline(teacher)),
     }
 
 
@@ -165,102 +164,8 @@ def _difference(summaries: Mapping[str, Summary], model: str, other: str) -> Dic
     tests = {name: (headline(test), headline(summaries[other]["test_sets"][name]))
              for name, test in summaries[model]["test_sets"].items()}
     return {"model": model, "other": other, "test_sets": {
-        name: {"difference": ours["wer"] - theirs["wer"], "p": _p_value(ours, theirs)}
+        name: {"difference": ours["wer"] - theirs["wer"], "p": paired_p(ours, theirs)}
         for name, (ours, theirs) in tests.items()}}
-
-
-def pool_seeds(runs: Sequence[Mapping[str, Summary]]) -> Dict[str, Dict[str, Any]]:
-    """The same models trained from several seeds, as if the test sets had been read once by each.
-
-    ``runs`` holds the summaries of each seed by model. A model of the result has ``parameters``, ``updates`` (the first
-    seed's) and, for each test set, ``rate`` (the name of its headline's), ``wers`` (one a seed), and
-    ``errors_by_utterance`` and ``words_by_utterance`` (or those by take), summed over the seeds. A bootstrap of them
-    is about these trained models: it does not know how other seeds would have come out.
-    Raises :class:`RecipeError` where the runs do not hold the same models, of the same size, trained as long and decoded in
-    the same way on the same test sets, or where two of them are one.
-    """
-    pooled: Dict[str, Dict[str, Any]] = {}
-    first = {name: headline(test) for name, test in next(iter(runs[0].values()))["test_sets"].items()}
-    for number, run in enumerate(runs, start=1):
-        if list(run) != list(runs[0]):
-            raise RecipeError(f"run {number} holds the models {', '.join(run)}; the first one {', '.join(runs[0])}")
-        for model, summary in run.items():
-            into = pooled.setdefault(model, {"parameters": summary["parameters"], "updates": summary["updates"],
-                                             "test_sets": {}})
-            if into["parameters"] != summary["parameters"]:
-                raise RecipeError(f"{model} has {summary['parameters']:,} parameters in run {number} and "
-                                  f"{into['parameters']:,} in the first one")
-            if abs(into["updates"] - summary["updates"]) > UPDATES_TOLERANCE * into["updates"]:
-                raise RecipeError(f"{model} was trained for {summary['updates']:,} updates in run {number} and for "
-                                  f"{into['updates']:,} in the first one: that is more than another seed")
-            other = _decoded_otherwise(summary, runs[0][model])
-            if other:
-                raise RecipeError(f"{model} was decoded otherwise in run {number} than in the first one: {other}")
-            for name, whole in summary["test_sets"].items():
-                test = headline(whole)
-                keys = _lists(first.get(name, test))
-                if name not in first or test.get(keys[1]) != first[name][keys[1]]:
-                    raise RecipeError(f"{model} was decoded on another {name} in run {number} than the first model in "
-                                      "the first one")
-                sums = into["test_sets"].setdefault(name, {"wers": [], "rate": rate_name(whole),
-                                                           **{key: [0] * len(test[key]) for key in keys}})
-                sums["wers"].append(test["wer"])
-                for key in keys:
-                    sums[key] = [a + b for a, b in zip(sums[key], test[key])]
-            if any(len(test["wers"]) != number for test in into["test_sets"].values()):
-                raise RecipeError(f"{model} was decoded on other test sets in run {number} than in the first one")
-        for earlier, same in enumerate(runs[:number - 1], start=1):
-            if all(run[model]["test_sets"] == same[model]["test_sets"] for model in run):
-                raise RecipeError(f"runs {earlier} and {number} make the same errors with every model: they are one run, or "
-                                  "two of one seed")
-    return pooled
-
-
-def seeds_table(pooled: Mapping[str, Mapping[str, Any]]) -> Tuple[List[str], List[List[str]]]:
-    """Header and cells of pooled seeds: mean and standard deviation, and p against the first model and the last
-    stage."""
-    models = list(pooled)
-    teacher = pooled[models[0]]
-    last = [model for model in models if model.startswith("stage")][-1]
-    header = ["Model", "Params", "% of teacher", "Updates"]
-    for name, test in teacher["test_sets"].items():
-        header += [f"{rate_name(test)} {name}", "sd", "each", "rel.", "p teacher", f"p {last}"]
-    rows = []
-    for model, row in pooled.items():
-        cells = [model, f"{row['parameters']:,}", f"{100 * row['parameters'] / teacher['parameters']:.1f}",
-                 f"{row['updates']:,}"]
-        for name, test in row["test_sets"].items():
-            errors, words = (test[key] for key in _lists(test))
-            mean = 100 * sum(errors) / sum(words)
-            reference = teacher["test_sets"][name]
-            base = 100 * sum(reference[_lists(reference)[0]]) / sum(words)
-            spread = statistics.stdev(test["wers"]) if len(test["wers"]) > 1 else math.nan
-            cells += [f"{mean:.2f}", f"{spread:.2f}", " ".join(f"{wer:.2f}" for wer in test["wers"]),
-                      format_relative(relative_change(mean, base))]
-            cells += ["" if other == model else
-                      format_p(_p_value(test, pooled[other]["test_sets"][name]))
-                      for other in (models[0], last)]
-        rows.append(cells)
-    return header, rows
-
-
-def seed_differences_table(pooled: Mapping[str, Mapping[str, Any]]) -> Tuple[List[str], List[List[str]]]:
-    """Header and cells of pooled seeds: the last stage beside the teacher and each baseline, in each seed."""
-    first, *others = pooled
-    last = [model for model in pooled if model.startswith("stage")][-1]
-    header = ["Compared"]
-    for name in pooled[first]["test_sets"]:
-        header += [name, "each", "p models", "p seeds"]
-    rows = []
-    for other in [first, *(model for model in others if not model.startswith("stage"))]:
-        cells = [f"{last} - {other}"]
-        for name, test in pooled[last]["test_sets"].items():
-            theirs = pooled[other]["test_sets"][name]
-            each = [ours - their for ours, their in zip(test["wers"], theirs["wers"])]
-            cells += [f"{statistics.mean(each):+.2f}", " ".join(f"{one:+.2f}" for one in each),
-                      format_p(_p_value(test, theirs)), format_p(p_value_over_seeds(each))]
-        rows.append(cells)
-    return header, rows
 
 
 def format_p(p: float) -> str:
@@ -407,7 +312,7 @@ def _warnings(summaries: Mapping[str, Summary], chain: Sequence[str], baselines:
             warnings.append(f"{model} has {summaries[model]['parameters']:,} parameters and {chain[-1]} has "
                             f"{last['parameters']:,}; baselines must have its size.")
     for model, summary in summaries.items():
-        other = _decoded_otherwise(summary, teacher)
+        other = decoded_otherwise(summary, teacher)
         if other:
             warnings.append(f"{model} was decoded otherwise than the teacher: {other}.")
         for name, test in summary["test_sets"].items():
@@ -416,7 +321,7 @@ def _warnings(summaries: Mapping[str, Summary], chain: Sequence[str], baselines:
     return warnings
 
 
-def _decoded_otherwise(summary: Summary, reference: Summary) -> str:
+def decoded_otherwise(summary: Summary, reference: Summary) -> str:
     """Which settings of its decoding differ from the other's, in words; empty where none does."""
     return ", ".join(f"{key} {summary[key]} instead of {reference[key]}" for key in SETTINGS
                      if summary[key] != reference[key])

@@ -4,13 +4,14 @@ An unknown key, a value of the wrong type or a missing file is a :class:`RecipeE
 """
 
 import math
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Type, TypeVar
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from kdlib.config_help import keys_near, misplaced
 from kdlib.errors import RecipeError
 from kdlib.files import PathLike, write_text
 from kdlib.losses import find_loss
@@ -403,38 +404,14 @@ def merge_config(schema: Type[T], content: Any, overrides: Sequence[str] = (), s
         except (OmegaConfBaseException, TypeError, ValueError) as error:
             key = getattr(error, "full_key", None) or getattr(error, "key", None)
             if key is None:  # a list, a mapping or a value in the place of another of these
-                raise RecipeError(f"{origin}: {_misplaced(merged, layer)}") from None
+                raise RecipeError(f"{origin}: {misplaced(merged, layer)}") from None
             reason = str(error).splitlines()[0]
-            known = _keys_near(schema, str(key))
+            known = keys_near(schema, str(key))
             raise RecipeError(f"{origin}: key '{key}': {reason}{known}") from None
     try:
         return OmegaConf.to_object(merged)
     except RecipeError as error:
         raise RecipeError(f"{source}: {error}") from None
-
-
-def _misplaced(known: Any, layer: Any) -> str:
-    """Which key of ``layer`` it is that ``known`` cannot be merged with, and what is wrong with it."""
-    layer = OmegaConf.to_container(layer) if OmegaConf.is_config(layer) else layer
-    path: List[str] = []
-    while isinstance(layer, dict):
-        for key, value in layer.items():
-            try:
-                OmegaConf.merge(known, {key: value})
-            except (OmegaConfBaseException, TypeError, ValueError):
-                break
-        else:
-            break
-        path, layer = [*path, str(key)], value
-        known = OmegaConf.create({}) if OmegaConf.is_missing(known, key) else known[key]
-        if not OmegaConf.is_dict(known):
-            break
-    found, wanted = ("a mapping" if isinstance(x, dict) or OmegaConf.is_dict(x) else
-                     "a list" if isinstance(x, list) or OmegaConf.is_list(x) else "a value" for x in (layer, known))
-    where = f"key '{'.'.join(path)}'" if path else "all of it"
-    if found == wanted or wanted == "a value":  # below a list, or in a section that may be left out
-        return f"{where}, {str(layer)[:80]}, has a list, a mapping or a value in the place of another of these"
-    return f"{where} is {found}, {str(layer)[:80]}; it must be {wanted}, given whole"
 
 
 def save_config(config: Any, path: PathLike) -> None:
@@ -445,17 +422,3 @@ def save_config(config: Any, path: PathLike) -> None:
 def config_to_dict(config: Any) -> dict:
     """Plain containers of a config dataclass, as stored in checkpoints."""
     return OmegaConf.to_container(OmegaConf.structured(config))
-
-
-def _keys_near(schema: Any, key: str) -> str:
-    """The known keys of the section that an unknown ``key`` was looked for in, as the end of a message."""
-    section = schema
-    for part in key.split(".")[:-1]:
-        part = part.split("[")[0]
-        types = {f.name: f for f in fields(section)} if is_dataclass(section) else {}
-        if part not in types:
-            return ""
-        section = types[part].default_factory if not isinstance(types[part].type, type) else types[part].type
-    if not is_dataclass(section):
-        return ""
-    return "; known keys there: " + ", ".join(f.name for f in fields(section))

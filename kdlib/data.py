@@ -1,5 +1,6 @@
 """Batches from Lhotse cuts: bucketed by duration, augmented reproducibly, resumable in the middle of an epoch."""
 
+import math
 import random
 import warnings
 from contextlib import contextmanager
@@ -159,9 +160,9 @@ def nbest_of(cut: Cut) -> List[Tuple[str, float]]:
     """(text, log-probability) of the teacher's hypotheses that the cut carries; an empty list where it has none."""
     found = ((cut.supervisions[0].custom or {}).get(NBEST) or []) if cut.supervisions else []
     if not isinstance(found, list) or not all(isinstance(item, list) and list(map(type, item)) == [str, float]
-                                              for item in found):
-        raise RecipeError(f"cut {cut.id}: the field {NBEST} of its supervision is no list of [text, log-probability]: "
-                          "make the manifest anew with local/nbest.py")
+                                              and math.isfinite(item[1]) for item in found):
+        raise RecipeError(f"cut {cut.id}: the field {NBEST} of its supervision is no list of [text, log-probability], each "
+                          "of these finite: make the manifest anew with local/nbest.py")
     return found
 
 
@@ -181,8 +182,10 @@ def unusable(cut: Cut, lang: Lang, config: DataConfig, modified: bool) -> Option
     reason = config.wrong_length(cut.duration)
     if reason is not None:
         return reason
-    labels = len(lang.encode(text)) if modified else 1
-    return None if subsampled_length(cut.num_frames) >= max(1, labels) else "too short for its labels"
+    labels = lang.encode(text)
+    if lang.blank_id in labels:
+        return "the blank, which is no label, in its transcript"
+    return None if subsampled_length(cut.num_frames) >= (max(1, len(labels)) if modified else 1) else "too short for its labels"
 
 
 def select_cuts(cuts: TrainCuts, lang: Lang, config: DataConfig, modified: bool) -> Tuple[TrainCuts, Dict[str, List[str]]]:
@@ -447,11 +450,20 @@ def eval_loader(cuts: CutSet, lang: Lang, config: DataConfig, max_duration: floa
 
 
 def feature_statistics(cuts: TrainCuts, max_cuts: int = 300) -> Tuple[Tensor, Tensor]:
-    """Mean and standard deviation of every feature bin, each (F,) float32, over evenly chosen cuts."""
+    """Mean and standard deviation of every feature bin, each (F,) float32, over evenly chosen cuts.
+
+    Raises:
+        RecipeError: the features of one of them cannot be read, or are not all numbers.
+    """
     if isinstance(cuts, SharCuts):
         chosen = list(cuts.some(max_cuts))
     else:
         every = list(cuts)
         chosen = every[::max(1, len(every) // max_cuts)]
-    frames = torch.cat([load_features(cut) for cut in chosen])
+    features = [load_features(cut) for cut in chosen]
+    for cut, part in zip(chosen, features):
+        if not bool(torch.isfinite(part).all()):
+            raise RecipeError(f"the features of {cut.id} hold nan or infinity, with which nothing can be learned: mend its "
+                              "audio, and run stage 2 again with --force")
+    frames = torch.cat(features)
     return frames.mean(0), frames.std(0)

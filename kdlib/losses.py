@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from kdlib import rnnt
 from kdlib.errors import RecipeError
 from kdlib.rnnt import cpu
+from kdlib.rnnt.native import first_derivative_only
 
 
 def node_weights(mask: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -56,14 +57,19 @@ class _CompiledKL(torch.autograd.Function):
         return value
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_derivative_only
     def backward(ctx, grad):
         student, teacher, *norms = ctx.saved_tensors
         return cpu.kl_gradient(student, teacher, norms, grad.contiguous(), ctx.temperature), None, None
 
 
 def lattice_kl_at(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
-    """:func:`lattice_kl` node by node: logits (..., V) of both to (...)."""
+    """:func:`lattice_kl` node by node: logits (..., V) of both to (...).
+
+    Raises:
+        RuntimeError: its gradient is asked for with create_graph, where the divergence is computed by compiled loops (on
+            the CPU).
+    """
     if cpu.takes(student) and (teacher.dtype, teacher.shape) == (student.dtype, student.shape):
         tokens = student.size(-1)
         rows = (x.reshape(-1, tokens).contiguous() for x in (student, teacher.detach()))

@@ -25,7 +25,8 @@ from kdlib.transducer import DEPLOYED, Transducer
 FRAMES_A_SECOND = 100  # of features
 # What each dimension is rounded to, and the least that it may become.
 GRAINS = {"num_layers": 1, "num_heads": 1, "feedforward_dim": 8, "encoder_dim": 8, "predictor_dim": 8, "joiner_dim": 8}
-NEAR = 0.98  # a stage within one per cent of its goal is not searched for any longer
+NEAR = 0.98  # a stage that has so much of its goal is not searched for any longer
+FAR = 0.95  # a last stage that has less of the target is planned anew, with all that lead to it
 UNITS = {"": 1, "k": 10**3, "m": 10**6}
 
 
@@ -145,49 +146,101 @@ def _largest(goal: int, low: ModelConfig, high: ModelConfig, shape: Callable[[fl
     It has the proportions of ``shape``, from s to a model, where these come near the goal; where a layer or a head less
     would leave too much, other numbers of layers and heads are tried, and of those that come near, the likest is taken.
     """
-    def fit(low: ModelConfig, high: ModelConfig) -> ModelConfig:
-        small, large = 0.0, 1.0  # at small it fits
-        for _ in range(30):
-            middle = (small + large) / 2
-            fits = count(_within(low, high, shape(middle))) <= goal
-            small, large = (middle, large) if fits else (small, middle)
-        best = _within(low, high, shape(small))
-        # What rounding has left is given to the feed-forward layers, the finest of the dimensions.
-        while low.feedforward_dim < high.feedforward_dim > best.feedforward_dim:
-            width = min(high.feedforward_dim, best.feedforward_dim + GRAINS["feedforward_dim"])
-            if count(replace(best, feedforward_dim=width)) > goal:
-                break
-            best = replace(best, feedforward_dim=width)
-        return best
-
     def unlikeness(config: ModelConfig) -> float:
         return sum(abs(math.log(getattr(config, name) / getattr(best, name))) for name in GRAINS)
 
-    best = fit(low, high)
+    best = _fit(goal, low, high, shape, count)
     if count(best) >= NEAR * goal:
         return best
-    others = [best]
+    return min(_near(goal, low, high, shape, count), key=unlikeness)
+
+
+def _fit(goal: int, low: ModelConfig, high: ModelConfig, shape: Callable[[float], ModelConfig],
+         count: Callable[[ModelConfig], int]) -> ModelConfig:
+    """:func:`_largest` in the proportions of ``shape`` alone; ``low`` where even that does not fit."""
+    small, large = 0.0, 1.0  # at small it fits
+    for _ in range(30):
+        middle = (small + large) / 2
+        fits = count(_within(low, high, shape(middle))) <= goal
+        small, large = (middle, large) if fits else (small, middle)
+    best = _within(low, high, shape(small))
+    # What rounding has left is given to the feed-forward layers, the finest of the dimensions.
+    while low.feedforward_dim < high.feedforward_dim > best.feedforward_dim:
+        width = min(high.feedforward_dim, best.feedforward_dim + GRAINS["feedforward_dim"])
+        if count(replace(best, feedforward_dim=width)) > goal:
+            break
+        best = replace(best, feedforward_dim=width)
+    return best
+
+
+def _near(goal: int, low: ModelConfig, high: ModelConfig, shape: Callable[[float], ModelConfig],
+          count: Callable[[ModelConfig], int]) -> List[ModelConfig]:
+    """Models of all numbers of layers and heads that come near the goal from below, or the one that comes nearest."""
+    models = [_fit(goal, low, high, shape, count)]
     for layers in range(low.num_layers, high.num_layers + 1):
         for heads in range(low.num_heads, high.num_heads + 1):
             coarse = dict(num_layers=layers, num_heads=heads)
-            others.append(fit(replace(low, **coarse), replace(high, **coarse)))
-    others = [other for other in others if count(other) <= goal]
-    near = [other for other in others if count(other) >= NEAR * goal] or [max(others, key=count)]
-    return min(near, key=unlikeness)
+            models.append(_fit(goal, replace(low, **coarse), replace(high, **coarse), shape, count))
+    models = [model for model in models if count(model) <= goal]
+    return [model for model in models if count(model) >= NEAR * goal] or [max(models, key=count)]
+
+
+def _grain_by_grain(high: ModelConfig, low: ModelConfig, proportions: Mapping[str, float]) -> List[ModelConfig]:
+    """From ``high`` to ``low``, a grain of one dimension less at a time, in the order in which :func:`shrink` takes them.
+
+    However it is ordered, no chain of models that only ever shrink is longer.
+    """
+    steps = []
+    for name, grain in GRAINS.items():
+        whole, least = getattr(high, name), getattr(low, name)
+        for size in range(least, whole, grain):
+            # The s at which rounding comes down to this size.
+            steps.append((((size + grain / 2) / whole) ** (1 / proportions[name]), name, size))
+    models = [high]
+    for _, name, size in sorted(steps, reverse=True):
+        models.append(replace(models[-1], **{name: size}))
+    return models
+
+
+def _near_goals(sizes: Sequence[int], goals: Sequence[float]) -> Tuple[float, List[int]]:
+    """Of falling sizes those near the falling goals, one for each and the last of all for the last.
+
+    Returns:
+        how far the farthest is, as the logarithm of a ratio, and which they are.
+    """
+    distances, chosen = [], []
+    for number, goal in enumerate(goals, start=1):
+        left = len(goals) - number
+        free = range(chosen[-1] + 1 if chosen else 0, len(sizes) - left) if left else [len(sizes) - 1]
+        chosen.append(min(free, key=lambda i: abs(math.log(sizes[i] / goal))))
+        distances.append(abs(math.log(sizes[chosen[-1]] / goal)))
+    return max(distances), chosen
+
+
+def _by_grains(goals: Sequence[float], ways: Sequence[Sequence[ModelConfig]],
+               count: Callable[[ModelConfig], int]) -> List[ModelConfig]:
+    """Of the ways to a last student that are long enough the one that passes nearest to the goals: its models there."""
+    found = []
+    for way in ways:
+        if len(way) >= len(goals):
+            distance, chosen = _near_goals(list(map(count, way)), goals)
+            found.append((distance, [way[i] for i in chosen]))
+    return min(found, key=lambda chain: chain[0])[1]
 
 
 def plan_stages(teacher: ModelConfig, plan: PlanConfig, vocab_size: int,
                 whole: Optional[ModelConfig] = None) -> List[ModelConfig]:
     """The students' sizes, the largest first, the last one at the target or just below.
 
-    Every student starts from the one before it, so none is larger than that one in any dimension. The last one is planned
-    first, and bounds the others from below.
+    Every student starts from the one before it, so none is larger than that one in any dimension. Each is just below its
+    goal; where so many stages leave too little between them for that, they are as near their goals as can be, above them
+    as well.
 
     Args:
         teacher: what the target and the parts are measured against.
         whole: the teacher with what all students change of it (a kernel size, for instance), where they do.
     Raises:
-        RecipeError: the target cannot be reached, or the stages are too many to differ; it says what can be had.
+        RecipeError: the target cannot be reached, or not in so many stages; it says what can be had.
     """
     unknown = sorted(set(plan.proportions) - set(GRAINS))
     if unknown:
@@ -220,12 +273,21 @@ def plan_stages(teacher: ModelConfig, plan: PlanConfig, vocab_size: int,
         goal = round(plan.parts[stage - 1] * full if stage <= len(plan.parts) else before * (wanted / before) ** (1 / steps))
         students.append(_largest(goal, shape(0.0), students[-1] if students else whole, shape, count))
     sizes = [full, *map(count, students)]
-    for stage in range(1, plan.stages + 1):
-        if sizes[stage] >= sizes[stage - 1]:
-            before = f"stages {stage - 1} and {stage}" if stage > 1 else "the teacher and stage 1"
-            raise RecipeError(f"plan: {before} come out at the same size ({sizes[stage]:,} {unit}): plan fewer stages, or "
-                              "let more dimensions shrink")
-    return students
+    falling = all(before > after for before, after in zip(sizes, sizes[1:]))
+    if falling and sizes[-1] >= FAR * wanted:
+        return students
+    # A stage has taken what was left for the next, or has grains that pass by the target. So the last one first, and of the
+    # sizes on the way there those near the goals.
+    ways = [[model for model in _grain_by_grain(whole, last, plan.proportions) if count(model) < full]
+            for last in _near(wanted, shape(0.0), whole, shape, count)]
+    most = max(map(len, ways))
+    if most < plan.stages and falling:
+        return students
+    if most < plan.stages:
+        raise RecipeError(f"plan: in these proportions {plan.target} can be reached in {most} stages, each smaller than "
+                          f"the one before, not in {plan.stages}: plan fewer stages, or let more dimensions shrink")
+    parts = plan.parts or [(wanted / full) ** (stage / plan.stages) for stage in range(1, plan.stages)]
+    return _by_grains([*(part * full for part in parts), wanted], ways, count)
 
 
 def stage_configs(chain: ProgressiveConfig, teacher: TrainConfig, vocab_size: int, overrides: Sequence[str],
@@ -263,7 +325,8 @@ def check_student(student: Transducer, config: TrainConfig, start: Optional[Tran
     """Hold a training against the models that it is to be made from: what it would stop at is said before it begins.
 
     Args:
-        student: a model of the config; it is left with some first weights.
+        student: a model of the config; where it is to start from another it is left with weights from there, of evenly
+            spaced layers where the config goes by importance.
         start: the model that its weights come from, or None.
         teacher: the model to distil from, or None.
         source: the config's name, for errors.
@@ -279,7 +342,8 @@ def check_student(student: Transducer, config: TrainConfig, start: Optional[Tran
             if ours >= theirs:
                 raise RecipeError(f"the student has {ours} parameters, its teacher {theirs}; a stage must make the model "
                                   "smaller")
-        Objective(student, config.loss, teacher)
+        with torch.random.fork_rng(devices=[]):  # the training draws its projections itself
+            Objective(student, config.loss, teacher)
         if start is not None and config.init.weights == "teacher":
             numbers = config.init.layers if isinstance(config.init.layers, list) else []
             init_from_teacher(student, start, [number - 1 for number in numbers], config.init.units)

@@ -15,7 +15,7 @@
 #   settle                          a function that is called, where there is one, when the options are known: it may
 #                                   set test_sets, noise_cuts and settings by them (given has those of the command line
 #                                   by name), add to the key=value settings in words, and with subset=yes keep
-#                                   RESULTS.md, which is of the whole corpus, as it is
+#                                   RESULTS.md, which is of the whole corpus, as it is (other_words helps to tell)
 #
 # In the stages stand $data and $exp (folders), $manifests (the cuts that stage 1 makes), $jobs, $smoke and the recipe's
 # own options.
@@ -179,6 +179,17 @@ parse_options() {
   fi
   # shellcheck disable=SC2086  # names without spaces, to be split
   mapfile -t manifests < <(cuts "$data/manifests" train dev $test_sets $noise_cuts $unlabelled_cuts)
+}
+
+# other_words OPTION...: whether one of these options has other words than by default, in whatever order.
+other_words() {
+  local name variable
+  for name; do
+    variable=${name//-/_}
+    # shellcheck disable=SC2086  # words, to be split
+    if [[ $(printf '%s\n' ${!variable} | sort) != "$(printf '%s\n' ${option_defaults[$name]} | sort)" ]]; then return 0; fi
+  done
+  return 1
 }
 
 # conf FILE: where that file of the settings is.

@@ -10,10 +10,11 @@ from pathlib import Path
 
 from results import BASELINES, read_stage_count, read_summary
 
-from kdlib.comparison import drawn_over, pool_seeds, rate_names, seed_differences_table, seeds_table
+from kdlib.comparison import drawn_over, rate_names
 from kdlib.errors import RecipeError, run_main
 from kdlib.files import read_json, write_text
 from kdlib.report import markdown_table, plain_table
+from kdlib.seeds import pool_seeds, seed_differences_table, seeds_table
 
 
 def get_args():

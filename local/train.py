@@ -80,15 +80,14 @@ def layers_to_start_from(args, config: TrainConfig, start: Transducer, lang: Lan
     return [number - 1 for number in read_json(chosen, "remove it")["layers"]]
 
 
-def build_model(args, config: TrainConfig, lang: Lang, start: Optional[Transducer], train_cuts, dev_cuts) -> Transducer:
-    torch.manual_seed(config.training.seed)
-    model = Transducer(config.model, len(lang))
+def fill_model(args, config: TrainConfig, model: Transducer, lang: Lang, start: Optional[Transducer], train_cuts,
+               dev_cuts) -> None:
+    """Give the model what its training starts from."""
     if start is None:
         model.encoder.set_feature_statistics(*feature_statistics(train_cuts))
-        return model
+        return
     layers = init_from_teacher(model, start, layers_to_start_from(args, config, start, lang, dev_cuts), config.init.units)
     logging.info("weights start from %s, its layers %s", args.init_from, " ".join(str(i + 1) for i in layers))
-    return model
 
 
 def train(config, exp, lang, model, train_cuts, dev_cuts, noise, teacher, rank, device):
@@ -145,7 +144,9 @@ def main():
         check_features(path, model, features or {"num_filters": num_features}, made_as if features else args.fbank)
     start = loaded[args.init_from] if args.init_from is not None and config.init.weights == "teacher" else None
     teacher = loaded.get(args.teacher)
-    check_student(Transducer(config.model, len(lang)), config, start, teacher, str(args.config))
+    torch.manual_seed(config.training.seed)
+    model = Transducer(config.model, len(lang))
+    check_student(model, config, start, teacher, str(args.config))
     begin_run(args.exp, config, {role: content_digest(path) for role, path in inputs.items()},
               {role: path.name for role, path in models.items()}, features)
     save_config(config, args.exp / "config.yaml")
@@ -155,7 +156,7 @@ def main():
     for line in describe_skipped(skipped) + describe_skipped(dev_skipped):
         logging.warning("%s", line)
 
-    model = build_model(args, config, lang, start, train_cuts, dev_cuts)
+    fill_model(args, config, model, lang, start, train_cuts, dev_cuts)
     logging.info("%s: %d parameters deployed, %d training cuts (%.2f h), %d processes", args.exp,
                  model.parameter_counts()["total"], len(train_cuts), total_seconds(train_cuts) / 3600,
                  args.world_size)

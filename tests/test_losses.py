@@ -151,6 +151,16 @@ def test_compiled_divergence_is_the_plain_one(dtype, monkeypatch):
         torch.testing.assert_close(one, other, **tolerance)
 
 
+def test_second_derivatives_of_the_compiled_divergence_are_refused():
+    """What was computed by hand would count as constant, and the second derivative be wrong without a word."""
+    torch.manual_seed(1)
+    student, teacher = torch.randn(3, 5, requires_grad=True), torch.randn(3, 5)
+    value = lattice_kl_at(student, teacher).sum()
+    with pytest.raises(RuntimeError, match="first derivatives only.* create_graph=True"):
+        torch.autograd.grad(value, student, create_graph=True)
+    assert torch.autograd.grad(value, student)[0].abs().sum() > 0  # the first is still to be had
+
+
 def test_what_only_the_student_excludes_is_infinitely_far():
     student, teacher = torch.zeros(1, 3), torch.zeros(1, 3)
     student[0, 1] = -INF

@@ -110,7 +110,8 @@ def test_a_batch_holds_the_hypotheses_that_fit(corpus):
     assert TransducerDataset(lang, DataConfig())[next(iter(eval_loader(train, lang, DataConfig(), 9.0).sampler))].nbest is None
 
 
-@pytest.mark.parametrize("found", ["A B", [["A"]], [["A", "B"]], [[1, -0.5]], {"A": 1.0}])
+@pytest.mark.parametrize("found", ["A B", [["A"]], [["A", "B"]], [[1, -0.5]], {"A": 1.0}, [["A", float("nan")]],
+                                   [["A", -0.5], ["B", float("-inf")]]])
 def test_a_field_of_somebody_else(corpus, found):
     _, lang, train, _ = corpus
     cut = copy.deepcopy(train[0])

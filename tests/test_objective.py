@@ -5,12 +5,10 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from objective_cases import SIZES, make, make_batch, outputs, results, with_nbest
 
 from kdlib import rnnt
 from kdlib.config import DistillTerm, LossConfig, ModelConfig
-from kdlib.data import Batch, NBest
 from kdlib.errors import RecipeError
 from kdlib.losses import (REGISTRY, SequenceLoss, best_path_weights, collapsed_kl, encoder_l1, encoder_logits_kl,
                           encoder_mse, lattice_kl, lattice_kl_at, occupancy_weights, shifted)
@@ -19,33 +17,8 @@ from kdlib.transducer import Transducer
 
 pytestmark = pytest.mark.both
 
-SIZES = dict(num_features=16, subsampling_channels=4, encoder_dim=16, num_layers=1, num_heads=2, feedforward_dim=24,
-             kernel_size=3, head_dim=8, predictor_dim=12, joiner_dim=10, dropout=0.0, chunk_size=4, left_context=8)
 TERMS = [DistillTerm(name="pruned_lattice_kl", weight=2.0, temperature=2.0), DistillTerm(name="collapsed_kl", weight=0.5),
          DistillTerm(name="encoder_mse", weight=0.1)]
-
-
-def make(**loss):
-    torch.manual_seed(0)
-    teacher = Transducer(ModelConfig(**{**SIZES, "encoder_dim": 20, "joiner_dim": 14}), 13)
-    student = Transducer(ModelConfig(**SIZES), 13)
-    config = LossConfig(prune_range=3, ctc_weight=0.3, rnnt_backend="native", warmup_updates=10, **loss)
-    return Objective(student, config, teacher if config.distill else None)
-
-
-def make_batch():
-    torch.manual_seed(1)
-    feature_lengths, symbol_lengths = torch.tensor([90, 61, 40]), torch.tensor([5, 3, 0])
-    symbols = torch.randint(1, 13, (3, 5)) * (torch.arange(5) < symbol_lengths[:, None])
-    return Batch(torch.randn(3, 90, 16), feature_lengths, symbols, symbol_lengths, ["", "", ""], ["a", "b", "c"], 0.5,
-                 200, 6)
-
-
-def results(objective, batch, update):
-    objective.zero_grad()
-    total, parts = objective(batch, update)
-    total.backward()
-    return total.detach(), parts, {name: p.grad for name, p in objective.named_parameters() if p.grad is not None}
 
 
 @pytest.mark.parametrize("distill", [[], TERMS])
@@ -70,16 +43,6 @@ def test_fused_is_the_same(distill, update, kind):
 # The sequence-level loss is a cross-entropy, with tests of its own.
 EVERY = [DistillTerm(name=name, weight=0.5 + i, temperature=1.5 if "temperature" in REGISTRY[name].settings else 1.0)
          for i, name in enumerate(sorted(REGISTRY)) if not isinstance(REGISTRY[name], SequenceLoss)]
-
-
-def test_every_loss_of_the_registry_is_zero_where_student_and_teacher_agree():
-    objective = make(distill=EVERY)
-    objective._teacher = (objective.student.eval(),)
-    objective.pairs = [[(0, 0)] if loss.of == "embedding" else [] for _, _, loss in objective.encoder_terms]
-    objective.projections.clear()
-    _, parts, _ = results(objective, make_batch(), 10)
-    for term in EVERY:
-        assert abs(parts[term.name].item()) < 1e-5, term.name
 
 
 def test_every_loss_of_the_registry_by_its_definition():
@@ -131,12 +94,6 @@ def test_layers_and_shift():
     assert parts["encoder_cosine"] > 0 and grads["projections.0-1.weight"].abs().sum() > 0
     with pytest.raises(RecipeError, match="the student has 1 layers, its teacher 3"):
         Objective(student, LossConfig(distill=[DistillTerm(name="encoder_mse", layers=[[2, 3]])]), teacher)
-
-
-def outputs(model, batch, layers=()):
-    """The encoder's output, its lengths and those of these layers."""
-    with torch.no_grad():
-        return model.encoder(batch.features, batch.feature_lengths, layers=list(layers))
 
 
 @pytest.mark.parametrize("name, weigh", [("occupancy_kl", occupancy_weights), ("best_path_kl", best_path_weights)])
@@ -241,14 +198,6 @@ def test_the_total_is_the_weighted_sum_of_its_parts():
     torch.testing.assert_close(parts["total"], want)
 
 
-def with_nbest(batch, labels, rows, log_probs):
-    symbols = torch.zeros(len(labels), max(map(len, labels)), dtype=torch.int64)
-    for row, label in zip(symbols, labels):
-        row[:len(label)] = torch.tensor(label)
-    lengths = torch.tensor([len(label) for label in labels])
-    return dataclasses.replace(batch, nbest=NBest(symbols, lengths, torch.tensor(rows), torch.tensor(log_probs)))
-
-
 SEQUENCE = [DistillTerm(name="nbest_rnnt", weight=0.7)]
 
 
@@ -297,79 +246,6 @@ def test_temperature_and_schedule_of_the_hypotheses():
     plain = results(make(), batch, 10)[0]
     for update, (total, parts, _) in ((10, early), (30, late)):
         torch.testing.assert_close(total, plain + 0.5 * update / 40 * want * frames / batch.total_frames)
-
-
-# Invariants of every loss of the registry, through the objective.
-
-def cut(batch, n):
-    """Utterance ``n`` alone, without padding."""
-    frames, labels = int(batch.feature_lengths[n]), int(batch.symbol_lengths[n])
-    mine = batch.nbest.rows == n
-    nbest = NBest(batch.nbest.symbols[mine], batch.nbest.symbol_lengths[mine], batch.nbest.rows[mine] - n,
-                  batch.nbest.log_probs[mine])
-    return dataclasses.replace(batch, features=batch.features[n:n + 1, :frames], symbols=batch.symbols[n:n + 1, :labels],
-                               feature_lengths=batch.feature_lengths[n:n + 1], ids=batch.ids[n:n + 1],
-                               symbol_lengths=batch.symbol_lengths[n:n + 1], texts=[""], nbest=nbest)
-
-
-def pad(batch):
-    """More frames and labels, all of them junk."""
-    junk = torch.full((3, 31, 16), 5.0), torch.full((3, 2), 3)
-    nbest = dataclasses.replace(batch.nbest, symbols=torch.cat([batch.nbest.symbols, torch.full((4, 1), 2)], dim=1))
-    return dataclasses.replace(batch, features=torch.cat([batch.features, junk[0]], dim=1),
-                               symbols=torch.cat([batch.symbols, junk[1]], dim=1), nbest=nbest)
-
-
-def heard(batch):
-    return with_nbest(batch, [[3, 4, 5], [3, 4], [7], [8, 9, 1, 2]], [0, 0, 1, 2], [-1.0, -1.5, -2.0, -3.0])
-
-
-@pytest.mark.parametrize("name", sorted(REGISTRY))
-@given(seed=st.integers(0, 10 ** 6))
-@settings(deadline=None, max_examples=4)
-def test_padding_and_batching_change_nothing(name, seed):
-    objective, batch = make(distill=[DistillTerm(name=name)]), heard(make_batch())
-    torch.manual_seed(seed)
-    batch = dataclasses.replace(batch, features=torch.randn_like(batch.features))
-
-    def value(batch):
-        return results(objective, batch, 10)[1][name]
-
-    together = value(batch)
-    assert together >= 0
-    torch.testing.assert_close(value(pad(batch)), together, rtol=1e-4, atol=1e-6)
-    # The sequence-level loss is in nats a frame of the batch, each other one a mean over the utterances.
-    lengths = outputs(objective.student, batch)[1].double()
-    shares = lengths / lengths.sum() if name == "nbest_rnnt" else torch.full((3,), 1 / 3)
-    alone = sum(float(share) * value(cut(batch, n)) for n, share in enumerate(shares))
-    torch.testing.assert_close(alone, together, rtol=1e-4, atol=1e-6)
-
-
-@pytest.mark.parametrize("fused", ["never", "always"])
-@pytest.mark.parametrize("name", sorted(REGISTRY))
-def test_gradients_match_finite_differences_and_spare_the_teacher(name, fused):
-    objective, batch = make(distill=[DistillTerm(name=name, weight=50.0)], fused=fused), heard(make_batch())
-    objective.config.prune_range = 6  # all nodes: which ones are kept is no smooth function
-    teacher = objective.teacher.requires_grad_(True)
-    _, _, grads = results(objective, batch, 10)
-    assert all(p.grad is None for p in teacher.parameters())
-    torch.manual_seed(2)
-    names = ["encoder.layers.0.feed_forward2.up.weight", "encoder.subsampling.out.weight", "predictor.embedding.weight"]
-    steps = {f"student.{n}": torch.randn_like(objective.student.get_parameter(n)) for n in names}
-
-    @torch.no_grad()
-    def value(size):
-        for n, step in steps.items():
-            objective.get_parameter(n).add_(step, alpha=size)
-        total, _ = objective(batch, 10)
-        for n, step in steps.items():
-            objective.get_parameter(n).sub_(step, alpha=size)
-        return total.double()
-
-    size = 2e-4 if name == "encoder_l1" else 1e-3  # its kinks need a short step, float32 a long one
-    slope = (8 * (value(size) - value(-size)) - (value(2 * size) - value(-2 * size))) / (12 * size)
-    want = sum((grads[n] * step).sum().double() for n, step in steps.items())
-    torch.testing.assert_close(slope, want, rtol=0.01, atol=0.02)
 
 
 def test_fused_hypotheses_are_the_same():

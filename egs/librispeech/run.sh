@@ -13,11 +13,7 @@ flag mini "mini LibriSpeech: train-clean-5, dev-clean-2 and --settings small whe
 flag partial "take parts of --corpus-dir that are half there as they are"
 option max-utterances 0 80 "utterances to take of each part, evenly spaced; 0 for all"
 
-# shellcheck disable=SC2086  # words, to be split
-sorted_words() { printf '%s\n' $1 | sort; }
-
 settle() {
-  local name variable
   # Models for 960 h learn nothing from 5: their learning rate would still be rising at the end.
   if [[ $mini ]]; then
     parts=${given[parts]-train-clean-5} settings=${settings:-small}
@@ -26,11 +22,7 @@ settle() {
     dev_parts=${given[dev-parts]-$dev_parts}
   fi
   # RESULTS.md and the published figures beside it are of all utterances of all parts.
-  if [[ $partial || $max_utterances != 0 ]]; then subset=yes; fi
-  for name in parts dev-parts test-sets; do
-    variable=${name//-/_}
-    if [[ $(sorted_words "${!variable}") != "$(sorted_words "${option_defaults[$name]}")" ]]; then subset=yes; fi
-  done
+  if [[ $partial || $max_utterances != 0 ]] || other_words parts dev-parts test-sets; then subset=yes; fi
   if [[ $musan || $musan_dir ]]; then noise_cuts=noise; else words=(data.noise_probability=0 "${words[@]}"); fi
 }
 

@@ -58,10 +58,11 @@ class _Output:
             logits += bias.detach()
         self.kept.pop(chunk - CHUNKS_KEPT, None)
         self.kept[chunk] = logits
-        return _summable(logits)
+        return summable(logits)
 
 
-def _summable(logits: Tensor) -> Tensor:
+def summable(logits: Tensor) -> Tensor:
+    """The logits in float32, or in float64 where they are: sums of log-probabilities need no less."""
     return logits if logits.dtype in (torch.float32, torch.float64) else logits.float()
 
 
@@ -171,7 +172,7 @@ def _differentiate(
         am, lm = chunk.inputs(student)
         with torch.set_grad_enabled(learning):
             hidden = student.joiner.hidden(am.requires_grad_(learning), lm.requires_grad_(learning))
-        logits = slope = output.logits(i, hidden.detach()) if logits is None else _summable(logits)
+        logits = slope = output.logits(i, hidden.detach()) if logits is None else summable(logits)
         if terms:
             teacher_logits = teacher_output.logits(0, teacher.joiner.hidden(*chunk.inputs(teacher))).to(logits.dtype)
             leaf = logits.detach().requires_grad_(learning)

@@ -15,6 +15,7 @@ from kdlib.data import Batch, NBest, checked
 from kdlib.errors import RecipeError
 from kdlib.losses import (EncoderLoss, LatticeLoss, SequenceLoss, best_path_weights, find_loss, matched_layers,
                           node_weights, occupancy_weights, shifted)
+from kdlib.rnnt.fused import summable
 from kdlib.transducer import Transducer
 
 
@@ -42,6 +43,7 @@ class Objective(nn.Module):
         self.encoder_terms = [term for term in terms if isinstance(term[-1], EncoderLoss)]
         self.sequence_terms = [term for term in terms if isinstance(term[-1], SequenceLoss)]
         self.pairs: List[List[Tuple[int, int]]] = []
+        rnnt.backend_in_use(config.rnnt_backend)  # an error where it is not to be had
         if config.ctc_weight > 0 and student.ctc is None:
             raise RecipeError("loss.ctc_weight is above 0 but the model has no CTC head: set model.ctc_head=true")
         self.projections = nn.ModuleDict()  # by "student's layer-teacher's layer", where their widths differ
@@ -113,7 +115,7 @@ class Objective(nn.Module):
         total = total + weights["simple"] * per_nat * simple
         values["simple"] = simple.detach()
         if student.ctc is not None and weights["ctc"] > 0:
-            log_probs = F.log_softmax(student.ctc(encoded).float(), dim=-1).transpose(0, 1)
+            log_probs = F.log_softmax(summable(student.ctc(encoded)), dim=-1).transpose(0, 1)
             ctc = F.ctc_loss(log_probs, batch.symbols, lengths, batch.symbol_lengths, blank=student.blank_id,
                              reduction="sum", zero_infinity=True)
             total = total + weights["ctc"] * per_nat * ctc
@@ -149,10 +151,10 @@ class Objective(nn.Module):
         boundary = rnnt.boundary_of(symbol_lengths, lengths)
         lattice = dict(symbols=symbols, termination_symbol=student.blank_id, boundary=boundary, rnnt_type=c.rnnt_type,
                        delay_penalty=c.delay_penalty)
-        # The lattice's sums of log-probabilities need float32, whatever the model computes in.
         simple, (px_grad, py_grad) = rnnt.rnnt_loss_smoothed(
-            lm=student.simple_lm(predicted).float(), am=student.simple_am(encoded).float(), lm_only_scale=c.lm_scale,
-            am_only_scale=c.am_scale, reduction="none", return_grad=True, backend=c.rnnt_backend, **lattice)
+            lm=summable(student.simple_lm(predicted)), am=summable(student.simple_am(encoded)),
+            lm_only_scale=c.lm_scale, am_only_scale=c.am_scale, reduction="none", return_grad=True,
+            backend=c.rnnt_backend, **lattice)
         ranges = rnnt.get_rnnt_prune_ranges(px_grad, py_grad, boundary, c.prune_range, backend=c.rnnt_backend)
         return simple, ranges, lattice
 
@@ -176,7 +178,7 @@ class Objective(nn.Module):
                       taught: Tensor, outputs: Tuple[Dict[int, Tensor], Dict[int, Tensor]], lengths: Tensor) -> Tensor:
         """The mean of the loss over its pairs of layers, or the loss of the last layers' logits."""
         if loss.of == "logits":
-            sides = [(self.student.simple_am(encoded).float(), self.teacher.simple_am(taught).float())]
+            sides = [(summable(self.student.simple_am(encoded)), summable(self.teacher.simple_am(taught)))]
         else:
             sides = []
             for ours, theirs in pairs:
@@ -248,9 +250,9 @@ class Objective(nn.Module):
             weights, scale)
 
     def _logits(self, side: rnnt.Side, ranges: Tensor) -> Tensor:
-        """(N, T, R, V) float32 logits of the kept nodes."""
+        """(N, T, R, V) logits of the kept nodes."""
         am, lm = rnnt.do_rnnt_pruning(am=side.am, lm=side.lm, ranges=ranges, backend=self.config.rnnt_backend)
-        return side.joiner(am, lm).float()
+        return summable(side.joiner(am, lm))
 
     def _fuses(self, mask: Tensor, distilling: bool) -> bool:
         """Whether the logits of these nodes (N, T, R) are computed a few at a time."""

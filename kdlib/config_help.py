@@ -1,0 +1,45 @@
+"""What is wrong with a key of a config, in words that say what to write in its place."""
+
+from dataclasses import fields, is_dataclass
+from typing import Any, List
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+
+def misplaced(known: Any, layer: Any) -> str:
+    """Which key of ``layer`` it is that ``known`` cannot be merged with, and what is wrong with it."""
+    layer = OmegaConf.to_container(layer) if OmegaConf.is_config(layer) else layer
+    path: List[str] = []
+    while isinstance(layer, dict):
+        for key, value in layer.items():
+            try:
+                OmegaConf.merge(known, {key: value})
+            except (OmegaConfBaseException, TypeError, ValueError):
+                break
+        else:
+            break
+        path, layer = [*path, str(key)], value
+        known = OmegaConf.create({}) if OmegaConf.is_missing(known, key) else known[key]
+        if not OmegaConf.is_dict(known):
+            break
+    found, wanted = ("a mapping" if isinstance(x, dict) or OmegaConf.is_dict(x) else
+                     "a list" if isinstance(x, list) or OmegaConf.is_list(x) else "a value" for x in (layer, known))
+    where = f"key '{'.'.join(path)}'" if path else "all of it"
+    if found == wanted or wanted == "a value":  # below a list, or in a section that may be left out
+        return f"{where}, {str(layer)[:80]}, has a list, a mapping or a value in the place of another of these"
+    return f"{where} is {found}, {str(layer)[:80]}; it must be {wanted}, given whole"
+
+
+def keys_near(schema: Any, key: str) -> str:
+    """The known keys of the section that an unknown ``key`` was looked for in, as the end of a message."""
+    section = schema
+    for part in key.split(".")[:-1]:
+        part = part.split("[")[0]
+        types = {f.name: f for f in fields(section)} if is_dataclass(section) else {}
+        if part not in types:
+            return ""
+        section = types[part].default_factory if not isinstance(types[part].type, type) else types[part].type
+    if not is_dataclass(section):
+        return ""
+    return "; known keys there: " + ", ".join(f.name for f in fields(section))
