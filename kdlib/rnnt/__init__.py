@@ -32,6 +32,7 @@ from kdlib.rnnt.fused import (
     fused_pays,
     lattice_losses_fused,
     rnnt_loss_fused,
+    summable,
 )
 from kdlib.rnnt.lattice import all_nodes, boundary_of, full_boundary, lattice_nodes
 from kdlib.rnnt.native import BEST_PATH
@@ -89,10 +90,6 @@ def _implementation(backend: str, labels: int, frames: int, *tensors: Tensor):
     if refusal or (backend == "auto" and not k2_backend.finite(*tensors)):
         return native
     return k2_backend
-
-
-def _widened(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 def rnnt_loss_smoothed(
@@ -160,8 +157,8 @@ def rnnt_loss_smoothed(
     checks.raise_findings(findings)
     with torch.autocast(am.device.type, enabled=False):
         result = _implementation(backend, labels, frames, am, lm).rnnt_loss_smoothed(
-            lm=_widened(lm),
-            am=_widened(am),
+            lm=summable(lm),
+            am=summable(am),
             symbols=symbols,
             termination_symbol=termination_symbol,
             lm_only_scale=lm_only_scale,
@@ -313,7 +310,7 @@ def rnnt_loss_pruned(
     checks.check_lattice(symbols, ranges, bounds, count, frames, labels, tokens, termination_symbol, rnnt_type)
     checks.require(ranges.shape[2] == kept, f"ranges keeps {ranges.shape[2]} nodes a frame, logits has {kept}")
     arguments = dict(
-        logits=_widened(logits),
+        logits=summable(logits),
         symbols=symbols,
         ranges=ranges,
         termination_symbol=termination_symbol,
