@@ -19,6 +19,6 @@ else
 fi
 cd "$root"
 # All of them: on all cores, each file in one process, since its tests share what it made.
-if ((!$#)); then set -- --numprocesses "$(nproc)" --dist loadfile; fi
+if ((!$#)); then set -- --numprocesses "$(nproc)" --dist loadfile --durations 15; fi
 echo "testing with $PYTHON"
 exec "$PYTHON" -m pytest "${selection[@]}" "$@"
