@@ -1,4 +1,4 @@
-"""Leaves out the tests that this machine or environment cannot run, and says so."""
+"""Leaves out the tests that this machine or environment cannot run, and says so; and what many tests share."""
 
 import importlib.util
 import os
@@ -41,6 +41,9 @@ NEEDS = {
 
 
 def pytest_collection_modifyitems(items):
+    # Files with slow tests first, so that none of them is what the other cores wait for in the end.
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
     for marker, (available, reason) in NEEDS.items():
         marked = [item for item in items if item.get_closest_marker(marker)]
         if marked and not available():
