@@ -28,7 +28,7 @@ def test_fused_is_the_same(distill, update, kind):
     outcomes = []
     for fused in ("never", "always"):
         objective = make(distill=distill, fused=fused, rnnt_type=kind, delay_penalty=0.01, sharpness=2.0,
-                         sharpness_updates=5, ctc_first_updates=5)
+                         sharpness_after_updates=5, ctc_first_updates=5)
         outcomes.append(results(objective, make_batch(), update))
     (total, parts, grads), (other_total, other_parts, other_grads) = outcomes
     torch.testing.assert_close(total, other_total)
@@ -176,12 +176,13 @@ def test_schedules_follow_the_updates():
     torch.testing.assert_close(early[0] - late[0], 2.0 * value * 3 / 6)
 
 
-def test_sharpness_grows():
+def test_sharpness_comes_late():
     def pruned(update, **loss):
-        return results(make(sharpness_updates=20, **loss), make_batch(), update)[1]["pruned"]
+        return results(make(**loss), make_batch(), update)[1]["pruned"]
 
-    assert pruned(0, sharpness=5.0) == pruned(0)
-    assert pruned(10, sharpness=5.0) == pruned(20, sharpness=3.0) == pruned(99, sharpness=3.0) > pruned(10)
+    late = dict(sharpness=3.0, sharpness_after_updates=10)
+    assert pruned(9, **late) == pruned(9) < pruned(9, sharpness=3.0)
+    assert pruned(10, **late) == pruned(10, sharpness=3.0) > pruned(10)
     for wrong in (dict(sharpness=0.5), dict(sharpness=2.0, rnnt_backend="k2")):
         with pytest.raises(RecipeError, match="loss.sharpness"):
             LossConfig(**wrong)
