@@ -81,6 +81,11 @@ def describe_machine() -> Dict[str, object]:
             "system": f"{platform.system()} {platform.machine()}", "python": platform.python_version()}
 
 
+def name_processor(machine: Mapping[str, object]) -> str:
+    """Of what :func:`describe_machine` returns, such as "AMD EPYC, 2 cores"."""
+    return f"{machine['processor']}, {machine['cores']} core{'' if machine['cores'] == 1 else 's'}"
+
+
 def plot_wer_against_size(path: PathLike, chain: Sequence[SizedModel], others: Sequence[SizedModel],
                           test_sets: Mapping[str, str], title: str) -> None:
     """Draw error rate against the number of parameters as a PNG, one panel a test set; each is named with its rate.

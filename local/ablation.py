@@ -24,7 +24,7 @@ from kdlib.errors import RecipeError, run_main
 from kdlib.files import write_text
 from kdlib.lang import Lang
 from kdlib.planning import check_chain, stage_configs
-from kdlib.report import describe_machine, markdown_table, plain_table
+from kdlib.report import describe_machine, markdown_table, name_processor, plain_table
 
 ARMS = "arms.txt"  # a line for each arm: its name and how many stages it has
 
@@ -101,7 +101,7 @@ def write_tables(args, config: AblationConfig) -> None:
     arms = {name: read_arm(args.exp, name, int(stages[name])) for name in config.arms}
     machine, tests = describe_machine(), next(iter(arms.values()))["test_sets"]
     text = (f"# Ablation of {args.recipe}\n\nWritten by `{args.command}`, with `conf/ablation.yaml`; every figure comes "
-            f"from the files of one run, one seed. Machine: {machine['processor']}, {machine['cores']} cores.\n\n"
+            f"from the files of one run, one seed. Machine: {name_processor(machine)}.\n\n"
             f"{rate_names(tests)} in per cent; in brackets the difference to the first row and its p-value (paired "
             f"bootstrap over {drawn_over(tests)}, two-sided; it knows nothing of other seeds). Updates are those of all stages. "
             "delay / 90%: milliseconds from a word's end to the frame that emits it, mean and 90th percentile, as in "

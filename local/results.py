@@ -18,7 +18,7 @@ from kdlib.comparison import read_summary as read_decoding_summary
 from kdlib.config import ProgressiveConfig, load_config
 from kdlib.errors import RecipeError, run_main
 from kdlib.files import read_json, write_json, write_text
-from kdlib.report import (SizedModel, describe_machine, format_duration, markdown_table, plain_table,
+from kdlib.report import (SizedModel, describe_machine, format_duration, markdown_table, name_processor, plain_table,
                           plot_wer_against_size)
 
 # The baselines and how the plot calls them.
@@ -145,7 +145,7 @@ def report(args: argparse.Namespace, results: Dict[str, Any], table_text: str, l
         "Written by stage 8 of the recipe; every figure comes from the files of one run.\n\n"
         f"- Command: `{results['command']}`, with `{shown(args.config)}`\n"
         f"- Date of the run: {results['date']}\n"
-        f"- Machine: {machine['processor']}, {machine['cores']} cores{memory}; {machine['system']}, "
+        f"- Machine: {name_processor(machine)}{memory}; {machine['system']}, "
         f"Python {machine['python']}\n"
         + (f"- Software: {'; '.join(versions)}\n" if versions else "")
         + f"\n## {error_rate.capitalize()} and size\n\n{table_text}\n"

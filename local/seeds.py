@@ -13,7 +13,7 @@ from results import BASELINES, read_stage_count, read_summary
 from kdlib.comparison import drawn_over, rate_names
 from kdlib.errors import RecipeError, run_main
 from kdlib.files import read_json, write_text
-from kdlib.report import markdown_table, plain_table
+from kdlib.report import markdown_table, name_processor, plain_table
 from kdlib.seeds import pool_seeds, seed_differences_table, seeds_table
 
 
@@ -40,7 +40,7 @@ def describe_runs(exps):
         results = read_json(exp / "results" / "results.json", f"finish that run's stage 8 (run.sh --exp {exp} --stage 8)")
         try:
             recipe, machine, software = results["recipe"], results["machine"], results["software"]
-            lines.append(f"- `{results['command']}`: {results['date']}, {machine['processor']}, {machine['cores']} cores; "
+            lines.append(f"- `{results['command']}`: {results['date']}, {name_processor(machine)}; "
                          f"torch {', '.join(software['torch'])}, RNN-T {', '.join(software['rnnt_backend'])}, on "
                          f"{', '.join(software['device'])}\n")
         except (KeyError, TypeError):

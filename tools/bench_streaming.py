@@ -176,7 +176,7 @@ def run_rows(args, rows, audio):
 
 
 def table(args, rows, texts, found):
-    from kdlib.report import describe_machine, markdown_table
+    from kdlib.report import describe_machine, markdown_table, name_processor
     from kdlib.scoring import by_characters, count_errors
 
     cells, first = [], None
@@ -194,9 +194,8 @@ def table(args, rows, texts, found):
                       "" if torch_row else f"{first['size'] / size:.2f}", f"{wer:.2f}"])
     header = ["Model", "Runtime", "Real-time factor", "times faster", "MiB", "Bytes", "times smaller",
               "CER" if by_characters(results) else "WER"]
-    machine = describe_machine()
-    return (f"{len(texts)} utterances of {args.test_set}, one stream, one thread; {machine['processor']}, "
-            f"{machine['cores']} cores. Medians of {args.repeats}; faster and smaller than {args.models[0]} in "
+    return (f"{len(texts)} utterances of {args.test_set}, one stream, one thread; "
+            f"{name_processor(describe_machine())}. Medians of {args.repeats}; faster and smaller than {args.models[0]} in "
             f"{RUNTIMES[0]}. MiB: the most that the process held, runtime included.\n\n"
             + markdown_table(header, cells))
 

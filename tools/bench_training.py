@@ -34,7 +34,7 @@ from kdlib.files import read_json, write_json, write_text
 from kdlib.lang import Lang
 from kdlib.options import require_positive
 from kdlib.planning import FRAMES_A_SECOND, measure_model
-from kdlib.report import describe_machine, markdown_table
+from kdlib.report import describe_machine, markdown_table, name_processor
 from kdlib.training.loop import Trainer
 from kdlib.training.parallel import default_world_size, launch
 from kdlib.transducer import Transducer
@@ -172,7 +172,7 @@ def report(args: argparse.Namespace, configs: Dict[str, TrainConfig], found: Dic
     machine = describe_machine()
     cores = args.world_size if on_gpu else machine["cores"]
     device = f"{args.world_size} x {torch.cuda.get_device_name(0)}" if on_gpu else \
-        f"{machine['processor']}, {machine['cores']} cores, {args.world_size} processes"
+        f"{name_processor(machine)}, {args.world_size} processes"
     heard = args.hours * (1 + sum(1 / factor for factor in fbank.speed_factors))
     rows, total, checkpoints = [], 0.0, 0
     for name, config in configs.items():
