@@ -53,7 +53,9 @@ def broken_utterances(normaliser: Tensor, count: int) -> Tensor:
     return ~(normaliser < float("inf")).view(count, -1).all(1)
 
 
-def sharp_score(label_arcs: Tensor, blank_arcs: Tensor, lattice: tuple, occupancies: bool, sharpness: float) -> LatticeResult:
+def sharp_score(
+    label_arcs: Tensor, blank_arcs: Tensor, lattice: tuple, occupancies: bool, sharpness: float
+) -> LatticeResult:
     """The lattice (starts, boundary, modified) of paths' probabilities to the power of ``sharpness``, and the score to
     that of its inverse, so that the occupancies are the score's gradient."""
     if sharpness != 1.0:
