@@ -337,7 +337,6 @@ def node_posteriors(
     """See ``kdlib.rnnt.node_posteriors``."""
     inside = inside_boundary(ranges, boundary)
     broken = (~((label_arcs < float("inf")) & (blank_arcs < float("inf"))) & inside).flatten(1).any(1)
-    arcs = (label_arcs.double() * sharpness, blank_arcs.double() * sharpness)
-    result = kernels_for(arcs[0]).score_lattice(*arcs, ranges[:, :, 0], boundary, rnnt_type == "modified", True)
-    result = without_broken(result, broken)
+    lattice = (ranges[:, :, 0], boundary, rnnt_type == "modified")
+    result = without_broken(sharp_score(label_arcs.double(), blank_arcs.double(), lattice, True, sharpness), broken)
     return (result.label_occupancy + result.blank_occupancy).to(label_arcs.dtype)
