@@ -118,9 +118,9 @@ class LossConfig:
     warmup_updates: int = 2000  # the simple loss goes from 1 to simple_scale, the pruned loss from 0.1 to 1
     delay_penalty: float = 0.0
     # Above 1 the pruned loss prefers one good alignment to many that are good together (kdlib.rnnt.rnnt_loss_pruned):
-    # greedy search, which follows one, then leaves out fewer words. Until so many updates it is 1, so that alignments are found.
+    # greedy search, which follows one, then leaves out fewer words.
     sharpness: float = 1.0
-    sharpness_after_updates: int = 0
+    sharpness_start: float = 0.0  # the part of the training until which it is 1: alignments must be found first
     ctc_weight: float = 0.0
     ctc_first_updates: int = 0  # so long CTC stands at full weight and the RNN-T loss at a tenth
     distill: List[DistillTerm] = field(default_factory=list)
@@ -138,7 +138,7 @@ class LossConfig:
         _require(1.0 <= self.sharpness <= 100.0, "loss.sharpness", self.sharpness, "from 1 to 100")
         _require(self.sharpness == 1.0 or self.rnnt_backend != "k2", "loss.sharpness", self.sharpness,
                  "1 where loss.rnnt_backend is k2, which has no such loss")
-        _require(self.sharpness_after_updates >= 0, "loss.sharpness_after_updates", self.sharpness_after_updates, "0 or more")
+        _require(0.0 <= self.sharpness_start <= 1.0, "loss.sharpness_start", self.sharpness_start, "from 0 to 1")
         _require(self.prune_range >= 2, "loss.prune_range", self.prune_range, "at least 2")
         for number, term in enumerate(self.distill):
             _require(term not in self.distill[:number], "loss.distill", term.name,

@@ -28,7 +28,7 @@ def test_fused_is_the_same(distill, update, kind):
     outcomes = []
     for fused in ("never", "always"):
         objective = make(distill=distill, fused=fused, rnnt_type=kind, delay_penalty=0.01, sharpness=2.0,
-                         sharpness_after_updates=5, ctc_first_updates=5)
+                         ctc_first_updates=5)
         outcomes.append(results(objective, make_batch(), update))
     (total, parts, grads), (other_total, other_parts, other_grads) = outcomes
     torch.testing.assert_close(total, other_total)
@@ -177,13 +177,13 @@ def test_schedules_follow_the_updates():
 
 
 def test_sharpness_comes_late():
-    def pruned(update, **loss):
-        return results(make(**loss), make_batch(), update)[1]["pruned"]
+    def pruned(progress, **loss):
+        return results(make(**loss), dataclasses.replace(make_batch(), progress=progress), 10)[1]["pruned"]
 
-    late = dict(sharpness=3.0, sharpness_after_updates=10)
-    assert pruned(9, **late) == pruned(9) < pruned(9, sharpness=3.0)
-    assert pruned(10, **late) == pruned(10, sharpness=3.0) > pruned(10)
-    for wrong in (dict(sharpness=0.5), dict(sharpness=2.0, rnnt_backend="k2")):
+    late = dict(sharpness=3.0, sharpness_start=0.6)
+    assert pruned(0.5, **late) == pruned(0.5) < pruned(0.5, sharpness=3.0)
+    assert pruned(0.6, **late) == pruned(0.6, sharpness=3.0) > pruned(0.6)
+    for wrong in (dict(sharpness=0.5), dict(sharpness=2.0, rnnt_backend="k2"), dict(sharpness_start=1.5)):
         with pytest.raises(RecipeError, match="loss.sharpness"):
             LossConfig(**wrong)
 

@@ -105,7 +105,7 @@ class Objective(nn.Module):
         per_nat = 1.0 / batch.total_frames
         share = len(batch.ids) / batch.total_utterances
         warm = min(1.0, update / c.warmup_updates) if c.warmup_updates > 0 else 1.0
-        sharpness = c.sharpness if update >= c.sharpness_after_updates else 1.0
+        sharpness = c.sharpness if batch.progress >= c.sharpness_start else 1.0
         weights = {"simple": 1 - warm * (1 - c.simple_scale), "pruned": 0.1 + 0.9 * warm, "ctc": c.ctc_weight}
         if first_ctc:
             weights = {"simple": 0.1 * weights["simple"], "pruned": 0.1 * weights["pruned"], "ctc": 1.0}
