@@ -136,8 +136,6 @@ class LossConfig:
         _require(self.fused != "always" or self.rnnt_backend != "k2", "loss.fused", self.fused,
                  "auto or never where loss.rnnt_backend is k2, which has no fused loss")
         _require(1.0 <= self.sharpness <= 100.0, "loss.sharpness", self.sharpness, "from 1 to 100")
-        _require(self.sharpness == 1.0 or self.rnnt_backend != "k2", "loss.sharpness", self.sharpness,
-                 "1 where loss.rnnt_backend is k2, which has no such loss")
         _require(0.0 <= self.sharpness_start <= 1.0, "loss.sharpness_start", self.sharpness_start, "from 0 to 1")
         _require(self.prune_range >= 2, "loss.prune_range", self.prune_range, "at least 2")
         for number, term in enumerate(self.distill):

@@ -183,7 +183,7 @@ def test_sharpness_comes_late():
     late = dict(sharpness=3.0, sharpness_start=0.6)
     assert pruned(0.5, **late) == pruned(0.5) < pruned(0.5, sharpness=3.0)
     assert pruned(0.6, **late) == pruned(0.6, sharpness=3.0) > pruned(0.6)
-    for wrong in (dict(sharpness=0.5), dict(sharpness=2.0, rnnt_backend="k2"), dict(sharpness_start=1.5)):
+    for wrong in (dict(sharpness=0.5), dict(sharpness_start=1.5)):
         with pytest.raises(RecipeError, match="loss.sharpness"):
             LossConfig(**wrong)
 

@@ -102,7 +102,6 @@ BAD = {
     "logits of utterance 1 is .inf": dict(logits=torch.tensor([0.0, math.inf]).view(2, 1, 1, 1).expand(2, 3, 2, 4)),
     "symbols lies on meta, logits on cpu": dict(symbols=torch.zeros(2, 2, dtype=torch.int64, device="meta")),
     "return_occupancies: k2 has nothing of the kind": dict(return_occupancies=True, backend="k2"),
-    "sharpness: k2 has nothing of the kind": dict(sharpness=2.0, backend="k2"),
     "sharpness must be above 0": dict(sharpness=0.0),
     "sharpness must be a number, finite": dict(sharpness=math.nan),
     "ranges of utterance 1 are not consecutive": dict(ranges=torch.tensor([[[0, 1]] * 3, [[0, 2]] * 3])),

@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from rnnt_cases import TOLERANCE, assert_equal, batches, make, total
 
 from kdlib import rnnt
@@ -57,6 +58,17 @@ def test_smoothed_loss_and_ranges(case):
 @MANY
 @given(case=batches())
 def test_pruned_loss(case):
+    compare_pruned_losses(case)
+
+
+@settings(max_examples=60, deadline=None)
+@given(case=batches(), sharpness=st.sampled_from([0.5, 2.0, 30.0]))
+def test_sharper_pruned_loss(case, sharpness):
+    """By k2's log-probabilities and its recursion."""
+    compare_pruned_losses(case, sharpness=sharpness)
+
+
+def compare_pruned_losses(case, **options):
     lm, am, symbols, boundary = make(case)
     given_boundary = None if case["boundary"] == "none" else boundary
     if given_boundary is None:
@@ -71,7 +83,7 @@ def test_pruned_loss(case):
         logits = am_pruned + lm_pruned.tanh()
         loss, reduced = (
             rnnt.rnnt_loss_pruned(logits, symbols, ranges, case["blank"], given_boundary, case["kind"],
-                                  case["penalty"], reduction, backend=backend)
+                                  case["penalty"], reduction, backend=backend, **options)
             for reduction in ("none", case["reduction"]))
         slopes = torch.autograd.grad(total(loss), (logits, *inputs))
         results[backend] = (am_pruned, lm_pruned, loss, reduced, *slopes)

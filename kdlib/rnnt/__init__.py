@@ -283,7 +283,7 @@ def rnnt_loss_pruned(
       sharpness: a in -1/a log(sum over the paths of p(path)^a), which is the RNN-T loss where a is 1, and with a above 1
         that loss plus (a - 1)/a times the paths' Renyi entropy of order a: of alignments that are equally good together
         it prefers one that is good alone, as greedy search does (entropy regularisation of alignments: Variani et al.
-        2022, arXiv 2212.12442). Computed natively, since k2 has no such loss.
+        2022, arXiv 2212.12442).
       return_occupancies: whether to return the arc posteriors as well; they are always computed natively, since
         k2 does not give them here.
 
@@ -318,13 +318,12 @@ def rnnt_loss_pruned(
         rnnt_type=rnnt_type,
         delay_penalty=delay_penalty,
         reduction=reduction,
+        sharpness=sharpness,
     )
     with torch.autocast(logits.device.type, enabled=False):
-        if return_occupancies or sharpness != 1.0:
-            what = "return_occupancies" if return_occupancies else "sharpness"
-            checks.require(backend != "k2", f"{what}: k2 has nothing of the kind; use the backend 'native'")
-            loss = native.rnnt_loss_pruned(**arguments, return_occupancies=return_occupancies, sharpness=sharpness)
-            loss, occupancies = loss if return_occupancies else (loss, None)
+        if return_occupancies:
+            checks.require(backend != "k2", "return_occupancies: k2 has nothing of the kind; use the backend 'native'")
+            loss, occupancies = native.rnnt_loss_pruned(**arguments, return_occupancies=True)
         else:
             loss = _implementation(backend, labels, frames, logits).rnnt_loss_pruned(**arguments)
     if not bool(torch.isfinite(loss.detach()).all()):

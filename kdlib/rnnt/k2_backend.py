@@ -6,6 +6,8 @@ from typing import Optional, Tuple
 import torch
 from torch import Tensor
 
+from kdlib.rnnt.lattice import delay_offsets, reduce_loss
+
 
 @lru_cache(maxsize=None)
 def load() -> Tuple[Optional[object], str]:
@@ -61,5 +63,23 @@ def do_rnnt_pruning(**arguments) -> Tuple[Tensor, Tensor]:
     return load()[0].do_rnnt_pruning(**arguments)
 
 
-def rnnt_loss_pruned(**arguments) -> Tensor:
-    return load()[0].rnnt_loss_pruned(**arguments)
+def rnnt_loss_pruned(
+    logits: Tensor,
+    boundary: Optional[Tensor],
+    rnnt_type: str,
+    delay_penalty: float,
+    reduction: str,
+    sharpness: float,
+    **lattice,
+) -> Tensor:
+    k2, lattice = load()[0], dict(lattice, logits=logits, boundary=boundary, rnnt_type=rnnt_type)
+    if sharpness == 1.0:
+        return k2.rnnt_loss_pruned(**lattice, delay_penalty=delay_penalty, reduction=reduction)
+    # k2's loss has no such option, so its two parts stand here, and between them what it adds to the labels' arcs.
+    label_arcs, blank_arcs = k2.get_rnnt_logprobs_pruned(**lattice)
+    if delay_penalty > 0.0:
+        frames = label_arcs.shape[2] - (rnnt_type == "regular")
+        offsets = delay_offsets(boundary, frames, logits) * delay_penalty
+        label_arcs[:, :, :frames] += offsets.unsqueeze(1).to(logits.dtype)
+    score = k2.mutual_information_recursion(label_arcs * sharpness, blank_arcs * sharpness, boundary)
+    return reduce_loss(-score / sharpness, reduction)

@@ -243,3 +243,10 @@ def delay_offsets(boundary: Optional[Tensor], frames: int, like: Tensor) -> Tens
     else:
         middle = ((boundary[:, 3] - 1) / 2).reshape(-1, 1)
     return middle - torch.arange(frames, device=like.device)
+
+
+def reduce_loss(loss: Tensor, reduction: str) -> Tensor:
+    """(N,) losses to what ``reduction`` (none, mean, sum) names."""
+    if reduction == "mean":
+        return loss.mean()
+    return loss.sum() if reduction == "sum" else loss

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdlib.rnnt import cpu, plain
-from kdlib.rnnt.lattice import LatticeResult, as_ranges, delay_offsets, full_boundary, inside_boundary, lattice_nodes
+from kdlib.rnnt.lattice import (LatticeResult, as_ranges, delay_offsets, full_boundary, inside_boundary, lattice_nodes,
+                                reduce_loss)
 
 BEST_PATH = 1e4  # a path worse by a thousandth of a nat keeps less than e^-10 beside the best
 
@@ -134,13 +135,6 @@ class _PrunedScore(torch.autograd.Function):
             out=out.view(-1, logits.shape[3]),
         )
         return (out,) + (None,) * 7
-
-
-def reduce_loss(loss: Tensor, reduction: str) -> Tensor:
-    """(N,) losses to what ``reduction`` (none, mean, sum) names."""
-    if reduction == "mean":
-        return loss.mean()
-    return loss.sum() if reduction == "sum" else loss
 
 
 def _finite_vectors(lm: Tensor, am: Tensor, boundary: Tensor) -> Tuple[Tensor, Tensor, Tensor, Tensor, Optional[Tensor]]:
