@@ -13,6 +13,7 @@ from typing import List
 
 import torch
 from lhotse import CutSet, Fbank, LilcomChunkyWriter
+from lhotse.cut import Cut
 
 from kdlib.config import FbankConfig, config_to_dict, load_config
 from kdlib.data import load_cuts, shar_index
@@ -82,10 +83,20 @@ def extract(cuts: CutSet, part: str, storage: Path, extractor: Fbank, jobs: int,
     return done
 
 
+def in_order(cuts: CutSet, part: str) -> List[Cut]:
+    """The cuts as training or decoding is to meet them, in whatever order processes and machines were done with them.
+
+    Those of training are mixed, speeds and speakers, since its sampler shuffles no more than a buffer of them at a time.
+    """
+    ordered = sorted(cuts, key=lambda cut: cut.id)
+    if part == "train":
+        random.Random(part).shuffle(ordered)
+    return ordered
+
+
 def extract_shards(cuts: CutSet, part: str, storage: Path, name: str, extractor: Fbank, args, size: int) -> List[dict]:
     """The same into shards of ``size`` cuts, whatever their order was: neighbours in a shard stay near in training."""
-    mixed = list(cuts)
-    random.Random(part).shuffle(mixed)
+    mixed = in_order(cuts, part)
     with executor(args.jobs, args.dask) as pool:
         pieces = [pool.submit(write_shard, mixed[first:first + size], storage, name, number, extractor)
                   for number, first in enumerate(range(0, len(mixed), size))]
@@ -152,6 +163,7 @@ def main():
         cuts = (CutSet.from_cuts(cut for share in shares for cut in CutSet.from_file(share / manifest.name) or ())
                 if shares else extract(cuts, part, args.output / name, fbank_extractor(config), args.jobs, args.dask))
         require_some(len(cuts), part, args)
+        cuts = CutSet.from_cuts(in_order(cuts, part))
         with atomic_path(path) as temporary:
             cuts.to_file(temporary)
         hours = sum(c.duration for c in cuts) / 3600

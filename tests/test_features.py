@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
+from lhotse import CutSet, MonoCut, Recording, SupervisionSegment, fastcopy
 
 from kdlib.config import FbankConfig
 from kdlib.errors import RecipeError
@@ -54,6 +54,30 @@ def test_features_and_speeds(manifests):
     assert "train: 24 cuts" in done.stdout
     assert read_json(manifests / "fbank" / "fbank.json", "") == {"sampling_rate": 16000, "num_filters": 23,
                                                                  "low_freq": 20.0, "high_freq": -400.0}
+
+
+def test_the_order_is_the_same_however_many_processes_and_machines_there_are(manifests):
+    """So that a seed means the same batches everywhere; training cuts are mixed, others are in the order of their ids."""
+    cuts = list(CutSet.from_file(manifests / "manifests" / "cuts_train.jsonl.gz"))
+    many = CutSet.from_cuts(fastcopy(cut, id=f"{number:03d}") for number, cut in enumerate(cuts * 26))  # several pieces
+    for part in ("train", "dev"):
+        many.to_file(manifests / "manifests" / f"cuts_{part}.jsonl.gz")
+
+    def orders():
+        return [[cut.id for cut in CutSet.from_file(manifests / "fbank" / f"cuts_{part}.jsonl.gz")]
+                for part in ("train", "dev")]
+
+    found = []
+    for jobs in ("1", "3"):
+        done = prepare(manifests, "--jobs", jobs)
+        assert done.returncode == 0, done.stderr
+        found.append(orders())
+    for part in ("2/3", "1/3", "3/3"):
+        assert prepare(manifests, "--part", part).returncode == 0
+    assert prepare(manifests).returncode == 0
+    train, dev = orders()
+    assert found == [[train, dev]] * 2
+    assert dev == sorted(dev) and len(dev) == 208 and train != sorted(train) and sorted(train) == dev
 
 
 def test_a_corrupt_file_in_the_middle_is_left_out_and_named(manifests):
