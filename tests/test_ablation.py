@@ -2,12 +2,11 @@
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from scripts import run_script
 
 from kdlib.config import LangConfig, TrainConfig, load_config
 from kdlib.lang import train_lang
@@ -34,11 +33,10 @@ class Recipe:
 
     def __call__(self, do, *words):
         at = self.folder
-        return subprocess.run(
-            [sys.executable, str(SCRIPT), "--do", do, "--config", str(at / "ablation.yaml"), "--exp", str(at / "exp"),
-             "--progressive", str(at / "progressive.yaml"), "--teacher-config", str(at / "teacher.yaml"), "--lang",
-             str(at / "lang"), "--recipe", "toy", "--command", "egs/toy/run.sh --stage 10", "--report",
-             str(at / "ABLATION.md"), *words], capture_output=True, text=True)
+        return run_script(
+            SCRIPT, "--do", do, "--config", at / "ablation.yaml", "--exp", at / "exp", "--progressive",
+            at / "progressive.yaml", "--teacher-config", at / "teacher.yaml", "--lang", at / "lang", "--recipe", "toy",
+            "--command", "egs/toy/run.sh --stage 10", "--report", at / "ABLATION.md", *words)
 
     def config(self, name) -> TrainConfig:
         return load_config(TrainConfig, self.folder / "exp" / "conf" / f"{name}.yaml")

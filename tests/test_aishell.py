@@ -16,6 +16,7 @@ import mandarin
 import numpy as np
 import pytest
 import soundfile
+from scripts import run_script
 from skipping import listed
 from test_recipes import MODELS, run
 
@@ -29,8 +30,7 @@ TRANSCRIPT = Path("transcript") / "aishell_transcript_v0.8.txt"
 
 def script(name: str, *arguments, cwd, code=0):
     """Run a script of the recipe; one that is refused says so in one line and no stack trace."""
-    ended = subprocess.run([sys.executable, str(LOCAL / name), *map(str, arguments)], cwd=cwd, capture_output=True,
-                           text=True)
+    ended = run_script(LOCAL / name, *arguments, cwd=cwd)
     assert ended.returncode == code, ended.stderr
     if code:
         assert ended.stderr.splitlines()[-1].startswith("error: ") and "Traceback" not in ended.stderr

@@ -1,12 +1,11 @@
 """tools/bench_training.py on tiny models: what it prints adds up, and what is wrong is one line."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from scripts import run_script
 
 SCRIPT = Path(__file__).resolve().parents[1] / "tools" / "bench_training.py"
 TEACHER = {
@@ -32,8 +31,7 @@ def recipe(tmp_path) -> Path:
 
 
 def bench(recipe: Path, *options: str):
-    return subprocess.run([sys.executable, str(SCRIPT), "--recipe", str(recipe), "--seconds", "0:0.4 100:1.6",
-                           "--updates", "3", "--warm-up", "1", *options], capture_output=True, text=True)
+    return run_script(SCRIPT, "--recipe", recipe, "--seconds", "0:0.4 100:1.6", "--updates", "3", "--warm-up", "1", *options)
 
 
 def rows(text: str):

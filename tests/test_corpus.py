@@ -1,13 +1,12 @@
 """Cuts of small corpora laid out here: what is kept, what is left out and why, and what the feature stage makes of them."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from lhotse import CutSet, Recording, RecordingSet, SupervisionSegment, SupervisionSet
 from lhotse.audio import AudioSource
+from scripts import run_script
 from skipping import Reasons
 
 from kdlib.corpus import checked_cuts, write_cuts
@@ -42,16 +41,15 @@ def cuts_of(recordings, supervisions, rate=16000, **options):
     return cuts, skipped.of
 
 
-def prepared(manifests: Path, rate=16000, bins=40) -> CutSet:
-    """What stage 2, as it is, makes of a folder of manifests."""
+def prepared(manifests: Path, rate=16000, bins=40) -> list:
+    """The training cuts that stage 2, as it is, makes of a folder of manifests, by id."""
     output = manifests.parent / "fbank"
     config = manifests.parent / "fbank.yaml"
     config.write_text(f"sampling_rate: {rate}\nnum_filters: {bins}\n")
-    done = subprocess.run([sys.executable, str(ROOT / "local" / "prepare_features.py"), "--manifests", str(manifests),
-                           "--output", str(output), "--config", str(config), "--jobs", "1"],
-                          capture_output=True, text=True)
+    done = run_script(ROOT / "local" / "prepare_features.py", "--manifests", manifests, "--output", output, "--config", config,
+                      "--jobs", "1")
     assert done.returncode == 0, done.stderr
-    return CutSet.from_file(output / "cuts_train.jsonl.gz").to_eager()
+    return sorted(CutSet.from_file(output / "cuts_train.jsonl.gz"), key=lambda cut: cut.id)
 
 
 def test_one_cut_an_utterance_sorted_with_the_text_normalised(tmp_path):

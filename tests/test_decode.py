@@ -3,7 +3,6 @@ and what cannot be decoded."""
 
 import importlib.util
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,8 +10,8 @@ import numpy as np
 import pytest
 import soundfile
 from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
-
 from made_up import settings
+from scripts import run_script
 
 from kdlib.config import save_config
 from kdlib.data import load_cuts, load_samples
@@ -50,8 +49,8 @@ def words_of(options, more=()):
     return [str(word) for pair in options.items() for word in pair] + list(more)
 
 
-def run_script(name, options, *more):
-    return subprocess.run([sys.executable, LOCAL / f"{name}.py", *words_of(options, more)], capture_output=True, text=True)
+def run(name, options, *more):
+    return run_script(LOCAL / f"{name}.py", *words_of(options, more))
 
 
 def decode_here(monkeypatch, options, longest, *more):
@@ -111,7 +110,7 @@ def test_what_is_missing_is_said_before_anything_is_decoded(options, script, cor
     for more, said in ((["--test-sets", "dev gone"], "cuts_gone.jsonl.gz is missing"),
                        (["--test-sets", "dev other", "--alignment", options["--fbank"] / "align"],
                         "align/cuts_other.jsonl.gz is missing: make it with local/align.py")):
-        done = run_script(script, options, *map(str, more))
+        done = run(script, options, *map(str, more))
         assert done.returncode == 1 and said in done.stderr and "Traceback" not in done.stderr
         assert not list((options["--exp"] / script).glob("*"))
 
@@ -143,10 +142,10 @@ def test_cuts_too_short_for_a_frame_are_not_aligned(options, corpus):
     CutSet.from_cuts(cuts).to_file(options["--fbank"] / "cuts_dev.jsonl.gz")
     words = {**{key: options[key] for key in ("--exp", "--fbank", "--lang", "--test-sets")},
              "--output": options["--fbank"] / "align"}
-    done = run_script("align", words)
+    done = run("align", words)
     assert done.returncode == 0, done.stderr
     assert "0 of 2 utterances aligned" in done.stdout
-    done = run_script("align", {**words, "--test-sets": " "})
+    done = run("align", {**words, "--test-sets": " "})
     assert done.returncode == 1 and "--test-sets names none" in done.stderr
 
 
@@ -161,7 +160,7 @@ def test_cuts_too_short_for_a_frame_are_not_aligned(options, corpus):
     ("streaming_decode", ["--tail", "long", "--fbank-config", "fbank.yaml"], "--tail long: give seconds of silence"),
 ])
 def test_options_that_mean_nothing_are_refused(options, name, more, said):
-    done = run_script(name, options, *more)
+    done = run(name, options, *more)
     assert done.returncode == 1 and said in done.stderr and "Traceback" not in done.stderr
 
 
@@ -169,7 +168,7 @@ def test_features_that_are_gone_are_named(options):
     cuts = list(load_cuts(options["--fbank"] / "cuts_dev.jsonl.gz"))
     cuts[1].features.storage_path = str(options["--fbank"] / "gone")
     CutSet.from_cuts(cuts).to_file(options["--fbank"] / "cuts_dev.jsonl.gz")
-    done = run_script("streaming_decode", options)
+    done = run("streaming_decode", options)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert f"the features of {cuts[1].id} cannot be read" in done.stderr and "run stage 2 again" in done.stderr
 
@@ -177,7 +176,7 @@ def test_features_that_are_gone_are_named(options):
 def test_a_cut_without_transcript_is_decoded(options, corpus):
     cuts = [cut.drop_supervisions() if number == 0 else cut for number, cut in enumerate(corpus[3])]
     CutSet.from_cuts(cuts).to_file(options["--fbank"] / "cuts_dev.jsonl.gz")
-    done = run_script("streaming_decode", options)
+    done = run("streaming_decode", options)
     assert done.returncode == 0, done.stderr
     results = read_recogs(next((options["--exp"] / "streaming_decode").glob("recogs-dev-*.txt")))
     assert len(results) == len(cuts) and [ref for id_, ref, _ in results if id_ == cuts[0].id] == [[]]

@@ -20,6 +20,7 @@ import pytest
 import soundfile
 import torch
 from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
+from scripts import run_script
 
 from kdlib.config import (DecodeConfig, DistillTerm, FbankConfig, LangConfig, LossConfig, ModelConfig, TrainConfig,
                           config_to_dict)
@@ -89,7 +90,7 @@ def finished(tmp_path_factory):
 
 
 def script(name, *words):
-    return subprocess.run([sys.executable, str(LOCAL / name), *map(str, words)], capture_output=True, text=True)
+    return run_script(LOCAL / name, *words)
 
 
 def export(folder, name, output):

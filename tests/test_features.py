@@ -2,7 +2,6 @@
 
 import argparse
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 from lhotse import CutSet, MonoCut, Recording, SupervisionSegment, fastcopy
+from scripts import run_script
 
 from kdlib.config import FbankConfig
 from kdlib.errors import RecipeError
@@ -39,9 +39,8 @@ def manifests(tmp_path):
 
 
 def prepare(folder, *overrides):
-    return subprocess.run([sys.executable, str(SCRIPT), "--manifests", str(folder / "manifests"), "--output",
-                           str(folder / "fbank"), "--config", str(folder / "fbank.yaml"), "--jobs", "2", *overrides],
-                          capture_output=True, text=True)
+    return run_script(SCRIPT, "--manifests", folder / "manifests", "--output", folder / "fbank", "--config",
+                      folder / "fbank.yaml", "--jobs", "2", *overrides)
 
 
 def test_features_and_speeds(manifests):

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scripts import run_script
 from skipping import listed
 
 soundfile = pytest.importorskip("soundfile")
@@ -52,8 +53,7 @@ def test_the_tests_find_real_speech_beside_the_checkout(tmp_path):
 
 
 def run(script: str, *arguments, cwd, check=True):
-    ended = subprocess.run([sys.executable, str(LOCAL / script), *map(str, arguments)], cwd=cwd, capture_output=True,
-                           text=True)
+    ended = run_script(LOCAL / script, *arguments, cwd=cwd)
     if check:
         assert ended.returncode == 0, ended.stderr
     return ended

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from scripts import run_script
 from skipping import listed
 from test_recipes import check_results
 from test_recipes import run as run_recipe
@@ -35,8 +36,7 @@ TREE = {"train-clean-100": ["19/198", "26/495"], "train-other-500": ["20/205"], 
 
 
 def run(script: str, *arguments, cwd, check=True):
-    ended = subprocess.run([sys.executable, str(RECIPE / "local" / script), *map(str, arguments)], cwd=cwd,
-                           capture_output=True, text=True)
+    ended = run_script(RECIPE / "local" / script, *arguments, cwd=cwd)
     if check:
         assert ended.returncode == 0, ended.stderr
     return ended

@@ -2,14 +2,13 @@
 
 import copy
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from lhotse import CutSet
 from made_up import BINS, WORDS, make_cuts, settings
+from scripts import run_script
 
 from kdlib.config import DataConfig, save_config
 from kdlib.data import NBEST, TransducerDataset, eval_loader, load_cuts, select_cuts
@@ -22,7 +21,7 @@ LOCAL = Path(__file__).resolve().parents[1] / "local"
 
 
 def script(name, *words):
-    return subprocess.run([sys.executable, str(LOCAL / name), *map(str, words)], capture_output=True, text=True)
+    return run_script(LOCAL / name, *words)
 
 
 @pytest.fixture(scope="module")

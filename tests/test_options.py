@@ -1,10 +1,9 @@
 """Numbers on the command line that cannot be: one line that names the option, before anything is read or made."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from scripts import run_script
 
 from kdlib.corpus_parts import prepare_parts
 from kdlib.errors import RecipeError
@@ -49,6 +48,6 @@ def test_stage_1_of_a_recipe_that_was_written(tmp_path, given, said):
     ("egs/voice_commands/local/prepare_manifests.py --jobs 0", "--jobs 0")])
 def test_scripts_say_so_in_one_line(tmp_path, command, said):
     script, *words = command.split()
-    done = subprocess.run([sys.executable, str(ROOT / script), *words], cwd=tmp_path, capture_output=True, text=True)
+    done = run_script(ROOT / script, *words, cwd=tmp_path)
     assert done.returncode == 1 and done.stderr.startswith(f"error: {said} is not ") and done.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []

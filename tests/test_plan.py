@@ -2,12 +2,11 @@
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from scripts import run_script
 
 from kdlib.config import LangConfig, TrainConfig, load_config
 from kdlib.lang import Lang, train_lang
@@ -31,10 +30,8 @@ def folder(tmp_path):
 def plan(folder, *overrides, teacher=TEACHER, stages=PLAN):
     (folder / "teacher.yaml").write_text(yaml.safe_dump(teacher))
     (folder / "progressive.yaml").write_text(yaml.safe_dump(stages))
-    return subprocess.run(
-        [sys.executable, str(SCRIPT), "--config", str(folder / "progressive.yaml"), "--teacher-config",
-         str(folder / "teacher.yaml"), "--lang", str(folder / "lang"), "--output", str(folder / "conf"), *overrides],
-        capture_output=True, text=True)
+    return run_script(SCRIPT, "--config", folder / "progressive.yaml", "--teacher-config", folder / "teacher.yaml", "--lang",
+                      folder / "lang", "--output", folder / "conf", *overrides)
 
 
 def config(folder, name) -> TrainConfig:

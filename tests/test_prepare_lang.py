@@ -1,11 +1,10 @@
 """Stage 3 on transcripts that the vocabulary does not fit: which utterances, and what to change."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from lhotse import CutSet, MonoCut, SupervisionSegment
+from scripts import run_script
 
 from kdlib.lang import Lang
 
@@ -25,8 +24,7 @@ def cuts(tmp_path) -> Path:
 def prepare(cuts: Path, *options, **settings):
     config = cuts.parent / "lang.yaml"
     config.write_text("".join(f"{key}: {value}\n" for key, value in settings.items()))
-    return subprocess.run([sys.executable, str(SCRIPT), "--cuts", str(cuts), "--config", str(config), "--output",
-                           str(cuts.parent / "lang"), *options], capture_output=True, text=True)
+    return run_script(SCRIPT, "--cuts", cuts, "--config", config, "--output", cuts.parent / "lang", *options)
 
 
 def refused(ended) -> str:

@@ -3,14 +3,13 @@
 import importlib.util
 import json
 import struct
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
+from scripts import run_script
 
 from kdlib.errors import RecipeError
 from kdlib.report import format_duration, format_relative, markdown_table, plain_table, relative_change
@@ -341,7 +340,7 @@ def test_a_bad_plan_or_config_is_named(run, name, text, words):
 
 def test_the_script_ends_in_one_line_without_a_traceback(run):
     run.path("scratch").write_text("{")
-    done = subprocess.run([sys.executable, str(SCRIPT), *run.arguments()], capture_output=True, text=True)
+    done = run_script(SCRIPT, *run.arguments())
     assert done.returncode == 1
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
     assert str(run.path("scratch")) in done.stderr and "--stage 7" in done.stderr
@@ -376,8 +375,7 @@ def test_seeds_are_pooled(run, tmp_path):
     for one in (run, second):
         one.results()
         (one.folder / "out").rename(one.folder / "exp" / "results")
-    done = subprocess.run([sys.executable, str(SEEDS), str(run.folder / "exp"), str(second.folder / "exp"), "--output",
-                           str(tmp_path / "seeds.md")], capture_output=True, text=True)
+    done = run_script(SEEDS, run.folder / "exp", second.folder / "exp", "--output", tmp_path / "seeds.md")
     assert done.returncode == 0, done.stderr
     rows = {line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]]
             for line in (tmp_path / "seeds.md").read_text().splitlines() if line.startswith("|")}
@@ -392,33 +390,29 @@ def test_seeds_are_pooled(run, tmp_path):
     report = (tmp_path / "seeds.md").read_text()
     assert report.startswith("# commands from 2 seeds\n") and report.count("- `egs/commands/run.sh`: ") == 2
     (second.folder / "exp" / "results" / "results.json").write_text("{}")
-    done = subprocess.run(done.args, capture_output=True, text=True)
+    done = run_script(*done.args)
     assert done.returncode == 1 and "results.json is not stage 8's" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_runs_that_do_not_fit_are_named(run, tmp_path):
     second = Run(tmp_path / "second")
     second.write("stage2", parameters=7)
-    done = subprocess.run([sys.executable, str(SEEDS), str(run.folder / "exp"), str(second.folder / "exp")],
-                          capture_output=True, text=True)
+    done = run_script(SEEDS, run.folder / "exp", second.folder / "exp")
     assert done.returncode == 1 and "stage2 has 7 parameters in run 2" in done.stderr
     second.write("stage2")
     other = summary("stage1")["test_sets"]
     other["test-other"]["words_by_utterance"] = [5, 7, *[6] * 398]
     second.write("stage1", test_sets=other)
-    done = subprocess.run([sys.executable, str(SEEDS), str(run.folder / "exp"), str(second.folder / "exp")],
-                          capture_output=True, text=True)
+    done = run_script(SEEDS, run.folder / "exp", second.folder / "exp")
     assert done.returncode == 1 and "stage1 was decoded on another test-other in run 2" in done.stderr
     for changed, said in (({"updates": 9999}, "stage1 was trained for 9,999 updates in run 2"),
                           ({"method": "modified_beam_search"}, "decoded otherwise in run 2 than in the first one: method")):
         second.write("stage1", **changed)
-        done = subprocess.run([sys.executable, str(SEEDS), str(run.folder / "exp"), str(second.folder / "exp")],
-                              capture_output=True, text=True)
+        done = run_script(SEEDS, run.folder / "exp", second.folder / "exp")
         assert done.returncode == 1 and said in done.stderr, done.stderr
-    done = subprocess.run([sys.executable, str(SEEDS), str(run.folder / "exp"), str(run.folder / "exp")],
-                          capture_output=True, text=True)
+    done = run_script(SEEDS, run.folder / "exp", run.folder / "exp")
     assert done.returncode == 1 and "runs 1 and 2 make the same errors with every model" in done.stderr
-    done = subprocess.run([sys.executable, str(SEEDS), str(tmp_path / "none")], capture_output=True, text=True)
+    done = run_script(SEEDS, tmp_path / "none")
     assert done.returncode == 1 and "finish that run" in done.stderr and "Traceback" not in done.stderr
 
 

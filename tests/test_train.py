@@ -3,12 +3,11 @@
 import json
 import runpy
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from made_up import settings
+from scripts import run_script
 
 from kdlib.config import FbankConfig, save_config
 from kdlib.files import content_digest, read_json, write_json
@@ -35,9 +34,8 @@ def train(corpus, fbank, tmp_path_factory):
         path = tmp_path_factory.mktemp("conf") / "config.yaml"
         save_config(config, path)
         words += tuple(f"--{role.replace('_', '-')}={folder}" for role, folder in models.items())
-        return subprocess.run([sys.executable, str(SCRIPT), "--config", str(path), "--fbank", str(fbank), "--lang",
-                               str(corpus[0] / "lang"), "--exp", str(exp), "--world-size", "1", *words],
-                              capture_output=True, text=True)
+        return run_script(SCRIPT, "--config", path, "--fbank", fbank, "--lang", corpus[0] / "lang", "--exp", exp,
+                          "--world-size", "1", *words)
     return call
 
 

@@ -1,8 +1,6 @@
 """Training on a made-up language: it learns, resumes exactly, distils, and names what is wrong with its inputs."""
 
 import json
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -10,6 +8,7 @@ import pytest
 import torch
 from lhotse import CutSet
 from made_up import make_cuts, make_noise, settings, trainer
+from scripts import run_script
 
 from kdlib.config import DecodeConfig, DistillTerm, LangConfig, ProgressiveConfig, TrainConfig, load_config, merge_config
 from kdlib.data import Phase, describe_skipped, eval_loader, load_cuts, select_cuts, train_loader, TransducerDataset
@@ -349,6 +348,5 @@ def test_distilling_from_a_first_teacher_that_is_not_given(tmp_path):
     (tmp_path / "config.yaml").write_text("loss: {distill_from: first, distill: [{name: encoder_mse}]}")
     script = Path(__file__).resolve().parents[1] / "local" / "train.py"
     words = [f"--{name}={tmp_path / name}" for name in ("fbank", "lang", "exp", "teacher")]
-    done = subprocess.run([sys.executable, str(script), "--config", str(tmp_path / "config.yaml"), *words],
-                          capture_output=True, text=True)
+    done = run_script(script, "--config", tmp_path / "config.yaml", *words)
     assert done.returncode == 1 and "loss.distill_from is 'first': give --first-teacher" in done.stderr

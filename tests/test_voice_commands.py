@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from scripts import run_script
 from skipping import listed
 
 pytest.importorskip("espeakng_loader")
@@ -31,8 +32,7 @@ voices = load("voices")
 
 
 def run(script: str, *arguments, cwd=None, check=True):
-    ended = subprocess.run([sys.executable, str(LOCAL / script), *map(str, arguments)], cwd=cwd, capture_output=True,
-                           text=True)
+    ended = run_script(LOCAL / script, *arguments, cwd=cwd)
     if check:
         assert ended.returncode == 0, ended.stderr
     return ended

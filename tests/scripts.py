@@ -1,0 +1,37 @@
+"""Runs scripts as commands do, each in a process of its own that finds torch and Lhotse imported: that alone takes seconds."""
+
+import multiprocessing
+import os
+import runpy
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["kdlib.comparison", "kdlib.decoding", "kdlib.training.loop"])
+# What only the tests see.
+HIDDEN = ["", *(str(Path(__file__).resolve().parents[1] / folder) for folder in ("tests", "tools"))]
+
+
+def run_script(path, *words, cwd=None) -> subprocess.CompletedProcess:
+    """What ``python path words...`` prints and how it ends."""
+    arguments = [str(path), *map(str, words)]
+    with tempfile.TemporaryDirectory() as folder:
+        outputs = [Path(folder) / name for name in ("stdout", "stderr")]
+        process = SERVER.Process(target=_run, args=(arguments, str(cwd or os.getcwd()), dict(os.environ), outputs))
+        process.start()
+        process.join()
+        return subprocess.CompletedProcess(arguments, process.exitcode, *(output.read_text() for output in outputs))
+
+
+def _run(arguments, cwd, environment, outputs) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(cwd)
+    for number, output in enumerate(outputs, start=1):
+        os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT), number)
+    sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))
+    sys.argv = arguments
+    sys.path[:] = [str(Path(arguments[0]).parent), *(place for place in sys.path if place not in HIDDEN)]
+    runpy.run_path(arguments[0], run_name="__main__")
