@@ -25,6 +25,14 @@ def run_script(path, *words, cwd=None) -> subprocess.CompletedProcess:
         return subprocess.CompletedProcess(arguments, process.exitcode, *(output.read_text() for output in outputs))
 
 
+def refused(ended: subprocess.CompletedProcess) -> str:
+    """The one line of a script that was refused: no stack trace, exit status 1."""
+    assert ended.returncode == 1, ended.stdout
+    lines = ended.stderr.strip().splitlines()
+    assert lines[-1].startswith("error: ") and "Traceback" not in ended.stderr, ended.stderr
+    return lines[-1]
+
+
 def _run(arguments, cwd, environment, outputs) -> None:
     os.environ.clear()
     os.environ.update(environment)

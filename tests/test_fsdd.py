@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scripts import run_script
+from scripts import refused, run_script
 from skipping import listed
 
 soundfile = pytest.importorskip("soundfile")
@@ -57,14 +57,6 @@ def run(script: str, *arguments, cwd, check=True):
     if check:
         assert ended.returncode == 0, ended.stderr
     return ended
-
-
-def refused(ended) -> str:
-    """The one line of a run that was refused: no stack trace, exit status 1."""
-    assert ended.returncode == 1
-    lines = ended.stderr.strip().splitlines()
-    assert lines[-1].startswith("error: ") and "Traceback" not in ended.stderr, ended.stderr
-    return lines[-1]
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from scripts import run_script
+from scripts import refused, run_script
 from skipping import listed
 from test_recipes import check_results
 from test_recipes import run as run_recipe
@@ -40,14 +40,6 @@ def run(script: str, *arguments, cwd, check=True):
     if check:
         assert ended.returncode == 0, ended.stderr
     return ended
-
-
-def refused(ended) -> str:
-    """The one line of a run that was refused: no stack trace, exit status 1."""
-    assert ended.returncode == 1, ended.stdout
-    lines = ended.stderr.strip().splitlines()
-    assert lines[-1].startswith("error: ") and "Traceback" not in ended.stderr, ended.stderr
-    return lines[-1]
 
 
 def sound(seconds: float, seed: int) -> np.ndarray:

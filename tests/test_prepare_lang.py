@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from lhotse import CutSet, MonoCut, SupervisionSegment
-from scripts import run_script
+from scripts import refused, run_script
 
 from kdlib.lang import Lang
 
@@ -25,13 +25,6 @@ def prepare(cuts: Path, *options, **settings):
     config = cuts.parent / "lang.yaml"
     config.write_text("".join(f"{key}: {value}\n" for key, value in settings.items()))
     return run_script(SCRIPT, "--cuts", cuts, "--config", config, "--output", cuts.parent / "lang", *options)
-
-
-def refused(ended) -> str:
-    assert ended.returncode == 1 and "Traceback" not in ended.stderr, ended.stderr
-    line = ended.stderr.strip().splitlines()[-1]
-    assert line.startswith("error: ")
-    return line
 
 
 @pytest.mark.parametrize("kind", ["bpe", "unigram"])

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from scripts import run_script
+from scripts import refused, run_script
 from skipping import listed
 
 pytest.importorskip("espeakng_loader")
@@ -36,14 +36,6 @@ def run(script: str, *arguments, cwd=None, check=True):
     if check:
         assert ended.returncode == 0, ended.stderr
     return ended
-
-
-def refused(ended) -> str:
-    """The one line of a run that was refused: no stack trace, exit status 1."""
-    assert ended.returncode == 1
-    lines = ended.stderr.strip().splitlines()
-    assert lines[-1].startswith("error: ") and "Traceback" not in ended.stderr, ended.stderr
-    return lines[-1]
 
 
 def synthesize(folder: Path, *arguments, check=True):
