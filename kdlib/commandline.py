@@ -10,7 +10,7 @@ from lhotse import CutSet
 
 from kdlib.config import DecodeConfig, load_config
 from kdlib.conformer import FRAME_MS
-from kdlib.data import load_cuts
+from kdlib.cuts import load_cuts
 from kdlib.decoding import Hypothesis
 from kdlib.errors import RecipeError
 from kdlib.files import PathLike, read_json

@@ -1,14 +1,11 @@
 """Batches from Lhotse cuts: bucketed by duration, augmented reproducibly, resumable in the middle of an epoch."""
 
-import math
 import random
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import islice
-from pathlib import Path
-from typing import Dict, Iterable, Iterator, List, Optional, Tuple, Union
+from typing import Iterable, Iterator, List, Optional, Tuple, Union
 
 import numpy as np
 import torch
@@ -23,12 +20,10 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_
 
 from kdlib.config import DataConfig
 from kdlib.conformer import subsampled_length
+from kdlib.cuts import TrainCuts, in_one_line, nbest_of, total_seconds, transcript
 from kdlib.errors import RecipeError
-from kdlib.files import PathLike
 from kdlib.lang import Lang
 from kdlib.shar import SharCuts
-
-TrainCuts = Union[CutSet, SharCuts]
 
 # Attention over a whole utterance at once takes memory that grows with the square of its length: some 3 GiB for so many
 # seconds. Longer ones are decoded chunk by chunk, and not aligned.
@@ -51,10 +46,6 @@ def plan_batch(cuts: Iterable[Cut], seed: int, progress: float, rank: int = 0, w
     cuts = sorted(cuts, key=lambda cut: -cut.duration)
     return PlannedBatch(CutSet.from_cuts(cuts[rank::world_size]), seed, progress,
                         sum(subsampled_length(cut.num_frames) for cut in cuts), len(cuts))
-
-
-# Of a supervision's custom fields: the teacher's best hypotheses, a list of [text, log-probability].
-NBEST = "nbest"
 
 
 @dataclass
@@ -100,139 +91,6 @@ class Batch:
         return replace(self, features=self.features.to(device), feature_lengths=self.feature_lengths.to(device),
                        symbols=self.symbols.to(device), symbol_lengths=self.symbol_lengths.to(device),
                        nbest=None if self.nbest is None else self.nbest.to(device))
-
-
-def load_cuts(path: PathLike, remedy: str = "run stage 2 first") -> CutSet:
-    """Read a cut manifest whole; a missing, empty or damaged one is a :class:`RecipeError`."""
-    path = Path(path)
-    if not path.is_file():
-        if shar_index(path).is_file():
-            raise RecipeError(f"{path} is missing, since stage 2 wrote these features in Shar, which training alone reads: "
-                              "run stage 2 with fbank.storage=files")
-        raise RecipeError(f"{path} is missing: {remedy}")
-    try:
-        cuts = CutSet.from_file(path).to_eager()
-    except Exception as error:
-        raise RecipeError(f"{path} cannot be read as a Lhotse cut manifest "
-                          f"({type(error).__name__}: {error}): {remedy}") from None
-    if len(cuts) == 0:
-        raise RecipeError(f"{path} holds no cuts: {remedy}")
-    return cuts
-
-
-def transcript(cut: Cut) -> str:
-    """What is said in the cut; empty where it does not say."""
-    return (cut.supervisions[0].text or "") if cut.supervisions else ""
-
-
-def load_samples(cut: Cut, sampling_rate: int) -> np.ndarray:
-    """The cut's audio, (1, samples) float32; a :class:`RecipeError` names a cut that has none, or of another rate."""
-    if cut.has_recording and cut.sampling_rate != sampling_rate:
-        raise RecipeError(f"{cut.id} has audio of {cut.sampling_rate} Hz and the model hears {sampling_rate} Hz: give the "
-                          "cuts that the recipe's stage 2 wrote")
-    try:
-        return cut.load_audio().astype(np.float32)
-    except Exception as error:  # each format has exceptions of its own
-        raise RecipeError(f"the audio of {cut.id} cannot be read ({_reason(error)}): mend the file, or run stages 1 and 2 "
-                          "again, which leave it out") from None
-
-
-def load_features(cut: Cut) -> Tensor:
-    """The cut's features, (T0, F) float32; a :class:`RecipeError` names a cut whose features cannot be read."""
-    try:
-        return torch.from_numpy(cut.load_features())
-    except Exception as error:  # each storage has exceptions of its own
-        raise RecipeError(f"the features of {cut.id} cannot be read ({_reason(error)}): run stage 2 again "
-                          "with --force") from None
-
-
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-
-
-def shar_index(path: PathLike) -> Path:
-    """Where the index stands if the features of a part are in Shar; ``path`` is that of its cuts if they are not."""
-    path = Path(path)
-    return path.with_name(path.name.replace("cuts_", "shar_", 1).replace(".jsonl.gz", ".json"))
-
-
-def nbest_of(cut: Cut) -> List[Tuple[str, float]]:
-    """(text, log-probability) of the teacher's hypotheses that the cut carries; an empty list where it has none."""
-    found = ((cut.supervisions[0].custom or {}).get(NBEST) or []) if cut.supervisions else []
-    if not isinstance(found, list) or not all(isinstance(item, list) and list(map(type, item)) == [str, float]
-                                              and math.isfinite(item[1]) for item in found):
-        raise RecipeError(f"cut {cut.id}: the field {NBEST} of its supervision is no list of [text, log-probability], each "
-                          "of these finite: make the manifest anew with local/nbest.py")
-    return found
-
-
-def has_nbest(cuts: TrainCuts) -> bool:
-    """Whether any of the cuts carries hypotheses."""
-    return any(nbest_of(cut) for cut in (cuts.described() if isinstance(cuts, SharCuts) else cuts))
-
-
-def unusable(cut: Cut, lang: Lang, config: DataConfig, modified: bool) -> Optional[str]:
-    """Why a transducer cannot learn from the cut, or None; see :func:`select_cuts`."""
-    text = cut.supervisions[0].text if cut.supervisions else None
-    nbest_of(cut)
-    if not cut.has_features:
-        return "no features"
-    if not text or not text.strip():
-        return "empty transcript"
-    reason = config.wrong_length(cut.duration)
-    if reason is not None:
-        return reason
-    labels = lang.encode(text)
-    if lang.blank_id in labels:
-        return "the blank, which is no label, in its transcript"
-    return None if subsampled_length(cut.num_frames) >= (max(1, len(labels)) if modified else 1) else "too short for its labels"
-
-
-def select_cuts(cuts: TrainCuts, lang: Lang, config: DataConfig, modified: bool) -> Tuple[TrainCuts, Dict[str, List[str]]]:
-    """Keep the cuts that a transducer can learn from.
-
-    A path through the ``modified`` lattice consumes one frame a label, so U labels need U frames after subsampling;
-    the regular lattice needs one frame.
-
-    Returns:
-        the kept cuts, and the ids of the others by reason.
-    Raises:
-        RecipeError: what stands where a cut's hypotheses do is something else.
-    """
-    reason_of = partial(unusable, lang=lang, config=config, modified=modified)
-    if isinstance(cuts, SharCuts):
-        return cuts.select(reason_of)
-    skipped: Dict[str, List[str]] = {}
-    kept = []
-    for cut in cuts:
-        reason = reason_of(cut)
-        if reason is None:
-            kept.append(cut)
-        else:
-            skipped.setdefault(reason, []).append(cut.id)
-    return CutSet.from_cuts(kept), skipped
-
-
-def _too_many_words(cut: Cut, most: int) -> Optional[str]:
-    return None if len(cut.supervisions[0].text.split()) <= most else f"more than {most} words"
-
-
-def short_cuts(cuts: TrainCuts, most: int) -> TrainCuts:
-    """The cuts of at most so many words."""
-    if isinstance(cuts, SharCuts):
-        return cuts.select(partial(_too_many_words, most=most))[0]
-    return cuts.filter(lambda cut: _too_many_words(cut, most) is None).to_eager()
-
-
-def total_seconds(cuts: TrainCuts) -> float:
-    """How much audio the cuts hold."""
-    return cuts.seconds if isinstance(cuts, SharCuts) else sum(cut.duration for cut in cuts)
-
-
-def describe_skipped(skipped: Dict[str, List[str]]) -> List[str]:
-    """A line for each reason, with the count and the first few ids."""
-    return [f"skipped {len(ids)} utterances ({reason}): {', '.join(ids[:5])}{' ...' if len(ids) > 5 else ''}"
-            for reason, ids in sorted(skipped.items())]
 
 
 @contextmanager
@@ -291,7 +149,7 @@ class TransducerDataset(Dataset):
                 features, lengths = collate_features(cuts)
             except Exception as error:  # each storage has exceptions of its own
                 return RecipeError(f"the features of {ids[0]} or of another utterance in its batch cannot be read "
-                                   f"({_reason(error)}): run stage 2 again with --force")
+                                   f"({in_one_line(error)}): run stage 2 again with --force")
             if self.spec_augment is not None and planned.progress >= self.config.spec_augment.start:
                 features = self.spec_augment(features)
         # The subsampling needs seven frames even to say that there is nothing.
@@ -447,23 +305,3 @@ def eval_loader(cuts: CutSet, lang: Lang, config: DataConfig, max_duration: floa
         batch.append(cut)
     batches.append(plan_batch(batch, 0, 1.0))
     return DataLoader(TransducerDataset(lang, config), sampler=batches, batch_size=None, num_workers=0)
-
-
-def feature_statistics(cuts: TrainCuts, max_cuts: int = 300) -> Tuple[Tensor, Tensor]:
-    """Mean and standard deviation of every feature bin, each (F,) float32, over evenly chosen cuts.
-
-    Raises:
-        RecipeError: the features of one of them cannot be read, or are not all numbers.
-    """
-    if isinstance(cuts, SharCuts):
-        chosen = list(cuts.some(max_cuts))
-    else:
-        every = list(cuts)
-        chosen = every[::max(1, len(every) // max_cuts)]
-    features = [load_features(cut) for cut in chosen]
-    for cut, part in zip(chosen, features):
-        if not bool(torch.isfinite(part).all()):
-            raise RecipeError(f"the features of {cut.id} hold nan or infinity, with which nothing can be learned: mend its "
-                              "audio, and run stage 2 again with --force")
-    frames = torch.cat(features)
-    return frames.mean(0), frames.std(0)

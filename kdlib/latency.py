@@ -11,7 +11,7 @@ from lhotse.cut import Cut
 
 from kdlib.alignment import FRAME_SECONDS, word_frames
 from kdlib.conformer import chunk_frames
-from kdlib.data import load_cuts
+from kdlib.cuts import load_cuts
 from kdlib.decoding import Hypothesis
 from kdlib.files import PathLike
 from kdlib.lang import Lang

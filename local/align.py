@@ -19,7 +19,8 @@ from tqdm import tqdm
 from kdlib.alignment import FRAME_SECONDS, align_labels, word_frames
 from kdlib.commandline import named_test_sets
 from kdlib.config import DataConfig, TrainConfig, load_config
-from kdlib.data import LONGEST_SECONDS, checked, describe_skipped, eval_loader, load_cuts
+from kdlib.cuts import describe_skipped, load_cuts
+from kdlib.data import LONGEST_SECONDS, checked, eval_loader
 from kdlib.errors import run_main
 from kdlib.files import atomic_path
 from kdlib.lang import Lang

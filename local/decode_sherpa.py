@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from kdlib.commandline import decoding_summary, named_test_sets, summary_path
 from kdlib.config import DecodeConfig
-from kdlib.data import load_cuts, load_samples, transcript
+from kdlib.cuts import load_cuts, load_samples, transcript
 from kdlib.errors import run_main
 from kdlib.files import write_json
 from kdlib.model_card import write_model_card

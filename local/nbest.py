@@ -19,7 +19,8 @@ from lhotse.cut import Cut
 from tqdm import tqdm
 
 from kdlib.config import DataConfig, DecodeConfig, load_config
-from kdlib.data import NBEST, checked, describe_skipped, eval_loader, load_cuts
+from kdlib.cuts import NBEST, describe_skipped, load_cuts
+from kdlib.data import checked, eval_loader
 from kdlib.decoding import nbest_search
 from kdlib.errors import RecipeError, run_main
 from kdlib.files import atomic_path

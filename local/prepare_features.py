@@ -6,7 +6,6 @@ what they made. With --dask the work goes to a Dask cluster.
 """
 
 import argparse
-import random
 import shutil
 from pathlib import Path
 from typing import List
@@ -16,7 +15,7 @@ from lhotse import CutSet, Fbank, LilcomChunkyWriter
 from lhotse.cut import Cut
 
 from kdlib.config import FbankConfig, config_to_dict, load_config
-from kdlib.data import load_cuts, shar_index
+from kdlib.cuts import load_cuts, mixed, shar_index
 from kdlib.errors import RecipeError, run_main
 from kdlib.features import fbank_extractor, without_features
 from kdlib.files import atomic_path, content_digest, write_json
@@ -84,26 +83,20 @@ def extract(cuts: CutSet, part: str, storage: Path, extractor: Fbank, jobs: int,
 
 
 def in_order(cuts: CutSet, part: str) -> List[Cut]:
-    """The cuts as training or decoding is to meet them, in whatever order processes and machines were done with them.
-
-    Those of training are mixed, speeds and speakers, since its sampler shuffles no more than a buffer of them at a time.
-    """
-    ordered = sorted(cuts, key=lambda cut: cut.id)
-    if part == "train":
-        random.Random(part).shuffle(ordered)
-    return ordered
+    """The cuts as training or decoding is to meet them, in whatever order processes and machines were done with them."""
+    return mixed(cuts) if part == "train" else sorted(cuts, key=lambda cut: cut.id)
 
 
 def extract_shards(cuts: CutSet, part: str, storage: Path, name: str, extractor: Fbank, args, size: int) -> List[dict]:
     """The same into shards of ``size`` cuts, whatever their order was: neighbours in a shard stay near in training."""
-    mixed = in_order(cuts, part)
+    ordered = in_order(cuts, part)
     with executor(args.jobs, args.dask) as pool:
-        pieces = [pool.submit(write_shard, mixed[first:first + size], storage, name, number, extractor)
-                  for number, first in enumerate(range(0, len(mixed), size))]
+        pieces = [pool.submit(write_shard, ordered[first:first + size], storage, name, number, extractor)
+                  for number, first in enumerate(range(0, len(ordered), size))]
         done = [piece.result() for piece in pieces]
     broken = [item for _, skipped in done for item in skipped]
     if broken:
-        report_skipped(part, len(mixed), broken)
+        report_skipped(part, len(ordered), broken)
     return [shard for shard, _ in done]
 
 

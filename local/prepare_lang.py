@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import List, Tuple
 
 from kdlib.config import LangConfig, load_config
-from kdlib.data import load_cuts
+from kdlib.cuts import load_cuts
 from kdlib.errors import RecipeError, run_main
 from kdlib.lang import UNK, Lang, train_lang
 

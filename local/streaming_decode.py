@@ -17,7 +17,7 @@ from kdlib.commandline import (TRIED, add_decoding_options, decoding_config, dec
                                search_setting, summary_path, write_test_set)
 from kdlib.config import FbankConfig, load_config
 from kdlib.conformer import SUBSAMPLING
-from kdlib.data import load_features, load_samples, transcript
+from kdlib.cuts import load_features, load_samples, transcript
 from kdlib.errors import RecipeError, run_main
 from kdlib.features import fbank_extractor
 from kdlib.files import write_json

@@ -12,8 +12,9 @@ from lhotse import CutSet
 
 from kdlib.compression import init_from_teacher, least_missed_layers
 from kdlib.config import TrainConfig, load_config, save_config
-from kdlib.data import (TrainCuts, describe_skipped, eval_loader, feature_statistics, has_nbest, load_cuts, select_cuts,
+from kdlib.cuts import (TrainCuts, describe_skipped, feature_statistics, has_nbest, load_cuts, mixed, select_cuts,
                         shar_index, total_seconds)
+from kdlib.data import eval_loader
 from kdlib.errors import RecipeError, run_main
 from kdlib.files import content_digest, read_json, write_json
 from kdlib.lang import Lang
@@ -46,7 +47,8 @@ def get_args():
 
 
 def load_train_cuts(files: List[Path], shar_root: str) -> TrainCuts:
-    """The cuts of all manifests, where one id in two of them is an error; or of the index of Shar features."""
+    """The cuts of all manifests, where one id in two of them is an error; or of the index of Shar features. Those of several
+    manifests are mixed, so that each part of the training meets cuts of every one."""
     if files[0].suffix == ".json":
         if len(files) > 1:
             raise RecipeError(f"{files[0]} is an index of Shar features, beside which there can be no other training cuts")
@@ -59,7 +61,7 @@ def load_train_cuts(files: List[Path], shar_root: str) -> TrainCuts:
             raise RecipeError(f"{path} holds {len(twice)} cuts that stand in another training manifest too, such as "
                               f"{min(twice)}: give each cut once")
         ids.update(part.ids)
-    return CutSet.from_cuts(cut for part in cuts for cut in part)
+    return CutSet.from_cuts(mixed(cut for part in cuts for cut in part)) if len(cuts) > 1 else cuts[0]
 
 
 def layers_to_start_from(args, config: TrainConfig, start: Transducer, lang: Lang, dev_cuts) -> List[int]:

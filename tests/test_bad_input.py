@@ -10,7 +10,7 @@ from made_up import make_cuts, settings, trainer
 
 from kdlib import rnnt
 from kdlib.config import LossConfig
-from kdlib.data import feature_statistics, select_cuts
+from kdlib.cuts import feature_statistics, select_cuts
 from kdlib.errors import RecipeError
 from kdlib.training.objective import Objective
 from kdlib.transducer import Transducer

@@ -14,7 +14,7 @@ from made_up import settings
 from scripts import run_script
 
 from kdlib.config import save_config
-from kdlib.data import load_cuts, load_samples
+from kdlib.cuts import load_cuts, load_samples
 from kdlib.errors import RecipeError
 from kdlib.scoring import read_recogs
 

@@ -11,7 +11,8 @@ from made_up import BINS, WORDS, make_cuts, settings
 from scripts import run_script
 
 from kdlib.config import DataConfig, save_config
-from kdlib.data import NBEST, TransducerDataset, eval_loader, load_cuts, select_cuts
+from kdlib.cuts import NBEST, load_cuts, select_cuts
+from kdlib.data import TransducerDataset, eval_loader
 from kdlib.errors import RecipeError
 from kdlib.files import read_json
 from kdlib.training.checkpoint import load_averaged
@@ -137,6 +138,12 @@ def test_a_student_learns_from_labelled_and_unlabelled_speech(corpus, fbank, man
     assert load_averaged(tmp_path / "student")[0].config.num_features == BINS
     log = next((tmp_path / "student" / "tensorboard").iterdir()).read_bytes()
     assert b"train/nbest_rnnt" in log
+
+    # Labelled and unlabelled are mixed, in whatever order they are given.
+    turned = tmp_path / "turned"
+    assert train(corpus, fbank[0], CONFIG, turned, teacher_folder, "--train-cuts", *reversed(manifests)).returncode == 0
+    weights, others = (load_averaged(folder)[0].state_dict() for folder in (tmp_path / "student", turned))
+    assert all(torch.equal(weights[name], others[name]) for name in weights)
 
 
 def test_a_student_whose_teacher_was_not_heard(corpus, fbank, teacher_folder, tmp_path):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kdlib.data import load_cuts
+from kdlib.cuts import load_cuts
 
 ROOT = Path(__file__).resolve().parents[1]
 MODELS = ["teacher", "stage1", "stage2", "stage3", "scratch", "single", "single-matched"]

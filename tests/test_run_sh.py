@@ -141,7 +141,7 @@ def toy(tmp_path):
     for name, text in SCRIPTS.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(SCRIPT + text)
-    for name in ("recipe.sh", "stage_stamp.py"):
+    for name in ("recipe.sh", "stages.sh", "stage_stamp.py"):
         shutil.copy(ROOT / "local" / name, tmp_path / "local" / name)
     (tmp_path / "tools").mkdir()
     (tmp_path / "tools" / "activate.sh").write_text(f"activate_environment() {{ PYTHON={sys.executable}; }}\n")

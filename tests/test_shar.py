@@ -10,8 +10,8 @@ import pytest
 import torch
 from made_up import make_noise, settings
 
-from kdlib.data import (Phase, TransducerDataset, describe_skipped, feature_statistics, load_cuts, select_cuts,
-                        total_seconds, train_loader)
+from kdlib.cuts import describe_skipped, feature_statistics, load_cuts, select_cuts, total_seconds
+from kdlib.data import Phase, TransducerDataset, train_loader
 from kdlib.errors import RecipeError
 from kdlib.shar import SharCuts, write_index
 from kdlib.training.checkpoint import load_checkpoint

@@ -11,7 +11,8 @@ from made_up import make_cuts, make_noise, settings, trainer
 from scripts import run_script
 
 from kdlib.config import DecodeConfig, DistillTerm, LangConfig, ProgressiveConfig, TrainConfig, load_config, merge_config
-from kdlib.data import Phase, describe_skipped, eval_loader, load_cuts, select_cuts, train_loader, TransducerDataset
+from kdlib.cuts import describe_skipped, load_cuts, select_cuts
+from kdlib.data import Phase, eval_loader, train_loader, TransducerDataset
 from kdlib.decoding import greedy_search, modified_beam_search
 from kdlib.errors import RecipeError
 from kdlib.lang import Lang, train_lang

@@ -109,7 +109,7 @@ def torch_stream(exp, lang_folder, about):
 
 def write_audio(args, path):
     """The utterances as one file of arrays; returns (id, words) of each."""
-    from kdlib.data import load_cuts, load_samples, transcript
+    from kdlib.cuts import load_cuts, load_samples, transcript
 
     rates = {model: read_model(args.exp / "export" / model)["sampling_rate"] for model in args.models}
     if len(set(rates.values())) > 1:

@@ -28,7 +28,7 @@ from lhotse import CutSet
 
 from kdlib.config import FbankConfig, LangConfig, TrainConfig, load_config, merge_config
 from kdlib.conformer import RIGHT_CONTEXT, SUBSAMPLING
-from kdlib.data import feature_statistics
+from kdlib.cuts import feature_statistics
 from kdlib.errors import RecipeError, run_main
 from kdlib.files import read_json, write_json, write_text
 from kdlib.lang import Lang

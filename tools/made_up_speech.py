@@ -12,7 +12,7 @@ from lhotse import CutSet, LilcomChunkyWriter, Recording, SupervisionSegment
 from lhotse.utils import fastcopy
 
 from kdlib.config import FbankConfig, LangConfig
-from kdlib.data import load_cuts
+from kdlib.cuts import load_cuts
 from kdlib.errors import RecipeError
 from kdlib.features import fbank_extractor
 from kdlib.lang import Lang, train_lang

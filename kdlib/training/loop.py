@@ -16,8 +16,8 @@ from tqdm import tqdm
 
 from kdlib import rnnt
 from kdlib.config import OptimConfig, TrainConfig, config_to_dict
-from kdlib.data import (Batch, Phase, TrainCuts, TransducerDataset, checked, eval_loader, short_cuts, total_seconds,
-                        train_loader)
+from kdlib.cuts import TrainCuts, short_cuts, total_seconds
+from kdlib.data import Batch, Phase, TransducerDataset, checked, eval_loader, train_loader
 from kdlib.errors import RecipeError
 from kdlib.files import write_json
 from kdlib.lang import Lang

@@ -17,6 +17,7 @@ import grammar
 import kdlib.audio
 from kdlib.errors import RecipeError, run_main
 from kdlib.files import read_json, write_json, write_text
+from kdlib.options import require_positive
 from sounds import TEST_MAKERS, TRAIN_MAKERS
 from voices import voices_of
 
@@ -164,9 +165,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=2, help="processes at once; the result does not depend on it")
     options = parser.parse_args()
-    for name in ("hours", "test_words", "noise_minutes", "jobs"):
-        if not getattr(options, name) > 0:
-            raise RecipeError(f"--{name.replace('_', '-')} {getattr(options, name)} is not positive")
+    require_positive(hours=options.hours, test_words=options.test_words, noise_minutes=options.noise_minutes,
+                     jobs=options.jobs)
 
     wanted = {"hours": options.hours, "test_words": options.test_words, "noise_minutes": options.noise_minutes,
               "seed": options.seed, "code": fingerprint()}

@@ -1,0 +1,222 @@
+# shellcheck shell=bash disable=SC2154
+# The stages that every corpus shares, sourced by recipe.sh, which sets the variables that stand here.
+
+# cuts FOLDER PART...: the cuts of these parts.
+cuts() {
+  local folder=$1 part
+  shift
+  for part; do printf '%s\n' "$folder/cuts_$part.jsonl.gz"; done
+}
+
+# training_cuts: what stage 2 leaves of the training part: its cuts, or the index of its shards where it stores these.
+training_cuts() {
+  local storage
+  storage=$({ sed -n 's/^storage: *//p' "$(conf fbank.yaml)"; settings fbank | sed -n 's/^storage=//p'; } | tail -n 1)
+  if [[ $storage == shar* ]]; then printf '%s\n' "$fbank/shar_train.json"; else cuts "$fbank" train; fi
+}
+
+# json_value FILE KEY TYPE STAGE: the str or int of a file that STAGE makes; the file's own name where it is missing, for
+# `step` to complain about.
+json_value() {
+  if [[ ! -e $1 ]]; then printf '%s\n' "$1"; return; fi
+  "$PYTHON" -c '
+import json, sys
+try:
+    value = json.load(open(sys.argv[1], encoding="utf-8"))[sys.argv[2]]
+except (OSError, ValueError, LookupError, TypeError):
+    sys.exit(1)
+if type(value).__name__ != sys.argv[3]:
+    sys.exit(1)
+print(value)' "$1" "$2" "$3" && return
+  echo "error: $1 is damaged, stage $4 makes it anew: $rerun --stage $4 --stop-stage $4" >&2
+  return 1
+}
+
+prepare_features() {  # stage 2
+  local extra
+  mapfile -t extra < <(settings fbank)
+  # shellcheck disable=SC2046,SC2086  # names without spaces, to be split
+  step fbank --conf "$(conf fbank.yaml)" --from 1 "${manifests[@]}" \
+    --makes "$(training_cuts)" $(cuts "$fbank" dev $test_sets $noise_cuts $unlabelled_cuts) "$fbank/fbank.json" -- \
+    python "$scripts/prepare_features.py" --manifests "$data/manifests" --output "$fbank" --config "$(conf fbank.yaml)" \
+    --jobs "$jobs" "${extra[@]}"
+}
+
+prepare_tokens() {  # stage 3
+  local extra others
+  mapfile -t extra < <(settings lang)
+  # shellcheck disable=SC2086  # names without spaces, to be split
+  mapfile -t others < <(cuts "$data/manifests" dev $test_sets)
+  step lang --conf "$(conf lang.yaml)" --from 1 "$data/manifests/cuts_train.jsonl.gz" "${others[@]}" \
+    --makes "$lang/tokens.txt" "$lang/bpe.model" -- \
+    python "$scripts/prepare_lang.py" --cuts "$data/manifests/cuts_train.jsonl.gz" --config "$(conf lang.yaml)" \
+    --output "$lang" ${proposed_tokens:+--proposed "$proposed_tokens"} --count-unknown "${others[@]}" -- "${extra[@]}"
+}
+
+# nbest CONFIG TEACHER MADE_IN: where the config or the corpus wants them, let exp/TEACHER, which stage MADE_IN trains, write
+# down its hypotheses; the manifests to train on come into train_cuts.
+nbest() {
+  local part extra option heard=$unlabelled_cuts config=$1 teacher=$2 current=$3
+  # The labelled part is decoded, which takes long, only where a loss reads the hypotheses.
+  if grep -qs 'name: nbest_rnnt' "$config"; then heard="train $unlabelled_cuts"; fi
+  if [[ ! $heard ]]; then return; fi
+  if [[ $(training_cuts) == *.json ]]; then
+    echo "error: $config wants the teacher's hypotheses, which are not made of shards: set fbank.storage=files" >&2
+    return 1
+  fi
+  mapfile -t extra < <(settings decode)
+  if [[ $heard != "train "* ]]; then train_cuts+=("$(cuts "$fbank" train)"); fi
+  for part in $heard; do
+    option=''
+    if [[ $part != train ]]; then option=--pseudo-label; fi
+    train_cuts+=("$exp/$teacher/nbest/cuts_$part.jsonl.gz")
+    step "nbest-${teacher//\//-}-$part" --conf "$(conf decode.yaml)" --from 2 "$(cuts "$fbank" "$part")" \
+      --from 3 "$lang/tokens.txt" --from "$current" "$exp/$teacher/done.json" "$exp/$teacher/epoch-*.pt" \
+      --makes "${train_cuts[-1]}" -- \
+      python "$scripts/nbest.py" --exp "$exp/$teacher" --cuts "$(cuts "$fbank" "$part")" --lang "$lang" \
+      --config "$(conf decode.yaml)" --output "${train_cuts[-1]}" $option "${extra[@]}"
+  done
+}
+
+# train NAME [--conf|--from STAGE] CONFIG [TEACHER TEACHER_STAGE] [-- key=value...]: train exp/NAME with a config that
+# comes with the recipe, or that an earlier stage wrote, from and towards exp/TEACHER if there is one.
+train() {
+  local name=$1 inputs=("$2" "$3") config=$3 teacher=() train_cuts=()
+  shift 3
+  if [[ ${inputs[0]} == --from ]]; then inputs+=("$1") config=$1; shift; fi
+  # shellcheck disable=SC2046,SC2086,SC2207  # names without spaces, to be split
+  inputs+=(--from 2 "$(training_cuts)" $(cuts "$fbank" dev $noise_cuts) --from 3 "$lang/tokens.txt")
+  if (($#)) && [[ $1 != -- ]]; then
+    teacher=(--init-from "$exp/$1" --teacher "$exp/$1" --first-teacher "$exp/teacher")
+    inputs+=(--from "$2" "$exp/$1/done.json" "$exp/$1/epoch-*.pt")
+    if [[ $1 != teacher ]]; then inputs+=(--from 4 "$exp/teacher/done.json" "$exp/teacher/epoch-*.pt"); fi
+    if grep -qs 'distill_from: first' "$config"; then nbest "$config" teacher 4; else nbest "$config" "$1" "$2"; fi
+    if ((${#train_cuts[@]})); then
+      inputs+=(--from "$current" "${train_cuts[@]}") teacher+=(--train-cuts "${train_cuts[@]}")
+    fi
+    shift 2
+  fi
+  if (($#)); then shift; fi
+  step "train-${name//\//-}" "${inputs[@]}" --aside "$exp/$name" --makes "$exp/$name/done.json" -- \
+    python "$scripts/train.py" --config "$config" --fbank "$fbank" --lang "$lang" --exp "$exp/$name" \
+    "${teacher[@]}" "$@"
+}
+
+# decode NAME TRAINED_IN: decode the test sets with exp/NAME, which stage TRAINED_IN trains.
+decode() {
+  local name=$1 trained_in=$2 extra
+  mapfile -t extra < <(settings decode)
+  # shellcheck disable=SC2046,SC2086  # names without spaces, to be split
+  step "decode-${name//\//-}" --conf "$(conf decode.yaml)" --from 2 $(cuts "$fbank" $test_sets) --from 3 "$lang/tokens.txt" \
+    --from "$trained_in" "$exp/$name/done.json" "$exp/$name/epoch-*.pt" --from 5 $(cuts "$exp/teacher/align" $test_sets) \
+    --makes "$exp/$name/decode/summary.json" -- \
+    python "$scripts/decode.py" --exp "$exp/$name" --fbank "$fbank" --lang "$lang" --config "$(conf decode.yaml)" \
+    --test-sets "$test_sets" --alignment "$exp/teacher/align" "${extra[@]}"
+}
+
+train_teacher() {  # stage 4
+  local extra
+  mapfile -t extra < <(settings train)
+  train teacher --conf "$(conf teacher.yaml)" -- "${extra[@]}"
+}
+
+decode_teacher() {  # stage 5
+  # shellcheck disable=SC2046,SC2086  # names without spaces, to be split
+  step align --from 2 $(cuts "$fbank" $test_sets dev) --from 3 "$lang/tokens.txt" \
+    --from 4 "$exp/teacher/done.json" "$exp/teacher/epoch-*.pt" --makes $(cuts "$exp/teacher/align" $test_sets dev) -- \
+    python "$scripts/align.py" --exp "$exp/teacher" --fbank "$fbank" --lang "$lang" --test-sets "$test_sets dev" \
+    --output "$exp/teacher/align"
+  decode teacher 4
+}
+
+# train_chain PREFIX CONFIGS STAGES: train and decode exp/PREFIX1 and so on with CONFIGS1.yaml and so on, the first from
+# the teacher, each other from the one before.
+train_chain() {
+  local k previous=teacher made_in=4
+  for ((k = 1; k <= $3; k++)); do
+    train "$1$k" --from "$current" "$2$k.yaml" "$previous" "$made_in"
+    decode "$1$k" "$current"
+    previous=$1$k made_in=$current
+  done
+}
+
+distil() {  # stage 6
+  local extra stages
+  mapfile -t extra < <(settings train)
+  # The settings of the command line go into the configs that the plan writes, since some follow from others.
+  step plan --conf "$(conf progressive.yaml)" "$(conf teacher.yaml)" --from 3 "$lang/tokens.txt" \
+    --makes "$exp/conf/plan.json" "$exp/conf/*.yaml" -- \
+    python "$scripts/plan.py" --config "$(conf progressive.yaml)" --teacher-config "$(conf teacher.yaml)" --lang "$lang" \
+    --output "$exp/conf" "${extra[@]}"
+  stages=$(json_value "$exp/conf/plan.json" stages int 6)
+  train_chain stage "$exp/conf/stage" "$stages"
+}
+
+train_baselines() {  # stage 7
+  train scratch --from 6 "$exp/conf/scratch.yaml"
+  decode scratch 7
+  train single --from 6 "$exp/conf/single.yaml" teacher 4
+  decode single 7
+  train single-matched --from 6 "$exp/conf/single-matched.yaml" teacher 4
+  decode single-matched 7
+}
+
+write_results() {  # stage 8
+  local k stages=1 students=() published=''
+  # Published figures are of the whole corpus, unless those settings have some of their own.
+  if [[ -e $(conf published.md) ]] && [[ ! $subset || $(conf published.md) == conf/*/* ]]; then
+    published=$(conf published.md)
+  fi
+  if [[ -e $exp/conf/plan.json ]]; then stages=$(json_value "$exp/conf/plan.json" stages int 6); fi
+  for ((k = 1; k <= stages; k++)); do students+=("$exp/stage$k/decode/summary.json"); done
+  step results --conf "$(conf progressive.yaml)" $published --from 5 "$exp/teacher/decode/summary.json" \
+    --from 6 "$exp/conf/plan.json" "${students[@]}" --from 7 "$exp/scratch/decode/summary.json" \
+    "$exp/single/decode/summary.json" "$exp/single-matched/decode/summary.json" \
+    --makes "$exp/results/results.json" "$exp/results/table.md" "$exp/results/wer_vs_size.png" "$report" -- \
+    python "$scripts/results.py" --exp "$exp" --config "$(conf progressive.yaml)" --recipe "$recipe" \
+    --output "$exp/results" --report "$report" --command "egs/$recipe/$reported" ${published:+--published "$published"}
+}
+
+# export_model NAME TRAINED_IN: exp/NAME to exp/export/NAME, and the test sets decoded from there by sherpa-onnx.
+export_model() {
+  local name=$1 trained_in=$2 folder=$exp/export/$1 extra suffix option
+  mapfile -t extra < <(settings fbank)
+  step "export-$name" --conf "$(conf fbank.yaml)" --from 3 "$lang/tokens.txt" \
+    --from "$trained_in" "$exp/$name/done.json" "$exp/$name/epoch-*.pt" --makes "$folder/model.json" "$folder/*.onnx" \
+    "$folder/tokens.txt" -- \
+    python "$scripts/export_onnx.py" --exp "$exp/$name" --lang "$lang" --fbank-config "$(conf fbank.yaml)" \
+    --output "$folder" "${extra[@]}"
+  for suffix in '' -int8; do
+    option=${suffix:+--int8}
+    # shellcheck disable=SC2046,SC2086  # names without spaces, to be split
+    step "sherpa$suffix-$name" --from 2 $(cuts "$fbank" $test_sets) --from 9 "$folder/model.json" "$folder/*.onnx" \
+      --makes "$folder/decode$suffix/summary.json" -- \
+      python "$scripts/decode_sherpa.py" --model "$folder" --cuts "$fbank" --test-sets "$test_sets" $option
+  done
+}
+
+export_models() {  # stage 9
+  local stages
+  stages=$(json_value "$exp/conf/plan.json" stages int 6)
+  export_model teacher 4
+  export_model "stage$stages" 6
+}
+
+ablate() {  # stage 10
+  local extra arms arm name stages k ablation=$exp/ablation test_sets="dev $test_sets" summaries=()
+  mapfile -t extra < <(settings train)
+  step ablation-plan --conf "$(conf ablation.yaml)" "$(conf progressive.yaml)" "$(conf teacher.yaml)" \
+    --from 3 "$lang/tokens.txt" --makes "$ablation/arms.txt" "$ablation/conf/*.yaml" -- \
+    python "$scripts/ablation.py" --do plan --config "$(conf ablation.yaml)" --progressive "$(conf progressive.yaml)" \
+    --teacher-config "$(conf teacher.yaml)" --lang "$lang" --exp "$ablation" "${extra[@]}"
+  mapfile -t arms <"$ablation/arms.txt"
+  for arm in "${arms[@]}"; do
+    read -r name stages <<<"$arm"
+    train_chain "ablation/$name-stage" "$ablation/conf/$name-stage" "$stages"
+    for ((k = 1; k <= stages; k++)); do summaries+=("$ablation/$name-stage$k/decode/summary.json"); done
+  done
+  step ablation-table --conf "$(conf ablation.yaml)" --from 10 "$ablation/arms.txt" "${summaries[@]}" \
+    --makes "$ablation_report" -- \
+    python "$scripts/ablation.py" --do table --config "$(conf ablation.yaml)" --exp "$ablation" --recipe "$recipe" \
+    --command "egs/$recipe/$reported --stage 10" --report "$ablation_report"
+}
