@@ -18,7 +18,7 @@ from test_rnnt import TYPES, all_nodes, every_path_in_band, labels_for, make_ban
 from torch import nn
 
 from kdlib import rnnt
-from kdlib.rnnt import fused, gpu, native, plain
+from kdlib.rnnt import fused, gpu, gpu_launch, gpu_lattice, native, plain
 
 DTYPES = (torch.float32, torch.float64)
 needs_triton = pytest.mark.skipif(not gpu.available(), reason="Triton cannot be imported here")
@@ -151,7 +151,7 @@ def same_lattice(device, arguments, modified):
 
 def check_score_lattice(device):
     interpreted = device == "cpu"
-    gpu.LEAST_LANES = 2 if interpreted else gpu.LEAST_LANES  # the interpreter takes them one after the other
+    gpu_lattice.LEAST_LANES = 2 if interpreted else gpu_lattice.LEAST_LANES  # the interpreter takes them one after the other
     reached = 0
     for seed in range(40 if interpreted else 400):
         modified = seed % 2 == seed // 2 % 2
@@ -161,17 +161,17 @@ def check_score_lattice(device):
         reached += int(torch.isfinite(score).sum())
     assert reached > seed / 2
 
-    gpu.LEAST_LANES = 32
+    gpu_lattice.LEAST_LANES = 32
     for seed in (1, 2):
         for modified in (False, True):
             same_lattice(device, random_lattice(seed, torch.float64, modified, 1, 3, 4, 3), modified)
     same_lattice(device, random_lattice(1, torch.float64, False, 1, 2, 299, 300), False)
     same_lattice(device, random_lattice(1, torch.float32, True, 3, 30, 40, 300), True)
     for modified in (False, True):
-        gpu.LEAST_LANES = 2 if interpreted else 32
+        gpu_lattice.LEAST_LANES = 2 if interpreted else 32
         same_lattice(device, random_lattice(5, torch.float64, modified, 1, 60, 40, 2), modified)  # a long chain
     if not interpreted:
-        gpu.LEAST_LANES = 32
+        gpu_lattice.LEAST_LANES = 32
         # More paths than float64 can count.
         arguments = [torch.zeros(1, 1100, 551, dtype=torch.float64) for _ in range(2)]
         arguments += [torch.zeros(1, 1100, dtype=torch.int64), torch.tensor([[0, 0, 550, 1100]])]
@@ -359,7 +359,7 @@ def compile_for_gpu(kernel, dtype, constants, **options):
     kinds = {"labels": "*i64", "starts": "*i64", "boundary": "*i64", "wanted": "*u8"}
     kinds.update(dict.fromkeys(("mantissas", "exponents"), "*fp64"))
     kinds.update(dict.fromkeys(("rows", "tokens", "blank", "blocks", "count", "frames", "nodes"), "i32"))
-    if kernel in (gpu._lattice, gpu._posteriors):
+    if kernel in (gpu_lattice._lattice, gpu_lattice._posteriors):
         kinds["score"] = "*fp64"
     kinds.update(dict.fromkeys(constants, "constexpr"))
     signature = {name: kinds.get(name, "*fp32" if dtype == torch.float32 else "*fp64") for name in kernel.arg_names}
@@ -375,7 +375,7 @@ def compile_for_gpu(kernel, dtype, constants, **options):
 def has_ptxas():
     if not gpu.available():
         return False
-    beside = pathlib.Path(gpu.triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
+    beside = pathlib.Path(gpu_launch.triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
     return beside.exists() or shutil.which("ptxas") is not None
 
 
@@ -394,11 +394,11 @@ def test_compiles_for_a_gpu(dtype, monkeypatch, tmp_path):
     for modified in (False, True):
         for block, warps in ((32, 1), (512, 4)):
             constants = dict(MODIFIED=modified, BLOCK=block)
-            code = compile_for_gpu(gpu._lattice, dtype, constants, num_warps=warps, num_stages=1)
+            code = compile_for_gpu(gpu_lattice._lattice, dtype, constants, num_warps=warps, num_stages=1)
             # What other threads of the program have written is read: after a barrier, and not from a cache that
             # takes memory to be constant.
             assert "bar.sync" in code and ".nc" not in code
-        compile_for_gpu(gpu._posteriors, dtype, dict(MODIFIED=modified, BLOCK=256), num_warps=4)
+        compile_for_gpu(gpu_lattice._posteriors, dtype, dict(MODIFIED=modified, BLOCK=256), num_warps=4)
 
 
 # ---- on a GPU ----

@@ -1,0 +1,28 @@
+"""Triton, where it can be imported, and what each kernel of kdlib.rnnt's needs to be defined and launched.
+
+Triton comes with torch on Linux; without it ``kdlib.rnnt.plain`` does the same work. With TRITON_INTERPRET=1 in the
+environment Triton runs kernels on the CPU, which is how they are tested without a GPU.
+"""
+
+import contextlib
+
+import torch
+from torch import Tensor
+
+try:
+    import triton
+    import triton.language as tl
+
+    if int(triton.__version__.split(".")[0]) < 3:
+        triton = None
+except Exception:  # a binary for another Python or machine fails with whatever it meets first
+    triton = tl = None
+
+
+def jit(function):
+    return function if triton is None else triton.jit(function)
+
+
+def launching_on(tensor: Tensor):
+    """The context to launch a kernel in: Triton launches on the current device."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
