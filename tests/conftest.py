@@ -62,6 +62,14 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
+@pytest.fixture
+def toy(tmp_path):
+    """A recipe of the shared stages whose scripts only write files; called, it returns what ran and what it said."""
+    from toy_recipe import make_toy
+
+    return make_toy(tmp_path)
+
+
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory):
     """(folder, lang, training cuts, dev cuts) of the made-up language."""

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -10,14 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
+from toy_recipe import CHAIN, ROOT, run
 
-ROOT = Path(__file__).resolve().parent.parent
 RECIPES = ["voice_commands", "fsdd"]
-
-
-def run(*command, **options):
-    return subprocess.run([str(word) for word in command], stdin=subprocess.DEVNULL, capture_output=True, text=True,
-                          timeout=120, **options)
 
 
 class TestOptions:
@@ -49,124 +43,6 @@ class TestOptions:
         result = run(ROOT / "egs" / recipe / "run.sh", *arguments)
         assert result.returncode == 2 and not result.stdout
         assert result.stderr.startswith(f"error: {said}") and result.stderr.count("\n") == 1
-
-
-SCRIPT = """\
-import json, pathlib, sys
-words = sys.argv[1:]
-value = lambda name: pathlib.Path(words[words.index(name) + 1])
-write = lambda path, text: (path.parent.mkdir(parents=True, exist_ok=True), path.write_text(text))
-"""
-SCRIPTS = {  # what each stage leaves behind, and nothing else
-    "local/prepare_features.py": """
-for cuts in value("--manifests").glob("cuts_*"): write(value("--output") / cuts.name, cuts.read_text())
-write(value("--output") / "fbank.json", "")
-""",
-    "local/prepare_lang.py": """
-for name in ("bpe.model", "tokens.txt"): write(value("--output") / name, value("--cuts").read_text())
-""",
-    "local/train.py": """
-write(value("--exp") / "epoch-1.pt", " ".join(words))
-write(value("--exp") / "done.json", value("--config").read_text())
-""",
-    "local/nbest.py": 'write(value("--output"), value("--cuts").read_text() + (value("--exp") / "done.json").read_text())',
-    "local/align.py": """
-for name in words[words.index("--test-sets") + 1].split():
-    write(value("--output") / f"cuts_{name}.jsonl.gz", (value("--exp") / "done.json").read_text())
-""",
-    "local/decode.py": 'write(value("--exp") / "decode" / "summary.json", (value("--exp") / "done.json").read_text())',
-    "local/plan.py": """
-count = int(value("--config").read_text())
-for name in [f"stage{k + 1}" for k in range(count)] + ["scratch", "single", "single-matched"]:
-    write(value("--output") / f"{name}.yaml", value("--teacher-config").read_text() + " ".join(w for w in words if "=" in w))
-write(value("--output") / "plan.json", json.dumps({"stages": count}))
-""",
-    "local/results.py": """
-for name in ("results.json", "table.md", "wer_vs_size.png"): write(value("--output") / name, "")
-write(value("--report"), words[words.index("--command") + 1])
-""",
-    "local/export_onnx.py": """
-for name in ("encoder.onnx", "tokens.txt", "model.json"): write(value("--output") / name, value("--exp").name)
-""",
-    "local/decode_sherpa.py": """
-write(value("--model") / ("decode-int8" if "--int8" in words else "decode") / "summary.json", "")
-""",
-    "local/ablation.py": """
-if "table" in words: write(value("--report"), value("--exp").name)
-else: write(value("--exp") / "arms.txt", "one 1\\ntwo 2\\n")
-for name in ("one-stage1", "two-stage1", "two-stage2"): write(value("--exp") / "conf" / f"{name}.yaml", name)
-""",
-    "egs/toy/local/corpus.py": 'write(value("--output"), words[words.index("--size") + 1])',
-    "egs/toy/local/manifests.py": """
-for part in ("train", "dev", "test", "more"): write(value("--output") / f"cuts_{part}.jsonl.gz", value("--corpus").read_text())
-""",
-}
-RUN_SH = """\
-#!/usr/bin/env bash
-source "$(dirname "${BASH_SOURCE[0]}")/../../local/recipe.sh"
-recipe=toy
-test_sets="test"
-option size 10 1 "size of the corpus"
-path_option corpus-dir "where it is"
-flag half "half of it, with smaller models"
-settle() {
-  if [[ $half ]]; then subset=yes; fi
-  if [[ $half && -d conf/tiny ]]; then settings=tiny; fi
-}
-corpus() {
-  step corpus --makes "$data/corpus" -- python local/corpus.py --size "$size" --output "$data/corpus" --at "$corpus_dir"
-}
-manifests() {
-  step manifests --from 0 "$data/corpus" --makes "${manifests[@]}" -- \\
-    python local/manifests.py --corpus "$data/corpus" --output "$data/manifests"
-}
-stage 0 corpus "the corpus"
-stage 1 manifests "manifests"
-stage 2 prepare_features "features"
-stage 3 prepare_tokens "tokens"
-stage 4 train_teacher "teacher"
-stage 5 decode_teacher "decoding"
-stage 6 distil "distillation"
-stage 7 train_baselines "baselines"
-stage 8 write_results "table"
-stage 9 export_models "export"
-extra_stage 10 ablate "ablation"
-run_recipe "$@"
-"""
-
-
-@pytest.fixture
-def toy(tmp_path):
-    """A recipe of the shared stages whose scripts only write files; called, it returns what ran and what it said."""
-    for name, text in SCRIPTS.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(SCRIPT + text)
-    for name in ("recipe.sh", "stages.sh", "stage_stamp.py"):
-        shutil.copy(ROOT / "local" / name, tmp_path / "local" / name)
-    (tmp_path / "tools").mkdir()
-    (tmp_path / "tools" / "activate.sh").write_text(f"activate_environment() {{ PYTHON={sys.executable}; }}\n")
-    recipe = tmp_path / "egs" / "toy"
-    (recipe / "conf").mkdir()
-    for name, text in (("fbank.yaml", ""), ("lang.yaml", ""), ("teacher.yaml", "t"), ("decode.yaml", ""),
-                       ("progressive.yaml", "2"), ("smoke.conf", "# small\ntraining.num_epochs=1\nlang.vocab_size=9\n")):
-        (recipe / "conf" / name).write_text(text)
-    (recipe / "run.sh").write_text(RUN_SH)
-    (recipe / "run.sh").chmod(0o755)
-
-    def call(*arguments, cwd=recipe):
-        result = run(recipe / "run.sh", *arguments, cwd=cwd)
-        result.ran = re.findall(r"^\[stage \d+, (\S+)\] python ", result.stdout, re.MULTILINE)
-        result.commands = re.findall(r"^\[stage \d+, \S+\] (python .*)", result.stdout, re.MULTILINE)
-        return result
-
-    call.folder = recipe
-    return call
-
-
-CHAIN = ["corpus", "manifests", "fbank", "lang", "train-teacher", "align", "decode-teacher", "plan", "train-stage1",
-         "decode-stage1", "train-stage2", "decode-stage2", "train-scratch", "decode-scratch", "train-single",
-         "decode-single", "train-single-matched", "decode-single-matched", "results", "export-teacher", "sherpa-teacher",
-         "sherpa-int8-teacher", "export-stage2", "sherpa-stage2", "sherpa-int8-stage2"]
 
 
 class TestStages:
@@ -294,141 +170,6 @@ class TestStages:
         (toy.folder / "local" / "corpus.py").write_text("")
         result = toy("--stop-stage", "0")
         assert result.returncode == 1 and "ended without making data/corpus" in result.stderr
-
-
-class TestSettings:
-    def test_smoke_has_folders_sizes_and_settings_of_its_own(self, toy):
-        smoke = toy("--smoke")
-        assert smoke.returncode == 0 and smoke.ran == CHAIN
-        assert "--size 1 " in smoke.commands[0] and "data-smoke/corpus" in smoke.commands[0]
-        assert smoke.commands[3].endswith("vocab_size=9")
-        assert smoke.commands[4].endswith("training.num_epochs=1")
-        assert (toy.folder / "exp-smoke" / "RESULTS.md").exists()
-        assert not any((toy.folder / name).exists() for name in ("RESULTS.md", "data", "exp"))
-
-    def test_the_remedy_repeats_what_chose_the_folders(self, toy):
-        result = toy("--smoke", "--stage", "3", "--exp", "elsewhere")
-        assert result.stderr.endswith("run.sh --smoke --exp elsewhere --stage 1 --stop-stage 1\n")
-
-    def test_the_remedy_repeats_the_options_and_settings(self, toy):
-        result = toy("--stage", "3", "--size", "20", "--corpus-dir=my speech", "optim.betas=[0.9,0.98]", "--jobs", "2")
-        assert result.stderr.endswith(r"run.sh --size 20 --corpus-dir my\ speech optim.betas=\[0.9\,0.98\] "
-                                      "--stage 1 --stop-stage 1\n")
-
-    def test_the_report_names_the_options_and_no_path_of_this_machine(self, toy, tmp_path):
-        toy("--size", "20", "--corpus-dir", tmp_path, "training.seed=5")
-        assert (toy.folder / "RESULTS.md").read_text() == "egs/toy/run.sh --size 20 --corpus-dir DIR training.seed=5"
-
-    def test_settings_go_where_their_name_says(self, toy):
-        words = ["lang.vocab_size=7", "fbank.num_filters=40", "decode.beam=2", "training.seed=5", "optim.clip_norm=1"]
-        commands = dict(zip(CHAIN, toy(*words).commands))
-        assert commands["lang"].endswith(" vocab_size=7")
-        assert commands["fbank"].endswith(" num_filters=40")
-        assert commands["decode-teacher"].endswith(" beam=2") and commands["decode-stage2"].endswith(" beam=2")
-        assert commands["train-teacher"].endswith(" training.seed=5 optim.clip_norm=1")
-        # The students' configs are the plan's, which works out what follows from a setting.
-        assert commands["plan"].endswith(" training.seed=5 optim.clip_norm=1")
-        assert "training.seed" not in commands["train-stage1"]
-
-    def test_the_users_settings_win_over_those_of_smoke(self, toy):
-        commands = toy("--smoke", "training.num_epochs=3", "--stop-stage", "4").commands
-        assert commands[4].endswith("training.num_epochs=1 training.num_epochs=3")
-
-    def test_a_folder_of_settings_stands_in_for_what_it_holds(self, toy):
-        tiny = toy.folder / "conf" / "tiny"
-        tiny.mkdir()
-        for name in ("teacher.yaml", "lang.yaml"):
-            (tiny / name).write_text("4\n")
-        (toy.folder / "conf" / "published.md").write_text("Of the whole corpus.\n")
-        commands = dict(zip(CHAIN, toy("--settings", "tiny", "training.seed=5").commands))
-        assert "--config conf/tiny/lang.yaml " in commands["lang"] and "--config conf/fbank.yaml " in commands["fbank"]
-        assert "--config conf/tiny/teacher.yaml " in commands["train-teacher"]
-        assert "--config conf/progressive.yaml --teacher-config conf/tiny/teacher.yaml " in commands["plan"]
-        assert (toy.folder / "exp-tiny" / "RESULTS.md").read_text() == "egs/toy/run.sh --settings tiny training.seed=5"
-        assert not any((toy.folder / name).exists() for name in ("RESULTS.md", "data", "exp"))
-        shared = toy("--settings", "tiny", "training.seed=5", "--data", "data-tiny", "--exp", "exp-tiny",
-                     "--stop-stage", "7")
-        assert not shared.ran  # the folders that it has by itself
-        assert toy("--half", "--stop-stage", "4", "training.seed=5").ran == []  # a recipe may choose them itself
-        assert "(there is tiny)" in toy("--help").stdout
-        missing = toy("--settings", "none")
-        assert missing.returncode == 2 and "there is no folder conf/none" in missing.stderr
-
-    def test_a_flag_has_no_value(self, toy):
-        refused = toy("--half=no")
-        assert refused.returncode == 2 and "--half takes no value" in refused.stderr
-        assert toy("--half", "--stage", "3", "--exp", "elsewhere").stderr.endswith(
-            "run.sh --exp elsewhere --half --stage 1 --stop-stage 1\n")
-        assert re.search(r"--half +half of it", toy("--help").stdout)
-
-    def test_a_run_on_a_part_of_the_corpus_leaves_the_report_of_the_whole(self, toy):
-        (toy.folder / "conf" / "published.md").write_text("Of the whole corpus.\n")
-        (toy.folder / "RESULTS.md").write_text("of the whole corpus")
-        part = dict(zip(CHAIN, toy("--half").commands))
-        assert "--report exp/RESULTS.md --command egs/toy/run.sh --half" in part["results"]
-        assert "--published" not in part["results"]
-        assert (toy.folder / "RESULTS.md").read_text() == "of the whole corpus"
-        assert "--report RESULTS.md --command egs/toy/run.sh --published conf/published.md" in " ".join(toy().commands)
-
-    def test_hypotheses_are_made_once_for_each_teacher_that_is_to_give_them(self, toy):
-        (toy.folder / "conf" / "teacher.yaml").write_text("- name: nbest_rnnt\n")
-        result = toy()
-        chain = ["plan", "nbest-teacher-train", "train-stage1", "decode-stage1", "nbest-stage1-train", "train-stage2"]
-        assert result.returncode == 0, result.stderr
-        assert result.ran[7:13] == chain and result.ran[13:].count("nbest-teacher-train") == 0
-        given = "--train-cuts exp/{}/nbest/cuts_train.jsonl.gz"
-        commands = dict(zip(result.ran, result.commands))
-        assert given.format("teacher") in commands["train-stage1"] and given.format("stage1") in commands["train-stage2"]
-        assert given.format("teacher") in commands["train-single"] and "--train-cuts" not in commands["train-scratch"]
-        assert toy().ran == []
-
-    def test_the_ablation_is_an_extra_stage(self, toy):
-        (toy.folder / "conf" / "ablation.yaml").write_text("")
-        assert "train-ablation-one-stage1" not in toy().ran
-        result = toy("--stage", "10", "training.seed=5")
-        arms = ["one-stage1", "two-stage1", "two-stage2"]
-        assert result.ran == ["ablation-plan", *(f"{do}-ablation-{arm}" for arm in arms for do in ("train", "decode")),
-                              "ablation-table"], result.stderr
-        commands = dict(zip(result.ran, result.commands))
-        assert commands["ablation-plan"].endswith(" training.seed=5")
-        assert "--init-from exp/teacher " in commands["train-ablation-two-stage1"]
-        assert "--init-from exp/ablation/two-stage1 --teacher exp/ablation/two-stage1 --first-teacher exp/teacher" in \
-            commands["train-ablation-two-stage2"]
-        assert "--test-sets dev test" in commands["decode-ablation-one-stage1"].replace("'", "")
-        assert (toy.folder / "ABLATION.md").exists()
-        assert toy("--stage", "10", "training.seed=5").ran == []
-        refused = toy("--stage", "11")
-        assert refused.returncode == 2 and "--stage 11: this recipe has the stages 0 to 9, and 10" in refused.stderr
-
-    def test_the_first_teacher_gives_its_hypotheses_to_all_students(self, toy):
-        (toy.folder / "conf" / "teacher.yaml").write_text("distill_from: first\nname: nbest_rnnt\n")
-        result = toy()
-        assert [name for name in result.ran if name.startswith("nbest")] == ["nbest-teacher-train"]
-        assert "--train-cuts exp/teacher/nbest/" in dict(zip(result.ran, result.commands))["train-stage2"]
-
-    def test_students_hear_their_teachers_transcripts_of_unlabelled_speech(self, toy):
-        script = (toy.folder / "run.sh").read_text()
-        (toy.folder / "run.sh").write_text(script.replace("recipe=toy", 'recipe=toy unlabelled_cuts="more"'))
-        commands = dict(zip((result := toy()).ran, result.commands))
-        assert result.returncode == 0, result.stderr
-        assert commands["nbest-stage1-more"].endswith(" --pseudo-label")
-        # Those of the labelled part are made where a loss reads them.
-        assert "nbest-stage1-train" not in commands and "nbest-teacher-train" not in commands
-        assert "--train-cuts data/fbank/cuts_train.jsonl.gz exp/stage1/nbest/cuts_more.jsonl.gz" in commands["train-stage2"]
-        assert "--train-cuts" not in commands["train-teacher"]
-        (toy.folder / "conf" / "teacher.yaml").write_text("- name: nbest_rnnt\n")
-        commands = dict(zip((result := toy()).ran, result.commands))
-        assert "nbest-stage1-train" in commands
-        assert "--train-cuts exp/stage1/nbest/cuts_train.jsonl.gz exp/stage1/nbest/cuts_more.jsonl.gz" in \
-            commands["train-stage2"]
-
-    def test_paths_start_from_where_the_user_stands(self, toy, tmp_path):
-        elsewhere = tmp_path / "a folder"
-        elsewhere.mkdir()
-        result = toy("--stop-stage", "0", "--corpus-dir", "speech", "--data", "here", cwd=elsewhere)
-        assert result.returncode == 0, result.stderr
-        assert result.commands[0].endswith("--at ../../a folder/speech")
-        assert (elsewhere / "here" / "corpus").exists() and not (toy.folder / "data").exists()
 
 
 class TestKilled:

@@ -1,0 +1,140 @@
+"""run.sh: where its options and the key=value settings go, and what they change."""
+
+import re
+
+from toy_recipe import CHAIN
+
+
+class TestSettings:
+    def test_smoke_has_folders_sizes_and_settings_of_its_own(self, toy):
+        smoke = toy("--smoke")
+        assert smoke.returncode == 0 and smoke.ran == CHAIN
+        assert "--size 1 " in smoke.commands[0] and "data-smoke/corpus" in smoke.commands[0]
+        assert smoke.commands[3].endswith("vocab_size=9")
+        assert smoke.commands[4].endswith("training.num_epochs=1")
+        assert (toy.folder / "exp-smoke" / "RESULTS.md").exists()
+        assert not any((toy.folder / name).exists() for name in ("RESULTS.md", "data", "exp"))
+
+    def test_the_remedy_repeats_what_chose_the_folders(self, toy):
+        result = toy("--smoke", "--stage", "3", "--exp", "elsewhere")
+        assert result.stderr.endswith("run.sh --smoke --exp elsewhere --stage 1 --stop-stage 1\n")
+
+    def test_the_remedy_repeats_the_options_and_settings(self, toy):
+        result = toy("--stage", "3", "--size", "20", "--corpus-dir=my speech", "optim.betas=[0.9,0.98]", "--jobs", "2")
+        assert result.stderr.endswith(r"run.sh --size 20 --corpus-dir my\ speech optim.betas=\[0.9\,0.98\] "
+                                      "--stage 1 --stop-stage 1\n")
+
+    def test_the_report_names_the_options_and_no_path_of_this_machine(self, toy, tmp_path):
+        toy("--size", "20", "--corpus-dir", tmp_path, "training.seed=5")
+        assert (toy.folder / "RESULTS.md").read_text() == "egs/toy/run.sh --size 20 --corpus-dir DIR training.seed=5"
+
+    def test_settings_go_where_their_name_says(self, toy):
+        words = ["lang.vocab_size=7", "fbank.num_filters=40", "decode.beam=2", "training.seed=5", "optim.clip_norm=1"]
+        commands = dict(zip(CHAIN, toy(*words).commands))
+        assert commands["lang"].endswith(" vocab_size=7")
+        assert commands["fbank"].endswith(" num_filters=40")
+        assert commands["decode-teacher"].endswith(" beam=2") and commands["decode-stage2"].endswith(" beam=2")
+        assert commands["train-teacher"].endswith(" training.seed=5 optim.clip_norm=1")
+        # The students' configs are the plan's, which works out what follows from a setting.
+        assert commands["plan"].endswith(" training.seed=5 optim.clip_norm=1")
+        assert "training.seed" not in commands["train-stage1"]
+
+    def test_the_users_settings_win_over_those_of_smoke(self, toy):
+        commands = toy("--smoke", "training.num_epochs=3", "--stop-stage", "4").commands
+        assert commands[4].endswith("training.num_epochs=1 training.num_epochs=3")
+
+    def test_a_folder_of_settings_stands_in_for_what_it_holds(self, toy):
+        tiny = toy.folder / "conf" / "tiny"
+        tiny.mkdir()
+        for name in ("teacher.yaml", "lang.yaml"):
+            (tiny / name).write_text("4\n")
+        (toy.folder / "conf" / "published.md").write_text("Of the whole corpus.\n")
+        commands = dict(zip(CHAIN, toy("--settings", "tiny", "training.seed=5").commands))
+        assert "--config conf/tiny/lang.yaml " in commands["lang"] and "--config conf/fbank.yaml " in commands["fbank"]
+        assert "--config conf/tiny/teacher.yaml " in commands["train-teacher"]
+        assert "--config conf/progressive.yaml --teacher-config conf/tiny/teacher.yaml " in commands["plan"]
+        assert (toy.folder / "exp-tiny" / "RESULTS.md").read_text() == "egs/toy/run.sh --settings tiny training.seed=5"
+        assert not any((toy.folder / name).exists() for name in ("RESULTS.md", "data", "exp"))
+        shared = toy("--settings", "tiny", "training.seed=5", "--data", "data-tiny", "--exp", "exp-tiny",
+                     "--stop-stage", "7")
+        assert not shared.ran  # the folders that it has by itself
+        assert toy("--half", "--stop-stage", "4", "training.seed=5").ran == []  # a recipe may choose them itself
+        assert "(there is tiny)" in toy("--help").stdout
+        missing = toy("--settings", "none")
+        assert missing.returncode == 2 and "there is no folder conf/none" in missing.stderr
+
+    def test_a_flag_has_no_value(self, toy):
+        refused = toy("--half=no")
+        assert refused.returncode == 2 and "--half takes no value" in refused.stderr
+        assert toy("--half", "--stage", "3", "--exp", "elsewhere").stderr.endswith(
+            "run.sh --exp elsewhere --half --stage 1 --stop-stage 1\n")
+        assert re.search(r"--half +half of it", toy("--help").stdout)
+
+    def test_a_run_on_a_part_of_the_corpus_leaves_the_report_of_the_whole(self, toy):
+        (toy.folder / "conf" / "published.md").write_text("Of the whole corpus.\n")
+        (toy.folder / "RESULTS.md").write_text("of the whole corpus")
+        part = dict(zip(CHAIN, toy("--half").commands))
+        assert "--report exp/RESULTS.md --command egs/toy/run.sh --half" in part["results"]
+        assert "--published" not in part["results"]
+        assert (toy.folder / "RESULTS.md").read_text() == "of the whole corpus"
+        assert "--report RESULTS.md --command egs/toy/run.sh --published conf/published.md" in " ".join(toy().commands)
+
+    def test_hypotheses_are_made_once_for_each_teacher_that_is_to_give_them(self, toy):
+        (toy.folder / "conf" / "teacher.yaml").write_text("- name: nbest_rnnt\n")
+        result = toy()
+        chain = ["plan", "nbest-teacher-train", "train-stage1", "decode-stage1", "nbest-stage1-train", "train-stage2"]
+        assert result.returncode == 0, result.stderr
+        assert result.ran[7:13] == chain and result.ran[13:].count("nbest-teacher-train") == 0
+        given = "--train-cuts exp/{}/nbest/cuts_train.jsonl.gz"
+        commands = dict(zip(result.ran, result.commands))
+        assert given.format("teacher") in commands["train-stage1"] and given.format("stage1") in commands["train-stage2"]
+        assert given.format("teacher") in commands["train-single"] and "--train-cuts" not in commands["train-scratch"]
+        assert toy().ran == []
+
+    def test_the_ablation_is_an_extra_stage(self, toy):
+        (toy.folder / "conf" / "ablation.yaml").write_text("")
+        assert "train-ablation-one-stage1" not in toy().ran
+        result = toy("--stage", "10", "training.seed=5")
+        arms = ["one-stage1", "two-stage1", "two-stage2"]
+        assert result.ran == ["ablation-plan", *(f"{do}-ablation-{arm}" for arm in arms for do in ("train", "decode")),
+                              "ablation-table"], result.stderr
+        commands = dict(zip(result.ran, result.commands))
+        assert commands["ablation-plan"].endswith(" training.seed=5")
+        assert "--init-from exp/teacher " in commands["train-ablation-two-stage1"]
+        assert "--init-from exp/ablation/two-stage1 --teacher exp/ablation/two-stage1 --first-teacher exp/teacher" in \
+            commands["train-ablation-two-stage2"]
+        assert "--test-sets dev test" in commands["decode-ablation-one-stage1"].replace("'", "")
+        assert (toy.folder / "ABLATION.md").exists()
+        assert toy("--stage", "10", "training.seed=5").ran == []
+        refused = toy("--stage", "11")
+        assert refused.returncode == 2 and "--stage 11: this recipe has the stages 0 to 9, and 10" in refused.stderr
+
+    def test_the_first_teacher_gives_its_hypotheses_to_all_students(self, toy):
+        (toy.folder / "conf" / "teacher.yaml").write_text("distill_from: first\nname: nbest_rnnt\n")
+        result = toy()
+        assert [name for name in result.ran if name.startswith("nbest")] == ["nbest-teacher-train"]
+        assert "--train-cuts exp/teacher/nbest/" in dict(zip(result.ran, result.commands))["train-stage2"]
+
+    def test_students_hear_their_teachers_transcripts_of_unlabelled_speech(self, toy):
+        script = (toy.folder / "run.sh").read_text()
+        (toy.folder / "run.sh").write_text(script.replace("recipe=toy", 'recipe=toy unlabelled_cuts="more"'))
+        commands = dict(zip((result := toy()).ran, result.commands))
+        assert result.returncode == 0, result.stderr
+        assert commands["nbest-stage1-more"].endswith(" --pseudo-label")
+        # Those of the labelled part are made where a loss reads them.
+        assert "nbest-stage1-train" not in commands and "nbest-teacher-train" not in commands
+        assert "--train-cuts data/fbank/cuts_train.jsonl.gz exp/stage1/nbest/cuts_more.jsonl.gz" in commands["train-stage2"]
+        assert "--train-cuts" not in commands["train-teacher"]
+        (toy.folder / "conf" / "teacher.yaml").write_text("- name: nbest_rnnt\n")
+        commands = dict(zip((result := toy()).ran, result.commands))
+        assert "nbest-stage1-train" in commands
+        assert "--train-cuts exp/stage1/nbest/cuts_train.jsonl.gz exp/stage1/nbest/cuts_more.jsonl.gz" in \
+            commands["train-stage2"]
+
+    def test_paths_start_from_where_the_user_stands(self, toy, tmp_path):
+        elsewhere = tmp_path / "a folder"
+        elsewhere.mkdir()
+        result = toy("--stop-stage", "0", "--corpus-dir", "speech", "--data", "here", cwd=elsewhere)
+        assert result.returncode == 0, result.stderr
+        assert result.commands[0].endswith("--at ../../a folder/speech")
+        assert (elsewhere / "here" / "corpus").exists() and not (toy.folder / "data").exists()
