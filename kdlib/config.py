@@ -348,7 +348,8 @@ class ProgressiveConfig:
     student: Dict[str, Any] = field(default_factory=dict)  # settings of every student's training
     # Settings of the baselines in one step, single and single-matched, which are otherwise those of the last stage.
     single: Dict[str, Any] = field(default_factory=dict)
-    scratch: Dict[str, Any] = field(default_factory=dict)  # settings of the baseline without a teacher
+    # Settings of the baseline without a teacher, which are otherwise the teacher's, for as many epochs as all stages have.
+    scratch: Dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _require(0 < self.target_compression < 100, "target_compression", self.target_compression,

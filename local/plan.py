@@ -37,17 +37,19 @@ def make_configs(plan: ProgressiveConfig, teacher: TrainConfig, vocab_size: int,
     if not last.loss.distill:
         raise RecipeError(f"{source}: student.loss.distill is empty, so nothing would be distilled")
     # The baselines are the last student's model, and differ in how they are trained alone. 'matched' means as many
-    # epochs as all the stages had together.
+    # epochs as all the stages had together; scratch has so many unless the plan says otherwise.
     final_model = {"model": config_to_dict(last)["model"]}
     single = merge_config(TrainConfig, [config_to_dict(last), plan.single, final_model], overrides,
                           source=f"{source}, single")
     if len(stages) > 1:
         refuse_layers_of_another_teacher(plan, single, f"stage{len(stages) - 1}", source)
-    matched = [f"training.num_epochs={epochs}", f"training.updates_per_epoch={last.training.updates_per_epoch}"]
+    matched = {"num_epochs": epochs, "updates_per_epoch": last.training.updates_per_epoch}
+    own = plan.scratch.get("training") or {}
+    words = [f"training.{key}={value}" for key, value in matched.items() if key not in own]
     configs["scratch"] = merge_config(TrainConfig, [config_to_dict(teacher), plan.scratch, final_model],
-                                      [*overrides, *matched], source=f"{source}, scratch")
+                                      [*overrides, *words], source=f"{source}, scratch")
     configs["single"] = single
-    configs["single-matched"] = merge_config(TrainConfig, config_to_dict(single), matched, source=source)
+    configs["single-matched"] = merge_config(TrainConfig, [config_to_dict(single), {"training": matched}], source=source)
     return configs
 
 

@@ -52,6 +52,13 @@ def test_every_model_gets_its_config(folder):
     assert "single-matched" in done.stdout and "2 stages" in done.stdout
 
 
+def test_the_baseline_from_scratch_may_be_longer(folder):
+    assert plan(folder, stages={**PLAN, "scratch": {"training": {"num_epochs": 30}}}).returncode == 0
+    training = config(folder, "scratch").training
+    assert (training.num_epochs, training.updates_per_epoch) == (30, 9)
+    assert config(folder, "single-matched").training.num_epochs == 4
+
+
 def test_words_of_the_command_line_reach_trainings_but_not_the_students_sizes(folder):
     done = plan(folder, "model.num_layers=8", "optim.clip_norm=3")
     assert done.returncode == 0, done.stderr
