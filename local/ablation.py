@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Dict, List
 
-from kdlib.comparison import ablation_table, drawn_over, rate_names, read_summary
+from kdlib.comparison import ablation_table, drawn_over, headline, rate_name, rate_names, read_summary
 from kdlib.config import ProgressiveConfig, TrainConfig, config_to_dict, load_config, merge_config, save_config
 from kdlib.errors import RecipeError, run_main
 from kdlib.files import write_text
@@ -61,6 +61,7 @@ def get_args():
     parser.add_argument("--progressive", type=Path, help="conf/progressive.yaml")
     parser.add_argument("--teacher-config", type=Path, help="conf/teacher.yaml")
     parser.add_argument("--lang", type=Path, help="folder of stage 3, for the vocabulary size")
+    parser.add_argument("--teacher", type=Path, help="the teacher's decode/summary.json, for the tables")
     parser.add_argument("--recipe", default="", help="its name, for the title")
     parser.add_argument("--command", default="", help="the command that made it, for the report")
     parser.add_argument("--report", type=Path, help="the Markdown file to write")
@@ -100,8 +101,12 @@ def write_tables(args, config: AblationConfig) -> None:
     stages = dict(line.split() for line in (args.exp / ARMS).read_text(encoding="utf-8").splitlines())
     arms = {name: read_arm(args.exp, name, int(stages[name])) for name in config.arms}
     machine, tests = describe_machine(), next(iter(arms.values()))["test_sets"]
+    teacher = read_summary(args.teacher, "teacher", "run stage 5 again")
+    taught = ", ".join(f"{rate_name(test)} {name} {headline(test)['wer']:.2f}"
+                       for name, test in teacher["test_sets"].items())
     text = (f"# Ablation of {args.recipe}\n\nWritten by `{args.command}`, with `conf/ablation.yaml`; every figure comes "
             f"from the files of one run, one seed. Machine: {name_processor(machine)}.\n\n"
+            f"Their teacher: {teacher['parameters']:,} parameters, {teacher['updates']:,} updates, {taught}.\n\n"
             f"{rate_names(tests)} in per cent; in brackets the difference to the first row and its p-value (paired "
             f"bootstrap over {drawn_over(tests)}, two-sided; it knows nothing of other seeds). Updates are those of all stages. "
             "delay / 90%: milliseconds from a word's end to the frame that emits it, mean and 90th percentile, as in "

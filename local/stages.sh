@@ -215,8 +215,8 @@ ablate() {  # stage 10
     train_chain "ablation/$name-stage" "$ablation/conf/$name-stage" "$stages"
     for ((k = 1; k <= stages; k++)); do summaries+=("$ablation/$name-stage$k/decode/summary.json"); done
   done
-  step ablation-table --conf "$(conf ablation.yaml)" --from 10 "$ablation/arms.txt" "${summaries[@]}" \
-    --makes "$ablation_report" -- \
+  step ablation-table --conf "$(conf ablation.yaml)" --from 5 "$exp/teacher/decode/summary.json" \
+    --from 10 "$ablation/arms.txt" "${summaries[@]}" --makes "$ablation_report" -- \
     python "$scripts/ablation.py" --do table --config "$(conf ablation.yaml)" --exp "$ablation" --recipe "$recipe" \
-    --command "egs/$recipe/$reported --stage 10" --report "$ablation_report"
+    --teacher "$exp/teacher/decode/summary.json" --command "egs/$recipe/$reported --stage 10" --report "$ablation_report"
 }

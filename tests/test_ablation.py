@@ -36,7 +36,8 @@ class Recipe:
         return run_script(
             SCRIPT, "--do", do, "--config", at / "ablation.yaml", "--exp", at / "exp", "--progressive",
             at / "progressive.yaml", "--teacher-config", at / "teacher.yaml", "--lang", at / "lang", "--recipe", "toy",
-            "--command", "egs/toy/run.sh --stage 10", "--report", at / "ABLATION.md", *words)
+            "--command", "egs/toy/run.sh --stage 10", "--teacher", at / "exp" / "teacher" / "decode" / "summary.json",
+            "--report", at / "ABLATION.md", *words)
 
     def config(self, name) -> TrainConfig:
         return load_config(TrainConfig, self.folder / "exp" / "conf" / f"{name}.yaml")
@@ -72,8 +73,12 @@ def test_tables_compare_with_the_first_row(tmp_path):
         recipe.decoded(model, errors[model.split("-")[0]])
     recipe.decoded("two-stage1", [9] * 20, updates=50)
     done = recipe("table")
+    assert done.returncode == 1 and done.stderr.startswith("error: ") and "run stage 5 again" in done.stderr
+    recipe.decoded("teacher", [1, 0] * 10, updates=3000)
+    done = recipe("table")
     assert done.returncode == 0, done.stderr
     report = (tmp_path / "ABLATION.md").read_text()
+    assert "Their teacher: 1,234 parameters, 3,000 updates, WER dev 5.00.\n" in report
     p = paired_p_value(errors["two"], errors["mixture"], [10] * 20)
     rows = {line.split("|")[1].strip(): line for line in report.splitlines() if line.startswith("|")}
     assert "| 1,234 |" in rows["two"].replace("  ", " ") and "150" in rows["two"]
