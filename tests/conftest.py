@@ -70,6 +70,29 @@ def toy(tmp_path):
     return make_toy(tmp_path)
 
 
+@pytest.fixture
+def new_recipe(tmp_path, monkeypatch, capsys):
+    """Called with the options of tools/new_recipe.py it makes tmp_path/house/egs/mine, in a house of the shared stages, and
+    returns what was printed."""
+    from scripts import load
+
+    root, house = Path(__file__).resolve().parents[1], tmp_path / "house"
+    tool = load(root / "tools" / "new_recipe.py")
+    (house / "egs").mkdir(parents=True)
+    for name in ("local", "tools"):
+        (house / name).symlink_to(root / name)
+
+    def call(*options, name="mine"):
+        monkeypatch.setattr(sys, "argv", ["new_recipe.py", "--name", name, "--output", str(house / "egs"), "--jobs", "1",
+                                          *map(str, options)])
+        capsys.readouterr()
+        tool.main()
+        return capsys.readouterr().out
+
+    call.folder = house / "egs" / "mine"
+    return call
+
+
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory):
     """(folder, lang, training cuts, dev cuts) of the made-up language."""
@@ -97,3 +120,19 @@ def teacher_folder(corpus, tmp_path_factory):
             exp, corpus).train()
     torch.set_num_threads(threads)
     return exp
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """(folder, model, lang, cuts): an untrained model in the folder of its training, and a test set of noises."""
+    from untrained import finish
+
+    return finish(tmp_path_factory.mktemp("finished"))
+
+
+@pytest.fixture(scope="module")
+def exported(finished):
+    """The folder of that model's export; of each file of tests its own, since decoding adds to it."""
+    from untrained import export
+
+    return export(finished[0], "tiny", finished[0] / "onnx")

@@ -1,5 +1,6 @@
-"""Runs scripts as commands do, each in a process of its own that finds torch and Lhotse imported: that alone takes seconds."""
+"""Runs scripts as commands do, in processes that find torch and Lhotse imported, which alone takes seconds; or loads one."""
 
+import importlib.util
 import multiprocessing
 import os
 import runpy
@@ -31,6 +32,14 @@ def refused(ended: subprocess.CompletedProcess) -> str:
     lines = ended.stderr.strip().splitlines()
     assert lines[-1].startswith("error: ") and "Traceback" not in ended.stderr, ended.stderr
     return lines[-1]
+
+
+def load(path):
+    """The script as a module."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def _run(arguments, cwd, environment, outputs) -> None:

@@ -1,0 +1,250 @@
+"""The forms in which a corpus may come: what is read of each, what is left out or refused, and how it is written."""
+
+import gzip
+import json
+import logging
+import re
+from pathlib import Path
+
+import pytest
+from lhotse import Recording, RecordingSet
+from lhotse.audio import AudioSource
+from skipping import Reasons
+from toy_corpora import csv_corpus, kaldi_corpus, manifests_corpus, say, yesno_corpus
+
+from kdlib.corpus_forms import read_corpus, read_manifests, write_parts
+from kdlib.errors import RecipeError
+from kdlib.manifests import Skipped
+
+soundfile = pytest.importorskip("soundfile")
+
+
+class TestWriting:
+    def test_what_is_as_before_stays_and_mended_audio_shows(self, tmp_path):
+        table = csv_corpus(tmp_path / "corpus", 1)
+        file = tmp_path / "corpus" / "wav" / "speaker03-0.flac"
+        soundfile.write(file, say(["ONE"] * 5), 16000)
+        table.write_text(table.read_text().replace("speaker03-0.wav", "speaker03-0.flac"))
+        whole = file.read_bytes()
+        file.write_bytes(whole[:len(whole) // 2])  # its header is that of the whole
+
+        def written():
+            write_parts(tmp_path / "raw", read_corpus("csv", str(table), Skipped()))
+            return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in (tmp_path / "raw").iterdir()}
+
+        first = written()
+        assert set(first) == {"recordings_all.jsonl.gz", "supervisions_all.jsonl.gz", "audio.txt"}
+        assert written() == first
+        file.write_bytes(whole)
+        mended = written()
+        assert {name for name in first if mended[name] != first[name]} == {"audio.txt"}
+        (tmp_path / "raw" / "recordings_all.jsonl.gz").write_bytes(b"damaged")
+        assert written()["recordings_all.jsonl.gz"][0][:2] == b"\x1f\x8b"
+
+
+class TestForms:
+    def read(self, form, source, **options):
+        skipped = Skipped()
+        return read_corpus(form, str(source), skipped, **options), len(skipped)
+
+    @pytest.mark.parametrize("header, separator", [(("audio", "text", "speaker"), ","), (None, ","), (None, "\t"),
+                                                   (("path", "sentence", "client_id"), ";")])
+    def test_tables(self, tmp_path, header, separator):
+        table = csv_corpus(tmp_path / "corpus", 2, header, separator)
+        ((name, (recordings, supervisions)),), left_out = self.read("csv", table)[0].items(), self.read("csv", table)[1]
+        assert name == "all" and left_out == 0 and len(recordings) == len(supervisions) == 24
+        first = next(iter(supervisions))
+        assert (first.id, first.speaker) == ("wav-speaker00-0", "speaker00") and first.text.islower()
+
+    def test_a_table_of_two_columns_or_others_in_another_order(self, tmp_path):
+        soundfile.write(tmp_path / "a.wav", say(["ONE"]), 16000)
+        (tmp_path / "two.csv").write_text('a.wav,"one, two"\n')
+        (tmp_path / "more.csv").write_text("﻿speaker,id,Text,Audio\nanna,7,one,a.wav\n", encoding="utf-8")
+        two, more = (next(iter(self.read("csv", tmp_path / name)[0]["all"][1])) for name in ("two.csv", "more.csv"))
+        assert (two.text, two.speaker) == ("one, two", None) and (more.text, more.speaker) == ("one", "anna")
+
+    def table(self, tmp_path, text, files=("a.wav", "b.wav", "c.wav")):
+        """What is read of a table, (id, text) each, and why the rest is not."""
+        for name in files:
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            soundfile.write(tmp_path / name, say(["ONE", "TWO"]), 16000)
+        (tmp_path / "t.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
+        skipped = Reasons()
+        supervisions = read_corpus("csv", str(tmp_path / "t.csv"), skipped)["all"][1]
+        return [(s.id, s.text) for s in supervisions], skipped.of
+
+    @pytest.mark.parametrize("header, end", [("audio,start,end,text", "0.3"), ("offset,duration,audio,text", "0.2")])
+    def test_rows_of_a_part_of_their_file(self, tmp_path, header, end):
+        rows = [("a.wav", "0.1", end, "one"), ("a.wav", "x", end, "two"), ("b.wav", "0.1", end, "three")]
+        if header.startswith("offset"):
+            rows = [(start, end, audio, text) for audio, start, end, text in rows]
+        found, left_out = self.table(tmp_path, "\n".join([header, *map(",".join, rows)]))
+        assert found == [("a-0000100", "one"), ("b-0000100", "three")]
+        assert list(left_out.values()) == ["its times are no numbers of seconds"]
+        first = next(iter(read_corpus("csv", str(tmp_path / "t.csv"), Skipped())["all"][1]))
+        assert (first.start, round(first.end, 6), first.recording_id) == (0.1, 0.3, "a")
+
+    @pytest.mark.parametrize("header, said", [
+        ("audio,start,text", "start, but not where they end"), ("audio,end,text", "end, but not where they start"),
+        ("transcript,sound,who", "names a column transcript, but none of the audio: call that one audio"),
+        ("audio,words,who", "names a column audio, but none of the text: call that one text")])
+    def test_a_header_that_lacks_a_name_is_one_error(self, tmp_path, header, said):
+        with pytest.raises(RecipeError, match=said):
+            self.table(tmp_path, f"{header}\na.wav,1,one\n")
+
+    def test_files_of_one_id_are_both_named(self, tmp_path):
+        found, left_out = self.table(tmp_path, "s1/1-0.wav,one\ns1-1/0.wav,two\n./s1/1-0.wav,three\n",
+                                     ("s1/1-0.wav", "s1-1/0.wav"))
+        assert found == [("s1-1-0", "one"), ("s1-1-0", "three")]  # the second of which is left out as such later
+        (reason,) = left_out.values()
+        assert "s1-1/0.wav would have the id s1-1-0, which is that of" in reason and "s1/1-0.wav: rename" in reason
+
+    @pytest.mark.parametrize("text", [
+        "sep=;\na.wav;one, two\nb.wav;one, three\n", 'a.wav,"one; two"\nb.wav,"one; three"\n'.replace("; ", ", "),
+        "a.wav,one; two\nb.wav,one; three\n", "a.wav\tone\nb.wav\ttwo\n".encode("utf-16")])
+    def test_the_separator_is_the_one_under_which_there_is_audio(self, tmp_path, text):
+        found, left_out = self.table(tmp_path, text)
+        assert [name for name, _ in found] == ["a", "b"] and left_out == {} and "one" in found[0][1]
+
+    def test_an_open_quote_takes_in_no_rows(self, tmp_path):
+        found, left_out = self.table(tmp_path, 'a.wav,"one,anna\nb.wav,two,anna\nc.wav,three",anna\na.wav,"x\ny",anna\n')
+        assert found == [("b", "two"), ("c", 'three"'), ("a", "x\ny")]
+        ((where, reason),) = left_out.items()
+        assert where.endswith("line 1") and "goes on to line 3, over rows with audio of their own" in reason
+
+    def test_rows_without_audio_or_text_are_counted(self, tmp_path):
+        soundfile.write(tmp_path / "a.wav", say(["ONE"]), 16000)
+        (tmp_path / "bad.csv").write_text("a.wav,one,anna\nnone.wav,one,anna\nlonely\n,two,anna\n")
+        parts, left_out = self.read("csv", tmp_path / "bad.csv")
+        assert len(parts["all"][1]) == 1 and left_out == 3
+
+    def test_kaldi_folders(self, tmp_path):
+        folder = kaldi_corpus(tmp_path / "corpus")
+        (recordings, supervisions), left_out = self.read("kaldi", folder)[0]["all"], self.read("kaldi", folder)[1]
+        assert left_out == 0 and len(recordings) == 12 and len(supervisions) == 96
+        second = supervisions["speaker00-1"]
+        assert second.recording_id == second.speaker == "speaker00" and second.start > 0
+        with open(folder / "text", "a") as text, open(folder / "segments", "a") as segments:
+            text.write("lost ONE\nlast TWO\nlast THREE\n")
+            segments.write("last speaker00 1.5 -1\nodd speaker00 1.5\n")
+        (_, supervisions), left_out = self.read("kaldi", folder)[0]["all"], self.read("kaldi", folder)[1]
+        assert left_out == 3  # lost, the second last, odd
+        assert supervisions["last"].end == pytest.approx(recordings["speaker00"].duration)
+        parts, _ = self.read("kaldi", folder.parent)
+        assert list(parts) == ["corpus"]
+
+    def test_names_of_parts_keep_their_letters_and_stay_apart(self, tmp_path):
+        names = ["größe_test", "训练", "हिन्दी dev", "a.b-c"]
+        for name in names:
+            kaldi_corpus(tmp_path / "corpus" / name)
+        wanted = {name.replace("_", "-").replace(" ", "-") for name in names}
+        assert set(self.read("kaldi", tmp_path / "corpus")[0]) == wanted
+        kaldi_corpus(tmp_path / "corpus" / "a.b_c")
+        with pytest.raises(RecipeError, match=r"the parts a.b-c and a.b_c of .*corpus would both be called 'a.b-c': rename"):
+            self.read("kaldi", tmp_path / "corpus")
+
+    def test_a_part_of_manifests_that_is_there_twice_is_refused(self, tmp_path):
+        folder = manifests_corpus(tmp_path / "corpus")
+        for kind in ("recordings", "supervisions"):
+            (folder / f"{kind}_dev.jsonl").write_bytes(gzip.decompress((folder / f"{kind}_dev.jsonl.gz").read_bytes()))
+        with pytest.raises(RecipeError, match="has the part dev twice, the second time in recordings_dev.jsonl.gz: take"):
+            self.read("manifests", folder)
+
+    @pytest.mark.parametrize("command", ["cat a.wav |", "sph2pipe -f wav a.sph |", "touch {flag} |"])
+    def test_commands_in_wav_scp_are_refused_and_not_run(self, tmp_path, command):
+        flag = tmp_path / "ran"
+        (tmp_path / "wav.scp").write_text(f"a {command.format(flag=flag)}\n")
+        (tmp_path / "text").write_text("a ONE\n")
+        with pytest.raises(RecipeError, match="wav.scp, line 1 .a. holds a command, which is never run: write the audio to"):
+            self.read("kaldi", tmp_path)
+        assert not flag.exists()
+
+    def test_relative_audio_is_found_above_the_manifests(self, tmp_path):
+        folder = manifests_corpus(tmp_path / "corpus")
+        path = folder / "recordings_dev.jsonl.gz"
+        recordings = RecordingSet.from_recordings(
+            Recording(r.id, [AudioSource("file", [0], f"wav/{r.id}.wav")], r.sampling_rate, r.num_samples, r.duration)
+            for r in RecordingSet.from_file(path))
+        recordings.to_file(path)
+        found = read_manifests(folder, Skipped())["dev"][0]
+        assert all(Path(r.sources[0].source).is_file() and Path(r.sources[0].source).is_absolute() for r in found)
+
+    def changed(self, folder: Path, kind: str, **values) -> Path:
+        """Manifests with other values in the first row of a file."""
+        path = manifests_corpus(folder) / f"{kind}_train.jsonl.gz"
+        rows = [json.loads(line) for line in gzip.open(path, "rt")]
+        rows[0].update(values)
+        with gzip.open(path, "wt") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+        return path.parent
+
+    @pytest.mark.parametrize("kind, values, said", [
+        ("supervisions", {"duration": "1 s"}, "its duration is '1 s'"), ("supervisions", {"start": None}, "start is None"),
+        ("supervisions", {"text": ["a", "b"]}, r"transcript is \['a', 'b'\]"), ("supervisions", {"id": None}, "has no id"),
+        ("supervisions", {"channel": []}, "names no channel"), ("recordings", {"sources": []}, "names no audio"),
+        ("recordings", {"sampling_rate": 0}, "sampling_rate is 0"), ("recordings", {"num_samples": "many"}, "is 'many'"),
+        ("recordings", {"sources": [{"type": "file", "channels": [0], "source": None}]}, "names no audio"),
+        ("recordings", {"sources": [{"type": "memory", "channels": [0], "source": "abc"}]}, "no file but of type 'memory'"),
+        ("recordings", {"sources": [{"type": "tape", "channels": [0], "source": "abc"}]}, "no file but of type 'tape'")])
+    def test_a_row_of_a_manifest_that_cannot_be(self, new_recipe, tmp_path, kind, values, said):
+        folder = self.changed(tmp_path / "corpus", kind, **values)
+        output = new_recipe("--manifests", folder)
+        assert re.search(f"skipped .*{said}", output) and "train: 78 utterances" in output
+
+    def test_manifests_of_something_else_are_one_error(self, tmp_path):
+        folder = manifests_corpus(tmp_path / "corpus")
+        recordings, supervisions = (folder / f"{kind}_dev.jsonl.gz" for kind in ("recordings", "supervisions"))
+        recordings.rename(folder / "third")
+        supervisions.rename(recordings)
+        (folder / "third").rename(supervisions)
+        with pytest.raises(RecipeError, match="recordings_dev.jsonl.gz holds a SupervisionSegment where its name says Rec"):
+            self.read("manifests", folder)
+
+    def test_manifests_with_other_endings(self, tmp_path):
+        folder = manifests_corpus(tmp_path / "corpus")
+        path = folder / "supervisions_dev.jsonl.gz"
+        (folder / "supervisions_dev.jsonl").write_bytes(gzip.decompress(path.read_bytes()))
+        path.unlink()
+        assert len(self.read("manifests", folder)[0]["dev"][1]) == 8
+        (tmp_path / "json").mkdir()
+        RecordingSet.from_file(folder / "recordings_dev.jsonl.gz").to_file(tmp_path / "json" / "recordings_dev.json")
+        with pytest.raises(RecipeError, match="lhotse copy recordings_dev.json recordings_dev.jsonl.gz"):
+            self.read("manifests", tmp_path / "json")
+
+    def test_what_a_recipe_of_lhotse_leaves_out_is_counted(self, tmp_path, monkeypatch):
+        import lhotse.recipes
+
+        whole = lhotse.recipes.prepare_yesno
+
+        def prepare_yesno(corpus_dir, output_dir=None):
+            logging.warning("No transcript of %s", "0_1.wav")
+            return whole(corpus_dir, output_dir)
+
+        monkeypatch.setattr(lhotse.recipes, "prepare_yesno", prepare_yesno)
+        skipped, handlers = Reasons(), list(logging.getLogger().handlers)
+        read_corpus("lhotse", "yesno", skipped, corpus_dir=yesno_corpus(tmp_path / "waves"))
+        assert skipped.of == {"prepare_yesno": "No transcript of 0_1.wav"} and logging.getLogger().handlers == handlers
+
+    def test_lhotse_parts(self, tmp_path):
+        parts, _ = self.read("lhotse", "yesno", corpus_dir=yesno_corpus(tmp_path / "waves"))
+        assert {part: len(some) for part, (some, _) in parts.items()} == {"train": 30, "test": 30}
+
+    @pytest.mark.parametrize("form, source, options, said", [
+        ("csv", "latin.csv", {}, "is not UTF-8"), ("csv", "none.csv", {}, "none.csv is missing"),
+        ("csv", "empty.csv", {}, "holds no rows"), ("csv", "damaged", {}, "is a folder: give the file"),
+        ("kaldi", ".", {}, "holds no wav.scp"),
+        ("manifests", ".", {}, "holds no recordings_"), ("manifests", "none", {}, "is no folder"),
+        ("manifests", "damaged", {}, "cannot be read as a Lhotse manifest"),
+        ("lhotse", "yesno", {}, "as --corpus-dir"), ("lhotse", "yesno", {"corpus_dir": "none"}, "is no folder"),
+        ("lhotse", "yesno", {"corpus_dir": "."}, "is this the folder that it expects"),
+        ("lhotse", "libri_speech", {"corpus_dir": "."}, "it knows librispeech"),
+        ("lhotse", "heroico", {"corpus_dir": "."}, "lhotse prepare heroico")])
+    def test_what_is_no_corpus_is_one_error(self, tmp_path, monkeypatch, form, source, options, said):
+        monkeypatch.chdir(tmp_path)
+        Path("latin.csv").write_bytes("a.wav,Grüße,anna\n".encode("latin-1"))
+        Path("empty.csv").write_text("\n")
+        Path("damaged").mkdir()
+        for kind in ("recordings", "supervisions"):
+            Path(f"damaged/{kind}_all.jsonl.gz").write_bytes(b"no gzip")
+        with pytest.raises(RecipeError, match=said):
+            self.read(form, source, **options)

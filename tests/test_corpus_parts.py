@@ -1,0 +1,217 @@
+"""The parts of a corpus: which make train, dev and the test sets, what is held out of train, and that they are apart."""
+
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from lhotse import CutSet, Recording, RecordingSet, SupervisionSegment, SupervisionSet
+from skipping import listed
+from toy_corpora import SPEAKERS, csv_corpus, cut, say
+
+from kdlib.corpus_forms import read_corpus, read_manifests, write_parts
+from kdlib.corpus_parts import (check_apart, checked_role, describe_holding, hold_out, part_roles, prepare_parts,
+                                subset)
+from kdlib.errors import RecipeError
+from kdlib.manifests import Skipped
+from kdlib.survey import shared_speakers
+
+soundfile = pytest.importorskip("soundfile")
+
+
+def long_session(table: Path) -> Path:
+    """The table with a recording of a minute and a half more, that was never cut into utterances."""
+    soundfile.write(table.parent / "wav" / "session.wav", say(["ONE"] * 300), 16000)
+    with open(table, "a") as file:
+        file.write(f"wav/session.wav,one two,{SPEAKERS[0]}\n")
+    return table
+
+
+class TestHoldingOut:
+    SHARES = {"dev": 0.1, "test": 0.1}
+
+    def names(self, dealt):
+        return {part: sorted(c.id for c in cuts) for part, cuts in dealt.items()}
+
+    def test_by_speaker_and_by_nothing_else_than_the_names(self):
+        cuts = [cut(f"{speaker}-{k}", speaker) for speaker in map(str, range(20)) for k in range(5)]
+        dealt, by = hold_out(cuts, self.SHARES)
+        assert by == "speaker" and shared_speakers(dealt) == {}
+        assert {part: len(some) for part, some in dealt.items()} == {"train": 80, "dev": 10, "test": 10}
+        assert self.names(hold_out(cuts[::-1], self.SHARES)[0]) == self.names(dealt)
+        assert sorted(c.id for some in dealt.values() for c in some) == sorted(c.id for c in cuts)
+
+    @pytest.mark.parametrize("cuts, by", [
+        ([cut(f"{k}", "one") for k in range(30)], "utterance"),
+        ([cut(f"{k}", None) for k in range(30)], "utterance"),
+        ([cut(f"{k}", None, of=f"talk{k % 15}") for k in range(45)], "recording"),
+        # one speaker says nearly everything
+        ([cut(f"{k}", f"s{k}" if k < 12 else "talker", 1.0 if k < 12 else 25.0) for k in range(40)], "utterance")])
+    def test_where_speakers_are_too_few(self, cuts, by):
+        dealt, how = hold_out(cuts, self.SHARES)
+        assert how == by and len(dealt["train"]) > 0.6 * len(cuts)
+        assert all(dealt.values())
+
+    def test_three_utterances_are_enough_and_two_are_not(self):
+        dealt, _ = hold_out([cut(name) for name in "abc"], self.SHARES)
+        assert all(len(some) == 1 for some in dealt.values())
+        with pytest.raises(RecipeError, match="2 utterances that can be used are too few"):
+            hold_out([cut(name) for name in "ab"], self.SHARES)
+
+    def test_what_training_leaves_out_has_no_share_and_stays_in_train(self):
+        cuts = [cut(f"{k}", "one", 5.0) for k in range(30)] + [cut("session", "one", 3000.0), cut("click", "one", 0.15)]
+        dealt, _ = hold_out(cuts, self.SHARES)
+        assert {part: len(some) for part, some in dealt.items()} == {"train": 26, "dev": 3, "test": 3}
+        assert {"session", "click"} <= {c.id for c in dealt["train"]}
+        with pytest.raises(RecipeError, match=r"2 utterances that can be used are too few .* \(besides, there are 1 "
+                                              r"longer than 30 s and 1 shorter than 0.2 s\)"):
+            hold_out([cut("a"), cut("b"), cut("c", seconds=40.0), cut("d", seconds=0.1)], self.SHARES)
+
+    def test_each_part_gets_an_utterance_however_they_last(self):
+        for names in ("abc", "abd", "bce", "xyz"):
+            for place in range(3):
+                dealt, _ = hold_out([cut(n, seconds=29.0 if k == place else 0.2) for k, n in enumerate(names)], self.SHARES)
+                assert all(len(some) == 1 for some in dealt.values())
+
+    @pytest.mark.parametrize("unknown", [None, ""])
+    def test_utterances_of_unknown_speakers_go_to_train(self, unknown):
+        cuts = [cut(f"{speaker}-{k}", speaker) for speaker in map(str, range(20)) for k in range(5)]
+        dealt, by = hold_out([*cuts, cut("somebody", unknown)], self.SHARES)
+        assert by == "speaker" and shared_speakers(dealt) == {} and "somebody" in {c.id for c in dealt["train"]}
+        assert describe_holding(self.SHARES, by, dealt["train"]) == (
+            "dev and test are held out of train by speaker; 1 utterances whose speakers are not known are in train")
+
+    def test_speakers_of_one_utterance_each_are_speakers(self):
+        dealt, by = hold_out([cut(f"{k}", f"s{k}") for k in range(30)], self.SHARES)
+        assert by == "speaker" and describe_holding(["dev"], by, dealt["train"]) == "dev is held out of train by speaker"
+
+    def test_parts_by_their_names(self):
+        assert part_roles(["train_clean", "other", "Dev-A", "valid", "test_other", "eval92"]) == {
+            "train": ["train_clean", "other"], "dev": ["Dev-A", "valid"], "test-other": ["test_other"], "eval92": ["eval92"]}
+        assert part_roles(["all"]) == {"train": ["all"]}
+        assert part_roles(["größe-test", "prédev", "test.1"]) == {"train": ["prédev"], "größe-test": ["größe-test"],
+                                                                 "test-1": ["test.1"]}
+
+    @pytest.mark.parametrize("names", [("test_a", "test-a"), ("Test", "test"), ("train", "eval.1", "eval-1")])
+    def test_test_sets_of_one_name_are_refused(self, names):
+        with pytest.raises(RecipeError, match=f"the parts {names[-2]} and {names[-1]} of the corpus would both be called"):
+            part_roles(names)
+
+    def part(self, folder, ids, of=""):
+        """Utterances of a part: each of a recording of its own, or all of the recording ``of``."""
+        folder.mkdir()
+        recordings = {}
+        for name in ids:
+            soundfile.write(folder / f"{of or name}.wav", say(["ONE"]), 16000)
+            recordings[of or name] = Recording.from_file(folder / f"{of or name}.wav")
+        return RecordingSet.from_recordings(recordings.values()), SupervisionSet.from_segments(
+            SupervisionSegment(id=name, recording_id=of or name, start=0, duration=0.3, text="ONE") for name in ids)
+
+    def test_an_id_in_two_parts_of_one_role_is_left_out_once(self, tmp_path, capsys):
+        parts = {"a": self.part(tmp_path / "a", ["u0", "u1"]), "b": self.part(tmp_path / "b", ["u1", "u2"])}
+        write_parts(tmp_path / "raw", parts)
+        prepare_parts(tmp_path / "raw", tmp_path / "manifests", {"train": ["a", "b"]}, {}, 16000)
+        output = capsys.readouterr().out
+        assert "skipped u1: a second utterance of this id" in output
+        assert listed(tmp_path / "manifests")[-1] == (f"{tmp_path / 'raw'}, train", "u1", "a second utterance of this id")
+        assert "cuts_train.jsonl.gz: 3 utterances" in output
+        cuts = CutSet.from_file(tmp_path / "manifests" / "cuts_train.jsonl.gz")
+        assert {c.id: Path(c.recording.sources[0].source).parent.name for c in cuts} == {"u0": "a", "u1": "a", "u2": "b"}
+
+    def test_one_recording_id_of_two_files_is_left_out_once(self, tmp_path):
+        parts = {"a": self.part(tmp_path / "a", ["u0"], "talk"), "b": self.part(tmp_path / "b", ["u1"], "talk")}
+        parts["c"] = parts["a"][0], SupervisionSet.from_segments([
+            SupervisionSegment(id="u2", recording_id="talk", start=0, duration=0.2, text="TWO")])
+        skipped = Skipped()
+        cuts = checked_role(parts, ["a", "b", "c"], 16000, skipped)
+        assert [c.id for c in cuts] == ["u0", "u2"] and len(skipped) == 2  # the recording of b, and u1 that is lost by it
+        assert {Path(c.recording.sources[0].source).parent.name for c in cuts} == {"a"}
+
+    @given(st.lists(st.tuples(st.sampled_from(["train", "dev", "test-a", "test-b"]), st.integers(0, 5)), unique=True))
+    def test_ids_are_apart_but_for_test_sets(self, placed):
+        """However the parts are ordered."""
+        parts, roles = {}, {}
+        for role, number in placed:
+            roles.setdefault(role, []).append(f"{role}{number}")
+            parts[f"{role}{number}"] = [], [SupervisionSegment(id=f"u{number}", recording_id="r", start=0, duration=1)]
+        leak = any(a[1] == b[1] and a[0] != b[0] and {a[0], b[0]} & {"train", "dev"} for a in placed for b in placed)
+        if leak:
+            with pytest.raises(RecipeError, match=r"the utterance u\d is in the part"):
+                check_apart(parts, roles)
+        else:
+            check_apart(parts, roles)
+
+    def test_a_leak_is_refused_by_the_recipe_too(self, tmp_path):
+        write_parts(tmp_path / "raw", {"a": self.part(tmp_path / "a", ["u0", "u1"]), "b": self.part(tmp_path / "b", ["u1"])})
+        with pytest.raises(RecipeError, match="utterance u1 is in the part a, which makes train, and in b, which makes dev"):
+            prepare_parts(tmp_path / "raw", tmp_path / "manifests", {"train": ["a"], "dev": ["b"]}, {}, 16000)
+
+    def test_the_same_audio_under_another_id_is_a_leak_too(self, tmp_path):
+        """By whatever path it is named; other times or another channel of it are something else."""
+        recordings, _ = self.part(tmp_path / "a", ["talk"])
+        (tmp_path / "link.wav").symlink_to(tmp_path / "a" / "talk.wav")
+        other = Recording.from_file(tmp_path / "link.wav", recording_id="other")
+
+        def said(id_, start, duration, of="other", channel=0):
+            return SupervisionSegment(id=id_, recording_id=of, start=start, duration=duration, text="ONE", channel=channel)
+
+        parts = {"a": (recordings, [said("u0", 0, 0.1, "talk"), said("u1", 0.1, 0.2, "talk"), said("u2", 0, 0.2, "talk")]),
+                 "b": ([other], [said("v0", 0.1, 0.1), said("v1", 0, 0.1, channel=1), said("v2", float("nan"), 0.1)])}
+        roles = {"train": ["a"], "test": ["b"]}
+        check_apart(parts, roles)
+        parts["b"][1].extend([said("v3", 0.1002, 0.1999), said("v4", 0, 0.2)])
+        with pytest.raises(RecipeError, match=r"utterance u1 of the part a, which makes train, is the same audio as v3 of "
+                                              r"b, which makes test \(2 of theirs are in both\): take it out of one "
+                                              "of them"):
+            check_apart(parts, roles)
+        check_apart(parts, {"test-a": ["a"], "test-b": ["b"]})
+
+    @pytest.mark.parametrize("speakers", [["one"], [f"s{k}" for k in range(15)]])
+    def test_the_same_audio_under_two_ids_is_held_out_as_one(self, speakers):
+        cuts = [cut(f"{name}{k}", speakers[(k + shift) % len(speakers)], of=f"talk{k}")
+                for name, shift in (("u", 0), ("v", 1)) for k in range(30)]
+        for k, some in enumerate(cuts):
+            some.recording.sources[0].source = f"talk{k % 30}.wav"
+        dealt, by = hold_out(cuts, self.SHARES)
+        assert by == ("utterance" if speakers == ["one"] else "speaker")
+        places = {part: {c.id[1:] for c in some} for part, some in dealt.items()}
+        assert sum(map(len, places.values())) == 30 and sorted(c.id for some in dealt.values() for c in some) == sorted(
+            c.id for c in cuts)
+        with pytest.raises(RecipeError, match="2 utterances that can be used are too few"):
+            hold_out([some for some in cuts if some.id[1:] in "01"], self.SHARES)
+
+    def test_one_long_recording_leaves_training_what_it_had(self, new_recipe, tmp_path, capsys):
+        table = csv_corpus(tmp_path / "corpus", 2)
+        without = new_recipe("--csv", table)
+        with_it = new_recipe("--csv", long_session(table), name="other")
+        count = re.compile(r"^train: (\d+)", re.MULTILINE)
+        assert int(count.search(with_it)[1]) == int(count.search(without)[1]) + 1
+        assert "1 utterances longer than 30 s, which training leaves out: wav-session" in with_it
+        hours = re.compile("for ([0-9.]+) h of training")
+        assert hours.search(with_it)[1] == hours.search(without)[1]
+        write_parts(tmp_path / "raw", read_corpus("csv", str(table), Skipped()))
+        for hours in (0.0, 0.002):  # some of the hours are hours of utterances too
+            prepare_parts(tmp_path / "raw", tmp_path / "manifests", {"train": ["all"]}, self.SHARES, 16000, hours=hours)
+            train = CutSet.from_file(tmp_path / "manifests" / "cuts_train.jsonl.gz")
+            assert sum(c.duration < 30 for c in train) > 2
+
+    def test_nothing_to_train_on_is_one_error(self, new_recipe, tmp_path):
+        (tmp_path / "wav").mkdir()
+        for k in range(4):
+            soundfile.write(tmp_path / "wav" / f"{k}.wav", say(["ONE"] * 120), 16000)
+        (tmp_path / "corpus.csv").write_text("".join(f"wav/{k}.wav,one,anna\n" for k in range(4)))
+        with pytest.raises(RecipeError, match="corpus.csv has no utterance that can be trained on: of 4 there are 4 longer "
+                                              "than 30 s; cut long recordings into utterances"):
+            new_recipe("--csv", tmp_path / "corpus.csv")
+        assert not new_recipe.folder.exists()
+
+    def test_cuts_of_a_part_of_the_hours(self, tmp_path, capsys):
+        write_parts(tmp_path / "raw", read_corpus("csv", str(csv_corpus(tmp_path / "corpus")), Skipped()))
+        part = read_manifests(tmp_path / "raw", Skipped())["all"]
+        some = subset(part, 0.01)[1]
+        assert 36 <= sum(s.duration for s in some) < 38 and list(subset(part, 0.01)[1]) == list(some)
+        prepare_parts(tmp_path / "raw", tmp_path / "manifests", {"train": ["all"]}, self.SHARES, 16000, hours=0.01)
+        assert "train.jsonl.gz" in capsys.readouterr().out
+        with pytest.raises(RecipeError, match="holds no part gone, which makes train: it holds all"):
+            prepare_parts(tmp_path / "raw", tmp_path / "manifests", {"train": ["gone"]}, {}, 16000)

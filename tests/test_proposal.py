@@ -1,0 +1,42 @@
+"""The models, tokens and rate that a recipe proposes for a corpus."""
+
+import pytest
+
+from kdlib.planning import measure_model
+from kdlib.proposal import propose, propose_rate, propose_tokens
+
+
+class TestProposals:
+    TEXTS = ["THE CAT SAT ON THE MAT", "A DOG RAN TO THE DOOR"] * 20
+
+    def test_larger_models_for_more_speech(self):
+        sizes = [propose(hours, self.TEXTS, {(16000, 1): 9}).parameters for hours in (0.1, 5, 50, 200, 1000)]
+        assert sizes[0] == sizes[1] < sizes[2] < sizes[3] < sizes[4]
+
+    @pytest.mark.parametrize("hours", [0.05, 0.5, 5, 20, 150, 960])
+    def test_the_stages_reach_their_target(self, hours):
+        proposed = propose(hours, self.TEXTS, {(16000, 1): 9})
+        last = measure_model(proposed.students[-1], proposed.vocab_size, run=False).total
+        assert last <= 0.4 * proposed.parameters and proposed.epochs >= 1 and proposed.student_epochs >= 1
+
+    def test_less_speech_is_heard_more_often(self):
+        often = [propose(hours, self.TEXTS, {(16000, 1): 9}) for hours in (0.5, 5, 50)]
+        assert often[0].epochs > often[1].epochs >= often[2].epochs
+
+    def test_tokens_fit_the_text(self):
+        kind, size, _ = propose_tokens(self.TEXTS)
+        assert kind == "bpe" and size > len(set("".join(self.TEXTS)))
+        assert propose_tokens(["今天天气很好", "我们去公园"])[0] == "char"
+        # blank, end, unknown, the mark of a word's begin, the letter and the two together
+        assert propose_tokens(["A"] * 3)[:2] == ("bpe", 6)
+        many = ["".join(chr(0xAC00 + 7 * k + j) for j in range(5)) + " " for k in range(400)]
+        assert propose_tokens(many)[0] == "char"  # Hangul has spaces, and more letters than BPE has tokens
+
+    def test_few_words_that_are_said_once_are_no_closed_vocabulary(self):
+        words = ["".join(chr(ord("A") + (7 * k + 3 * j) % 26) for j in range(3 + k % 5)) for k in range(150)]
+        kind, size, why = propose_tokens([" ".join(words[k:k + 10]) for k in range(0, 150, 10)])
+        assert (kind, size) == ("bpe", 50) and "make each" not in why
+
+    def test_rates(self):
+        assert propose_rate({(8000, 1): 5, (16000, 1): 4}) == 8000
+        assert propose_rate({(44100, 2): 5, (16000, 1): 4, (8000, 1): 8}) == 16000

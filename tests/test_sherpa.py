@@ -1,0 +1,230 @@
+"""Exported files in sherpa-onnx: the words of our own streaming search, the files that it refuses, and the benchmark."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from lhotse import CutSet
+from scripts import load
+from untrained import CHUNK, LEFT, LOCAL, export, own_words, random_model, save_finished, script
+
+from kdlib.errors import RecipeError
+from kdlib.export import ExportedEncoder, OnnxModel, export_onnx, quantise
+from kdlib.files import write_json
+from kdlib.scoring import read_recogs, write_recogs
+from kdlib.sherpa import PARTS, make_recognizer, read_model, seal
+
+pytestmark = [pytest.mark.both, pytest.mark.usefixtures("one_thread")]
+
+
+def sherpa_words(finished, folder, method):
+    """What sherpa-onnx hears in the test set, by an exported folder."""
+    done = script("decode_sherpa.py", "--model", folder, "--cuts", finished[0], "--test-sets", "test", "--method", method)
+    assert done.returncode == 0, done.stderr
+    return {id_: words for id_, _, words in read_recogs(next((folder / "decode").glob(f"recogs-*{method}*")))}
+
+
+@pytest.mark.parametrize("method", ["greedy_search", "modified_beam_search"])
+def test_sherpa_onnx_hears_what_our_streams_hear(finished, exported, method):
+    own = own_words(finished, method)
+    assert sherpa_words(finished, exported, method) == own
+    assert sum(map(len, own.values())) > 5  # there is something to compare
+    name = "summary" if method == "greedy_search" else "summary-test-sherpa-onnx-modified_beam_search-beam-4"
+    summary = json.loads((exported / "decode" / f"{name}.json").read_text())
+    assert summary["method"] == method  # what is tried leaves the recipe's own summary alone
+    assert summary["test_sets"]["test"]["utterances"] == 6 and summary["real_time_factor"] > 0
+
+
+def test_an_unknown_token_is_a_blank_to_both(finished, tmp_path):
+    model = random_model(len(finished[2]))
+    with torch.no_grad():
+        model.joiner.out.bias[2] = 4.0
+    save_finished(finished[0] / "exp" / "unknown", model, finished[2])
+    folder = export(finished[0], "unknown", tmp_path / "onnx")
+    for method in ("greedy_search", "modified_beam_search"):
+        own = own_words(finished, method, model)
+        assert sherpa_words(finished, folder, method) == own
+        usual = own_words(finished, method)
+        assert sum(map(len, own.values())) > 5 and own != usual  # <unk> takes the place of some words, not of all
+
+
+def test_int8_is_smaller_and_decodes(finished, exported):
+    done = script("decode_sherpa.py", "--model", exported, "--cuts", finished[0], "--test-sets", "test", "--int8")
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((exported / "decode-int8" / "summary.json").read_text())
+    assert "tiny.int8" in done.stdout
+    card = (exported / "model_card.md").read_text()
+    row = next(line for line in card.splitlines() if line.startswith("| int8"))
+    assert [cell.strip() for cell in row.split("|")[1:-1]] == [
+        "int8", "greedy_search", f"{summary['test_sets']['test']['wer']:.2f}"]
+    big = random_model(500, encoder_dim=144, feedforward_dim=432, predictor_dim=144, joiner_dim=144)
+    folder = exported.parent / "big"
+    export_onnx(big, folder, CHUNK, LEFT)
+    quantise(folder)
+    sizes = [sum((folder / f"{part}{suffix}.onnx").stat().st_size for part in PARTS) for suffix in ("", ".int8")]
+    assert sizes[1] < 0.4 * sizes[0]
+    # Rounding to 8 bits, and no more: sums that overflow, as those of signed weights do on some processors, are 20% off.
+    encoders = [OnnxModel(folder, suffix) for suffix in ("", ".int8")]
+    caches = ExportedEncoder(big).initial_caches(1, LEFT)
+    audio = torch.randn(1, 4 * CHUNK + 3, 80, generator=torch.Generator().manual_seed(5)) * 3.0 - 8.0
+    want, got = (encoder.run("encoder", audio, *caches, torch.zeros(1, dtype=torch.int64))[0] for encoder in encoders)
+    assert 1e-4 < (got - want).abs().mean() / want.abs().mean() < 0.05
+
+
+def test_streaming_decode_of_the_same_audio(finished, exported):
+    """By its own command the words of sherpa-onnx, and a command that says so."""
+    folder = finished[0]
+
+    def decode(*words):
+        done = script("streaming_decode.py", "--exp", folder / "exp" / "tiny", "--fbank", folder, "--lang",
+                      folder / "lang", "--config", folder / "decode.yaml", "--test-sets", "test", "--fbank-config",
+                      folder / "fbank.yaml", *words)
+        assert done.returncode == 0, done.stderr
+        assert "real-time factor" in done.stdout
+
+    for method in ("greedy_search", "modified_beam_search"):
+        decode("--tail", "sherpa-onnx", "--method", method, "--streams", "2")
+        ours, = (folder / "exp" / "tiny" / "streaming_decode").glob(f"recogs-test-*{method}*-tail-sherpa-onnx.txt")
+        own = {id_: words for id_, _, words in read_recogs(ours)}
+        assert own == own_words(finished, method) == sherpa_words(finished, exported, method)
+        theirs = exported / "decode" / f"recogs-test-sherpa-onnx-{method}{'-beam-4' * (method != 'greedy_search')}.txt"
+        assert script("compare_recogs.py", ours, theirs).stdout == "6 of 6 utterances are heard alike (100.00 %)\n"
+    decode("--tail", "0.21")
+    recogs, = (folder / "exp" / "tiny" / "streaming_decode").glob("recogs-test-*-tail-0.21.txt")
+    assert len(read_recogs(recogs)) == 6
+
+
+def test_audio_shorter_than_a_window_of_features(finished, tmp_path):
+    cut = finished[3][0].truncate(duration=10 / 16000, preserve_id=True)
+    CutSet.from_cuts([cut]).to_file(tmp_path / "cuts_short.jsonl.gz")
+    done = script("streaming_decode.py", "--exp", finished[0] / "exp" / "tiny", "--fbank", tmp_path, "--lang",
+                  finished[0] / "lang", "--config", finished[0] / "decode.yaml", "--test-sets", "short", "--fbank-config",
+                  finished[0] / "fbank.yaml", "--tail", "0")
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_two_decodings_hear_otherwise(tmp_path):
+    write_recogs(tmp_path / "a.txt", [("u1", ["UP"], ["UP"]), ("u2", ["DOWN"], ["DAWN", "X"]), ("u3", [], [])])
+    write_recogs(tmp_path / "b.txt", [("u1", ["UP"], ["UP"]), ("u2", ["DOWN"], ["DOWN"]), ("u3", [], [])])
+    write_recogs(tmp_path / "c.txt", [("u1", ["UP"], ["UP"])])
+    assert script("compare_recogs.py", tmp_path / "a.txt", tmp_path / "b.txt").stdout.splitlines() == [
+        "u2", "  reference: DOWN", "  DAWN X  <- a.txt", "  DOWN  <- b.txt",
+        "2 of 3 utterances are heard alike (66.67 %)"]
+    done = script("compare_recogs.py", tmp_path / "a.txt", tmp_path / "c.txt")
+    assert done.returncode == 1 and "are not of one test set (u2 is in one of them alone)" in done.stderr
+
+
+def change(**entries):
+    def damage(folder):
+        about = json.loads((folder / "model.json").read_text())
+        write_json(folder / "model.json", {key: value for key, value in {**about, **entries}.items() if value is not None})
+    return damage
+
+
+def flip(name):
+    """A byte in the middle of the file is another one: its size stays."""
+    def damage(folder):
+        content = bytearray((folder / name).read_bytes())
+        content[len(content) // 2] ^= 0x55
+        (folder / name).write_bytes(content)
+    return damage
+
+
+def rewrite_tokens(text, resealed):
+    def damage(folder):
+        (folder / "tokens.txt").write_bytes(text)
+        if resealed:
+            write_json(folder / "model.json", seal(folder, json.loads((folder / "model.json").read_text())))
+    return damage
+
+
+@pytest.mark.parametrize("damage, said", [
+    (lambda folder: (folder / "model.json").unlink(), "model.json is missing: export the model again"),
+    (lambda folder: (folder / "model.json").write_text('{"model": 3}'), "model.json says nothing of parameters, updates"),
+    (lambda folder: (folder / "model.json").write_text("[]"), "does not describe an exported model"),
+    (lambda folder: (folder / "joiner.onnx").unlink(), "joiner.onnx is missing"),
+    (flip("encoder.onnx"), "encoder.onnx is not the file of which model.json has the digest"),
+    (flip("joiner.onnx"), "joiner.onnx is not the file"),
+    (rewrite_tokens(b"a 0\n", False), "tokens.txt is not the file"),
+    (rewrite_tokens(b"a 0\n", True), "tokens.txt does not have the model's 20 tokens"),
+    (rewrite_tokens(b"\xff\xfe 0\n", True), "tokens.txt is not UTF-8"),
+    (change(digest=None), "model.json says nothing of digest, as if an earlier version had written it: export the model"),
+    (change(low_freq=None), "model.json says nothing of low_freq"),
+    (change(low_freq="20"), "low_freq: '20'"),
+    (change(low_freq=float("nan")), "low_freq: nan"),
+    (change(high_freq=-7990.0), "high_freq: -7990.0"),
+    (change(chunk_size=-5), "chunk_size: -5"),
+    (change(chunk_size=True), "chunk_size: True"),
+    (change(chunk_size=8), "model.json is not as it was exported"),
+    (change(num_filters=40), "model.json is not as it was exported"),
+    (change(sampling_rate=0), "sampling_rate: 0"),
+])
+def test_a_folder_that_is_not_whole(exported, tmp_path, damage, said):
+    folder = tmp_path / "model"
+    shutil.copytree(exported, folder)
+    read_model(folder)
+    damage(folder)
+    with pytest.raises(RecipeError, match=re.escape(said)):
+        read_model(folder)
+
+
+def test_what_the_runtime_cannot_run(exported, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(exported, folder)
+    for path in folder.glob("*.onnx"):
+        path.write_bytes(b"no model")
+    write_json(folder / "model.json", seal(folder, json.loads((folder / "model.json").read_text())))
+    with pytest.raises(RecipeError, match="sherpa-onnx cannot run the model in .*: export the model again"):
+        make_recognizer(folder, read_model(folder))
+
+
+@pytest.mark.parametrize("option", [{"num_threads": 100000}, {"num_threads": 0}, {"beam": 0}, {"beam": 10 ** 12}])
+def test_more_than_the_machine_has(exported, option):
+    with pytest.raises(RecipeError, match=r"(beam|threads) is \d+: it may be from 1 to \d+"):
+        make_recognizer(exported, read_model(exported), **option)
+
+
+def test_the_benchmark_measures_each_runtime(finished, exported, tmp_path):
+    folder = finished[0]
+    for source, place in (("exp/tiny", "exp/tiny"), ("onnx", "exp/export/tiny"), ("lang", "data/lang")):
+        shutil.copytree(folder / source, tmp_path / place)
+    (tmp_path / "data" / "fbank").mkdir()
+    cuts = CutSet.from_cuts([finished[3][0].drop_supervisions(), *finished[3][1:]])  # of the first nobody knows the words
+    cuts.to_file(tmp_path / "data" / "fbank" / "cuts_test.jsonl.gz")
+    bench = LOCAL.parent / "tools" / "bench_streaming.py"
+    words = [sys.executable, str(bench), "--recipe", str(tmp_path), "--models", "tiny", "--test-set", "test", "--repeats",
+             "1"]
+    done = subprocess.run([*words, "--output", str(tmp_path / "table.md")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in (tmp_path / "table.md").read_text().splitlines()
+            if line.startswith("| tiny")]
+    assert [row[1] for row in rows] == ["sherpa-onnx float32", "sherpa-onnx int8", "torch float32"]
+    assert (tmp_path / "table.md").read_text().startswith("6 utterances of test, ")  # of the 100 that were asked for
+    assert rows[0][3] == rows[0][6] == "1.00" and rows[0][7] == rows[2][7]
+    assert 0 < float(rows[0][4]) < float(rows[2][4])  # a device needs no torch
+    done = subprocess.run([*words[:-1], "0"], capture_output=True, text=True)
+    assert done.returncode == 1 and "--repeats 0 is not positive" in done.stderr
+    assert "Traceback" not in done.stderr
+    done = subprocess.run([*words[:3], str(tmp_path / "data")], capture_output=True, text=True)
+    assert done.returncode == 1 and "run stage 9 of the recipe" in done.stderr
+    # Beside the rates, which may agree by chance: the words themselves.
+    np.savez(tmp_path / "audio.npz", *(cut.load_audio()[0] for cut in cuts))
+    heard = [subprocess.run([*words, "--measure", "tiny", runtime, tmp_path / "audio.npz"], capture_output=True, text=True)
+             for runtime in ("sherpa-onnx float32", "torch float32")]
+    own = own_words(finished, "greedy_search")
+    assert [json.loads(done.stdout)["heard"] for done in heard] == 2 * [[own[cut.id] for cut in cuts]]
+    CutSet.from_cuts([cut.resample(8000) for cut in cuts]).to_file(tmp_path / "data" / "fbank" / "cuts_test.jsonl.gz")
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 1 and "noise-0 has audio of 8000 Hz and the model hears 16000 Hz" in done.stderr
+
+
+def test_the_benchmark_takes_the_last_stage(tmp_path):
+    for name in ("teacher", "stage2", "stage10", "stage9", "stage9-old"):
+        (tmp_path / name).mkdir()
+    last_stage = load(LOCAL.parent / "tools" / "bench_streaming.py").last_stage
+    assert last_stage(tmp_path) == ["stage10"] and last_stage(tmp_path / "teacher") == []

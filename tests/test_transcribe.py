@@ -1,0 +1,260 @@
+"""tools/transcribe.py as a command: files, standard input and the microphone, and what it cannot read."""
+
+import fcntl
+import json
+import os
+import re
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+
+import numpy as np
+import pytest
+import soundfile
+from untrained import LOCAL, own_words, script
+
+from kdlib.files import write_json
+from kdlib.sherpa import seal
+
+pytestmark = [pytest.mark.both, pytest.mark.usefixtures("one_thread")]
+TRANSCRIBE = LOCAL.parent / "tools" / "transcribe.py"
+START = ("import runpy, sys; sys.modules['torch'] = None; sys.argv = sys.argv[1:]; "
+         f"sys.path.insert(0, {str(TRANSCRIBE.parent)!r}); "  # as Python does where the script itself is run
+         f"runpy.run_path({str(TRANSCRIBE)!r}, run_name='__main__')")
+
+
+def transcribe(exported, *words, code=0, start=START, **options):
+    """Lines of standard output, and the errors; torch cannot be imported meanwhile."""
+    done = subprocess.run([sys.executable, "-c", start, "transcribe.py", "--model", str(exported), *map(str, words)],
+                          capture_output=True, **options)
+    assert done.returncode == code, done.stderr.decode()
+    assert b"Traceback" not in done.stderr
+    return done.stdout.decode().splitlines(), done.stderr.decode()
+
+
+def test_transcribe_says_what_the_test_set_said(finished, exported):
+    folder, _, _, cuts = finished
+    files = [folder / f"{cut.id}.wav" for cut in cuts]
+    for method in ("modified_beam_search", "greedy_search"):
+        own = own_words(finished, method)
+        want = [f"{file}: {' '.join(own[cut.id])}".rstrip(" ") for file, cut in zip(files, cuts)]
+        for options in ([], ["--live"]):
+            lines = [line.rstrip(" ") for line in transcribe(exported, *files, "--method", method, *options)[0]]
+            if method != "greedy_search":  # where it has revised its words, those of the last line are right
+                lines = list({line.split(":")[0]: line for line in lines}.values())
+            assert lines == want
+    for line, cut in zip(transcribe(exported, *files, "--timestamps")[0], cuts):
+        times = [float(word[1:-1]) for word in line.split(": ")[-1].split()[::2]] if own[cut.id] else []
+        assert times == sorted(times) and all(0 <= time <= cut.duration + 0.3 for time in times)
+    raw, rate = soundfile.read(str(files[3]), dtype="int16")
+    assert transcribe(exported, "-", input=raw.tobytes())[0][0].split(":", 1)[1] == want[3].split(":", 1)[1]
+
+
+def test_transcribe_reads_what_there_is(finished, exported, tmp_path):
+    """Two channels, nothing, samples that are no numbers."""
+    samples, _ = soundfile.read(str(finished[0] / "noise-3.wav"))
+    broken = samples.copy()
+    broken[100:200] = np.nan
+    files = [tmp_path / f"{name}.wav" for name in ("stereo", "empty", "nan")]
+    for file, audio in zip(files, (np.stack([samples, samples], 1), samples[:0], broken)):
+        soundfile.write(str(file), audio, 16000, subtype="FLOAT")
+    lines, errors = transcribe(exported, *files)
+    assert [line.split(":")[0] for line in lines] == [str(file) for file in files]
+    original = transcribe(exported, finished[0] / "noise-3.wav")[0][0].split(":", 1)[1]
+    assert lines[0].split(":", 1)[1] == original and len(original) > 5
+    assert f"warning: {files[1]} is empty" in errors
+    assert f"warning: {files[2]}: 100 samples are not finite" in errors
+
+
+def test_a_long_file_takes_no_more_memory(finished, exported, tmp_path):
+    short = finished[0] / "noise-3.wav"
+    samples, rate = soundfile.read(str(short), dtype="int16")
+    soundfile.write(str(tmp_path / "long.wav"), np.tile(samples, 75), rate)  # five minutes: 19 MB in float32
+    start = START + "; print(next(line for line in open('/proc/self/status') if line.startswith('VmHWM:')))"
+    peaks = []  # in kB; not by getrusage, which counts what the parent held when it started the process
+    for file in (short, tmp_path / "long.wav"):
+        lines = transcribe(exported, file, start=start)[0]
+        peaks.append(int(lines[1].split()[1]))
+    assert len(lines[0]) > 1000 and peaks[1] < peaks[0] + 10000
+
+
+def test_transcribe_says_what_a_file_lacks(finished, exported, tmp_path):
+    """Files that libsndfile reads to where they were cut without a word, and one that it does not."""
+    samples, rate = soundfile.read(str(finished[0] / "noise-3.wav"))
+    said = {"wav": r"is cut short: \d+ of 128044 bytes", "aiff": r"is cut short: \d+ of 128054 bytes",
+            "ogg": r"is cut short: \d+ of at least \d+ bytes", "mp3": r"is cut short: \d+ of 64000 samples",
+            "flac": r"is damaged: what follows \d\.00 s cannot be read"}
+    whole, cut = [], []
+    for kind in said:
+        whole.append(tmp_path / f"whole.{kind}")
+        cut.append(tmp_path / f"cut.{kind}")
+        soundfile.write(str(whole[-1]), samples, rate)
+        content = whole[-1].read_bytes()
+        cut[-1].write_bytes(content[:len(content) * 3 // 4])
+    bare = tmp_path / "bare.wav"
+    bare.write_bytes(whole[0].read_bytes()[:44])
+    assert "error" not in transcribe(exported, *whole)[1]
+    lines, errors = transcribe(exported, *cut, bare, code=1)
+    assert [line.split(":")[0] for line in lines] == [str(file) for file in [*cut, bare]]
+    assert all(len(line.split(":", 1)[1]) > 3 for line in lines[:-1])  # what is there is heard
+    for file, reason in zip(cut, said.values()):
+        assert re.search(f"error: {re.escape(str(file))} {reason}", errors), (file, errors)
+    assert f"{bare} is cut short: 44 of 128044 bytes; it is empty" in errors
+    assert "6 of 6 could not be transcribed in full" in errors
+
+
+def test_samples_of_another_scale(finished, exported, tmp_path):
+    """One sample beyond all bounds costs that sample, and integers in a file of floats are told."""
+    samples, rate = soundfile.read(str(finished[0] / "noise-3.wav"), dtype="float32")
+    huge, doubled, integers = samples.copy(), np.stack([samples, samples], 1), samples * 32768
+    huge[1000] = 1e30
+    doubled[1000] = np.inf, -np.inf
+    for name, audio in {"huge": huge, "doubled": doubled, "integers": integers}.items():
+        soundfile.write(str(tmp_path / f"{name}.wav"), audio, rate, subtype="FLOAT")
+    lines, errors = transcribe(exported, *(tmp_path / f"{name}.wav" for name in ("huge", "doubled", "integers")))
+    silenced = samples.copy()
+    silenced[1000] = 0.0
+    soundfile.write(str(tmp_path / "silenced.wav"), silenced, rate, subtype="FLOAT")
+    want = transcribe(exported, tmp_path / "silenced.wav")[0][0].split(":", 1)[1]
+    assert [line.split(":", 1)[1] for line in lines[:2]] == [want, want]
+    assert errors.splitlines() == [
+        *(f"warning: {tmp_path / name}.wav: 1 samples are not finite or beyond 65536, and were taken for silence"
+          for name in ("huge", "doubled")),
+        f"warning: {tmp_path / 'integers'}.wav: samples go up to {np.abs(integers).max():.0f} where 1 is full scale, as if "
+        "they were integers: divide them, by 32768 for 16 bit"]
+
+
+def test_what_standard_input_may_be(finished, exported):
+    file = finished[0] / "noise-3.wav"
+    raw = soundfile.read(str(file), dtype="int16")[0].tobytes()
+    line = transcribe(exported, file)[0][0].replace(str(file), "-")
+    lines, errors = transcribe(exported, "-", input=raw + b"x")
+    assert lines == [line] and errors == "warning: -: the last byte is half a sample, and was left out\n"
+    lines, errors = transcribe(exported, "-", input=b"")
+    assert len(lines) == 1 and errors == "warning: -: there was no sound in it\n"
+    errors = transcribe(exported, "-", code=1, input=file.read_bytes())[1]
+    assert "error: -: this is a file with a header (RIFF), and no raw PCM: give it by its name" in errors
+    errors = transcribe(exported, "-", code=1, start="import os; os.close(0); import sys; sys.stdin = None; " + START)[1]
+    assert "error: -: standard input is closed: pipe raw PCM into it" in errors
+    assert "warning: --rate is of raw PCM on '-'" in transcribe(exported, file, "--rate", "8000")[1]
+
+
+def test_names_of_all_kinds(finished, exported, tmp_path):
+    name = os.fsencode(tmp_path) + b"/\xff.wav"
+    shutil.copy(os.fsencode(finished[0] / "noise-1.wav"), name)
+    os.mkfifo(tmp_path / "fifo.wav")
+    done = subprocess.run([sys.executable, "-c", START, "transcribe.py", "--model", str(exported), name, str(tmp_path),
+                           str(tmp_path / "fifo.wav")], capture_output=True)
+    assert done.stdout.startswith(name + b": ") and b"Traceback" not in done.stderr
+    assert f"error: {tmp_path} is a folder: give the files in it".encode() in done.stderr
+    assert f"error: {tmp_path / 'fifo.wav'} is no regular file".encode() in done.stderr
+
+
+@pytest.mark.parametrize("module, package", [("sherpa_onnx", "sherpa-onnx"), ("soundfile", "soundfile"), ("soxr", "soxr")])
+def test_a_package_that_is_not_there(finished, exported, module, package):
+    start = f"import sys; sys.modules[{module!r}] = None; " + START
+    errors = transcribe(exported, finished[0] / "noise-1.wav", code=1, start=start)[1]
+    assert f"the package {package} cannot be imported" in errors and f"pip install {package}" in errors
+
+
+def test_whoever_reads_may_have_enough(finished, exported):
+    command = [sys.executable, "-c", START, "transcribe.py", "--model", exported, finished[0] / "noise-1.wav", "--live"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+        running.stdout.close()
+        assert running.wait(60) and running.stderr.read() == b""
+
+
+MICROPHONE = """
+import os, signal, time
+import soundfile
+
+class PortAudioError(Exception):
+    pass
+
+class InputStream:
+    def __init__(self, channels, dtype, samplerate):
+        if "HEARD" not in os.environ:
+            raise PortAudioError("Error querying device -1")
+        self.samples, _ = soundfile.read(os.environ["HEARD"], dtype=dtype)
+        assert channels == 1 and samplerate == 16000
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+    def read(self, count):
+        if not len(self.samples):
+            os.kill(os.getpid(), signal.SIGINT)  # Ctrl-C, while the microphone is silent
+            time.sleep(60)
+        block, self.samples = self.samples[:count], self.samples[count:]
+        return block[:, None], False
+"""
+
+
+@pytest.mark.parametrize("options", [[], ["--live"]])
+def test_ctrl_c_ends_the_microphone(finished, exported, tmp_path, options):
+    (tmp_path / "sounddevice.py").write_text(MICROPHONE)
+    file = finished[0] / "noise-3.wav"
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    lines, errors = transcribe(exported, "mic", *options, env={**os.environ, "PYTHONPATH": path, "HEARD": str(file)})
+    assert lines == [transcribe(exported, file)[0][0].replace(str(file), "mic")] and len(lines[0]) > 10 and errors == ""
+
+
+def test_a_microphone_that_cannot_be_opened(exported, tmp_path):
+    (tmp_path / "sounddevice.py").write_text(MICROPHONE)
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    environment = {key: value for key, value in os.environ.items() if key != "HEARD"}
+    errors = transcribe(exported, "mic", code=1, env={**environment, "PYTHONPATH": path})[1]
+    assert "error: the microphone cannot be opened at 16000 Hz (Error querying device -1)" in errors
+
+
+def test_ctrl_c_ends_standard_input(finished, exported):
+    file = finished[0] / "noise-3.wav"
+    with subprocess.Popen([sys.executable, "-c", START, "transcribe.py", "--model", str(exported), "-"],
+                          stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+        running.stdin.write(soundfile.read(str(file), dtype="int16")[0].tobytes())
+        running.stdin.flush()
+        unread = 1
+        while unread:  # until all is taken out of the pipe, which stays open
+            time.sleep(0.2)
+            unread, = struct.unpack("i", fcntl.ioctl(running.stdin.fileno(), termios.FIONREAD, bytes(4)))
+        running.send_signal(signal.SIGINT)
+        assert running.wait(60) == 0, running.stderr.read()
+        assert running.stdout.read().decode() == transcribe(exported, file)[0][0].replace(str(file), "-") + "\n"
+
+
+@pytest.mark.parametrize("rate", [0, 999, 999999999999])
+def test_rates_that_no_audio_has(exported, tmp_path, rate):
+    errors = transcribe(exported, "-", "--rate", rate, code=1, input=b"")[1]
+    assert f"error: --rate: {rate} samples a second cannot be taken" in errors
+    if 0 < rate < 2 ** 31:
+        soundfile.write(str(tmp_path / "slow.wav"), np.zeros(50), rate)
+        assert f"slow.wav: {rate} samples a second cannot be taken" in transcribe(exported, tmp_path / "slow.wav", code=1)[1]
+
+
+def test_transcribe_names_what_it_cannot_read(finished, exported, tmp_path):
+    (tmp_path / "text.wav").write_text("no audio")
+    (tmp_path / "nothing.wav").write_bytes(b"")
+    good = finished[0] / "noise-1.wav"
+    words = [tmp_path / "text.wav", good, tmp_path / "nothing.wav", tmp_path / "gone.wav"]
+    lines, errors = transcribe(exported, *words, code=1)
+    assert len(lines) == 1 and lines[0].startswith(f"{good}:")
+    assert f"{tmp_path / 'text.wav'} cannot be read as audio" in errors
+    assert f"{tmp_path / 'gone.wav'}: there is no such file" in errors and "3 of 4 could not be transcribed" in errors
+    assert "model.json is missing" in transcribe(tmp_path, good, code=1)[1]
+
+
+def test_features_that_the_model_does_not_take(finished, exported, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(exported, folder)
+    about = json.loads((folder / "model.json").read_text())
+    write_json(folder / "model.json", seal(folder, {**about, "num_filters": 40}))
+    done = script("decode_sherpa.py", "--model", folder, "--cuts", finished[0], "--test-sets", "test")
+    assert done.returncode == 1 and "sherpa-onnx cannot run the model (" in done.stderr and "Traceback" not in done.stderr
+    assert "error: sherpa-onnx cannot run the model (" in transcribe(folder, finished[0] / "noise-3.wav", code=1)[1]
