@@ -285,7 +285,7 @@ def legend(comparison: Mapping[str, Any]) -> List[str]:
         "Params: encoder, predictor and joiner, as deployed; heads that only training uses are left out.",
         f"Updates: of that model alone. The last stage rests on {comparison['stage_updates']:,} updates, those of "
         f"every stage up to it; {comparison['matched_baseline']} is the baseline for that many. All that is distilled rests "
-        f"on the teacher's {comparison['rows'][0]['updates']:,} as well, which scratch does without.",
+        f"on the teacher's {comparison['rows'][0]['updates']:,} as well, scratch on its own alone.",
         f"Compression: the last stage is {_floor(comparison['reached_compression'])}% smaller than the teacher "
         f"(target {comparison['target_compression']:g}%).",
     ]
