@@ -3,11 +3,12 @@
 A process of its own, since a process holds one espeak-ng engine.
 """
 
-import importlib.util
 import itertools
 import random
 import sys
 from pathlib import Path
+
+from scripts import load
 
 ROOT = Path(__file__).resolve().parents[1]
 UTTERANCES = {"train": 90, "dev": 12, "test": 12}
@@ -50,9 +51,7 @@ def write_corpus(folder, say) -> Path:
 def main(folder):
     from kdlib.audio import resample
 
-    spec = importlib.util.spec_from_file_location("espeak", ROOT / "egs" / "voice_commands" / "local" / "espeak.py")
-    espeak = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(espeak)
+    espeak = load(ROOT / "egs" / "voice_commands" / "local" / "espeak.py")
     engine = espeak.Synthesizer(seed=1)
     voices = dict(zip(itertools.chain(*SPEAKERS.values()), ("cmn", "cmn+f2", "cmn+m3", "cmn+f4", "cmn+m1")))
     write_corpus(folder, lambda speaker, text: resample(engine(text, voices[speaker]), engine.rate, 16000))

@@ -1,4 +1,4 @@
-"""Runs scripts as commands do, in processes that find torch and Lhotse imported, which alone takes seconds; or loads one."""
+"""Runs commands; scripts in processes that find torch and Lhotse imported, which alone takes seconds; or loads one."""
 
 import importlib.util
 import multiprocessing
@@ -24,6 +24,12 @@ def run_script(path, *words, cwd=None) -> subprocess.CompletedProcess:
         process.start()
         process.join()
         return subprocess.CompletedProcess(arguments, process.exitcode, *(output.read_text() for output in outputs))
+
+
+def run(*command, **options) -> subprocess.CompletedProcess:
+    """What a command prints, with nothing on its standard input, and how it ends."""
+    return subprocess.run([str(word) for word in command], stdin=subprocess.DEVNULL, capture_output=True, text=True,
+                          timeout=120, **options)
 
 
 def refused(ended: subprocess.CompletedProcess) -> str:

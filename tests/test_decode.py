@@ -1,7 +1,6 @@
 """local/decode.py, local/streaming_decode.py and local/align.py as commands, on a small trained model: long utterances,
 and what cannot be decoded."""
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -11,7 +10,7 @@ import pytest
 import soundfile
 from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
 from made_up import settings
-from scripts import run_script
+from scripts import load, run_script
 
 from kdlib.config import save_config
 from kdlib.cuts import load_cuts, load_samples
@@ -20,13 +19,6 @@ from kdlib.scoring import read_recogs
 
 LOCAL = Path(__file__).resolve().parents[1] / "local"
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def load_script(name):
-    spec = importlib.util.spec_from_file_location(name, LOCAL / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -55,7 +47,7 @@ def run(name, options, *more):
 
 def decode_here(monkeypatch, options, longest, *more):
     """What decode.py recognises if utterances above ``longest`` seconds are long ones, and its summary."""
-    module = load_script("decode")
+    module = load(LOCAL / "decode.py")
     monkeypatch.setattr(module, "LONGEST_SECONDS", longest)
     monkeypatch.setattr(sys, "argv", ["decode.py", *words_of(options, more)])
     module.main()
@@ -121,7 +113,7 @@ def test_a_long_utterance_cannot_be_heard_whole(monkeypatch, options):
 
 
 def test_a_long_utterance_is_not_aligned_and_stays(monkeypatch, options, corpus, capsys):
-    module = load_script("align")
+    module = load(LOCAL / "align.py")
     monkeypatch.setattr(module, "LONGEST_SECONDS", 0.5)
     output = options["--fbank"] / "align"
     words = words_of({**{key: options[key] for key in ("--exp", "--fbank", "--lang", "--test-sets")}, "--output": output})

@@ -2,7 +2,6 @@
 
 import gzip
 import http.server
-import importlib.util
 import shutil
 import io
 import json
@@ -17,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scripts import refused, run_script
+from scripts import load, refused, run_script
 from skipping import listed
 
 soundfile = pytest.importorskip("soundfile")
@@ -27,15 +26,7 @@ SPEAKERS = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")
 WORDS = "ZERO ONE TWO THREE FOUR FIVE SIX SEVEN EIGHT NINE".split()
 
 
-def load(name: str):
-    """Load one of the recipe's modules by its file, under a name that no other recipe's module has."""
-    spec = importlib.util.spec_from_file_location(f"fsdd_{name}", LOCAL / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-takes = load("takes")
+takes = load(LOCAL / "takes.py")
 
 
 def test_the_tests_find_real_speech_beside_the_checkout(tmp_path):

@@ -1,6 +1,5 @@
 """Stage 8 on made-up runs: the figures that go in come out, and what is unfair, missing or foreign is said."""
 
-import importlib.util
 import json
 import struct
 from pathlib import Path
@@ -9,15 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
-from scripts import run_script
+from scripts import load, run_script
 
 from kdlib.errors import RecipeError
 from kdlib.report import format_duration, format_relative, markdown_table, plain_table, relative_change
 
 SCRIPT = Path(__file__).resolve().parents[1] / "local" / "results.py"
-spec = importlib.util.spec_from_file_location("results", SCRIPT)
-stage8 = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(stage8)
+stage8 = load(SCRIPT)
 
 SIZES = {"teacher": 1_700_000, "stage1": 1_250_000, "stage2": 920_000, "stage3": 660_000}
 WERS = {  # test-clean, test-other

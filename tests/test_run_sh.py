@@ -9,7 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
-from toy_recipe import CHAIN, ROOT, run
+from scripts import run
+from toy_recipe import CHAIN, ROOT
 
 RECIPES = ["voice_commands", "fsdd"]
 

@@ -1,14 +1,13 @@
 """Setting up: what check_env.py says of an environment, what install.sh says of a Python, and that it does nothing twice."""
 
-import importlib.util
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from scripts import load, run
 
 ROOT = Path(__file__).resolve().parent.parent
 INSTALL = ROOT / "tools" / "install.sh"
@@ -16,10 +15,7 @@ INSTALL = ROOT / "tools" / "install.sh"
 
 @pytest.fixture(scope="module")
 def check_env():
-    spec = importlib.util.spec_from_file_location("check_env", ROOT / "tools" / "check_env.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load(ROOT / "tools" / "check_env.py")
 
 
 def versions(check_env, **changes):
@@ -28,11 +24,6 @@ def versions(check_env, **changes):
     found["torchaudio"] = "0.13.1"
     found.update({name.replace("_", "-"): version for name, version in changes.items()})
     return found.get
-
-
-def run(*command, **options):
-    return subprocess.run([str(word) for word in command], stdin=subprocess.DEVNULL, capture_output=True, text=True,
-                          timeout=120, **options)
 
 
 class TestCheckEnv:

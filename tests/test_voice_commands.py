@@ -1,7 +1,6 @@
 """The spoken commands corpus: made for real by espeak-ng, a few dozen utterances, and its manifests."""
 
 import gzip
-import importlib.util
 import json
 import shutil
 import subprocess
@@ -9,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from scripts import refused, run_script
+from scripts import load, refused, run_script
 from skipping import listed
 
 pytest.importorskip("espeakng_loader")
@@ -19,16 +18,8 @@ LOCAL = Path(__file__).resolve().parents[1] / "egs" / "voice_commands" / "local"
 PARTS = ("train", "dev", "test-clean", "test-other")
 
 
-def load(name: str):
-    """Load one of the recipe's modules by its file, under a name that no other recipe's module has."""
-    spec = importlib.util.spec_from_file_location(f"voice_commands_{name}", LOCAL / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-grammar = load("grammar")
-voices = load("voices")
+grammar = load(LOCAL / "grammar.py")
+voices = load(LOCAL / "voices.py")
 
 
 def run(script: str, *arguments, cwd=None, check=True):

@@ -2,18 +2,12 @@
 
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
+from scripts import run
+
 ROOT = Path(__file__).resolve().parent.parent
-
-
-def run(*command, **options):
-    return subprocess.run([str(word) for word in command], stdin=subprocess.DEVNULL, capture_output=True, text=True,
-                          timeout=120, **options)
-
-
 SCRIPT = """\
 import json, pathlib, sys
 words = sys.argv[1:]
