@@ -126,11 +126,15 @@ def parse_target(target: str, teacher: ModelSize) -> Tuple[str, int]:
 
 
 def shrink(teacher: ModelConfig, s: float, proportions: Mapping[str, float]) -> ModelConfig:
-    """The teacher's sizes times s^p, rounded to their grain, for each dimension and its proportion p."""
+    """The teacher's sizes times s^p, rounded to their grain, for each dimension and its proportion p.
+
+    One without a proportion, or of 0, is left as it is: it need be no multiple of the grain.
+    """
     sizes = {}
     for name, grain in GRAINS.items():
-        whole = getattr(teacher, name)
-        sizes[name] = min(whole, max(grain, grain * round(whole * s ** proportions.get(name, 0.0) / grain)))
+        if proportions.get(name, 0.0) > 0:
+            whole = getattr(teacher, name)
+            sizes[name] = min(whole, max(grain, grain * round(whole * s ** proportions[name] / grain)))
     return replace(teacher, **sizes)
 
 

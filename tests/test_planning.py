@@ -188,6 +188,15 @@ def test_what_all_students_change_is_part_of_the_plan():
     assert 0.61 * sizes[0] < sizes[1] < 0.64 * sizes[0] and 0.39 * sizes[0] < sizes[2] <= 0.4 * sizes[0]
 
 
+@pytest.mark.parametrize("width", [36, 100])
+@pytest.mark.parametrize("plan", [PlanConfig(stages=6, target="10%"), PlanConfig(stages=2, target="40%"),
+                                  PlanConfig(stages=2, target="40%", proportions={"num_layers": 1.0, "encoder_dim": 0.0})])
+def test_what_has_no_proportion_is_left_alone(width, plan):
+    """A teacher's width need be no multiple of the grain in which a plan would take from it."""
+    students = plan_stages(replace(TEACHER, encoder_dim=width), plan, VOCAB)
+    assert [student.encoder_dim for student in students] == [width] * plan.stages
+
+
 def test_parts_that_are_below_the_target():
     with pytest.raises(RecipeError, match="the stage before the last keeps 0.3 .*plan.target 60% leaves .* 0.400"):
         plan_stages(TEACHER, PlanConfig(stages=3, target="60%", parts=[0.7, 0.3]), VOCAB)
