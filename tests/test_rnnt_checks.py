@@ -81,6 +81,9 @@ NODES = {
     "termination_symbol must be an int, not 0.0 of type float": dict(termination_symbol=0.0),
     "termination_symbol must be an int, not True of type bool": dict(termination_symbol=True),
     "boundary of utterance 0 lies outside": dict(boundary=changed(BOUNDARY, (0, 2), 3)),
+    r"boundary must be int64 \(N, 4\), not \[\[0, 0, 2, 4\]": dict(boundary=BOUNDARY.tolist()),
+    r"ranges is empty: \(0, 4, 2\)": dict(symbols=torch.zeros(0, 2, dtype=torch.int64), ranges=RANGES[:0],
+                                        boundary=BOUNDARY[:0]),
 }
 
 
@@ -98,6 +101,7 @@ SMOOTHED = {
     "am_only_scale must be a number": dict(am_only_scale=math.inf),
     "delay_penalty must be a number": dict(delay_penalty=math.inf),
     "termination_symbol must be an int, not tensor.0. of type Tensor": dict(termination_symbol=torch.tensor(0)),
+    r"boundary must be int64 \(N, 4\), not \[\[0, 0, 2, 5\]": dict(boundary=[[0, 0, 2, 5]] * 2),
 }
 
 
@@ -234,6 +238,7 @@ FUSED = {
     r"terms: per_node must return \(16,\), one number a node, not \(16, 6\)": lambda given: dict(
         terms=[rnnt.NodeTerm(lambda s, t, y: s, torch.ones(2, 4, 2))]),
     r"weight must be a number or \(N,\) = \(2,\) on cpu, got None": lambda given: dict(weight=None),
+    r"boundary must be int64 \(N, 4\), not \[\[0, 0, 2, 4\]": lambda given: dict(boundary=BOUNDARY.tolist()),
     "weight: no gradient flows into it": lambda given: dict(weight=torch.ones(2, requires_grad=True)),
     "the weights of term 0: no gradient flows into it": lambda given: dict(
         terms=[given["terms"][0]._replace(weights=torch.ones(2, 4, 2, requires_grad=True))]),

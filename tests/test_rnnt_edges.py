@@ -94,6 +94,7 @@ BAD = {
     "delay_penalty": dict(delay_penalty=-1.0),
     "termination_symbol 9": dict(termination_symbol=9),
     "boundary must be int64": dict(boundary=torch.zeros(2, 4)),
+    r"boundary must be int64 \(N, 4\), not": dict(boundary=[[0, 0, 2, 3]] * 2),
     "boundary of utterance 1 lies outside": dict(boundary=torch.tensor([[0, 0, 2, 3], [0, 0, 2, 9]])),
     "symbols of utterance 0 lie outside": dict(symbols=torch.tensor([[9, 1], [1, 2]])),
     "symbols of utterance 1 contain the termination symbol 0": dict(symbols=torch.tensor([[1, 1], [1, 0]])),

@@ -142,7 +142,7 @@ def rnnt_loss_smoothed(
     checks.check_scale("am_only_scale", am_only_scale)
     checks.check_float("am", am, 3)
     checks.check_float("lm", lm, 3)
-    boundary = boundary if boundary is None else boundary.to(am.device)
+    boundary = checks.boundary_on(am.device, boundary)
     count, frames, tokens = am.shape
     labels = lm.shape[1] - 1
     checks.require(
@@ -301,7 +301,7 @@ def rnnt_loss_pruned(
     checks.check_options(rnnt_type, reduction, delay_penalty)
     checks.check_sharpness(sharpness)
     checks.check_float("logits", logits, 4)
-    boundary = boundary if boundary is None else boundary.to(logits.device)
+    boundary = checks.boundary_on(logits.device, boundary)
     count, frames, kept, tokens = logits.shape
     checks.check_alike(("logits", "symbols", "ranges"), (logits, symbols, ranges), dtype=False)
     checks.require(symbols.dim() == 2, f"symbols must be int64 ({count}, U), not {tuple(symbols.shape)}")
@@ -354,7 +354,9 @@ def node_symbols(
     checks.require(symbols.dim() == 2, f"symbols must be int64 (N, U), not {checks.describe(symbols)}")
     checks.check_alike(("ranges", "symbols"), (ranges, symbols), dtype=False)
     count, frames, labels = ranges.shape[0], ranges.shape[1], symbols.shape[1]
-    bounds = full_boundary(count, labels, frames, ranges.device) if boundary is None else boundary.to(ranges.device)
+    checks.require(ranges.numel() > 0, f"ranges is empty: {tuple(ranges.shape)}")
+    boundary = checks.boundary_on(ranges.device, boundary)
+    bounds = full_boundary(count, labels, frames, ranges.device) if boundary is None else boundary
     findings = checks.check_ranges(ranges, count, frames, labels)
     findings += checks.check_boundary(bounds, count, labels, frames)
     findings += checks.check_symbols(symbols, bounds if boundary is not None else None, count, None, termination_symbol)

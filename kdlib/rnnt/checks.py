@@ -96,6 +96,14 @@ def check_alike(names: Sequence[str], tensors: Sequence[Tensor], dtype: bool = T
         )
 
 
+def boundary_on(device: torch.device, boundary: Optional[Tensor]) -> Optional[Tensor]:
+    """The boundary on ``device``, None where there is none."""
+    require(
+        boundary is None or isinstance(boundary, Tensor), f"boundary must be int64 (N, 4), not {describe(boundary)}"
+    )
+    return None if boundary is None else boundary.to(device)
+
+
 def check_boundary(boundary: Optional[Tensor], count: int, labels: Optional[int], frames: int) -> List[Finding]:
     """``labels``: None where it is not known how many there are room for."""
     if boundary is None:

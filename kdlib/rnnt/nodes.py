@@ -174,7 +174,8 @@ def prepare(
     am, lm = side.am, side.lm
     checks.check_alike(("am", "lm", "symbols", "ranges"), (am, lm, symbols, ranges), dtype=False)
     count, frames, labels = am.shape[0], am.shape[1], lm.shape[1] - 1
-    boundary = full_boundary(count, labels, frames, am.device) if boundary is None else boundary.to(am.device)
+    boundary = checks.boundary_on(am.device, boundary)
+    boundary = full_boundary(count, labels, frames, am.device) if boundary is None else boundary
     tokens = side.joiner.out.out_features
     checks.check_lattice(symbols, ranges, boundary, count, frames, labels, tokens, blank, rnnt_type)
 
