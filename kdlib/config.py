@@ -30,6 +30,13 @@ def _positive(section: Any, name: str, *keys: str) -> None:
         _require(getattr(section, key) > 0, f"{name}.{key}", getattr(section, key), "above 0")
 
 
+def _amounts(section: Any, name: str, *keys: str, most: float = math.inf) -> None:
+    for key in keys:
+        value = getattr(section, key)
+        _require(0 <= value <= most and value < math.inf, f"{name}.{key}", value,
+                 "0 or more, and finite" if most == math.inf else f"from 0 to {most:g}")
+
+
 @dataclass
 class ModelConfig:
     """Sizes of a streaming Conformer transducer. Frames are counted after subsampling by 4 (40 ms each)."""
@@ -137,6 +144,7 @@ class LossConfig:
                  "auto or never where loss.rnnt_backend is k2, which has no fused loss")
         _require(1.0 <= self.sharpness <= 100.0, "loss.sharpness", self.sharpness, "from 1 to 100")
         _require(0.0 <= self.sharpness_start <= 1.0, "loss.sharpness_start", self.sharpness_start, "from 0 to 1")
+        _amounts(self, "loss", "lm_scale", "am_scale", "simple_scale", "delay_penalty", "ctc_weight")
         _require(self.prune_range >= 2, "loss.prune_range", self.prune_range, "at least 2")
         for number, term in enumerate(self.distill):
             _require(term not in self.distill[:number], "loss.distill", term.name,
@@ -157,6 +165,11 @@ class OptimConfig:
     weight_decay: float = 0.01
     clip_norm: float = 5.0
     ema_decay: float = 0.99
+
+    def __post_init__(self) -> None:
+        _positive(self, "optim", "learning_rate", "clip_norm")
+        _amounts(self, "optim", "learning_rate", "weight_decay", "final_ratio")
+        _require(0 <= self.ema_decay < 1, "optim.ema_decay", self.ema_decay, "from 0 to below 1")
 
 
 @dataclass
@@ -180,6 +193,11 @@ class SpecAugmentConfig:
     max_frames_fraction: float = 0.15
     time_warp: int = 0
 
+    def __post_init__(self) -> None:
+        _positive(self, "data.spec_augment", "feature_mask_size", "frame_mask_size")
+        _amounts(self, "data.spec_augment", "num_feature_masks", "num_frame_masks")
+        _amounts(self, "data.spec_augment", "max_frames_fraction", most=1)
+
 
 @dataclass
 class DataConfig:
@@ -197,6 +215,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         _positive(self, "data", "max_duration", "num_buckets", "shar_buffer")
+        _amounts(self, "data", "noise_probability", most=1)
         _require(self.num_workers >= 0, "data.num_workers", self.num_workers, "0 or more")
         _require(len(self.noise_snr) == 2 and self.noise_snr[0] <= self.noise_snr[1], "data.noise_snr", self.noise_snr,
                  "the lowest and the highest ratio, in dB")
@@ -226,6 +245,8 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         _require(all(size >= 0 for size in self.chunk_sizes), "training.chunk_sizes", self.chunk_sizes,
                  "0 (full context) or more each")
+        # Each update's seed is made of it, and torch takes 64 bits.
+        _require(0 <= self.seed < 2**32, "training.seed", self.seed, "from 0 to below 2^32")
         _positive(self, "training", "num_epochs", "avg", "save_every_updates", "log_every_updates")
         _require(self.updates_per_epoch >= 0, "training.updates_per_epoch", self.updates_per_epoch, "0 or more")
 

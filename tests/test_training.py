@@ -267,7 +267,18 @@ def test_configs_name_what_is_wrong(tmp_path):
     with pytest.raises(RecipeError, match="command line: .*nothing"):
         load_config(TrainConfig, path, ["training.seed=${nothing}"])
     for word, wanted in (("model.head_dim=35", "even"), ("model.dropout=2", "below 1"), ("model.num_heads=0", "above 0"),
-                         ("loss.rnnt_type=x", "regular or modified"), ("training.save_every_updates=0", "above 0")):
+                         ("loss.rnnt_type=x", "regular or modified"), ("training.save_every_updates=0", "above 0"),
+                         # What else would end a training in a stack trace, or have it learn nothing without a word.
+                         ("loss.lm_scale=-1", "finite"), ("loss.am_scale=.nan", "0 or more"),
+                         ("loss.simple_scale=.inf", "finite"),
+                         ("loss.delay_penalty=-1", "0 or more"), ("loss.ctc_weight=-1", "0 or more"),
+                         ("optim.learning_rate=-1", "above 0"), ("optim.learning_rate=.inf", "finite"),
+                         ("optim.clip_norm=0", "above 0"), ("optim.weight_decay=-1", "0 or more"),
+                         ("optim.final_ratio=-1", "0 or more"), ("optim.ema_decay=1", "below 1"),
+                         ("data.noise_probability=2", "from 0 to 1"), ("data.spec_augment.frame_mask_size=0", "above 0"),
+                         ("data.spec_augment.num_feature_masks=-1", "0 or more"),
+                         ("data.spec_augment.max_frames_fraction=1.5", "from 0 to 1"),
+                         ("training.seed=20261128111500", "below 2.32")):
         with pytest.raises(RecipeError, match=f"a.yaml: {word.split('=')[0]} is .*; it must be .*{wanted}"):
             load_config(TrainConfig, path, [word])
     with pytest.raises(RecipeError, match="method is 'best'; it must be greedy_search, modified_beam_search or"):
