@@ -42,6 +42,8 @@ class AblationConfig:
     tables: List[Table] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        if not self.arms:
+            raise RecipeError("it names no arms: list at least one under 'arms'")
         for table in self.tables:
             unknown = [arm for arm in table.arms if arm not in self.arms]
             if unknown or not table.arms:
@@ -97,10 +99,22 @@ def read_arm(exp: Path, name: str, stages: int) -> Dict[str, Any]:
     return {**summaries[-1], "updates": sum(summary["updates"] for summary in summaries)}
 
 
+def reference(summary: Dict[str, Any]) -> Dict[str, List[int]]:
+    """How many words each utterance of each test set has: error rates over other words cannot be compared."""
+    return {name: headline(test)["words_by_utterance"] for name, test in summary["test_sets"].items()}
+
+
 def write_tables(args, config: AblationConfig) -> None:
     stages = dict(line.split() for line in (args.exp / ARMS).read_text(encoding="utf-8").splitlines())
+    unplanned = [name for name in config.arms if name not in stages]
+    if unplanned:
+        raise RecipeError(f"{args.exp / ARMS} knows no arm {unplanned[0]!r} of {args.config}: run stage 10 again")
     arms = {name: read_arm(args.exp, name, int(stages[name])) for name in config.arms}
-    machine, tests = describe_machine(), next(iter(arms.values()))["test_sets"]
+    machine, (first, *others) = describe_machine(), arms
+    for name in others:
+        if reference(arms[name]) != reference(arms[first]):
+            raise RecipeError(f"arm {name!r} was decoded on other test data than {first!r}: run stage 10 again")
+    tests = arms[first]["test_sets"]
     teacher = read_summary(args.teacher, "teacher", "run stage 5 again")
     taught = ", ".join(f"{rate_name(test)} {name} {headline(test)['wer']:.2f}"
                        for name, test in teacher["test_sets"].items())

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from scripts import run_script
+from scripts import refused, run_script
 
 from kdlib.config import LangConfig, TrainConfig, load_config
 from kdlib.lang import train_lang
@@ -94,6 +94,7 @@ def test_tables_compare_with_the_first_row(tmp_path):
     ({"arms": {"a": {"students": {}}}, "tables": []}, "ablation.yaml, a: key 'students'"),
     ({"arms": {"a": {"student": {"loss": {"distil": []}}}}, "tables": []}, "ablation.yaml, a, stage 1: key 'loss.distil'"),
     ({"arm": {}}, "key 'arm'"),
+    ({"arms": {}, "tables": []}, "ablation.yaml: it names no arms"),
 ])
 def test_what_is_wrong_is_one_line(tmp_path, change, said):
     done = Recipe(tmp_path, {**ABLATION, **change})("plan")
@@ -107,3 +108,20 @@ def test_an_arm_that_was_not_decoded(tmp_path):
     recipe.decoded("mixture-stage1", [1])
     done = recipe("table")
     assert done.returncode == 1 and "rnnt-stage1/decode/summary.json is missing: run stage 10 again" in done.stderr
+
+
+def test_arms_that_cannot_be_compared(tmp_path):
+    recipe = Recipe(tmp_path)
+    recipe("plan")
+    for model in ("mixture-stage1", "rnnt-stage1", "two-stage1", "two-stage2", "teacher"):
+        recipe.decoded(model, [1, 0, 2])
+    assert recipe("table").returncode == 0
+    other = tmp_path / "exp" / "rnnt-stage1" / "decode" / "summary.json"
+    summary = json.loads(other.read_text())
+    for tests in ({"test": summary["test_sets"]["dev"]},
+                  {"dev": {**summary["test_sets"]["dev"], "words_by_utterance": [20, 5, 5]}}):
+        other.write_text(json.dumps({**summary, "test_sets": tests}))
+        assert refused(recipe("table")) == ("error: arm 'rnnt' was decoded on other test data than 'mixture': run stage 10 "
+                                            "again")
+    (tmp_path / "ablation.yaml").write_text(yaml.safe_dump({**ABLATION, "arms": {**ABLATION["arms"], "new": {}}}))
+    assert "arms.txt knows no arm 'new' of" in refused(recipe("table"))
