@@ -112,7 +112,7 @@ def init_from_teacher(student: Transducer, teacher: Transducer, layers: Sequence
 
     Args:
         student, teacher: of the same vocabulary; no dimension of the student may exceed its teacher's.
-        layers: the teacher's layer for each layer of the student; evenly spaced when empty.
+        layers: the teacher's layer for each layer of the student, numbered from 0; evenly spaced when empty.
         units: what a narrower dimension keeps: those of largest weight "norm", or the "first".
     Returns:
         The layers used.
@@ -120,7 +120,7 @@ def init_from_teacher(student: Transducer, teacher: Transducer, layers: Sequence
         RecipeError: a dimension that cannot be cut differs, or one of the student's is larger.
     """
     layers = list(layers) or evenly_spaced_layers(teacher.config.num_layers, student.config.num_layers)
-    if len(layers) != student.config.num_layers or max(layers) >= teacher.config.num_layers:
+    if len(layers) != student.config.num_layers or not 0 <= min(layers) <= max(layers) < teacher.config.num_layers:
         raise RecipeError(f"the student has {student.config.num_layers} layers and cannot start from the layers "
                           f"{' '.join(str(i + 1) for i in layers)} of a teacher of {teacher.config.num_layers}")
     for name in ("num_features", "head_dim", "context_size"):

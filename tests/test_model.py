@@ -235,7 +235,7 @@ def test_named_layers_are_taken():
     teacher, student = model_of(tiny(), seed=1), model_of(tiny(num_layers=2), seed=2)
     assert init_from_teacher(student, teacher, [1, 2]) == [1, 2]
     assert torch.equal(student.encoder.layers[0].norm.weight, teacher.encoder.layers[1].norm.weight)
-    for layers in ([0], [0, 3], [0, 1, 2]):
+    for layers in ([0], [0, 3], [0, 1, 2], [-1, 0]):
         with pytest.raises(RecipeError, match="cannot start from the layers"):
             init_from_teacher(student, teacher, layers)
 
