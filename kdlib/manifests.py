@@ -75,7 +75,7 @@ def _opened(path: Path):
     import soundfile
 
     if not path.is_file():
-        raise BadAudio(f"{path} is missing")
+        raise BadAudio(f"{path} is no file" if path.exists() else f"{path} is missing")
     if path.stat().st_size == 0:
         raise BadAudio(f"{path} is empty")
     if path.suffix.lower() == ".sph":
@@ -135,7 +135,9 @@ def check_audio(path: PathLike) -> AudioFormat:
 
 
 def _check_count(path: Path, samples: int, expected: int) -> None:
-    if samples != expected or samples == 0:
+    if expected == 0:
+        raise BadAudio(f"{path} holds no sound")
+    if samples != expected:
         raise BadAudio(f"{path} is cut short: {samples} of {expected} samples")
 
 

@@ -104,6 +104,11 @@ def damage(path: Path, kind: str) -> None:
         path.write_bytes(content[:len(content) // 2])
     elif kind == "no audio":
         path.write_text("<html>not found</html>")
+    elif kind == "a folder":
+        path.unlink()
+        path.mkdir()
+    elif kind == "a header alone":
+        soundfile.write(path, np.zeros(0), 16000)
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
@@ -111,6 +116,7 @@ def test_audio_that_cannot_be_used_is_left_out_and_named(tmp_path, jobs):
     damages = {"gone.wav": ("missing", "is missing"), "empty.flac": ("empty", "is empty"),
                "spoilt.flac": ("noise in the middle", "cannot be read"), "half.flac": ("cut short", "cannot be read"),
                "half.wav": ("cut short", "is cut short"), "page.flac": ("no audio", "cannot be read"),
+               "folder.wav": ("a folder", "is no file"), "header.wav": ("a header alone", "holds no sound"),
                "whole.wav": ("", ""), "whole.flac": ("", "")}
     recordings, supervisions, wanted = [], [], {}
     for name, (kind, reason) in damages.items():

@@ -168,6 +168,14 @@ class TestTheRecipe:
                 tool.main()
             assert not output.exists() and "decode" not in capsys.readouterr().err  # said before hours of work
 
+    def test_a_corpus_folder_that_nothing_would_look_into_is_refused(self, tool, tmp_path, monkeypatch):
+        for form in ("csv", "kaldi", "manifests"):
+            source = FORMS[form](tmp_path / form)
+            monkeypatch.setattr(sys, "argv", ["new_recipe.py", "--name", "mine", f"--{form}", str(source), "--corpus-dir",
+                                              str(tmp_path), "--output", str(tmp_path / "egs")])
+            with pytest.raises(RecipeError, match=f"--corpus-dir is for --lhotse alone: .*--{form}"):
+                tool.main()
+
     def test_an_error_is_one_line(self, tmp_path):
         done = subprocess.run([sys.executable, str(ROOT / "tools" / "new_recipe.py"), "--name", "mine", "--csv",
                                str(tmp_path / "none.csv"), "--output", str(tmp_path)], capture_output=True, text=True)

@@ -233,6 +233,10 @@ def test_damaged_and_foreign_checkpoints(corpus, teacher_folder, tmp_path):
         load_averaged(teacher_folder, tokens=["<blk>"])
     with pytest.raises(RecipeError, match="epoch-99.pt is missing: choose one of the epochs 0, 1, "):
         load_averaged(teacher_folder, epoch=99)
+    with pytest.raises(RecipeError, match="epoch is -5: choose one of the epochs 0, 1, .*, or -1 for the last one"):
+        load_averaged(teacher_folder, epoch=-5)
+    with pytest.raises(RecipeError, match="avg must be between 1 and the epoch, .*; got -3"):
+        load_averaged(teacher_folder, avg=-3)
     with pytest.raises(RecipeError, match="done.json is missing: its training has not ended"):
         load_averaged(tmp_path)
 

@@ -31,12 +31,14 @@ def read_corpus(form: str, source: str, skipped: Skipped, corpus_dir: Optional[P
     """The corpus by part; ``form`` is kaldi, manifests, csv or lhotse, ``source`` the folder, the file or Lhotse's name.
 
     Raises:
-        RecipeError: the source is missing or something else, or it holds commands.
+        RecipeError: the source is missing or something else, or it holds commands, or ``corpus_dir`` is not for its form.
     """
     if form == "lhotse":
         if corpus_dir is None:
             raise RecipeError(f"--lhotse {source} needs the corpus's folder as --corpus-dir")
         parts = read_lhotse(source, Path(corpus_dir), jobs, skipped)
+    elif corpus_dir is not None:
+        raise RecipeError(f"--corpus-dir is for --lhotse alone: what --{form} names says itself where its audio is")
     else:
         parts = {"kaldi": read_kaldi, "manifests": read_manifests, "csv": read_csv}[form](Path(source), skipped)
     names = named_apart(parts, source)

@@ -81,12 +81,14 @@ def load_averaged(exp: PathLike, epoch: int = -1, avg: int = -1,
         RecipeError: a checkpoint is missing, damaged or of another model, or the tokens differ.
     """
     exp = Path(exp)
-    if epoch < 0:
+    if epoch < -1:
+        raise RecipeError(f"epoch is {epoch}: choose one of {_epochs(exp)}, or -1 for the last one")
+    if epoch == -1:
         epoch = finished(exp)["epoch"]
     paths = [exp / f"epoch-{epoch}.pt"]
     contents = [load_checkpoint(paths[0], f"choose one of {_epochs(exp)} or train longer")]
     config = merge_config(TrainConfig, json.loads(contents[0]["config"]), source=str(paths[0]))
-    avg = config.training.avg if avg < 0 else avg
+    avg = config.training.avg if avg == -1 else avg
     if avg < 1 or avg > epoch:
         raise RecipeError(f"avg must be between 1 and the epoch, {epoch}; got {avg}")
     for number in range(epoch - 1, epoch - avg, -1):
