@@ -11,6 +11,7 @@ from typing import Any, Dict, List, Optional, Sequence, Type, TypeVar
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from kdlib.config_checks import require, require_above_0, require_amounts
 from kdlib.config_help import keys_near, misplaced
 from kdlib.errors import RecipeError
 from kdlib.files import PathLike, write_text
@@ -18,23 +19,6 @@ from kdlib.losses import find_loss
 
 MAX_TEMPERATURE = 20.0
 T = TypeVar("T")
-
-
-def _require(holds: bool, key: str, value: Any, wanted: str) -> None:
-    if not holds:
-        raise RecipeError(f"{key} is {value!r}; it must be {wanted}")
-
-
-def _positive(section: Any, name: str, *keys: str) -> None:
-    for key in keys:
-        _require(getattr(section, key) > 0, f"{name}.{key}", getattr(section, key), "above 0")
-
-
-def _amounts(section: Any, name: str, *keys: str, most: float = math.inf) -> None:
-    for key in keys:
-        value = getattr(section, key)
-        _require(0 <= value <= most and value < math.inf, f"{name}.{key}", value,
-                 "0 or more, and finite" if most == math.inf else f"from 0 to {most:g}")
 
 
 @dataclass
@@ -58,12 +42,12 @@ class ModelConfig:
     ctc_head: bool = True  # a training aid: it is left out of the deployed model and of its parameter count
 
     def __post_init__(self) -> None:
-        _positive(self, "model", *(f.name for f in fields(self) if f.type is int and f.name not in
-                                   ("chunk_size", "left_context")))
-        _require(self.num_features >= 7, "model.num_features", self.num_features, "at least 7")
-        _require(self.head_dim % 2 == 0, "model.head_dim", self.head_dim, "even, for rotary positions")
-        _require(self.chunk_size >= 0, "model.chunk_size", self.chunk_size, "0 (full context) or more")
-        _require(0 <= self.dropout < 1, "model.dropout", self.dropout, "from 0 to below 1")
+        require_above_0(self, "model", *(f.name for f in fields(self) if f.type is int and f.name not in
+                        ("chunk_size", "left_context")))
+        require(self.num_features >= 7, "model.num_features", self.num_features, "at least 7")
+        require(self.head_dim % 2 == 0, "model.head_dim", self.head_dim, "even, for rotary positions")
+        require(self.chunk_size >= 0, "model.chunk_size", self.chunk_size, "0 (full context) or more")
+        require(0 <= self.dropout < 1, "model.dropout", self.dropout, "from 0 to below 1")
 
 
 @dataclass
@@ -85,21 +69,21 @@ class DistillTerm:
     def __post_init__(self) -> None:
         loss = find_loss(self.name)
         where = f"loss.distill, {self.name}"
-        _require(0 <= self.weight < math.inf, f"{where}, weight", self.weight, "0 or more, and finite")
-        _require(self.schedule in ("constant", "warmup", "decay"), f"{where}, schedule", self.schedule,
-                 "constant, warmup or decay")
-        _require(self.schedule == "constant" or self.schedule_updates > 0, f"{where}, schedule_updates",
-                 self.schedule_updates, f"at least 1 for schedule {self.schedule}")
+        require(0 <= self.weight < math.inf, f"{where}, weight", self.weight, "0 or more, and finite")
+        require(self.schedule in ("constant", "warmup", "decay"), f"{where}, schedule", self.schedule,
+                "constant, warmup or decay")
+        require(self.schedule == "constant" or self.schedule_updates > 0, f"{where}, schedule_updates",
+                self.schedule_updates, f"at least 1 for schedule {self.schedule}")
         for name, value in (("temperature", 1.0), ("shift", 0), ("layers", "last")):
-            _require(name in loss.settings or getattr(self, name) == value, f"{where}, {name}", getattr(self, name),
-                     f"left out: this loss has only {' and '.join(('weight', 'schedule', *loss.settings))}")
+            require(name in loss.settings or getattr(self, name) == value, f"{where}, {name}", getattr(self, name),
+                    f"left out: this loss has only {' and '.join(('weight', 'schedule', *loss.settings))}")
         # Hotter distributions differ by less than float32 can say, and their loss is that difference times the square.
-        _require(0 < self.temperature <= MAX_TEMPERATURE, f"{where}, temperature", self.temperature,
-                 f"above 0 and at most {MAX_TEMPERATURE:g}")
+        require(0 < self.temperature <= MAX_TEMPERATURE, f"{where}, temperature", self.temperature,
+                f"above 0 and at most {MAX_TEMPERATURE:g}")
         pairs = self.layers if isinstance(self.layers, list) else []
         good = self.layers in ("last", "matched") or (pairs and all(
             isinstance(p, list) and len(p) == 2 and all(isinstance(n, int) and n >= 1 for n in p) for p in pairs))
-        _require(bool(good), f"{where}, layers", self.layers, "last, matched or a list of pairs such as [[2, 4], [4, 8]]")
+        require(bool(good), f"{where}, layers", self.layers, "last, matched or a list of pairs such as [[2, 4], [4, 8]]")
 
     def weight_at(self, update: int) -> float:
         """The weight after so many updates."""
@@ -134,21 +118,21 @@ class LossConfig:
     distill_from: str = "previous"  # the stage before, or the first teacher of the chain
 
     def __post_init__(self) -> None:
-        _require(self.distill_from in ("previous", "first"), "loss.distill_from", self.distill_from,
-                 "previous or first")
-        _require(self.rnnt_type in ("regular", "modified"), "loss.rnnt_type", self.rnnt_type, "regular or modified")
-        _require(self.rnnt_backend in ("auto", "k2", "native"), "loss.rnnt_backend", self.rnnt_backend,
-                 "auto, k2 or native")
-        _require(self.fused in ("auto", "always", "never"), "loss.fused", self.fused, "auto, always or never")
-        _require(self.fused != "always" or self.rnnt_backend != "k2", "loss.fused", self.fused,
-                 "auto or never where loss.rnnt_backend is k2, which has no fused loss")
-        _require(1.0 <= self.sharpness <= 100.0, "loss.sharpness", self.sharpness, "from 1 to 100")
-        _require(0.0 <= self.sharpness_start <= 1.0, "loss.sharpness_start", self.sharpness_start, "from 0 to 1")
-        _amounts(self, "loss", "lm_scale", "am_scale", "simple_scale", "delay_penalty", "ctc_weight")
-        _require(self.prune_range >= 2, "loss.prune_range", self.prune_range, "at least 2")
+        require(self.distill_from in ("previous", "first"), "loss.distill_from", self.distill_from,
+                "previous or first")
+        require(self.rnnt_type in ("regular", "modified"), "loss.rnnt_type", self.rnnt_type, "regular or modified")
+        require(self.rnnt_backend in ("auto", "k2", "native"), "loss.rnnt_backend", self.rnnt_backend,
+                "auto, k2 or native")
+        require(self.fused in ("auto", "always", "never"), "loss.fused", self.fused, "auto, always or never")
+        require(self.fused != "always" or self.rnnt_backend != "k2", "loss.fused", self.fused,
+                "auto or never where loss.rnnt_backend is k2, which has no fused loss")
+        require(1.0 <= self.sharpness <= 100.0, "loss.sharpness", self.sharpness, "from 1 to 100")
+        require(0.0 <= self.sharpness_start <= 1.0, "loss.sharpness_start", self.sharpness_start, "from 0 to 1")
+        require_amounts(self, "loss", "lm_scale", "am_scale", "simple_scale", "delay_penalty", "ctc_weight")
+        require(self.prune_range >= 2, "loss.prune_range", self.prune_range, "at least 2")
         for number, term in enumerate(self.distill):
-            _require(term not in self.distill[:number], "loss.distill", term.name,
-                     "named once, or each time with other settings")
+            require(term not in self.distill[:number], "loss.distill", term.name,
+                    "named once, or each time with other settings")
 
     def distill_names(self) -> List[str]:
         """What each term of ``distill`` is called in logs: its loss; the second of one loss is encoder_mse_2, and so on."""
@@ -167,9 +151,9 @@ class OptimConfig:
     ema_decay: float = 0.99
 
     def __post_init__(self) -> None:
-        _positive(self, "optim", "learning_rate", "clip_norm")
-        _amounts(self, "optim", "learning_rate", "weight_decay", "final_ratio")
-        _require(0 <= self.ema_decay < 1, "optim.ema_decay", self.ema_decay, "from 0 to below 1")
+        require_above_0(self, "optim", "learning_rate", "clip_norm")
+        require_amounts(self, "optim", "learning_rate", "weight_decay", "final_ratio")
+        require(0 <= self.ema_decay < 1, "optim.ema_decay", self.ema_decay, "from 0 to below 1")
 
 
 @dataclass
@@ -194,9 +178,9 @@ class SpecAugmentConfig:
     time_warp: int = 0
 
     def __post_init__(self) -> None:
-        _positive(self, "data.spec_augment", "feature_mask_size", "frame_mask_size")
-        _amounts(self, "data.spec_augment", "num_feature_masks", "num_frame_masks")
-        _amounts(self, "data.spec_augment", "max_frames_fraction", most=1)
+        require_above_0(self, "data.spec_augment", "feature_mask_size", "frame_mask_size")
+        require_amounts(self, "data.spec_augment", "num_feature_masks", "num_frame_masks")
+        require_amounts(self, "data.spec_augment", "max_frames_fraction", most=1)
 
 
 @dataclass
@@ -214,11 +198,11 @@ class DataConfig:
     curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
 
     def __post_init__(self) -> None:
-        _positive(self, "data", "max_duration", "num_buckets", "shar_buffer")
-        _amounts(self, "data", "noise_probability", most=1)
-        _require(self.num_workers >= 0, "data.num_workers", self.num_workers, "0 or more")
-        _require(len(self.noise_snr) == 2 and self.noise_snr[0] <= self.noise_snr[1], "data.noise_snr", self.noise_snr,
-                 "the lowest and the highest ratio, in dB")
+        require_above_0(self, "data", "max_duration", "num_buckets", "shar_buffer")
+        require_amounts(self, "data", "noise_probability", most=1)
+        require(self.num_workers >= 0, "data.num_workers", self.num_workers, "0 or more")
+        require(len(self.noise_snr) == 2 and self.noise_snr[0] <= self.noise_snr[1], "data.noise_snr", self.noise_snr,
+                "the lowest and the highest ratio, in dB")
 
     def wrong_length(self, seconds: float) -> Optional[str]:
         """Why training leaves out an utterance of that length, such as "longer than 30 s"; None where it does not."""
@@ -243,12 +227,12 @@ class TrainingConfig:
     left_contexts: List[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        _require(all(size >= 0 for size in self.chunk_sizes), "training.chunk_sizes", self.chunk_sizes,
-                 "0 (full context) or more each")
+        require(all(size >= 0 for size in self.chunk_sizes), "training.chunk_sizes", self.chunk_sizes,
+                "0 (full context) or more each")
         # Each update's seed is made of it, and torch takes 64 bits.
-        _require(0 <= self.seed < 2**32, "training.seed", self.seed, "from 0 to below 2^32")
-        _positive(self, "training", "num_epochs", "avg", "save_every_updates", "log_every_updates")
-        _require(self.updates_per_epoch >= 0, "training.updates_per_epoch", self.updates_per_epoch, "0 or more")
+        require(0 <= self.seed < 2**32, "training.seed", self.seed, "from 0 to below 2^32")
+        require_above_0(self, "training", "num_epochs", "avg", "save_every_updates", "log_every_updates")
+        require(self.updates_per_epoch >= 0, "training.updates_per_epoch", self.updates_per_epoch, "0 or more")
 
 
 @dataclass
@@ -262,13 +246,13 @@ class InitConfig:
     units: str = "norm"  # of a narrower layer: those of largest weight norm, or the first
 
     def __post_init__(self) -> None:
-        _require(self.weights in ("teacher", "scratch"), "init.weights", self.weights, "teacher or scratch")
+        require(self.weights in ("teacher", "scratch"), "init.weights", self.weights, "teacher or scratch")
         numbers = self.layers if isinstance(self.layers, list) else []
         rising = bool(numbers) and all(isinstance(n, int) and n >= 1 for n in numbers) and \
             numbers == sorted(set(numbers))
-        _require(rising or self.layers in ("even", "importance"), "init.layers", self.layers,
-                 "even, importance or a list of rising layer numbers such as [1, 3, 4]")
-        _require(self.units in ("norm", "first"), "init.units", self.units, "norm or first")
+        require(rising or self.layers in ("even", "importance"), "init.layers", self.layers,
+                "even, importance or a list of rising layer numbers such as [1, 3, 4]")
+        require(self.units in ("norm", "first"), "init.units", self.units, "norm or first")
 
 
 @dataclass
@@ -293,9 +277,9 @@ class DecodeConfig:
     avg: int = -1  # -1: as the training's config says
 
     def __post_init__(self) -> None:
-        _require(self.method in ("greedy_search", "modified_beam_search", "fast_beam_search"), "method", self.method,
-                 "greedy_search, modified_beam_search or, where k2 is there, fast_beam_search")
-        _positive(self, "decode", "max_sym_per_frame", "beam", "max_duration")
+        require(self.method in ("greedy_search", "modified_beam_search", "fast_beam_search"), "method", self.method,
+                "greedy_search, modified_beam_search or, where k2 is there, fast_beam_search")
+        require_above_0(self, "decode", "max_sym_per_frame", "beam", "max_duration")
 
 
 @dataclass
@@ -311,10 +295,10 @@ class FbankConfig:
     shard_size: int = 1000  # utterances in a file of shar
 
     def __post_init__(self) -> None:
-        _require(self.storage in ("files", "shar"), "storage", self.storage, "files or shar")
-        _positive(self, "fbank", "shard_size")
-        _require(all(factor > 0 for factor in self.speed_factors), "fbank.speed_factors", self.speed_factors,
-                 "a list of numbers above 0")
+        require(self.storage in ("files", "shar"), "storage", self.storage, "files or shar")
+        require_above_0(self, "fbank", "shard_size")
+        require(all(factor > 0 for factor in self.speed_factors), "fbank.speed_factors", self.speed_factors,
+                "a list of numbers above 0")
 
     def heard(self) -> Dict[str, Any]:
         """What a model must always be given as it was in training: all that says which numbers come of a second of audio."""
@@ -325,59 +309,6 @@ class FbankConfig:
 class LangConfig:
     type: str = "bpe"
     vocab_size: int = 500
-
-
-@dataclass
-class StageConfig:
-    """One compression stage: what it changes of the model, and of the training that all students share."""
-
-    model: Dict[str, Any] = field(default_factory=dict)
-    loss: Dict[str, Any] = field(default_factory=dict)
-    optim: Dict[str, Any] = field(default_factory=dict)
-    data: Dict[str, Any] = field(default_factory=dict)
-    training: Dict[str, Any] = field(default_factory=dict)
-    init: Dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass
-class PlanConfig:
-    """Students whose sizes follow from the teacher's and a target (see :mod:`kdlib.planning`)."""
-
-    stages: int = 3
-    target: str = "60%"  # smaller than the teacher; or 700k, 0.7M (parameters); or 900kB, 1.2MB (bytes at int8)
-    # How soon each dimension gives way beside the others: it is multiplied by s to this power.
-    proportions: Dict[str, float] = field(default_factory=lambda: {
-        "num_layers": 0.5, "num_heads": 0.5, "feedforward_dim": 1.0, "predictor_dim": 0.5, "joiner_dim": 0.5})
-    # What each stage but the last, which has the target, keeps of the teacher; geometrically spaced when empty.
-    parts: List[float] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        _require(self.stages >= 1, "plan.stages", self.stages, "at least 1")
-        _require(all(p >= 0 for p in self.proportions.values()), "plan.proportions", self.proportions, "0 or more each")
-        steps = [1.0, *self.parts]
-        _require(len(self.parts) in (0, self.stages - 1), "plan.parts", self.parts, "one for each stage but the last")
-        _require(all(a > b > 0 for a, b in zip(steps, steps[1:])), "plan.parts", self.parts, "falling, from below 1")
-
-
-@dataclass
-class ProgressiveConfig:
-    """The chain of students. Settings not named here are the teacher's."""
-
-    target_compression: float = 60.0  # per cent that the last student must be smaller than the teacher
-    plan: Optional[PlanConfig] = None  # the stages' sizes, unless each stage gives its own
-    stages: List[StageConfig] = field(default_factory=list)
-    student: Dict[str, Any] = field(default_factory=dict)  # settings of every student's training
-    # Settings of the baselines in one step, single and single-matched, which are otherwise those of the last stage.
-    single: Dict[str, Any] = field(default_factory=dict)
-    # Settings of the baseline without a teacher, which are otherwise the teacher's, for as many epochs as all stages have.
-    scratch: Dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        _require(0 < self.target_compression < 100, "target_compression", self.target_compression,
-                 "between 0 and 100 per cent")
-        for name in ("single", "scratch"):
-            _require("model" not in getattr(self, name), f"{name}.model", getattr(self, name).get("model"),
-                     "left out: a baseline has the last stage's model")
 
 
 def load_config(schema: Type[T], path: PathLike, overrides: Sequence[str] = ()) -> T:

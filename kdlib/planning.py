@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from kdlib.compression import init_from_teacher
-from kdlib.config import ModelConfig, PlanConfig, ProgressiveConfig, TrainConfig, config_to_dict, merge_config
+from kdlib.config import ModelConfig, TrainConfig, config_to_dict, merge_config
 from kdlib.conformer import chunk_mask
 from kdlib.errors import RecipeError
+from kdlib.plan_config import PlanConfig, ProgressiveConfig
 from kdlib.training.objective import Objective
 from kdlib.transducer import DEPLOYED, Transducer
 

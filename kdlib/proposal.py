@@ -10,9 +10,10 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import List, Sequence, Tuple
 
-from kdlib.config import LangConfig, ModelConfig, PlanConfig
+from kdlib.config import LangConfig, ModelConfig
 from kdlib.errors import RecipeError
 from kdlib.lang import train_lang
+from kdlib.plan_config import PlanConfig
 from kdlib.planning import measure_model, plan_stages
 from kdlib.survey import unspaced
 

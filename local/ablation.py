@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any, Dict, List
 
 from kdlib.comparison import ablation_table, drawn_over, headline, rate_name, rate_names, read_summary
-from kdlib.config import ProgressiveConfig, TrainConfig, config_to_dict, load_config, merge_config, save_config
+from kdlib.config import TrainConfig, config_to_dict, load_config, merge_config, save_config
 from kdlib.errors import RecipeError, run_main
 from kdlib.files import write_text
 from kdlib.lang import Lang
+from kdlib.plan_config import ProgressiveConfig
 from kdlib.planning import check_chain, stage_configs
 from kdlib.report import describe_machine, markdown_table, name_processor, plain_table
 

@@ -4,10 +4,11 @@
 import argparse
 from pathlib import Path
 
-from kdlib.config import ProgressiveConfig, TrainConfig, config_to_dict, load_config, merge_config, save_config
+from kdlib.config import TrainConfig, config_to_dict, load_config, merge_config, save_config
 from kdlib.errors import RecipeError, run_main
 from kdlib.files import write_json
 from kdlib.lang import Lang
+from kdlib.plan_config import ProgressiveConfig
 from kdlib.planning import check_chain, check_student, measure_model, size_table, stage_configs
 from kdlib.report import plain_table
 from kdlib.transducer import Transducer

@@ -15,9 +15,10 @@ from typing import Any, Dict, List, Optional
 from kdlib.comparison import (compare, differences_table, has_latency, headline, is_number, latency_legend, latency_table,
                               legend, rate_names, full_rate_name, table)
 from kdlib.comparison import read_summary as read_decoding_summary
-from kdlib.config import ProgressiveConfig, load_config
+from kdlib.config import load_config
 from kdlib.errors import RecipeError, run_main
 from kdlib.files import read_json, write_json, write_text
+from kdlib.plan_config import ProgressiveConfig
 from kdlib.report import (SizedModel, describe_machine, format_duration, markdown_table, name_processor, plain_table,
                           plot_wer_against_size)
 

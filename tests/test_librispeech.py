@@ -23,7 +23,8 @@ from skipping import listed
 from test_recipes import check_results
 from test_recipes import run as run_recipe
 
-from kdlib.config import LangConfig, ProgressiveConfig, TrainConfig, load_config
+from kdlib.config import LangConfig, TrainConfig, load_config
+from kdlib.plan_config import ProgressiveConfig
 from kdlib.planning import measure_model, stage_configs
 
 soundfile = pytest.importorskip("soundfile")

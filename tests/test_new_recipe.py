@@ -13,8 +13,9 @@ from scripts import load
 from skipping import listed
 from toy_corpora import commonvoice_corpus, csv_corpus, kaldi_corpus, manifests_corpus, yesno_corpus
 
-from kdlib.config import (DecodeConfig, FbankConfig, LangConfig, ProgressiveConfig, TrainConfig, load_config)
+from kdlib.config import DecodeConfig, FbankConfig, LangConfig, TrainConfig, load_config
 from kdlib.errors import RecipeError
+from kdlib.plan_config import ProgressiveConfig
 
 soundfile = pytest.importorskip("soundfile")
 ROOT = Path(__file__).resolve().parents[1]

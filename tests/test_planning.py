@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdlib.compression import init_from_teacher
-from kdlib.config import DistillTerm, LossConfig, ModelConfig, PlanConfig, ProgressiveConfig, TrainConfig, load_config
+from kdlib.config import DistillTerm, LossConfig, ModelConfig, TrainConfig, load_config
 from kdlib.errors import RecipeError
+from kdlib.plan_config import PlanConfig, ProgressiveConfig
 from kdlib.planning import GRAINS, check_student, measure_model, parse_target, plan_stages, shrink, size_table
 from kdlib.transducer import Transducer
 

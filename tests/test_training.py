@@ -10,12 +10,13 @@ from lhotse import CutSet
 from made_up import make_cuts, make_noise, settings, trainer
 from scripts import run_script
 
-from kdlib.config import DecodeConfig, DistillTerm, LangConfig, ProgressiveConfig, TrainConfig, load_config, merge_config
+from kdlib.config import DecodeConfig, DistillTerm, LangConfig, TrainConfig, load_config, merge_config
 from kdlib.cuts import describe_skipped, load_cuts, select_cuts
 from kdlib.data import Phase, eval_loader, train_loader, TransducerDataset
 from kdlib.decoding import greedy_search, modified_beam_search
 from kdlib.errors import RecipeError
 from kdlib.lang import Lang, train_lang
+from kdlib.plan_config import ProgressiveConfig
 from kdlib.training.checkpoint import load_averaged, load_checkpoint, load_state
 from kdlib.training.loop import MovingAverage, Trainer, learning_rate
 from kdlib.training.parallel import launch

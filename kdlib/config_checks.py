@@ -1,0 +1,23 @@
+"""What the dataclasses of settings ask of their values, and the words in which they refuse one."""
+
+import math
+from typing import Any
+
+from kdlib.errors import RecipeError
+
+
+def require(holds: bool, key: str, value: Any, wanted: str) -> None:
+    if not holds:
+        raise RecipeError(f"{key} is {value!r}; it must be {wanted}")
+
+
+def require_above_0(section: Any, name: str, *keys: str) -> None:
+    for key in keys:
+        require(getattr(section, key) > 0, f"{name}.{key}", getattr(section, key), "above 0")
+
+
+def require_amounts(section: Any, name: str, *keys: str, most: float = math.inf) -> None:
+    for key in keys:
+        value = getattr(section, key)
+        require(0 <= value <= most and value < math.inf, f"{name}.{key}", value,
+                "0 or more, and finite" if most == math.inf else f"from 0 to {most:g}")
