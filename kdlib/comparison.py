@@ -108,14 +108,14 @@ def read_summary(path: PathLike, model: str, remedy: str) -> Dict[str, Any]:
     return summary
 
 
-def compare(summaries: Mapping[str, Summary], chain: Sequence[str], baselines: Sequence[str], matched: str,
-            target: float) -> Dict[str, Any]:
+def compare(summaries: Mapping[str, Summary], chain: Sequence[str], baselines: Sequence[str],
+            matched: Mapping[str, Sequence[str]], target: float) -> Dict[str, Any]:
     """Compare all models with the first of ``chain``, the teacher; returns a dict ready for JSON.
 
     ``summaries`` is in the order of the rows; ``chain`` is the teacher and its students, the last one the smallest;
-    ``baselines`` have the last student's size; ``matched`` is the one of them that shall have as many updates as all
-    students together (within ``UPDATES_TOLERANCE``); ``target`` is the compression aimed at, in per cent of the
-    teacher's parameters.
+    ``baselines`` have the last student's size; ``matched`` gives for some of them the part of the chain that they shall
+    have as many updates as, together (within ``UPDATES_TOLERANCE``); ``target`` is the compression aimed at, in per cent
+    of the teacher's parameters.
     The result's ``rows`` keep all figures of the summaries; ``warnings`` are sentences on what makes the comparison
     unfair or the target unmet. All summaries must hold the same test sets.
     """
@@ -136,7 +136,7 @@ def compare(summaries: Mapping[str, Summary], chain: Sequence[str], baselines: S
         "reached_compression": 100.0 - 100.0 * summaries[chain[-1]]["parameters"] / teacher["parameters"],
         "stages": len(students),
         "stage_updates": sum(summaries[student]["updates"] for student in students),
-        "matched_baseline": matched,
+        "matched": {model: list(part) for model, part in matched.items()},
         "test_sets": list(teacher["test_sets"]),
         "warnings": _warnings(summaries, chain, baselines, matched, target),
         "rows": rows,
@@ -283,9 +283,9 @@ def legend(comparison: Mapping[str, Any]) -> List[str]:
         + (f"at most {cap} symbol{'s' if cap != 1 else ''} a frame, " if cap else "no cap on the symbols a frame, ")
         + f"chunks of {comparison['chunk_ms']:g} ms with {comparison['left_context_ms']:g} ms of left context.",
         "Params: encoder, predictor and joiner, as deployed; heads that only training uses are left out.",
-        f"Updates: of that model alone. The last stage rests on {comparison['stage_updates']:,} updates, those of "
-        f"every stage up to it; {comparison['matched_baseline']} is the baseline for that many. All that is distilled rests "
-        f"on the teacher's {comparison['rows'][0]['updates']:,} as well, scratch on its own alone.",
+        f"Updates: of that model alone. The last stage rests on {comparison['stage_updates']:,} updates, those of every "
+        f"stage up to it, and on the teacher's {comparison['rows'][0]['updates']:,}. "
+        + ", ".join(f"{model} has as many as {_part(part)}" for model, part in comparison["matched"].items()) + ".",
         f"Compression: the last stage is {_floor(comparison['reached_compression'])}% smaller than the teacher "
         f"(target {comparison['target_compression']:g}%).",
     ]
@@ -296,17 +296,18 @@ def is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _warnings(summaries: Mapping[str, Summary], chain: Sequence[str], baselines: Sequence[str], matched: str,
-              target: float) -> List[str]:
+def _warnings(summaries: Mapping[str, Summary], chain: Sequence[str], baselines: Sequence[str],
+              matched: Mapping[str, Sequence[str]], target: float) -> List[str]:
     warnings = []
     teacher, last = summaries[chain[0]], summaries[chain[-1]]
     reached = 100.0 - 100.0 * last["parameters"] / teacher["parameters"]
     if reached < target - 1e-9:
         warnings.append(f"the last stage is {_floor(reached)}% smaller than the teacher; the target is {target:g}%.")
-    together = sum(summaries[student]["updates"] for student in chain[1:])
-    if abs(summaries[matched]["updates"] - together) > UPDATES_TOLERANCE * together:
-        warnings.append(f"{matched} had {summaries[matched]['updates']:,} updates and all stages together had "
-                        f"{together:,}; the comparison of the two is not matched.")
+    for model, part in matched.items():
+        together = sum(summaries[other]["updates"] for other in part)
+        if abs(summaries[model]["updates"] - together) > UPDATES_TOLERANCE * together:
+            warnings.append(f"{model} had {summaries[model]['updates']:,} updates and {_part(part)} had {together:,}; the "
+                            "comparison is not matched.")
     for model in baselines:
         if summaries[model]["parameters"] != last["parameters"]:
             warnings.append(f"{model} has {summaries[model]['parameters']:,} parameters and {chain[-1]} has "
@@ -319,6 +320,11 @@ def _warnings(summaries: Mapping[str, Summary], chain: Sequence[str], baselines:
             if test.get("skipped"):
                 warnings.append(f"{test['skipped']} utterances of {name} were skipped when {model} was decoded.")
     return warnings
+
+
+def _part(chain: Sequence[str]) -> str:
+    """Models that follow each other, in words."""
+    return chain[0] if len(chain) == 1 else f"{chain[0]} to {chain[-1]} together"
 
 
 def decoded_otherwise(summary: Summary, reference: Summary) -> str:

@@ -48,7 +48,7 @@ class ProgressiveConfig:
     student: Dict[str, Any] = field(default_factory=dict)  # settings of every student's training
     # Settings of the baselines in one step, single and single-matched, which are otherwise those of the last stage.
     single: Dict[str, Any] = field(default_factory=dict)
-    # Settings of the baseline without a teacher, which are otherwise the teacher's, for as many epochs as all stages have.
+    # Settings of the baselines without a teacher, scratch and scratch-matched, which are otherwise the teacher's.
     scratch: Dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -2,9 +2,11 @@
 """Plan the students: the config of every stage and baseline, checked and counted before any of them is trained."""
 
 import argparse
+import math
 from pathlib import Path
+from typing import Dict
 
-from kdlib.config import TrainConfig, config_to_dict, load_config, merge_config, save_config
+from kdlib.config import TrainConfig, TrainingConfig, config_to_dict, load_config, merge_config, save_config
 from kdlib.errors import RecipeError, run_main
 from kdlib.files import write_json
 from kdlib.lang import Lang
@@ -31,27 +33,40 @@ def make_configs(plan: ProgressiveConfig, teacher: TrainConfig, vocab_size: int,
     stages = stage_configs(plan, teacher, vocab_size, overrides, source)
     configs = {f"stage{number}": config for number, config in enumerate(stages, start=1)}
     last = stages[-1]
-    epochs = sum(config.training.num_epochs for config in configs.values())
-    if len({config.training.updates_per_epoch for config in configs.values()}) > 1:
+    epochs = sum(config.training.num_epochs for config in stages)
+    if len({config.training.updates_per_epoch for config in stages}) > 1:
         raise RecipeError(f"{source}: training.updates_per_epoch must be the same in all stages, so that a baseline can "
                           "have as many updates as all of them; vary training.num_epochs")
     if not last.loss.distill:
         raise RecipeError(f"{source}: student.loss.distill is empty, so nothing would be distilled")
-    # The baselines are the last student's model, and differ in how they are trained alone. 'matched' means as many
-    # epochs as all the stages had together; scratch has so many unless the plan says otherwise.
+    # The baselines are the last student's model, and differ in how they are trained alone: scratch as the teacher is,
+    # single as the last stage. 'matched' means as long as all that the last stage rests on: the stages, and for a model
+    # that has no teacher the teacher's training too.
     final_model = {"model": config_to_dict(last)["model"]}
     single = merge_config(TrainConfig, [config_to_dict(last), plan.single, final_model], overrides,
                           source=f"{source}, single")
     if len(stages) > 1:
         refuse_layers_of_another_teacher(plan, single, f"stage{len(stages) - 1}", source)
+    scratch = merge_config(TrainConfig, [config_to_dict(teacher), plan.scratch, final_model], overrides,
+                           source=f"{source}, scratch")
+    both = epochs_of_both(teacher.training, epochs, last.training.updates_per_epoch, source)
     matched = {"num_epochs": epochs, "updates_per_epoch": last.training.updates_per_epoch}
-    own = plan.scratch.get("training") or {}
-    words = [f"training.{key}={value}" for key, value in matched.items() if key not in own]
-    configs["scratch"] = merge_config(TrainConfig, [config_to_dict(teacher), plan.scratch, final_model],
-                                      [*overrides, *words], source=f"{source}, scratch")
-    configs["single"] = single
-    configs["single-matched"] = merge_config(TrainConfig, [config_to_dict(single), {"training": matched}], source=source)
+    for name, alone, training in (("scratch", scratch, both), ("single", single, matched)):
+        configs[name] = alone
+        configs[f"{name}-matched"] = merge_config(TrainConfig, [config_to_dict(alone), {"training": training}], source=source)
     return configs
+
+
+def epochs_of_both(teacher: TrainingConfig, epochs: int, updates_per_epoch: int, source: str) -> Dict[str, int]:
+    """The epochs of a training as long as the teacher's and the stages', which have so many of so many updates."""
+    if 0 in (teacher.updates_per_epoch, updates_per_epoch):  # an epoch is a pass over the training part
+        if teacher.updates_per_epoch != updates_per_epoch:
+            raise RecipeError(f"{source}: training.updates_per_epoch must be 0 for the teacher and the stages, or for "
+                              "neither, so that a baseline can have as many updates as all of them")
+        return {"num_epochs": teacher.num_epochs + epochs, "updates_per_epoch": 0}
+    updates = teacher.num_epochs * teacher.updates_per_epoch + epochs * updates_per_epoch
+    count = max(1, round(updates / teacher.updates_per_epoch))
+    return {"num_epochs": count, "updates_per_epoch": math.ceil(updates / count)}
 
 
 def refuse_layers_of_another_teacher(plan: ProgressiveConfig, single: TrainConfig, before: str, source: str) -> None:

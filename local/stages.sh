@@ -153,12 +153,15 @@ distil() {  # stage 6
 }
 
 train_baselines() {  # stage 7
-  train scratch --from 6 "$exp/conf/scratch.yaml"
-  decode scratch 7
-  train single --from 6 "$exp/conf/single.yaml" teacher 4
-  decode single 7
-  train single-matched --from 6 "$exp/conf/single-matched.yaml" teacher 4
-  decode single-matched 7
+  local name
+  for name in scratch scratch-matched; do
+    train "$name" --from 6 "$exp/conf/$name.yaml"
+    decode "$name" 7
+  done
+  for name in single single-matched; do
+    train "$name" --from 6 "$exp/conf/$name.yaml" teacher 4
+    decode "$name" 7
+  done
 }
 
 write_results() {  # stage 8
@@ -170,8 +173,7 @@ write_results() {  # stage 8
   if [[ -e $exp/conf/plan.json ]]; then stages=$(json_value "$exp/conf/plan.json" stages int 6); fi
   for ((k = 1; k <= stages; k++)); do students+=("$exp/stage$k/decode/summary.json"); done
   step results --conf "$(conf progressive.yaml)" $published --from 5 "$exp/teacher/decode/summary.json" \
-    --from 6 "$exp/conf/plan.json" "${students[@]}" --from 7 "$exp/scratch/decode/summary.json" \
-    "$exp/single/decode/summary.json" "$exp/single-matched/decode/summary.json" \
+    --from 6 "$exp/conf/plan.json" "${students[@]}" --from 7 "$exp"/{scratch,single}{,-matched}/decode/summary.json \
     --makes "$exp/results/results.json" "$exp/results/table.md" "$exp/results/wer_vs_size.png" "$report" -- \
     python "$scripts/results.py" --exp "$exp" --config "$(conf progressive.yaml)" --recipe "$recipe" \
     --output "$exp/results" --report "$report" --command "egs/$recipe/$reported" ${published:+--published "$published"}

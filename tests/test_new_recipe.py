@@ -77,8 +77,8 @@ class TestTheRecipe:
             assert f"wrote data-smoke/manifests/cuts_{part}.jsonl.gz" in output
             assert (data / "fbank" / f"cuts_{part}.jsonl.gz").is_file()
         rows = json.loads((exp / "results" / "results.json").read_text())["rows"]
-        assert [row["model"] for row in rows] == ["teacher", "stage1", "stage2", "stage3", "scratch", "single",
-                                                  "single-matched"]
+        assert [row["model"] for row in rows] == ["teacher", "stage1", "stage2", "stage3", "scratch", "scratch-matched",
+                                                  "single", "single-matched"]
         assert rows[3]["parameters"] <= 0.4 * rows[0]["parameters"]
         for name in ("teacher", "stage3"):
             for decoded in ("decode", "decode-int8"):

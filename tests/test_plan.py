@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from scripts import run_script
+from scripts import refused, run_script
 
 from kdlib.config import LangConfig, TrainConfig, load_config
 from kdlib.lang import Lang, train_lang
@@ -14,7 +14,7 @@ from kdlib.planning import measure_model
 
 SCRIPT = Path(__file__).resolve().parents[1] / "local" / "plan.py"
 TEACHER = {"model": {"num_layers": 4, "encoder_dim": 32, "head_dim": 8, "feedforward_dim": 96, "dropout": 0.2},
-           "training": {"num_epochs": 5}, "data": {"curriculum": {"updates": 7}}}
+           "training": {"num_epochs": 10, "updates_per_epoch": 5}, "data": {"curriculum": {"updates": 7}}}
 PLAN = {"target_compression": 40,
         "stages": [{"model": {"num_layers": 3}}, {"model": {"num_layers": 2, "feedforward_dim": 32}}],
         "student": {"loss": {"distill": [{"name": "encoder_mse"}]}, "training": {"num_epochs": 2, "updates_per_epoch": 9},
@@ -38,6 +38,10 @@ def config(folder, name) -> TrainConfig:
     return load_config(TrainConfig, folder / "conf" / f"{name}.yaml")
 
 
+def updates_of(config: TrainConfig) -> int:
+    return config.training.num_epochs * config.training.updates_per_epoch
+
+
 def test_every_model_gets_its_config(folder):
     done = plan(folder)
     assert done.returncode == 0, done.stderr
@@ -46,17 +50,32 @@ def test_every_model_gets_its_config(folder):
     assert (first.model.num_layers, first.model.feedforward_dim, first.model.dropout) == (3, 96, 0.2)
     assert last.model == scratch.model == config(folder, "single").model == config(folder, "single-matched").model
     assert scratch.loss.distill == [] and scratch.data.curriculum.updates == 7
-    for name in ("scratch", "single-matched"):  # as many updates as the two stages have together
-        assert (config(folder, name).training.num_epochs, config(folder, name).training.updates_per_epoch) == (4, 9)
-    assert config(folder, "single").training.num_epochs == 2
+    # As many updates as the teacher, as the last stage, as the two stages together, and as the teacher and they.
+    for name, updates in (("scratch", 10 * 5), ("single", 2 * 9), ("single-matched", 4 * 9)):
+        assert updates_of(config(folder, name)) == updates
+    longer = config(folder, "scratch-matched")
+    assert 10 * 5 + 4 * 9 <= updates_of(longer) < 10 * 5 + 4 * 9 + longer.training.num_epochs
+    assert longer.model == scratch.model and longer.optim == scratch.optim and longer.loss == scratch.loss
     assert "single-matched" in done.stdout and "2 stages" in done.stdout
 
 
-def test_the_baseline_from_scratch_may_be_longer(folder):
-    assert plan(folder, stages={**PLAN, "scratch": {"training": {"num_epochs": 30}}}).returncode == 0
-    training = config(folder, "scratch").training
-    assert (training.num_epochs, training.updates_per_epoch) == (30, 9)
-    assert config(folder, "single-matched").training.num_epochs == 4
+def test_the_baselines_from_scratch_have_settings_of_their_own(folder):
+    scratch = {"training": {"num_epochs": 30}, "optim": {"learning_rate": 3e-4}}
+    assert plan(folder, stages={**PLAN, "scratch": scratch}).returncode == 0
+    assert updates_of(config(folder, "scratch")) == 30 * 5
+    assert config(folder, "scratch").optim.learning_rate == config(folder, "scratch-matched").optim.learning_rate == 3e-4
+    assert updates_of(config(folder, "scratch-matched")) == pytest.approx(10 * 5 + 4 * 9, rel=0.2)
+
+
+def test_epochs_that_are_passes_add_up(folder):
+    passes = {**PLAN, "student": {**PLAN["student"], "training": {"num_epochs": 2}}}
+    assert plan(folder, "training.updates_per_epoch=0", stages=passes).returncode == 0
+    longer = config(folder, "scratch-matched").training
+    assert (longer.num_epochs, longer.updates_per_epoch) == (10 + 2 + 2, 0)
+    for given, other in ((0, 9), (5, 0)):
+        done = plan(folder, teacher={**TEACHER, "training": {"updates_per_epoch": given}},
+                    stages={**PLAN, "student": {**PLAN["student"], "training": {"updates_per_epoch": other}}})
+        assert "updates_per_epoch must be 0 for the teacher and the stages, or for neither" in refused(done)
 
 
 def test_words_of_the_command_line_reach_trainings_but_not_the_students_sizes(folder):

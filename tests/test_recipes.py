@@ -12,7 +12,7 @@ import pytest
 from kdlib.cuts import load_cuts
 
 ROOT = Path(__file__).resolve().parents[1]
-MODELS = ["teacher", "stage1", "stage2", "stage3", "scratch", "single", "single-matched"]
+MODELS = ["teacher", "stage1", "stage2", "stage3", "scratch", "scratch-matched", "single", "single-matched"]
 
 
 def run(recipe: str, folder: Path, *options: str, code: int = 0) -> str:
@@ -42,6 +42,8 @@ def check_results(folder: Path, test_sets, backend: str) -> None:
     assert rows["scratch"]["parameters"] == rows["single"]["parameters"] == rows["stage3"]["parameters"]
     stages = sum(rows[f"stage{k}"]["updates"] for k in (1, 2, 3))
     assert rows["single-matched"]["updates"] == pytest.approx(stages, rel=0.02)
+    assert rows["scratch"]["updates"] == pytest.approx(rows["teacher"]["updates"], rel=0.02)
+    assert rows["scratch-matched"]["updates"] == pytest.approx(rows["teacher"]["updates"] + stages, rel=0.02)
     table = (folder / "exp" / "RESULTS.md").read_text()
     assert all(f"| {name} " in table for name in MODELS) and "## Latency" in table
     aligned = list(load_cuts(folder / "exp" / "teacher" / "align" / f"cuts_{test_sets[0]}.jsonl.gz"))

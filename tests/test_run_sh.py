@@ -58,7 +58,8 @@ class TestStages:
 
     def test_each_student_teaches_the_next(self, toy):
         commands = {name: command for name, command in zip(CHAIN, toy().commands)}
-        assert "--teacher" not in commands["train-teacher"] and "--teacher" not in commands["train-scratch"]
+        for name in ("teacher", "scratch", "scratch-matched"):
+            assert "--teacher" not in commands[f"train-{name}"]
         for name, teacher in (("stage1", "teacher"), ("stage2", "stage1"), ("single", "teacher"),
                               ("single-matched", "teacher")):
             assert f"--config exp/conf/{name}.yaml" in commands[f"train-{name}"]

@@ -34,7 +34,7 @@ for name in words[words.index("--test-sets") + 1].split():
     "local/decode.py": 'write(value("--exp") / "decode" / "summary.json", (value("--exp") / "done.json").read_text())',
     "local/plan.py": """
 count = int(value("--config").read_text())
-for name in [f"stage{k + 1}" for k in range(count)] + ["scratch", "single", "single-matched"]:
+for name in [f"stage{k + 1}" for k in range(count)] + ["scratch", "scratch-matched", "single", "single-matched"]:
     write(value("--output") / f"{name}.yaml", value("--teacher-config").read_text() + " ".join(w for w in words if "=" in w))
 write(value("--output") / "plan.json", json.dumps({"stages": count}))
 """,
@@ -92,9 +92,9 @@ run_recipe "$@"
 """
 
 CHAIN = ["corpus", "manifests", "fbank", "lang", "train-teacher", "align", "decode-teacher", "plan", "train-stage1",
-         "decode-stage1", "train-stage2", "decode-stage2", "train-scratch", "decode-scratch", "train-single",
-         "decode-single", "train-single-matched", "decode-single-matched", "results", "export-teacher", "sherpa-teacher",
-         "sherpa-int8-teacher", "export-stage2", "sherpa-stage2", "sherpa-int8-stage2"]
+         "decode-stage1", "train-stage2", "decode-stage2", "train-scratch", "decode-scratch", "train-scratch-matched",
+         "decode-scratch-matched", "train-single", "decode-single", "train-single-matched", "decode-single-matched", "results",
+         "export-teacher", "sherpa-teacher", "sherpa-int8-teacher", "export-stage2", "sherpa-stage2", "sherpa-int8-stage2"]
 
 
 def make_toy(folder):

@@ -44,6 +44,7 @@ PLAN = Path(__file__).resolve().parents[1] / "local" / "plan.py"
 # Durations of LibriSpeech's train-clean-360 at its three speeds, as icefall's display_manifest_statistics.py gives them.
 LIBRISPEECH = "0:1.0 1:2.5 5:4.2 10:6.2 25:11.2 50:13.7 75:15.3 90:16.6 99:18.1 99.9:18.8 100:20"
 GIB = 2**30
+LONGER = "-matched"  # ends the name of a baseline that is trained as another is, for longer
 
 
 def get_args() -> argparse.Namespace:
@@ -79,7 +80,7 @@ def read_configs(args: argparse.Namespace, folder: Path) -> Dict[str, TrainConfi
         raise RecipeError((done.stderr.strip().splitlines() or ["error: local/plan.py failed"])[-1].replace("error: ", ""))
     stages = [f"stage{number + 1}" for number in range(read_json(folder / "conf" / "plan.json", "")["stages"])]
     configs = {name: load_config(TrainConfig, folder / "conf" / f"{name}.yaml")
-               for name in (*stages, "scratch", "single", "single-matched")}
+               for name in (*stages, *(f"{name}{end}" for name in ("scratch", "single") for end in ("", LONGER)))}
     return {"teacher": teacher, **configs}
 
 
@@ -176,7 +177,7 @@ def report(args: argparse.Namespace, configs: Dict[str, TrainConfig], found: Dic
     heard = args.hours * (1 + sum(1 / factor for factor in fbank.speed_factors))
     rows, total, checkpoints = [], 0.0, 0
     for name, config in configs.items():
-        figures = found.get("single" if name == "single-matched" else name)
+        figures = found.get(name.removesuffix(LONGER))
         if figures is None:
             continue
         training = config.training
@@ -216,7 +217,7 @@ def main() -> None:
         folder, found = Path(temporary), {}
         speech = make_speech(folder, fbank, vocab_size, seconds, args.seconds, args.tokens_per_second)
         configs = read_configs(args, folder)
-        known = [name for name in configs if name != "single-matched"]  # which is single for longer
+        known = [name for name in configs if not name.endswith(LONGER)]
         for name in args.models or known:
             if name not in known:
                 raise RecipeError(f"--models {name}: the recipe has {', '.join(known)}")

@@ -25,7 +25,7 @@ stage 3 prepare_tokens   "tokens of the training transcripts"
 stage 4 train_teacher    "train the teacher"
 stage 5 decode_teacher   "decode the teacher"
 stage 6 distil           "distil it stage by stage: each student starts from the one before"
-stage 7 train_baselines  "baselines: from scratch, in one step, in one step with as many updates"
+stage 7 train_baselines  "baselines: from scratch and in one step, each also with as many updates"
 stage 8 write_results    "the table, the plot and RESULTS.md"
 stage 9 export_models    "export to ONNX, float32 and int8; sherpa-onnx decodes the test sets"
 
