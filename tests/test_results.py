@@ -2,69 +2,15 @@
 
 import json
 import struct
-from pathlib import Path
 
 import pytest
+from finished_run import SCRIPT, WERS, Run, stage8, summary
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy import stats
-from scripts import load, run_script
+from scripts import run_script
 
 from kdlib.errors import RecipeError
 from kdlib.report import format_duration, format_relative, markdown_table, plain_table, relative_change
-
-SCRIPT = Path(__file__).resolve().parents[1] / "local" / "results.py"
-stage8 = load(SCRIPT)
-
-SIZES = {"teacher": 1_700_000, "stage1": 1_250_000, "stage2": 920_000, "stage3": 660_000}
-WERS = {  # test-clean, test-other
-    "teacher": (6.0, 18.0), "stage1": (6.3, 18.0), "stage2": (7.5, 17.1), "stage3": (9.0, 22.5),
-    "scratch": (38.25, 61.5), "scratch-matched": (30.0, 45.0), "single": (12.0, 27.0), "single-matched": (9.75, 24.0),
-}
-UPDATES = {"teacher": 2400, "stage1": 800, "stage2": 800, "stage3": 1000, "scratch": 2400, "scratch-matched": 5000,
-           "single": 1000, "single-matched": 2600}
-
-
-def summary(name, **changes):
-    words = {"test-clean": 2000, "test-other": 2400}
-    tests = {}
-    for (test_set, total), wer in zip(words.items(), WERS[name]):
-        errors = round(wer * total / 100)
-        tests[test_set] = {"wer": wer, "errors": errors, "words": total, "ins": 1, "del": 2, "sub": errors - 3,
-                           "utterances": 400, "skipped": 0, "words_by_utterance": [total // 400] * 400,
-                           "errors_by_utterance": [errors // 400 + (n < errors % 400) for n in range(400)]}
-    return {"model": name, "parameters": SIZES.get(name, SIZES["stage3"]), "updates": UPDATES[name], "epoch": 9,
-            "avg": 3, "method": "greedy_search", "max_sym_per_frame": 1, "chunk_ms": 320.0, "left_context_ms": 1280.0,
-            "seconds": 31.4, "test_sets": tests, **changes}
-
-
-class Run:
-    """A finished run in a temporary folder, one part of which a test may change."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        for model in WERS:
-            self.write(model)
-            (folder / "exp" / model / "done.json").write_text(json.dumps(
-                {"rnnt_backend": "native", "seconds": 365.2, "torch": "2.11.0", "updates": UPDATES[model]}))
-        (folder / "exp" / "conf").mkdir(parents=True)
-        (folder / "exp" / "conf" / "plan.json").write_text(json.dumps({"stages": 3}))
-        (folder / "progressive.yaml").write_text("target_compression: 60\n")
-
-    def path(self, model: str) -> Path:
-        return self.folder / "exp" / model / "decode" / "summary.json"
-
-    def write(self, name: str, **changes) -> None:
-        self.path(name).parent.mkdir(parents=True, exist_ok=True)
-        self.path(name).write_text(json.dumps(summary(name, **changes)))
-
-    def arguments(self) -> list:
-        return ["--exp", str(self.folder / "exp"), "--config", str(self.folder / "progressive.yaml"), "--recipe",
-                "commands", "--output", str(self.folder / "out"), "--report", str(self.folder / "RESULTS.md")]
-
-    def results(self) -> dict:
-        stage8.main(self.arguments())
-        return json.loads((self.folder / "out" / "results.json").read_text())
 
 
 @pytest.fixture
@@ -360,59 +306,6 @@ def test_tables_are_aligned(rows):
     assert len(lines) == len(rows) + 2 and len({len(line) for line in lines}) == 1
     assert all(line.replace("\\|", "").count("|") == 4 for line in lines)
     assert len(plain_table(["A", "B", "C"], rows).splitlines()) == len(rows) + 2
-
-
-SEEDS = Path(__file__).resolve().parents[1] / "local" / "seeds.py"
-
-
-def test_seeds_are_pooled(run, tmp_path):
-    """Two runs that differ in one model: its two rates, their mean and spread, and p-values of both together."""
-    second = Run(tmp_path / "second")
-    better = summary("stage3")["test_sets"]
-    better["test-clean"].update(wer=6.0, errors=120, errors_by_utterance=[1] * 120 + [0] * 280, sub=117)
-    second.write("stage3", test_sets=better)
-    for one in (run, second):
-        one.results()
-        (one.folder / "out").rename(one.folder / "exp" / "results")
-    done = run_script(SEEDS, run.folder / "exp", second.folder / "exp", "--output", tmp_path / "seeds.md")
-    assert done.returncode == 0, done.stderr
-    rows = {line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]]
-            for line in (tmp_path / "seeds.md").read_text().splitlines() if line.startswith("|")}
-    stage3 = rows["stage3"]
-    assert stage3[2] == "1,000" and stage3[3:6] == ["7.50", "2.12", "9.00 6.00"]
-    assert stage3[6] == "+25.0%" and stage3[8] == ""
-    assert rows["teacher"][3:6] == ["6.00", "0.00", "6.00 6.00"] and rows["teacher"][7] == ""
-    assert rows["scratch"][7] == rows["scratch"][8] == "<0.0002" and "2 seeds" in done.stdout
-    assert list(rows)[-5:] == [f"stage3 - {other}" for other in ("teacher", *stage8.BASELINES)]
-    against = rows["stage3 - teacher"]
-    assert against[:2] == ["+1.50", "+3.00 +0.00"] and against[3] == f"{stats.ttest_1samp([3.0, 0.0], 0).pvalue:.3f}"
-    report = (tmp_path / "seeds.md").read_text()
-    assert report.startswith("# commands from 2 seeds\n") and report.count("- `egs/commands/run.sh`: ") == 2
-    (second.folder / "exp" / "results" / "results.json").write_text("{}")
-    done = run_script(*done.args)
-    assert done.returncode == 1 and "results.json is not stage 8's" in done.stderr and "Traceback" not in done.stderr
-
-
-def test_runs_that_do_not_fit_are_named(run, tmp_path):
-    second = Run(tmp_path / "second")
-    second.write("stage2", parameters=7)
-    done = run_script(SEEDS, run.folder / "exp", second.folder / "exp")
-    assert done.returncode == 1 and "stage2 has 7 parameters in run 2" in done.stderr
-    second.write("stage2")
-    other = summary("stage1")["test_sets"]
-    other["test-other"]["words_by_utterance"] = [5, 7, *[6] * 398]
-    second.write("stage1", test_sets=other)
-    done = run_script(SEEDS, run.folder / "exp", second.folder / "exp")
-    assert done.returncode == 1 and "stage1 was decoded on another test-other in run 2" in done.stderr
-    for changed, said in (({"updates": 9999}, "stage1 was trained for 9,999 updates in run 2"),
-                          ({"method": "modified_beam_search"}, "decoded otherwise in run 2 than in the first one: method")):
-        second.write("stage1", **changed)
-        done = run_script(SEEDS, run.folder / "exp", second.folder / "exp")
-        assert done.returncode == 1 and said in done.stderr, done.stderr
-    done = run_script(SEEDS, run.folder / "exp", run.folder / "exp")
-    assert done.returncode == 1 and "runs 1 and 2 make the same errors with every model" in done.stderr
-    done = run_script(SEEDS, tmp_path / "none")
-    assert done.returncode == 1 and "finish that run" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_p_values_have_the_digits_that_they_have():

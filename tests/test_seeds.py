@@ -1,0 +1,59 @@
+"""local/seeds.py on made-up runs of several seeds: what they have together, and which runs do not fit."""
+
+from pathlib import Path
+
+from finished_run import Run, stage8, summary
+from scipy import stats
+from scripts import run_script
+
+SEEDS = Path(__file__).resolve().parents[1] / "local" / "seeds.py"
+
+
+def test_seeds_are_pooled(tmp_path):
+    """Two runs that differ in one model: its two rates, their mean and spread, and p-values of both together."""
+    run, second = Run(tmp_path), Run(tmp_path / "second")
+    better = summary("stage3")["test_sets"]
+    better["test-clean"].update(wer=6.0, errors=120, errors_by_utterance=[1] * 120 + [0] * 280, sub=117)
+    second.write("stage3", test_sets=better)
+    for one in (run, second):
+        one.results()
+        (one.folder / "out").rename(one.folder / "exp" / "results")
+    done = run_script(SEEDS, run.folder / "exp", second.folder / "exp", "--output", tmp_path / "seeds.md")
+    assert done.returncode == 0, done.stderr
+    rows = {line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]]
+            for line in (tmp_path / "seeds.md").read_text().splitlines() if line.startswith("|")}
+    stage3 = rows["stage3"]
+    assert stage3[2] == "1,000" and stage3[3:6] == ["7.50", "2.12", "9.00 6.00"]
+    assert stage3[6] == "+25.0%" and stage3[8] == ""
+    assert rows["teacher"][3:6] == ["6.00", "0.00", "6.00 6.00"] and rows["teacher"][7] == ""
+    assert rows["scratch"][7] == rows["scratch"][8] == "<0.0002" and "2 seeds" in done.stdout
+    assert list(rows)[-5:] == [f"stage3 - {other}" for other in ("teacher", *stage8.BASELINES)]
+    against = rows["stage3 - teacher"]
+    assert against[:2] == ["+1.50", "+3.00 +0.00"] and against[3] == f"{stats.ttest_1samp([3.0, 0.0], 0).pvalue:.3f}"
+    report = (tmp_path / "seeds.md").read_text()
+    assert report.startswith("# commands from 2 seeds\n") and report.count("- `egs/commands/run.sh`: ") == 2
+    (second.folder / "exp" / "results" / "results.json").write_text("{}")
+    done = run_script(*done.args)
+    assert done.returncode == 1 and "results.json is not stage 8's" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_runs_that_do_not_fit_are_named(tmp_path):
+    run, second = Run(tmp_path), Run(tmp_path / "second")
+    second.write("stage2", parameters=7)
+    done = run_script(SEEDS, run.folder / "exp", second.folder / "exp")
+    assert done.returncode == 1 and "stage2 has 7 parameters in run 2" in done.stderr
+    second.write("stage2")
+    other = summary("stage1")["test_sets"]
+    other["test-other"]["words_by_utterance"] = [5, 7, *[6] * 398]
+    second.write("stage1", test_sets=other)
+    done = run_script(SEEDS, run.folder / "exp", second.folder / "exp")
+    assert done.returncode == 1 and "stage1 was decoded on another test-other in run 2" in done.stderr
+    for changed, said in (({"updates": 9999}, "stage1 was trained for 9,999 updates in run 2"),
+                          ({"method": "modified_beam_search"}, "decoded otherwise in run 2 than in the first one: method")):
+        second.write("stage1", **changed)
+        done = run_script(SEEDS, run.folder / "exp", second.folder / "exp")
+        assert done.returncode == 1 and said in done.stderr, done.stderr
+    done = run_script(SEEDS, run.folder / "exp", run.folder / "exp")
+    assert done.returncode == 1 and "runs 1 and 2 make the same errors with every model" in done.stderr
+    done = run_script(SEEDS, tmp_path / "none")
+    assert done.returncode == 1 and "finish that run" in done.stderr and "Traceback" not in done.stderr
