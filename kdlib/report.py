@@ -103,14 +103,14 @@ def plot_wer_against_size(path: PathLike, chain: Sequence[SizedModel], others: S
     columns = min(len(test_sets), 3)
     rows = math.ceil(len(test_sets) / columns)
     # A Figure of its own, not pyplot's: nothing is left open and no display is looked for.
-    figure = Figure(figsize=(1.0 + 4.6 * columns, 0.9 + 4.0 * rows), layout="constrained")
+    figure = Figure(figsize=(1.6 + 4.6 * columns, 0.9 + 4.0 * rows), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     for panel, (test_set, rate) in zip(panels, test_sets.items()):
         panel.axhline(chain[0].wers[test_set], color="0.6", linestyle=":", linewidth=1, zorder=1)
         panel.plot([model.parameters for model in chain], [model.wers[test_set] for model in chain], "o-",
                    color="tab:blue", markersize=7, zorder=3, label="progressive distillation")
-        for model, marker, color in zip(others, _cycle("s^DvPX"), _cycle(["tab:red", "tab:orange", "tab:green"])):
+        for model, marker, color in zip(others, _cycle("s^DvPX"), _cycle(["tab:red", "tab:orange", "tab:green", "tab:purple"])):
             panel.plot([model.parameters], [model.wers[test_set]], marker, color=color, markersize=9,
                        markerfacecolor="none", markeredgewidth=1.8, linestyle="none", zorder=4, label=model.name)
         panel.set_xscale("log")
@@ -128,8 +128,7 @@ def plot_wer_against_size(path: PathLike, chain: Sequence[SizedModel], others: S
     for panel in panels[len(test_sets):]:
         panel.set_visible(False)
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 4 if columns > 1 else 2),
-                  frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns + 1, fontsize=9, frameon=False)
     figure.suptitle(title, fontsize=12)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
