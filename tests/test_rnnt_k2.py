@@ -64,7 +64,10 @@ def test_pruned_loss(case):
 @settings(max_examples=60, deadline=None)
 @given(case=batches(), sharpness=st.sampled_from([0.5, 2.0, 30.0]))
 def test_sharper_pruned_loss(case, sharpness):
-    """By k2's log-probabilities and its recursion."""
+    """By k2's log-probabilities and its recursion, which in float32 loses too many digits of scores 30 times as large: its
+    gradients were off by 1e-4 of the largest where ours were by 1e-6."""
+    if sharpness == 30.0:
+        case = {**case, "dtype": torch.float64}
     compare_pruned_losses(case, sharpness=sharpness)
 
 
