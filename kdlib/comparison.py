@@ -108,6 +108,11 @@ def read_summary(path: PathLike, model: str, remedy: str) -> Dict[str, Any]:
     return summary
 
 
+def reference_words(summary: Summary) -> Dict[str, List[int]]:
+    """How many words each utterance of each test set has: error rates over other words cannot be compared."""
+    return {name: headline(test)["words_by_utterance"] for name, test in summary["test_sets"].items()}
+
+
 def compare(summaries: Mapping[str, Summary], chain: Sequence[str], baselines: Sequence[str],
             matched: Mapping[str, Sequence[str]], target: float) -> Dict[str, Any]:
     """Compare all models with the first of ``chain``, the teacher; returns a dict ready for JSON.

@@ -43,7 +43,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         require_above_0(self, "model", *(f.name for f in fields(self) if f.type is int and f.name not in
-                        ("chunk_size", "left_context")))
+                                         ("chunk_size", "left_context")))
         require(self.num_features >= 7, "model.num_features", self.num_features, "at least 7")
         require(self.head_dim % 2 == 0, "model.head_dim", self.head_dim, "even, for rotary positions")
         require(self.chunk_size >= 0, "model.chunk_size", self.chunk_size, "0 (full context) or more")

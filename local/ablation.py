@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Dict, List
 
-from kdlib.comparison import ablation_table, drawn_over, headline, rate_name, rate_names, read_summary
+from kdlib.comparison import ablation_table, drawn_over, headline, rate_name, rate_names, read_summary, reference_words
 from kdlib.config import TrainConfig, config_to_dict, load_config, merge_config, save_config
 from kdlib.errors import RecipeError, run_main
 from kdlib.files import write_text
@@ -100,11 +100,6 @@ def read_arm(exp: Path, name: str, stages: int) -> Dict[str, Any]:
     return {**summaries[-1], "updates": sum(summary["updates"] for summary in summaries)}
 
 
-def reference(summary: Dict[str, Any]) -> Dict[str, List[int]]:
-    """How many words each utterance of each test set has: error rates over other words cannot be compared."""
-    return {name: headline(test)["words_by_utterance"] for name, test in summary["test_sets"].items()}
-
-
 def write_tables(args, config: AblationConfig) -> None:
     stages = dict(line.split() for line in (args.exp / ARMS).read_text(encoding="utf-8").splitlines())
     unplanned = [name for name in config.arms if name not in stages]
@@ -113,7 +108,7 @@ def write_tables(args, config: AblationConfig) -> None:
     arms = {name: read_arm(args.exp, name, int(stages[name])) for name in config.arms}
     machine, (first, *others) = describe_machine(), arms
     for name in others:
-        if reference(arms[name]) != reference(arms[first]):
+        if reference_words(arms[name]) != reference_words(arms[first]):
             raise RecipeError(f"arm {name!r} was decoded on other test data than {first!r}: run stage 10 again")
     tests = arms[first]["test_sets"]
     teacher = read_summary(args.teacher, "teacher", "run stage 5 again")

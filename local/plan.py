@@ -65,7 +65,7 @@ def epochs_of_both(teacher: TrainingConfig, epochs: int, updates_per_epoch: int,
                               "neither, so that a baseline can have as many updates as all of them")
         return {"num_epochs": teacher.num_epochs + epochs, "updates_per_epoch": 0}
     updates = teacher.num_epochs * teacher.updates_per_epoch + epochs * updates_per_epoch
-    count = max(1, round(updates / teacher.updates_per_epoch))
+    count = round(updates / teacher.updates_per_epoch)
     return {"num_epochs": count, "updates_per_epoch": math.ceil(updates / count)}
 
 

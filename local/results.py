@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional
 
 from kdlib.comparison import (compare, differences_table, has_latency, headline, is_number, latency_legend, latency_table,
-                              legend, rate_names, full_rate_name, table)
+                              legend, rate_names, reference_words, full_rate_name, table)
 from kdlib.comparison import read_summary as read_decoding_summary
 from kdlib.config import load_config
 from kdlib.errors import RecipeError, run_main
@@ -107,14 +107,14 @@ def read_summary(exp: Path, model: str) -> Dict[str, Any]:
 
 def check_same_test_sets(exp: Path, summaries: Dict[str, Dict[str, Any]]) -> None:
     """Error rates may be compared only when they were counted over the same words, utterance by utterance."""
-    def words(model: str, key: str) -> Dict[str, Any]:
-        return {name: headline(test)[key] for name, test in summaries[model]["test_sets"].items()}
+    def words(model: str) -> Dict[str, Any]:
+        return {name: headline(test)["words"] for name, test in summaries[model]["test_sets"].items()}
 
     for model in summaries:
-        if words(model, "words_by_utterance") != words("teacher", "words_by_utterance"):
+        if reference_words(summaries[model]) != reference_words(summaries["teacher"]):
             path = exp / model / "decode" / "summary.json"
-            raise RecipeError(f"{path} was decoded on other test data than the teacher (words {words(model, 'words')}, "
-                              f"not {words('teacher', 'words')}): run from stage 5 again (run.sh --stage 5)")
+            raise RecipeError(f"{path} was decoded on other test data than the teacher (words {words(model)}, "
+                              f"not {words('teacher')}): run from stage 5 again (run.sh --stage 5)")
 
 
 def describe_run(args: argparse.Namespace, summaries: Dict[str, Dict[str, Any]]) -> Dict[str, Any]:
