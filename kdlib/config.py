@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from kdlib.config_checks import require, require_above_0, require_amounts
 from kdlib.config_help import keys_near, misplaced
-from kdlib.errors import RecipeError
+from kdlib.errors import RecipeError, in_one_line
 from kdlib.files import PathLike, write_text
 from kdlib.losses import find_loss
 
@@ -232,6 +232,8 @@ class TrainingConfig:
         # Each update's seed is made of it, and torch takes 64 bits.
         require(0 <= self.seed < 2**32, "training.seed", self.seed, "from 0 to below 2^32")
         require_above_0(self, "training", "num_epochs", "avg", "save_every_updates", "log_every_updates")
+        require(self.avg <= self.num_epochs, "training.avg", self.avg,
+                f"at most training.num_epochs, {self.num_epochs}, the epochs that there are to average")
         require(self.updates_per_epoch >= 0, "training.updates_per_epoch", self.updates_per_epoch, "0 or more")
 
 
@@ -325,7 +327,7 @@ def load_config(schema: Type[T], path: PathLike, overrides: Sequence[str] = ()) 
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path} cannot be read as YAML: {error}") from None
     except Exception as error:  # PyYAML's errors share no base with OmegaConf's
-        raise RecipeError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+        raise RecipeError(f"{path} is not valid YAML: {in_one_line(error)}") from None
     if not OmegaConf.is_dict(content):
         raise RecipeError(f"{path} holds no YAML mapping; see the files in the recipe's conf/ folder")
     return merge_config(schema, content, overrides, source=str(path))
@@ -345,7 +347,7 @@ def merge_config(schema: Type[T], content: Any, overrides: Sequence[str] = (), s
     try:
         words = OmegaConf.from_dotlist(list(overrides))
     except Exception as error:  # PyYAML's errors, of a value such as [1
-        raise RecipeError(f"command line: {' '.join(overrides)}: {' '.join(str(error).split())}") from None
+        raise RecipeError(f"command line: {' '.join(overrides)}: {in_one_line(error)}") from None
     merged = OmegaConf.structured(schema)
     contents = content if isinstance(content, (list, tuple)) else [content]
     for origin, layer in (*((source, layer) for layer in contents), ("command line", words)):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kdlib.config import DataConfig
 from kdlib.conformer import subsampled_length
-from kdlib.errors import RecipeError
+from kdlib.errors import RecipeError, with_its_type
 from kdlib.files import PathLike
 from kdlib.lang import Lang
 from kdlib.shar import SharCuts
@@ -66,8 +66,8 @@ def load_samples(cut: Cut, sampling_rate: int) -> np.ndarray:
     try:
         return cut.load_audio().astype(np.float32)
     except Exception as error:  # each format has exceptions of its own
-        raise RecipeError(f"the audio of {cut.id} cannot be read ({in_one_line(error)}): mend the file, or run stages 1 and 2 "
-                          "again, which leave it out") from None
+        raise RecipeError(f"the audio of {cut.id} cannot be read ({with_its_type(error)}): mend the file, or run stages 1 and "
+                          "2 again, which leave it out") from None
 
 
 def load_features(cut: Cut) -> Tensor:
@@ -75,12 +75,8 @@ def load_features(cut: Cut) -> Tensor:
     try:
         return torch.from_numpy(cut.load_features())
     except Exception as error:  # each storage has exceptions of its own
-        raise RecipeError(f"the features of {cut.id} cannot be read ({in_one_line(error)}): run stage 2 again "
+        raise RecipeError(f"the features of {cut.id} cannot be read ({with_its_type(error)}): run stage 2 again "
                           "with --force") from None
-
-
-def in_one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def shar_index(path: PathLike) -> Path:

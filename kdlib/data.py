@@ -20,8 +20,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_
 
 from kdlib.config import DataConfig
 from kdlib.conformer import subsampled_length
-from kdlib.cuts import TrainCuts, in_one_line, nbest_of, total_seconds, transcript
-from kdlib.errors import RecipeError
+from kdlib.cuts import TrainCuts, nbest_of, total_seconds, transcript
+from kdlib.errors import RecipeError, with_its_type
 from kdlib.lang import Lang
 from kdlib.shar import SharCuts
 
@@ -149,7 +149,7 @@ class TransducerDataset(Dataset):
                 features, lengths = collate_features(cuts)
             except Exception as error:  # each storage has exceptions of its own
                 return RecipeError(f"the features of {ids[0]} or of another utterance in its batch cannot be read "
-                                   f"({in_one_line(error)}): run stage 2 again with --force")
+                                   f"({with_its_type(error)}): run stage 2 again with --force")
             if self.spec_augment is not None and planned.progress >= self.config.spec_augment.start:
                 features = self.spec_augment(features)
         # The subsampling needs seven frames even to say that there is nothing.

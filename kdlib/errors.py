@@ -9,6 +9,16 @@ class RecipeError(Exception):
     """Something the user can mend: the message names the thing and the remedy."""
 
 
+def in_one_line(error: BaseException, most: int = 200) -> str:
+    """What an exception of some library says, to stand in a message of our own: without line breaks, ``most`` characters."""
+    return " ".join(str(error).split())[:most]
+
+
+def with_its_type(error: BaseException, most: int = 200) -> str:
+    """:func:`in_one_line` after the exception's type, for libraries whose messages alone say little (``KeyError: 'id'``)."""
+    return f"{type(error).__name__}: {in_one_line(error, most)}"
+
+
 def known_failure(error: BaseException) -> Optional[str]:
     """What to tell the user of an error that is no defect of the program, or None."""
     if isinstance(error, RecipeError):

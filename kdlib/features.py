@@ -9,6 +9,7 @@ from lhotse.cut import Cut
 from lhotse.features.io import MemoryRawWriter
 
 from kdlib.config import FbankConfig
+from kdlib.errors import in_one_line
 
 
 def fbank_extractor(config: FbankConfig) -> Fbank:
@@ -36,10 +37,5 @@ def without_features(cuts: Iterable[Cut], extractor: Fbank) -> List[Tuple[str, s
         try:
             with_features(cut, extractor)
         except Exception as error:  # every audio backend has exceptions of its own
-            broken.append((cut.id, describe_failure(error)))
+            broken.append((cut.id, in_one_line(error)))
     return broken
-
-
-def describe_failure(error: Exception) -> str:
-    """What an exception says, in one line that is not too long."""
-    return " ".join(str(error).split())[:160]

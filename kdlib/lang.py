@@ -7,7 +7,7 @@ from typing import Iterable, List
 import sentencepiece as spm
 
 from kdlib.config import LangConfig
-from kdlib.errors import RecipeError
+from kdlib.errors import RecipeError, in_one_line
 from kdlib.files import PathLike, atomic_path, write_text
 
 BLANK, SOS_EOS, UNK = "<blk>", "<sos/eos>", "<unk>"
@@ -40,8 +40,8 @@ def train_lang(texts: Iterable[str], config: LangConfig, output: PathLike) -> "L
     try:
         spm.SentencePieceTrainer.train(**options)
     except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise RecipeError(f"SentencePiece cannot make {config.vocab_size} {config.type} tokens: {reason}") from None
+        raise RecipeError(f"SentencePiece cannot make {config.vocab_size} {config.type} tokens: {in_one_line(error)}") \
+            from None
     output = Path(output)
     with atomic_path(output / "bpe.model") as temporary:
         temporary.write_bytes(model.getvalue())

@@ -8,7 +8,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from typing import Any, Iterator, Optional
 
-from kdlib.errors import RecipeError
+from kdlib.errors import RecipeError, in_one_line
 
 
 def end_with_parent() -> None:
@@ -62,7 +62,7 @@ def executor(jobs: int, dask: Optional[str] = None) -> Iterator[Any]:
     try:
         client = Client(n_workers=jobs, threads_per_worker=1) if dask == "local" else Client(dask)
     except (OSError, ValueError) as error:
-        raise RecipeError(f"--dask {dask}: no Dask scheduler answers there ({' '.join(str(error).split())[:160]})") from None
+        raise RecipeError(f"--dask {dask}: no Dask scheduler answers there ({in_one_line(error)})") from None
     with client:
         client.run(_one_thread)
         yield client

@@ -16,8 +16,8 @@ from lhotse.cut import Cut
 from lhotse.shar import SharWriter
 from lhotse.utils import fastcopy
 
-from kdlib.errors import RecipeError
-from kdlib.features import describe_failure, with_features
+from kdlib.errors import RecipeError, in_one_line, with_its_type
+from kdlib.features import with_features
 from kdlib.files import PathLike, read_json, write_json
 
 Shard = Dict[str, Any]
@@ -41,7 +41,7 @@ def write_shard(cuts: Sequence[Cut], folder: PathLike, name: str, number: int, e
             try:
                 done = with_features(cut, extractor)
             except Exception as error:  # every audio backend has exceptions of its own
-                broken.append((cut.id, describe_failure(error)))
+                broken.append((cut.id, in_one_line(error)))
                 continue
             # Shards stand alone: where they are read there need be no audio.
             writer.write(fastcopy(done, recording=None))
@@ -153,5 +153,5 @@ class SharCuts:
         except RecipeError:
             raise
         except Exception as error:  # each storage has exceptions of its own
-            raise RecipeError(f"{' or '.join(path for path, in paths.values())} cannot be read ({type(error).__name__}: "
-                              f"{' '.join(str(error).split())[:200]}): {AGAIN}") from None
+            raise RecipeError(f"{' or '.join(path for path, in paths.values())} cannot be read "
+                              f"({with_its_type(error)}): {AGAIN}") from None

@@ -9,7 +9,7 @@ from typing import Any, Dict, Sequence
 
 import numpy as np
 
-from kdlib.errors import RecipeError
+from kdlib.errors import RecipeError, in_one_line
 from kdlib.files import PathLike, content_digest, read_json
 
 PARTS = ("encoder", "decoder", "joiner")
@@ -124,8 +124,7 @@ def make_recognizer(folder: PathLike, about: Dict[str, Any], int8: bool = False,
             model_type="conformer", enable_endpoint_detection=endpoints, rule1_min_trailing_silence=20.0,
             rule2_min_trailing_silence=1.0, rule3_min_utterance_length=300.0)
     except (RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise RecipeError(f"sherpa-onnx cannot run the model in {folder} ({reason}): {AGAIN}") from None
+        raise RecipeError(f"sherpa-onnx cannot run the model in {folder} ({in_one_line(error)}): {AGAIN}") from None
 
 
 def decode_ready(recognizer: Any, stream: Any) -> bool:
@@ -135,7 +134,7 @@ def decode_ready(recognizer: Any, stream: Any) -> bool:
     try:
         recognizer.decode_stream(stream)
     except RuntimeError as error:
-        raise RecipeError(f"sherpa-onnx cannot run the model ({' '.join(str(error).split())[:300]}): {AGAIN}") from None
+        raise RecipeError(f"sherpa-onnx cannot run the model ({in_one_line(error, 300)}): {AGAIN}") from None
     return True
 
 

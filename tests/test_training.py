@@ -273,6 +273,7 @@ def test_configs_name_what_is_wrong(tmp_path):
         load_config(TrainConfig, path, ["training.seed=${nothing}"])
     for word, wanted in (("model.head_dim=35", "even"), ("model.dropout=2", "below 1"), ("model.num_heads=0", "above 0"),
                          ("loss.rnnt_type=x", "regular or modified"), ("training.save_every_updates=0", "above 0"),
+                         ("training.avg=6", "at most training.num_epochs, 5"),
                          # What else would end a training in a stack trace, or have it learn nothing without a word.
                          ("loss.lm_scale=-1", "finite"), ("loss.am_scale=.nan", "0 or more"),
                          ("loss.simple_scale=.inf", "finite"),

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from kdlib.audio_header import cut_short
-from kdlib.errors import RecipeError, known_failure, run_main
+from kdlib.errors import RecipeError, in_one_line, known_failure, run_main
 from kdlib.scoring import split_characters
 from kdlib.sherpa import METHODS, RATES, SUBSAMPLING, decode_ready, make_recognizer, needed, read_model, tail
 
@@ -61,7 +61,7 @@ def file_blocks(path):
     try:
         source = soundfile.SoundFile(os.fsencode(path))  # whatever bytes the name is made of
     except Exception as error:
-        raise RecipeError(f"{path} cannot be read as audio ({' '.join(str(error).split())})") from None
+        raise RecipeError(f"{path} cannot be read as audio ({in_one_line(error)})") from None
     check_rate(source.samplerate, path)
 
     def blocks():
@@ -73,7 +73,7 @@ def file_blocks(path):
                     block = source.read(length, dtype="float32", always_2d=True)
                 except Exception as error:
                     raise RecipeError(f"{path} is damaged: what follows {count / source.samplerate:.2f} s cannot be read "
-                                      f"({' '.join(str(error).split())})") from None
+                                      f"({in_one_line(error)})") from None
                 if len(block) == 0:
                     break
                 count += len(block)

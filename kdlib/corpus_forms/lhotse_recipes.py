@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, Tuple
 
 from kdlib.corpus_forms.shared import WHOLE, Part
-from kdlib.errors import RecipeError, known_failure
+from kdlib.errors import RecipeError, known_failure, with_its_type
 from kdlib.manifests import Skipped
 
 
@@ -41,9 +41,9 @@ def read_lhotse(name: str, corpus: Path, jobs: int, skipped: Skipped) -> Dict[st
         except Exception as error:  # recipes of a hundred corpora, each with exceptions of its own
             if known_failure(error) and not isinstance(error, FileNotFoundError):
                 raise
-            raise RecipeError(f"Lhotse's prepare_{name} cannot read {corpus} ({type(error).__name__}: "
-                              f"{' '.join(str(error).split())[:300]}): is this the folder that it expects, and is it "
-                              "whole? What it cannot read may be read from a table of the files (--csv)") from None
+            raise RecipeError(f"Lhotse's prepare_{name} cannot read {corpus} ({with_its_type(error, 300)}): is this "
+                              "the folder that it expects, and is it whole? What it cannot read may be read from "
+                              "a table of the files (--csv)") from None
         parts = dict(_flat(prepared, "", skipped))
     if not parts:
         raise RecipeError(f"Lhotse's prepare_{name} found no recordings with supervisions in {corpus}")

@@ -8,7 +8,7 @@ from lhotse import Recording, RecordingSet, SupervisionSegment, SupervisionSet
 from lhotse.utils import fastcopy
 
 from kdlib.corpus_forms.shared import WHOLE, Part, find_audio
-from kdlib.errors import RecipeError
+from kdlib.errors import RecipeError, with_its_type
 from kdlib.manifests import Skipped
 
 
@@ -48,8 +48,8 @@ def _manifest(path: Path, kind: Any, item: type) -> Any:
         found = kind.from_file(path)
         found = kind() if found is None else found.to_eager()  # Lhotse makes None of an empty file
     except Exception as error:  # whatever Lhotse meets in a file that is damaged or something else
-        raise RecipeError(f"{path} cannot be read as a Lhotse manifest ({type(error).__name__}: "
-                          f"{' '.join(str(error).split())[:200]}): make it again") from None
+        raise RecipeError(f"{path} cannot be read as a Lhotse manifest ({with_its_type(error)}): make it again") \
+            from None
     other = next((type(some).__name__ for some in found if not isinstance(some, item)), None)
     if other is not None:
         raise RecipeError(f"{path} holds a {other} where its name says {item.__name__}s: are two files swapped?")

@@ -9,7 +9,7 @@ from typing import List, Tuple
 
 from lhotse.recipes import download_aishell
 
-from kdlib.errors import RecipeError, known_failure, run_main
+from kdlib.errors import RecipeError, known_failure, run_main, with_its_type
 from kdlib.files import write_json
 
 PARTS = ("train", "dev", "test")
@@ -65,8 +65,7 @@ def download(target: Path, url: str) -> Path:
     except (OSError, EOFError, ValueError, tarfile.TarError, zlib.error) as error:
         if known_failure(error):  # a full disk, for one
             raise
-        raise RecipeError(f"{url} cannot be downloaded or unpacked ({type(error).__name__}: "
-                          f"{' '.join(str(error).split())}): {remedy}") from None
+        raise RecipeError(f"{url} cannot be downloaded or unpacked ({with_its_type(error)}): {remedy}") from None
 
 
 def main() -> None:

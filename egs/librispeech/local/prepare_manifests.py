@@ -19,7 +19,7 @@ from lhotse.recipes.librispeech import parse_utterance
 
 from kdlib.corpus import checked_cuts, write_cuts
 from kdlib.corpus_parts import describe_holding, hold_out
-from kdlib.errors import RecipeError, run_main
+from kdlib.errors import RecipeError, in_one_line, run_main
 from kdlib.files import read_json
 from kdlib.manifests import BadAudio, Skipped, SkippedFile, describe, read_audio, write_manifests
 from kdlib.options import require_not_negative, require_positive
@@ -44,7 +44,7 @@ def read_utterance(part: Path, line: Tuple[Path, str, str]):
     try:
         return parse_utterance(part, f"{id_} {text}", {}) or f"{audio} does not stand where its name says"
     except Exception as error:  # each audio backend has exceptions of its own
-        return f"{audio} cannot be read ({' '.join(str(error).split())[:120] or type(error).__name__})"
+        return f"{audio} cannot be read ({in_one_line(error) or type(error).__name__})"
 
 
 def read_part(part: Path, most: int, jobs: int, skipped: Skipped) -> Tuple[List[Recording], List[SupervisionSegment]]:
