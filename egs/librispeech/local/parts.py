@@ -37,7 +37,7 @@ def split_names(words: str) -> List[str]:
 
 def read_transcript(path: Path) -> List[Tuple[str, str]]:
     """(utterance id, transcript) of each line of a ``*.trans.txt``; the transcript is empty where there is none."""
-    lines = [line.split(maxsplit=1) for line in path.read_text(encoding="utf-8", errors="replace").splitlines()]
+    lines = [line.split(maxsplit=1) for line in path.read_text(encoding="utf-8-sig", errors="replace").splitlines()]
     return [(words[0], words[1] if len(words) > 1 else "") for words in lines if words]
 
 
