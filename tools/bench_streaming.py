@@ -5,7 +5,8 @@
 
 takes the models that stage 9 has exported, in float32 and int8 through sherpa-onnx and in float32 through our own torch
 streams, and prints for each the real-time factor, the peak memory of its process, the bytes on disk and the word error
-rate, with ratios to the first model's float32 files. Each row is measured in processes of its own, in turn, so that what
+rate, with ratios to the first model's float32 files. A row of sherpa-onnx's features alone, without any model, shows what is
+the same for all of them: no model can be more times faster than it. Each row is measured in processes of its own, in turn, so that what
 else the machine does meets all of them; the medians are shown.
 """
 
@@ -31,6 +32,7 @@ from kdlib.sherpa import decode_ready, make_recognizer, read_model, tail
 # Torch and lhotse are imported where they are used: a process that measures sherpa-onnx holds neither.
 
 RUNTIMES = ("sherpa-onnx float32", "sherpa-onnx int8", "torch float32")
+FEATURES = "sherpa-onnx features"  # of the first model, and no more
 
 
 def get_args():
@@ -65,19 +67,20 @@ def last_stage(folder):
     return [f"stage{max(numbers)}"] if numbers else []
 
 
-def sherpa_stream(folder, about, int8):
-    """A function from samples to words, run as a device would: a tenth of a second at a time."""
+def sherpa_stream(folder, about, int8, features_alone=False):
+    """A function from samples to words, run as a device would: a tenth of a second at a time. ``features_alone``: the audio is
+    taken, for which sherpa-onnx computes its features, and no chunk of it is run."""
     recognizer, rate = make_recognizer(folder, about, int8), about["sampling_rate"]
 
     def recognise(samples):
         stream = recognizer.create_stream()
         for piece in np.array_split(samples, max(1, len(samples) * 10 // rate)):
             stream.accept_waveform(rate, piece)
-            while decode_ready(recognizer, stream):
+            while not features_alone and decode_ready(recognizer, stream):
                 pass
         stream.accept_waveform(rate, tail(about, rate))
         stream.input_finished()  # else the last frames of features are held back, and with them the last chunk
-        while decode_ready(recognizer, stream):
+        while not features_alone and decode_ready(recognizer, stream):
             pass
         return recognizer.get_result(stream).split()
     return recognise
@@ -126,7 +129,7 @@ def measure(args, model, runtime, audio_path):
     if runtime == "torch float32":
         recognise = torch_stream(args.exp / model, args.data / "lang", about)
     else:
-        recognise = sherpa_stream(folder, about, int8)
+        recognise = sherpa_stream(folder, about, int8, runtime == FEATURES)
     with np.load(audio_path) as arrays:
         audio = [arrays[name] for name in arrays.files]
     recognise(audio[0])
@@ -149,7 +152,7 @@ def main():
     if args.measure:
         print(json.dumps(measure(args, *args.measure)))
         return
-    rows = [(model, runtime) for runtime in RUNTIMES for model in args.models]
+    rows = [*((model, runtime) for runtime in RUNTIMES for model in args.models), (args.models[0], FEATURES)]
     with tempfile.TemporaryDirectory() as folder:
         audio = Path(folder) / "audio.npz"
         texts = write_audio(args, audio)
@@ -188,10 +191,10 @@ def table(args, rows, texts, found):
         about = read_model(args.exp / "export" / model)
         size = about["int8_bytes" if runtime.endswith("int8") else "float32_bytes"]
         first = first or {**figures, "size": size}
-        torch_row = runtime.startswith("torch")
-        cells.append([model, runtime, f"{figures['rtf']:.4f}", f"{first['rtf'] / figures['rtf']:.2f}",
-                      f"{figures['memory']:.0f}", "" if torch_row else f"{size:,}",
-                      "" if torch_row else f"{first['size'] / size:.2f}", f"{wer:.2f}"])
+        no_files, no_model = runtime.startswith("torch") or runtime == FEATURES, runtime == FEATURES
+        cells.append(["" if no_model else model, runtime, f"{figures['rtf']:.4f}", f"{first['rtf'] / figures['rtf']:.2f}",
+                      f"{figures['memory']:.0f}", "" if no_files else f"{size:,}",
+                      "" if no_files else f"{first['size'] / size:.2f}", "" if no_model else f"{wer:.2f}"])
     header = ["Model", "Runtime", "Real-time factor", "times faster", "MiB", "Bytes", "times smaller",
               "CER" if by_characters(results) else "WER"]
     return (f"{len(texts)} utterances of {args.test_set}, one stream, one thread; "
