@@ -166,6 +166,11 @@ def measure(args: argparse.Namespace, name: str, configs: Dict[str, TrainConfig]
     return {**figures[0], "memory": max(one["memory"] for one in figures)}
 
 
+def in_hours(hours: float) -> str:
+    """To a tenth, and of a run that takes minutes to a hundredth."""
+    return f"{hours:,.1f}" if hours >= 10 else f"{hours:.2f}"
+
+
 def report(args: argparse.Namespace, configs: Dict[str, TrainConfig], found: Dict[str, Dict[str, float]],
            speech: MadeUpSpeech, fbank: FbankConfig) -> str:
     """The tables, in Markdown."""
@@ -188,15 +193,15 @@ def report(args: argparse.Namespace, configs: Dict[str, TrainConfig], found: Dic
         checkpoints += 2 * training.num_epochs * figures["state"]  # each epoch's weights and their moving average
         rows.append([name, f"{measure_model(config.model, len(speech.lang), run=False).total:,}", f"{figures['audio']:,.1f}",
                      f"{figures['updates']:.3f}", f"{figures['batch']:,.0f}", f"{figures['memory'] / GIB:.2f}",
-                     str(training.num_epochs), f"{audio:,.1f}", f"{hours:,.1f}", f"{hours * cores:,.1f}"])
-    rows.append(["together", *[""] * 7, f"{total:,.1f}", f"{total * cores:,.1f}"])
+                     str(training.num_epochs), f"{audio:,.1f}", in_hours(hours), in_hours(hours * cores)])
+    rows.append(["together", *[""] * 7, in_hours(total), in_hours(total * cores)])
     header = ["Model", "Params", "s of audio / s", "updates / s", "s in a batch", "GiB", "epochs", "h of audio", "hours",
               "GPU hours" if on_gpu else "core hours"]
     cuts = heard * 3600 / (sum(cut.duration for cut in speech.cuts) / len(speech.cuts))
     command = " ".join([f"--hours {args.hours:g}", *args.overrides])
     each = speech.features_per_hour
     return (f"{device}; torch {torch.__version__}; {args.updates} updates of each model after {args.warm_up}; "
-            f"{' '.join([f'--hours {args.hours:g}', *args.overrides])}. GiB: the most that a "
+            f"{command}. GiB: the most that a "
             f"{'GPU' if on_gpu else 'process'} held.\n\n{markdown_table(header, rows)}\n"
             f"Features: {each / 1e6:.1f} MB an hour, {each * heard / 1e9:.2f} GB for {heard:,.0f} h (training, "
             f"{1 + len(fbank.speed_factors)} speeds).\n"
