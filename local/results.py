@@ -124,6 +124,7 @@ def describe_run(args: argparse.Namespace, summaries: Dict[str, Dict[str, Any]])
     return {
         "recipe": args.recipe,
         "command": args.command or f"egs/{args.recipe}/run.sh",
+        "config": shown(args.config),
         "date": datetime.datetime.fromtimestamp(newest, datetime.timezone.utc).date().isoformat(),
         "machine": describe_machine(),
         "software": {key: list(dict.fromkeys(str(training[key]) for training in trainings if training.get(key)))
@@ -146,7 +147,7 @@ def report(args: argparse.Namespace, results: Dict[str, Any], table_text: str, l
     return (
         f"# Results of {results['recipe']}\n\n"
         "Written by stage 8 of the recipe; every figure comes from the files of one run.\n\n"
-        f"- Command: `{results['command']}`, with `{shown(args.config)}`\n"
+        f"- Command: `{results['command']}`, with `{results['config']}`\n"
         f"- Date of the run: {results['date']}\n"
         f"- Machine: {name_processor(machine)}{memory}; {machine['system']}, "
         f"Python {machine['python']}\n"

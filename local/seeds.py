@@ -40,14 +40,14 @@ def describe_runs(exps):
         results = read_json(exp / "results" / "results.json", f"finish that run's stage 8 (run.sh --exp {exp} --stage 8)")
         try:
             recipe, machine, software = results["recipe"], results["machine"], results["software"]
-            lines.append(f"- `{results['command']}`: {results['date']}, {name_processor(machine)}; "
+            lines.append(f"- `{results['command']}`, with `{results['config']}`: {results['date']}, {name_processor(machine)}; "
                          f"torch {', '.join(software['torch'])}, RNN-T {', '.join(software['rnnt_backend'])}, on "
                          f"{', '.join(software['device'])}\n")
         except (KeyError, TypeError):
             raise RecipeError(f"{exp}/results/results.json is not stage 8's: run it again (run.sh --exp {exp} --stage 8)") \
                 from None
     return (f"# {recipe} from {len(exps)} seeds\n\nWritten by `local/seeds.py` from the files of these runs of the "
-            f"recipe, with `conf/progressive.yaml`:\n\n{''.join(lines)}\n")
+            f"recipe:\n\n{''.join(lines)}\n")
 
 
 def main():
