@@ -24,6 +24,8 @@ from kdlib.processes import executor, usable_cores
 from kdlib.shar import read_index, write_index, write_shard
 from kdlib.shares import finish_share, finished_shares, parse_part, share_folder
 
+MOST_PIECES = 160  # of a cut set, each with a file of features: some for every core, and a progress bar that moves
+
 
 def get_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -55,8 +57,8 @@ def find_broken(cuts: CutSet, extractor: Fbank, jobs: int, dask: str):
 
 
 def extract(cuts: CutSet, part: str, storage: Path, extractor: Fbank, jobs: int, dask: str) -> CutSet:
-    # More pieces than processes, so that the progress bar moves.
-    pieces = max(1, min(len(cuts) // 50, 10 * jobs))
+    # The same pieces for any number of processes: what was trained on these features is trained anew where they lie elsewhere.
+    pieces = max(1, min(len(cuts) // 50, MOST_PIECES))
     storage.parent.mkdir(parents=True, exist_ok=True)
     try:
         with executor(jobs, dask) as pool:

@@ -13,7 +13,7 @@ from scripts import run_script
 
 from kdlib.config import FbankConfig
 from kdlib.errors import RecipeError
-from kdlib.files import read_json
+from kdlib.files import content_digest, read_json
 from kdlib.processes import executor
 from kdlib.shar import SharCuts
 from kdlib.shares import finish_share, finished_shares, parse_part, share_folder
@@ -58,7 +58,7 @@ def test_features_and_speeds(manifests):
 def test_the_order_is_the_same_however_many_processes_and_machines_there_are(manifests):
     """So that a seed means the same batches everywhere; training cuts are mixed, others are in the order of their ids."""
     cuts = list(CutSet.from_file(manifests / "manifests" / "cuts_train.jsonl.gz"))
-    many = CutSet.from_cuts(fastcopy(cut, id=f"{number:03d}") for number, cut in enumerate(cuts * 26))  # several pieces
+    many = CutSet.from_cuts(fastcopy(cut, id=f"{number:03d}") for number, cut in enumerate(cuts * 75))  # a dozen pieces
     for part in ("train", "dev"):
         many.to_file(manifests / "manifests" / f"cuts_{part}.jsonl.gz")
 
@@ -66,17 +66,19 @@ def test_the_order_is_the_same_however_many_processes_and_machines_there_are(man
         return [[cut.id for cut in CutSet.from_file(manifests / "fbank" / f"cuts_{part}.jsonl.gz")]
                 for part in ("train", "dev")]
 
-    found = []
+    found, written = [], []
     for jobs in ("1", "3"):
         done = prepare(manifests, "--jobs", jobs)
         assert done.returncode == 0, done.stderr
         found.append(orders())
+        written.append([content_digest(manifests / "fbank" / f"cuts_{part}.jsonl.gz") for part in ("train", "dev")])
+    assert written[0] == written[1]  # else what was trained on them would be trained anew
     for part in ("2/3", "1/3", "3/3"):
         assert prepare(manifests, "--part", part).returncode == 0
     assert prepare(manifests).returncode == 0
     train, dev = orders()
     assert found == [[train, dev]] * 2
-    assert dev == sorted(dev) and len(dev) == 208 and train != sorted(train) and sorted(train) == dev
+    assert dev == sorted(dev) and len(dev) == 600 and train != sorted(train) and sorted(train) == dev
 
 
 def test_a_corrupt_file_in_the_middle_is_left_out_and_named(manifests):
