@@ -12,13 +12,14 @@ from scripts import run_script
 
 from kdlib.config import DecodeConfig, DistillTerm, LangConfig, TrainConfig, load_config, merge_config
 from kdlib.cuts import describe_skipped, load_cuts, select_cuts
-from kdlib.data import Phase, eval_loader, train_loader, TransducerDataset
+from kdlib.data import Phase, eval_loader, plan_batch, train_loader, TransducerDataset
 from kdlib.decoding import greedy_search, modified_beam_search
 from kdlib.errors import RecipeError
 from kdlib.lang import Lang, train_lang
 from kdlib.plan_config import ProgressiveConfig
 from kdlib.training.checkpoint import load_averaged, load_checkpoint, load_state
-from kdlib.training.loop import MovingAverage, Trainer, learning_rate
+from kdlib.training.loop import MovingAverage, Trainer, learning_rate, make_optimizer
+from kdlib.training.objective import Objective
 from kdlib.training.parallel import launch
 from kdlib.transducer import Transducer
 
@@ -197,6 +198,9 @@ def test_learning_rate_warms_up_and_ends_low():
     assert learning_rate(config, 0, 0.0) == pytest.approx(config.learning_rate / 5)
     assert learning_rate(config, 10, 0.0) == pytest.approx(config.learning_rate)
     assert learning_rate(config, 10, 1.0) == pytest.approx(config.learning_rate * config.final_ratio)
+    # A quarter of the way down a cosine, not down a line.
+    part = config.final_ratio + (1 - config.final_ratio) * (1 + 0.5 ** 0.5) / 2
+    assert learning_rate(config, 10, 0.25) == pytest.approx(config.learning_rate * part)
 
 
 def test_moving_average_of_a_constant_is_that_constant():
@@ -207,6 +211,62 @@ def test_moving_average_of_a_constant_is_that_constant():
     for update in range(200):
         average.update(model, update)
     torch.testing.assert_close(average.state["weight"], torch.full((2, 2), 3.0))
+
+
+def test_a_moving_average_follows_quickly_while_the_training_is_young():
+    model = torch.nn.Linear(1, 1, bias=False)
+    for updates, kept in ((1, 2 / 11), (8, 0.5), (1000, 0.9)):
+        with torch.no_grad():
+            model.weight.fill_(1.0)
+        average = MovingAverage(model, 0.9)
+        with torch.no_grad():
+            model.weight.fill_(2.0)
+        average.update(model, updates)
+        assert average.state["weight"].item() == pytest.approx(2.0 - kept)
+
+
+def test_norms_and_biases_do_not_decay():
+    objective = Objective(Transducer(settings().model, 9), settings().loss)
+    optimizer = make_optimizer(objective, settings("optim.weight_decay=0.03").optim)
+    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    found = {name: decay[id(p)] for name, p in objective.named_parameters()}
+    assert set(found.values()) == {0.0, 0.03}
+    assert all(value == (0.0 if "norm" in name or name.endswith("bias") else 0.03) for name, value in found.items())
+
+
+def test_gradients_are_clipped_and_their_norm_is_told(corpus, tmp_path):
+    _, lang, train, _ = corpus
+    norms = []
+    for most in (1e9, 0.01):
+        run = trainer(settings(f"optim.clip_norm={most}"), tmp_path / str(most), corpus)
+        batch = next(iter(train_loader(train, run.dataset, run.config.data, Phase(1, seed=1))))
+        told = run._update(batch)[1]
+        norms.append((told, torch.stack([p.grad.norm() for p in run.objective.parameters()]).norm().item()))
+    (told, whole), (same, clipped) = norms
+    assert told == same == pytest.approx(whole) and clipped == pytest.approx(0.01, rel=1e-3) and whole > 0.1
+
+
+def test_the_curriculum_is_of_short_utterances(corpus, tmp_path, monkeypatch):
+    seen = []
+
+    def listen(self, batch):
+        seen.append(max(len(text.split()) for text in batch.texts))
+        self.updates += 1
+        return {}, 0.0
+
+    monkeypatch.setattr(Trainer, "_update", listen)
+    trainer(settings("data.curriculum.updates=6", "data.curriculum.max_words=2", "training.num_epochs=1"), tmp_path / "exp",
+            corpus).train()
+    assert max(seen[:6]) == 2 and max(seen[6:]) == 3  # of utterances of one to three words
+
+
+def test_features_are_masked_from_where_the_config_says(corpus):
+    _, lang, train, _ = corpus
+    config = settings("data.spec_augment.start=0.5").data
+    learning, other = (TransducerDataset(lang, config, train=train) for train in (True, False))
+    for progress, masked in ((0.4, False), (0.5, True)):
+        planned = plan_batch(list(train)[:4], seed=1, progress=progress)
+        assert torch.equal(learning[planned].features, other[planned].features) != masked
 
 
 # What is wrong is named in one line.
