@@ -8,14 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
 from made_up import settings
 from scripts import load, run_script
 
+from kdlib.alignment import align_labels, word_frames
 from kdlib.config import save_config
 from kdlib.cuts import load_cuts, load_samples
 from kdlib.errors import RecipeError
 from kdlib.scoring import read_recogs
+from kdlib.training.checkpoint import load_averaged
 
 LOCAL = Path(__file__).resolve().parents[1] / "local"
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -126,6 +129,26 @@ def test_a_long_utterance_is_not_aligned_and_stays(monkeypatch, options, corpus,
     printed = capsys.readouterr().out
     assert f"skipped {len(long)} utterances (longer than 0.5 s): {long[0]}" in printed
     assert f"{len(aligned) - len(long)} of {len(aligned)} utterances aligned" in printed
+
+
+def test_words_end_where_a_model_that_hears_the_whole_utterance_emits_them(options, corpus, teacher_folder):
+    lang = corpus[1]
+    output = options["--fbank"] / "align"
+    done = run("align", {**{key: options[key] for key in ("--exp", "--fbank", "--lang", "--test-sets")}, "--output": output})
+    assert done.returncode == 0, done.stderr
+    model = load_averaged(teacher_folder)[0]
+
+    def words(cut, *context):
+        """(word, begin, end) of each, in seconds."""
+        features, labels = torch.from_numpy(cut.load_features()), lang.encode(cut.supervisions[0].text)
+        encoded, lengths, _ = model.encoder(features[None], torch.tensor([len(features)]), *context)
+        path, = align_labels(model, encoded, lengths, torch.tensor([labels]), torch.tensor([len(labels)]), "modified")
+        return [(word, round(0.04 * first, 3), round(0.04 * (last + 1), 3)) for word, first, last in
+                word_frames(lang, labels, path)]
+
+    aligned = {cut.id: [(item.symbol, item.start, round(item.end, 3)) for item in cut.supervisions[0].alignment["word"]]
+               for cut in load_cuts(output / "cuts_dev.jsonl.gz")}
+    assert aligned == {cut.id: words(cut, 0, -1) for cut in corpus[3]} != {cut.id: words(cut) for cut in corpus[3]}
 
 
 def test_cuts_too_short_for_a_frame_are_not_aligned(options, corpus):

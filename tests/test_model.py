@@ -121,6 +121,16 @@ def test_padding_and_batching_change_nothing():
     torch.testing.assert_close(together[1:, :frames[1]], alone, rtol=0, atol=2e-6)
 
 
+def test_features_are_normalised_by_the_stored_statistics():
+    encoder = model_of(tiny()).encoder
+    audio, mean, std = torch.randn(1, 40, 16), torch.randn(16), torch.rand(16) + 0.5
+    plain = encoder.subsampling(audio)
+    encoder.set_feature_statistics(mean, std)
+    torch.testing.assert_close(encoder.subsampling(audio * std + mean), plain, rtol=0, atol=1e-5)
+    encoder.set_feature_statistics(mean, torch.zeros(16))  # bins that never change
+    assert torch.isfinite(encoder.subsampling(audio)).all()
+
+
 def test_predictor_reads_no_symbol_as_zero_and_sees_two_labels():
     predictor = model_of(tiny()).predictor
     assert predictor.initial_context(2).tolist() == [[-1, 0], [-1, 0]]

@@ -11,7 +11,7 @@ from made_up import make_cuts, make_noise, settings, trainer
 from scripts import run_script
 
 from kdlib.config import DecodeConfig, DistillTerm, LangConfig, TrainConfig, load_config, merge_config
-from kdlib.cuts import describe_skipped, load_cuts, select_cuts
+from kdlib.cuts import describe_skipped, feature_statistics, load_cuts, select_cuts
 from kdlib.data import Phase, eval_loader, plan_batch, train_loader, TransducerDataset
 from kdlib.decoding import greedy_search, modified_beam_search
 from kdlib.errors import RecipeError
@@ -125,6 +125,24 @@ def test_batches_do_not_depend_on_workers_or_on_where_one_resumes(corpus):
         assert a.ids == b.ids and torch.equal(a.features, b.features) and a.progress == b.progress
     assert [b.progress for b in whole] == sorted(b.progress for b in whole) and whole[-1].progress == 1.0
     assert sorted(i for b in whole for i in b.ids) == sorted(c.id for c in train)
+
+
+def test_batches_of_a_test_set_are_as_large_as_may_be(corpus):
+    _, lang, _, dev = corpus
+    batches = list(eval_loader(dev, lang, settings().data, 2.0))
+    assert sorted(id_ for batch in batches for id_ in batch.ids) == sorted(dev.ids)
+    longest = [batch.features.size(1) / 100 for batch in batches]  # of each, in seconds
+    assert longest == sorted(longest, reverse=True) and len(batches) > 3
+    assert all(seconds * len(batch.ids) <= 2.0 for seconds, batch in zip(longest, batches))
+    assert all(seconds * (len(batch.ids) + 1) > 2.0 for seconds, batch in list(zip(longest, batches))[:-1])
+
+
+def test_statistics_of_the_features(corpus):
+    for most, chosen in ((300, list(corpus[2])), (30, list(corpus[2])[::3])):
+        frames = torch.cat([torch.from_numpy(cut.load_features()) for cut in chosen])
+        mean = frames.mean(0)
+        std = ((frames - mean) ** 2).sum(0).div(len(frames) - 1).sqrt()
+        torch.testing.assert_close(feature_statistics(corpus[2], most), (mean, std))
 
 
 def test_an_epoch_of_so_many_updates(corpus):
