@@ -80,12 +80,12 @@ def export(folder, name, output):
     return output
 
 
-def own_words(finished, method, model=None):
+def own_words(finished, method, model=None, fbank=FbankConfig()):
     """What our streams hear in the audio followed by as much silence as sherpa-onnx is given; of another model, if given."""
     _, usual, lang, cuts = finished
     model = model or usual
     recogniser = StreamingRecogniser(model, config=DecodeConfig(method))
-    extractor, heard = fbank_extractor(FbankConfig()), {}
+    extractor, heard = fbank_extractor(fbank), {}
     for cut in cuts:
         silence = np.zeros((1, int((4 * CHUNK + 4) * 160) + 1), dtype=np.float32)
         samples = np.concatenate([cut.load_audio(), silence], axis=1)
