@@ -10,13 +10,16 @@ import pytest
 import soundfile
 import torch
 from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
+from lhotse.supervision import AlignmentItem
 from made_up import settings
 from scripts import load, run_script
 
 from kdlib.alignment import align_labels, word_frames
-from kdlib.config import save_config
+from kdlib.config import DecodeConfig, save_config
 from kdlib.cuts import load_cuts, load_samples
+from kdlib.decoding import best_hypotheses
 from kdlib.errors import RecipeError
+from kdlib.latency import shown_at
 from kdlib.scoring import read_recogs
 from kdlib.training.checkpoint import load_averaged
 
@@ -95,6 +98,42 @@ def test_what_is_tried_leaves_the_recipe_s_summary_alone(monkeypatch, options, c
         again, now = decode("method=modified_beam_search", "--test-sets", "dev other")
     assert again == names and list(json.loads(now)["test_sets"]) == ["dev", "other"]
     assert json.loads(now)["method"] == "modified_beam_search"
+
+
+@pytest.mark.parametrize("script", ["decode", "streaming_decode"])
+def test_another_chunk_is_heard_and_timed(options, corpus, teacher_folder, script):
+    """Of a frame, with one before it: the words, when the first of them can be shown, and what the summary says."""
+    lang, cuts = corpus[1], []
+    for cut in corpus[3]:
+        cuts.append(cut.with_id(cut.id))
+        cuts[-1].supervisions = [cut.supervisions[0].with_alignment(
+            "word", [AlignmentItem(word, 0.0, 0.2) for word in cut.supervisions[0].text.split()])]
+    (options["--fbank"] / "align").mkdir()
+    CutSet.from_cuts(cuts).to_file(options["--fbank"] / "align" / "cuts_dev.jsonl.gz")
+    done = run(script, options, "--chunk-size", "1", "--left-context", "1", "--alignment", options["--fbank"] / "align")
+    assert done.returncode == 0, done.stderr
+    model = load_averaged(teacher_folder)[0]
+
+    @torch.no_grad()
+    def heard(*context):
+        """The best hypothesis of each cut, by its id."""
+        found = {}
+        for cut in cuts:
+            features = torch.from_numpy(cut.load_features())
+            encoded, lengths, _ = model.encoder(features[None], torch.tensor([len(features)]), *context)
+            found[cut.id], = best_hypotheses(model, encoded, lengths, DecodeConfig())
+        return found
+
+    folder, own = options["--exp"] / script, heard(1, 1)
+    words = {id_: lang.decode(list(hypothesis.tokens)).split() for id_, hypothesis in own.items()}
+    assert {id_: found for id_, _, found in read_recogs(next(folder.glob("recogs-*")))} == words
+    assert words != {id_: lang.decode(list(hypothesis.tokens)).split() for id_, hypothesis in heard().items()}
+    summary = json.loads(next(folder.glob("summary-*.json")).read_text())
+    assert (summary["chunk_ms"], summary["left_context_ms"]) == (40, 40)
+    test = summary["test_sets"]["dev"]
+    first = [shown_at(own[cut.id].frames[0], 1, cut.duration) for cut in cuts if own[cut.id].frames]
+    assert test["latency"]["first_token_ms"] == pytest.approx(1000 * np.mean(first), abs=0.1)
+    assert test["latency"]["words"] == test["words"] - test["del"] - test["sub"] > 0
 
 
 @pytest.mark.parametrize("script", ["decode", "streaming_decode"])
