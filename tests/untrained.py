@@ -37,9 +37,9 @@ def random_model(vocab_size: int, **changes) -> Transducer:
     return model
 
 
-def save_finished(exp, model, lang):
-    """The folder of a training that has ended in this model."""
-    config = TrainConfig(model=model.config, loss=LossConfig(distill=[DistillTerm(name="encoder_mse", weight=0.5)]))
+def save_finished(exp, model, lang, more=()):
+    """The folder of a training that has ended in this model; ``more`` are distillation losses beside its own."""
+    config = TrainConfig(model=model.config, loss=LossConfig(distill=[DistillTerm(name="encoder_mse", weight=0.5), *more]))
     weights = model.state_dict()
     exp.mkdir(parents=True)
     save_checkpoint(exp / "epoch-1.pt", {"model": weights, "average": weights, "config": json.dumps(config_to_dict(config)),
