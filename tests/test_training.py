@@ -64,6 +64,25 @@ def test_the_average_is_the_mean_of_the_epochs(teacher_folder):
         torch.testing.assert_close(value, sum(p[name] for p in parts) / 3)
 
 
+def test_as_many_epochs_are_averaged_as_the_training_says(teacher_folder, tmp_path):
+    """Unless another number is given."""
+    for number in (10, 11, 12):
+        content = torch.load(teacher_folder / f"epoch-{number}.pt", weights_only=True)
+        config = json.loads(content["config"])
+        config["training"]["avg"] = 3
+        torch.save({**content, "config": json.dumps(config)}, tmp_path / f"epoch-{number}.pt")
+    (tmp_path / "done.json").write_bytes((teacher_folder / "done.json").read_bytes())
+    model, _, which = load_averaged(tmp_path)
+    assert which["avg"] == 3 and load_averaged(tmp_path, avg=1)[2]["avg"] == 1
+    for name, value in load_averaged(teacher_folder, avg=3)[0].state_dict().items():
+        assert torch.equal(model.state_dict()[name], value), name
+
+
+def test_the_chunks_of_a_training_are_those_of_its_config(corpus, tmp_path):
+    objective = trainer(settings("training.chunk_sizes=[2,0]", "training.left_contexts=[8,-1]"), tmp_path, corpus).objective
+    assert (objective.chunk_sizes, objective.left_contexts) == ([2, 0], [8, -1])
+
+
 def test_resuming_gives_what_an_uninterrupted_training_gives(corpus, tmp_path, monkeypatch):
     config = settings("data.curriculum.updates=4", "data.noise_probability=0.5")
     whole = trainer(config, tmp_path / "whole", corpus)
@@ -183,9 +202,11 @@ def test_utterances_that_cannot_be_learnt_from_are_counted(corpus):
     empty.supervisions[0].text = " "
     long = make_cuts(folder, "labels", 1, 4)[0]
     long.supervisions[0].text = "A B C D " * 5  # more characters than frames after subsampling
-    kept, skipped = select_cuts(CutSet.from_cuts(cuts + [empty, long]), lang, settings().data, modified=True)
+    bare = make_cuts(folder, "bare", 1, 5)[0]
+    bare.features = None
+    kept, skipped = select_cuts(CutSet.from_cuts(cuts + [empty, long, bare]), lang, settings().data, modified=True)
     assert [c.id for c in kept] == [c.id for c in cuts]
-    assert skipped == {"empty transcript": ["empty-0"], "too short for its labels": ["labels-0"]}
+    assert skipped == {"empty transcript": ["empty-0"], "too short for its labels": ["labels-0"], "no features": ["bare-0"]}
     assert "skipped 1 utterances (empty transcript): empty-0" in describe_skipped(skipped)
     kept, _ = select_cuts(CutSet.from_cuts([long]), lang, settings().data, modified=False)
     assert len(kept) == 1  # the regular lattice takes several labels a frame
@@ -276,6 +297,23 @@ def test_the_curriculum_is_of_short_utterances(corpus, tmp_path, monkeypatch):
     trainer(settings("data.curriculum.updates=6", "data.curriculum.max_words=2", "training.num_epochs=1"), tmp_path / "exp",
             corpus).train()
     assert max(seen[:6]) == 2 and max(seen[6:]) == 3  # of utterances of one to three words
+
+
+def test_noise_is_as_frequent_and_as_loud_as_the_config_says(corpus):
+    folder, lang, train, _ = corpus
+    planned = plan_batch(list(train)[:60], seed=1, progress=1.0)
+    clean = TransducerDataset(lang, settings().data)[planned].features
+
+    def noise(probability, ratio):
+        """The part of the utterances that hold some, and how much the features differ."""
+        config = settings(f"data.noise_probability={probability}", f"data.noise_snr=[{ratio},{ratio}]",
+                          "data.spec_augment.enabled=false").data
+        noisy = TransducerDataset(lang, config, make_noise(folder), train=True)[planned].features
+        difference = (noisy - clean).abs().flatten(1)
+        return (difference.amax(1) > 1e-3).float().mean().item(), difference.mean().item()
+
+    (some, _), (every, much), (_, little) = noise(0.5, 0.0), noise(1.0, 0.0), noise(1.0, 30.0)
+    assert 0.25 < some < 0.75 and every == 1.0 and much > 3 * little > 0
 
 
 def test_features_are_masked_from_where_the_config_says(corpus):
