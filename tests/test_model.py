@@ -160,7 +160,7 @@ def test_parameter_count_leaves_training_heads_out():
 
 
 @pytest.mark.parametrize("teacher,student,expected", [(6, 3, [0, 2, 5]), (4, 4, [0, 1, 2, 3]), (12, 2, [0, 11]),
-                                                      (5, 3, [0, 2, 4]), (4, 1, [3])])
+                                                      (5, 3, [0, 2, 4]), (4, 1, [3]), (12, 4, [0, 4, 7, 11])])
 def test_layers_are_evenly_spaced_first_and_last_kept(teacher, student, expected):
     assert evenly_spaced_layers(teacher, student) == expected
 

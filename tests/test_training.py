@@ -164,6 +164,15 @@ def test_statistics_of_the_features(corpus):
         torch.testing.assert_close(feature_statistics(corpus[2], most), (mean, std))
 
 
+def test_no_two_batches_are_augmented_alike(corpus):
+    """Nor the shares of one batch, nor one that comes again in another epoch or from another seed."""
+    _, lang, train, _ = corpus
+    dataset = TransducerDataset(lang, settings().data, train=True)
+    seeds = [planned.seed for epoch, seed, rank in ((1, 1, 0), (1, 1, 1), (2, 1, 0), (1, 2, 0))
+             for planned in train_loader(train, dataset, settings().data, Phase(epoch, seed), rank=rank, world_size=2).sampler]
+    assert len(seeds) > 40 and len(set(seeds)) == len(seeds)
+
+
 def test_an_epoch_of_so_many_updates(corpus):
     _, lang, train, _ = corpus
     dataset = TransducerDataset(lang, settings().data, train=True)
@@ -455,6 +464,7 @@ def test_lang_folders_that_do_not_fit(corpus, tmp_path):
     folder = corpus[0] / "lang"
     assert Lang(folder).tokens[:3] == ["<blk>", "<sos/eos>", "<unk>"]
     assert Lang(folder).decode(Lang(folder).encode("A D")) == "A D"
+    assert Lang(folder).decode([0, 1, *Lang(folder).encode("A"), 2]) == "A"  # the first three stand for nothing
     with pytest.raises(RecipeError, match="tokens.txt is missing: run stage 3"):
         Lang(tmp_path)
     (tmp_path / "tokens.txt").write_text("<blk> 0\n")
