@@ -70,7 +70,7 @@ def main():
     about = {"model": args.exp.name, "parameters": parameters, **which, "chunk_size": chunk, "left_context": left,
              **fbank.heard(), "vocab_size": len(lang), "float32_bytes": sizes[""], "int8_bytes": sizes[".int8"],
              "seed": trained.training.seed,
-             "distillation": {term.name: term.weight for term in trained.loss.distill},
+             "distillation": dict(zip(trained.loss.distill_names(), (term.weight for term in trained.loss.distill))),
              "made_from": made_from(args.exp)}
     forget_decodings(args.output)
     write_json(args.output / "model.json", seal(args.output, about))  # last: a folder with it is whole

@@ -206,6 +206,16 @@ class TestHoldingOut:
             new_recipe("--csv", tmp_path / "corpus.csv")
         assert not new_recipe.folder.exists()
 
+    def test_other_parts_get_a_quarter_of_the_hours_and_those_of_one_role_share(self, tmp_path):
+        """Of utterances of 0.3 s: ten in the two parts of train, and three in the test set."""
+        parts = {name: self.part(tmp_path / name, [f"{name}{k}" for k in range(12)]) for name in ("a", "b", "c")}
+        write_parts(tmp_path / "raw", parts)
+        prepare_parts(tmp_path / "raw", tmp_path / "manifests", {"train": ["a", "b"], "test": ["c"]}, {}, 16000,
+                      hours=2.9 / 3600)
+        found = {part: [c.id[0] for c in CutSet.from_file(tmp_path / "manifests" / f"cuts_{part}.jsonl.gz")]
+                 for part in ("train", "test")}
+        assert found == {"train": ["a"] * 5 + ["b"] * 5, "test": ["c"] * 3}
+
     def test_cuts_of_a_part_of_the_hours(self, tmp_path, capsys):
         write_parts(tmp_path / "raw", read_corpus("csv", str(csv_corpus(tmp_path / "corpus")), Skipped()))
         part = read_manifests(tmp_path / "raw", Skipped())["all"]

@@ -8,14 +8,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
+from lhotse.supervision import AlignmentItem
 from made_up import settings
 from scripts import load, run_script
 
-from kdlib.config import save_config
+from kdlib.alignment import align_labels, word_frames
+from kdlib.config import DecodeConfig, save_config
 from kdlib.cuts import load_cuts, load_samples
+from kdlib.decoding import best_hypotheses
 from kdlib.errors import RecipeError
+from kdlib.latency import shown_at
 from kdlib.scoring import read_recogs
+from kdlib.training.checkpoint import load_averaged
 
 LOCAL = Path(__file__).resolve().parents[1] / "local"
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -95,6 +101,42 @@ def test_what_is_tried_leaves_the_recipe_s_summary_alone(monkeypatch, options, c
 
 
 @pytest.mark.parametrize("script", ["decode", "streaming_decode"])
+def test_another_chunk_is_heard_and_timed(options, corpus, teacher_folder, script):
+    """Of a frame, with one before it: the words, when the first of them can be shown, and what the summary says."""
+    lang, cuts = corpus[1], []
+    for cut in corpus[3]:
+        cuts.append(cut.with_id(cut.id))
+        cuts[-1].supervisions = [cut.supervisions[0].with_alignment(
+            "word", [AlignmentItem(word, 0.0, 0.2) for word in cut.supervisions[0].text.split()])]
+    (options["--fbank"] / "align").mkdir()
+    CutSet.from_cuts(cuts).to_file(options["--fbank"] / "align" / "cuts_dev.jsonl.gz")
+    done = run(script, options, "--chunk-size", "1", "--left-context", "1", "--alignment", options["--fbank"] / "align")
+    assert done.returncode == 0, done.stderr
+    model = load_averaged(teacher_folder)[0]
+
+    @torch.no_grad()
+    def heard(*context):
+        """The best hypothesis of each cut, by its id."""
+        found = {}
+        for cut in cuts:
+            features = torch.from_numpy(cut.load_features())
+            encoded, lengths, _ = model.encoder(features[None], torch.tensor([len(features)]), *context)
+            found[cut.id], = best_hypotheses(model, encoded, lengths, DecodeConfig())
+        return found
+
+    folder, own = options["--exp"] / script, heard(1, 1)
+    words = {id_: lang.decode(list(hypothesis.tokens)).split() for id_, hypothesis in own.items()}
+    assert {id_: found for id_, _, found in read_recogs(next(folder.glob("recogs-*")))} == words
+    assert words != {id_: lang.decode(list(hypothesis.tokens)).split() for id_, hypothesis in heard().items()}
+    summary = json.loads(next(folder.glob("summary-*.json")).read_text())
+    assert (summary["chunk_ms"], summary["left_context_ms"]) == (40, 40)
+    test = summary["test_sets"]["dev"]
+    first = [shown_at(own[cut.id].frames[0], 1, cut.duration) for cut in cuts if own[cut.id].frames]
+    assert test["latency"]["first_token_ms"] == pytest.approx(1000 * np.mean(first), abs=0.1)
+    assert test["latency"]["words"] == test["words"] - test["del"] - test["sub"] > 0
+
+
+@pytest.mark.parametrize("script", ["decode", "streaming_decode"])
 def test_what_is_missing_is_said_before_anything_is_decoded(options, script, corpus):
     corpus[3].to_file(options["--fbank"] / "cuts_other.jsonl.gz")
     (options["--fbank"] / "align").mkdir()
@@ -126,6 +168,26 @@ def test_a_long_utterance_is_not_aligned_and_stays(monkeypatch, options, corpus,
     printed = capsys.readouterr().out
     assert f"skipped {len(long)} utterances (longer than 0.5 s): {long[0]}" in printed
     assert f"{len(aligned) - len(long)} of {len(aligned)} utterances aligned" in printed
+
+
+def test_words_end_where_a_model_that_hears_the_whole_utterance_emits_them(options, corpus, teacher_folder):
+    lang = corpus[1]
+    output = options["--fbank"] / "align"
+    done = run("align", {**{key: options[key] for key in ("--exp", "--fbank", "--lang", "--test-sets")}, "--output": output})
+    assert done.returncode == 0, done.stderr
+    model = load_averaged(teacher_folder)[0]
+
+    def words(cut, *context):
+        """(word, begin, end) of each, in seconds."""
+        features, labels = torch.from_numpy(cut.load_features()), lang.encode(cut.supervisions[0].text)
+        encoded, lengths, _ = model.encoder(features[None], torch.tensor([len(features)]), *context)
+        path, = align_labels(model, encoded, lengths, torch.tensor([labels]), torch.tensor([len(labels)]), "modified")
+        return [(word, round(0.04 * first, 3), round(0.04 * (last + 1), 3)) for word, first, last in
+                word_frames(lang, labels, path)]
+
+    aligned = {cut.id: [(item.symbol, item.start, round(item.end, 3)) for item in cut.supervisions[0].alignment["word"]]
+               for cut in load_cuts(output / "cuts_dev.jsonl.gz")}
+    assert aligned == {cut.id: words(cut, 0, -1) for cut in corpus[3]} != {cut.id: words(cut) for cut in corpus[3]}
 
 
 def test_cuts_too_short_for_a_frame_are_not_aligned(options, corpus):

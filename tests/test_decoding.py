@@ -80,6 +80,27 @@ def test_a_beam_that_holds_everything_finds_the_best_label_sequence(seed):
     assert found == best or totals[found] / (len(found) + 2) == pytest.approx(totals[best] / (len(best) + 2), abs=1e-5)
 
 
+@given(st.integers(0, 10 ** 6))
+@settings(deadline=None, max_examples=15)
+def test_where_paths_meet_the_likelier_one_says_when_labels_were_heard(seed):
+    """Whether the last label of a sequence came in this frame or before: by the likelier of the two ways to it."""
+    model = model_of(seed)
+    frames = torch.randn(1, 4, 8)
+    with torch.no_grad():
+        beam = {(): (0.0, ())}  # of each label sequence its log-probability, and the frames of its labels
+        for place, frame in enumerate(frames[0]):
+            found = {}
+            for tokens, (score, heard) in beam.items():
+                for token, more in enumerate(log_probs(model, frame, tokens).double().tolist()):
+                    new = token not in (0, UNK)
+                    found.setdefault(tokens + (token,) * new, []).append((score + more, heard + (place,) * new))
+            beam = {tokens: (float(torch.tensor([score for score, _ in ways], dtype=torch.float64).logsumexp(0)), max(ways)[1])
+                    for tokens, ways in found.items()}
+    ranked = nbest_search(model, frames, torch.tensor([4]), beam=1000, unk_id=UNK)[0]
+    wrong = [hyp for hyp in ranked if hyp.frames != beam[hyp.tokens][1]]
+    assert len(ranked) == 1 + 3 + 9 + 27 + 81 and len(wrong) <= 1  # two ways may be equally good to float32
+
+
 @pytest.mark.parametrize("method", [greedy_search, modified_beam_search])
 def test_batching_changes_nothing(method):
     model = model_of(3)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from untrained import CHUNK, LEFT, random_model, save_finished, script
 
-from kdlib.config import FbankConfig
+from kdlib.config import DistillTerm, FbankConfig
 from kdlib.errors import RecipeError
 from kdlib.export import OnnxModel, check_exported, export_onnx
 from kdlib.files import write_json
@@ -26,6 +26,18 @@ def test_the_folder_is_whole(finished, exported):
     card = (exported / "model_card.md").read_text()
     assert f"{about['parameters']:,}" in card and f"{about['float32_bytes']:,} in float32" in card and "160 ms" in card
     assert "from `elder`; distilled with `encoder_mse` (weight 0.5)" in card and "Word error rates" not in card
+
+
+def test_a_loss_that_stands_twice_is_told_twice(finished, tmp_path):
+    """In the card too, each by its name in the logs."""
+    exp, output = tmp_path / "exp", tmp_path / "onnx"
+    save_finished(exp, finished[1], finished[2], [DistillTerm("encoder_mse", 0.25, shift=2), DistillTerm("encoder_l1", 2.0)])
+    done = script("export_onnx.py", "--exp", exp, "--lang", finished[0] / "lang", "--fbank-config",
+                  finished[0] / "fbank.yaml", "--output", output)
+    assert done.returncode == 0, done.stderr
+    assert read_model(output)["distillation"] == {"encoder_mse": 0.5, "encoder_mse_2": 0.25, "encoder_l1": 2.0}
+    assert ("distilled with `encoder_mse` (weight 0.5), `encoder_mse_2` (weight 0.25), `encoder_l1` (weight 2)\n"
+            in (output / "model_card.md").read_text())
 
 
 @pytest.mark.parametrize("chunk, left", [(2, 4), (4, 8), (16, 64), (8, 3)])

@@ -13,6 +13,7 @@ from scripts import run_script
 
 from kdlib.config import FbankConfig
 from kdlib.errors import RecipeError
+from kdlib.features import fbank_extractor
 from kdlib.files import content_digest, read_json
 from kdlib.processes import executor
 from kdlib.shar import SharCuts
@@ -44,15 +45,27 @@ def prepare(folder, *overrides):
 
 
 def test_features_and_speeds(manifests):
+    shutil.copy(manifests / "manifests" / "cuts_train.jsonl.gz", manifests / "manifests" / "cuts_dev.jsonl.gz")
     done = prepare(manifests, "speed_factors=[0.9,1.1]")
     assert done.returncode == 0, done.stderr
     cuts = CutSet.from_file(manifests / "fbank" / "cuts_train.jsonl.gz").to_eager()
     assert len(cuts) == 24 and len({cut.id for cut in cuts}) == 24
+    assert sorted(round(cut.duration, 2) for cut in cuts) == [0.91] * 8 + [1.0] * 8 + [1.11] * 8
+    dev = CutSet.from_file(manifests / "fbank" / "cuts_dev.jsonl.gz")  # and what is tested is left as it is
+    assert [(cut.id, cut.duration) for cut in dev] == [(f"cut-{number}", 1.0) for number in range(8)]
     features = cuts[0].load_features()
     assert features.shape == (cuts[0].num_frames, 23) and np.isfinite(features).all()
     assert "train: 24 cuts" in done.stdout
     assert read_json(manifests / "fbank" / "fbank.json", "") == {"sampling_rate": 16000, "num_filters": 23,
                                                                  "low_freq": 20.0, "high_freq": -400.0}
+
+
+@pytest.mark.parametrize("pitch, without", [(100, {"low_freq": 1000.0}), (7000, {"high_freq": -3000.0})])
+def test_the_bins_lie_between_the_frequencies_of_the_config(pitch, without):
+    tone = np.sin(2 * np.pi * pitch * np.arange(16000, dtype=np.float32) / 16000)
+    loudest = [fbank_extractor(FbankConfig(num_filters=23, **options)).extract(tone, 16000)[20:80].max()
+               for options in ({}, without)]
+    assert loudest[0] > loudest[1] + 5
 
 
 def test_the_order_is_the_same_however_many_processes_and_machines_there_are(manifests):

@@ -118,6 +118,8 @@ def test_the_meter_counts_aligned_utterances(corpus, tmp_path):
     count = len(text.split())
     assert meter.summary() == {"words": count, "delay_ms": 200.0, "delay_p90_ms": 200.0,
                                "first_token_ms": pytest.approx(1000 * min(cut.duration, 0.67), abs=0.1)}
+    meter.delays = [0.1 * n for n in range(11)]
+    assert (meter.summary()["delay_ms"], meter.summary()["delay_p90_ms"]) == (500.0, 900.0)
     empty = LatencyMeter(tmp_path / "cuts.jsonl.gz", lang, 8)
     empty.add("seen", Hypothesis())
     assert empty.summary() == {"words": 0, "delay_ms": None, "delay_p90_ms": None, "first_token_ms": None}

@@ -121,6 +121,16 @@ def test_padding_and_batching_change_nothing():
     torch.testing.assert_close(together[1:, :frames[1]], alone, rtol=0, atol=2e-6)
 
 
+def test_features_are_normalised_by_the_stored_statistics():
+    encoder = model_of(tiny()).encoder
+    audio, mean, std = torch.randn(1, 40, 16), torch.randn(16), torch.rand(16) + 0.5
+    plain = encoder.subsampling(audio)
+    encoder.set_feature_statistics(mean, std)
+    torch.testing.assert_close(encoder.subsampling(audio * std + mean), plain, rtol=0, atol=1e-5)
+    encoder.set_feature_statistics(mean, torch.zeros(16))  # bins that never change
+    assert torch.isfinite(encoder.subsampling(audio)).all()
+
+
 def test_predictor_reads_no_symbol_as_zero_and_sees_two_labels():
     predictor = model_of(tiny()).predictor
     assert predictor.initial_context(2).tolist() == [[-1, 0], [-1, 0]]
@@ -130,6 +140,14 @@ def test_predictor_reads_no_symbol_as_zero_and_sees_two_labels():
     assert states.shape == (1, 4, 20)
     torch.testing.assert_close(states[:, 3:], predictor(torch.tensor([[4, 5]])))
     torch.testing.assert_close(states[:, :1], predictor(torch.tensor([[-1, 0]])))
+
+
+def test_a_new_model_says_blank_nine_times_in_ten():
+    """Of every output layer; of the simple joiner both sides together."""
+    model = model_of(tiny())
+    simple = model.simple_am(torch.zeros(24)) + model.simple_lm(torch.zeros(20))
+    for logits in (model.joiner.out(torch.zeros(18)), model.ctc(torch.zeros(24)), simple):
+        assert logits.softmax(-1)[0].item() == pytest.approx(0.9, abs=0.01)
 
 
 def test_parameter_count_leaves_training_heads_out():
@@ -142,7 +160,7 @@ def test_parameter_count_leaves_training_heads_out():
 
 
 @pytest.mark.parametrize("teacher,student,expected", [(6, 3, [0, 2, 5]), (4, 4, [0, 1, 2, 3]), (12, 2, [0, 11]),
-                                                      (5, 3, [0, 2, 4]), (4, 1, [3])])
+                                                      (5, 3, [0, 2, 4]), (4, 1, [3]), (12, 4, [0, 4, 7, 11])])
 def test_layers_are_evenly_spaced_first_and_last_kept(teacher, student, expected):
     assert evenly_spaced_layers(teacher, student) == expected
 
@@ -185,6 +203,11 @@ def test_units_that_do_nothing_are_the_ones_cut():
                 attention.qkv.weight[part * 2 * width:][rows] = 0
                 attention.qkv.bias[part * 2 * width:][rows] = 0
             attention.out.weight[:, rows] = 0
+        subsampling = teacher.encoder.subsampling
+        subsampling.conv1.weight[1] = 0
+        subsampling.conv2.weight[:, 1] = 0
+        subsampling.conv2.weight[2] = 0
+        subsampling.out.weight[:, 2 * 3:3 * 3] = 0  # of 16 bins three are left
         teacher.joiner.out.weight[:, 4:10] = 0
         teacher.joiner.encoder_proj.weight[4:10] = 0
         teacher.joiner.predictor_proj.weight[4:10] = 0
@@ -193,7 +216,7 @@ def test_units_that_do_nothing_are_the_ones_cut():
         teacher.predictor.conv.bias[2:6] = 0
         teacher.joiner.predictor_proj.weight[:, 2:6] = 0
         teacher.simple_lm.weight[:, 2:6] = 0
-    student = model_of(tiny(feedforward_dim=24, num_heads=1, joiner_dim=12, predictor_dim=16), seed=2)
+    student = model_of(tiny(feedforward_dim=24, num_heads=1, joiner_dim=12, predictor_dim=16, subsampling_channels=3), seed=2)
     init_from_teacher(student, teacher)
     audio, lengths = torch.randn(2, 60, 16), torch.tensor([60, 60])
     symbols = torch.tensor([[1, 2, 3], [4, 5, 6]])
@@ -216,6 +239,52 @@ def test_narrower_everything_runs_and_keeps_the_last_taps():
     taps = teacher.encoder.layers[2].convolution.depthwise.weight[:, 0, -3:]
     kept = student.encoder.layers[0].convolution.depthwise.weight[:, 0]
     assert all(any(torch.equal(row, tap) for tap in taps) for row in kept)
+
+
+def taken(ours, theirs):
+    """Which rows of a teacher's tensor a student's are, by their content."""
+    equal = (ours.flatten(1)[:, None] == theirs.flatten(1)[None]).all(-1)
+    assert (equal.sum(1) == 1).all()
+    return equal.nonzero()[:, 1]
+
+
+def test_one_choice_of_units_runs_through_every_tensor():
+    """Both halves of the gate are of the channels that the convolution keeps, and all is of the same residual width."""
+    teacher, student = model_of(tiny(), seed=1), model_of(tiny(encoder_dim=16), seed=2)
+    with torch.no_grad():
+        for parameter in teacher.parameters():  # the norms' too
+            parameter.normal_()
+    init_from_teacher(student, teacher)
+    width = taken(student.simple_am.weight.t(), teacher.simple_am.weight.t())
+    assert torch.equal(student.encoder.subsampling.out.weight, teacher.encoder.subsampling.out.weight[width])
+    assert torch.equal(student.joiner.encoder_proj.weight, teacher.joiner.encoder_proj.weight[:, width])
+    for ours, theirs in zip(student.encoder.layers, teacher.encoder.layers):
+        channels = taken(ours.convolution.depthwise.weight, theirs.convolution.depthwise.weight)
+        halves = torch.cat([channels, 24 + channels])
+        for norm in ("inner_norm.weight", "inner_norm.bias", "depthwise.bias"):
+            assert torch.equal(ours.convolution.get_parameter(norm), theirs.convolution.get_parameter(norm)[channels])
+        assert torch.equal(ours.convolution.gated.weight, theirs.convolution.gated.weight[halves][:, width])
+        assert torch.equal(ours.convolution.gated.bias, theirs.convolution.gated.bias[halves])
+        assert torch.equal(ours.convolution.out.weight, theirs.convolution.out.weight[width][:, channels])
+        assert torch.equal(ours.attention.qkv.weight, theirs.attention.qkv.weight[:, width])
+        assert torch.equal(ours.attention.out.weight, theirs.attention.out.weight[width])
+        assert torch.equal(ours.feed_forward1.down.weight, theirs.feed_forward1.down.weight[width])
+        assert torch.equal(ours.norm.weight, theirs.norm.weight[width])
+
+
+def test_each_tensor_counts_alike_in_the_choice_of_units():
+    """A large one says a little for the first half of the units, two small ones say much for the second."""
+    teacher, student = model_of(tiny(), seed=1), model_of(tiny(joiner_dim=9), seed=2)
+    with torch.no_grad():
+        joiner = teacher.joiner
+        joiner.encoder_proj.weight.fill_(100.0)
+        joiner.encoder_proj.weight[:9] = 101.0
+        joiner.predictor_proj.weight[:9] *= 0.3
+        joiner.out.weight[:, :9] *= 0.3
+        for bias in (joiner.encoder_proj.bias, joiner.predictor_proj.bias):
+            bias.fill_(1.0)
+    init_from_teacher(student, teacher)
+    assert torch.equal(student.joiner.out.weight, teacher.joiner.out.weight[:, 9:])
 
 
 def test_a_larger_student_is_refused():

@@ -12,7 +12,7 @@ from kdlib.config import DistillTerm, LossConfig, ModelConfig
 from kdlib.errors import RecipeError
 from kdlib.losses import (REGISTRY, SequenceLoss, best_path_weights, collapsed_kl, encoder_l1, encoder_logits_kl,
                           encoder_mse, lattice_kl, lattice_kl_at, occupancy_weights, shifted)
-from kdlib.training.objective import Objective, loss_with_layers
+from kdlib.training.objective import Objective, loss_with_layers, mean_parts
 from kdlib.transducer import Transducer
 
 pytestmark = pytest.mark.both
@@ -199,16 +199,69 @@ def test_the_total_is_the_weighted_sum_of_its_parts():
     torch.testing.assert_close(parts["total"], want)
 
 
-SEQUENCE = [DistillTerm(name="nbest_rnnt", weight=0.7)]
+@pytest.mark.parametrize("update, first, simple, pruned, ctc", [
+    (0, 0, 1.0, 0.1, 0.3), (5, 0, 0.75, 0.55, 0.3), (10, 0, 0.5, 1.0, 0.3), (30, 0, 0.5, 1.0, 0.3),
+    (5, 6, 0.075, 0.055, 1.0), (6, 6, 0.7, 0.64, 0.3)])
+def test_the_weights_of_the_warm_up(update, first, simple, pruned, ctc):
+    """Of ten updates; and before it is over, of those in which CTC leads and the two others count for a tenth."""
+    objective, batch = make(ctc_first_updates=first), make_batch()
+    frames = int(outputs(objective.student, batch)[1].sum())
+    total, parts, _ = results(objective, dataclasses.replace(batch, total_frames=frames, total_utterances=3), update)
+    torch.testing.assert_close(total, simple * parts["simple"] + pruned * parts["pruned"] + ctc * parts["ctc"])
+    torch.testing.assert_close(parts["total"], total)
 
 
 @pytest.mark.parametrize("fused", ["never", "always"])
-def test_a_certain_hypothesis_counts_as_a_reference(fused):
+def test_both_lattices_have_the_delay_penalty(fused):
+    objective, batch = make(fused=fused, delay_penalty=0.2), make_batch()
+    objective.config.prune_range = 6  # all nodes
+    _, parts, _ = results(objective, batch, 10)
+    student = objective.student
+    with torch.no_grad():
+        encoded, lengths, _ = outputs(student, batch)
+        predicted = student.predictor.prefix(batch.symbols)
+        side, ranges = student.lattice_side(encoded, predicted), rnnt.all_nodes(encoded, batch.symbols)
+
+        def losses(delay_penalty):
+            lattice = dict(symbols=batch.symbols, termination_symbol=0, rnnt_type="modified", reduction="sum",
+                           boundary=rnnt.boundary_of(batch.symbol_lengths, lengths), delay_penalty=delay_penalty,
+                           backend="native")
+            simple = rnnt.rnnt_loss_smoothed(student.simple_lm(predicted), student.simple_am(encoded), lm_only_scale=0.25,
+                                             am_only_scale=0.0, **lattice)
+            pruned = rnnt.rnnt_loss_pruned(student.joiner(side.am.unsqueeze(2), side.lm.unsqueeze(1)), ranges=ranges,
+                                           **lattice)
+            return torch.stack([simple, pruned]) / lengths.sum()
+
+        want, without = losses(0.2), losses(0.0)
+    torch.testing.assert_close(torch.stack([parts["simple"], parts["pruned"]]), want)
+    assert ((want - without).abs() > 0.01 * want).all()
+
+
+def test_means_over_batches_are_of_utterances_and_without_dropout():
+    objective, batch = make(distill=TERMS), make_batch()
+    one = dataclasses.replace(batch, ids=["a"], texts=[""], **{
+        name: getattr(batch, name)[:1] for name in ("features", "feature_lengths", "symbols", "symbol_lengths")})
+    parts = [results(objective, some, 10)[1] for some in (batch, one)]  # of three utterances and of one
+    for module in objective.student.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.5
+    means = mean_parts(objective.train(), [batch, one], 10, torch.device("cpu"))
+    assert means.keys() == parts[0].keys()
+    for name, value in means.items():
+        assert value == pytest.approx((3 * parts[0][name].item() + parts[1][name].item()) / 4, rel=1e-5), name
+
+
+SEQUENCE = [DistillTerm(name="nbest_rnnt", weight=0.7)]
+
+
+@pytest.mark.parametrize("options", [{}, dict(sharpness=2.0, delay_penalty=0.2)])
+@pytest.mark.parametrize("fused", ["never", "always"])
+def test_a_certain_hypothesis_counts_as_a_reference(fused, options):
     batch = make_batch()
     references = [row[:length].tolist() for row, length in zip(batch.symbols, batch.symbol_lengths)]
-    taught = make(distill=SEQUENCE, fused=fused)
+    taught = make(distill=SEQUENCE, fused=fused, **options)
     total, parts, grads = results(taught, with_nbest(batch, references, [0, 1, 2], [-3.0, -70.0, 0.0]), 10)
-    plain, plain_parts, plain_grads = results(make(fused=fused), batch, 10)
+    plain, plain_parts, plain_grads = results(make(fused=fused, **options), batch, 10)
     again = 0.7 * (0.5 * plain_parts["simple"] + plain_parts["pruned"])
     frames = taught.student.encoder(batch.features, batch.feature_lengths)[1].sum()
     torch.testing.assert_close(parts["nbest_rnnt"], again / 0.7)

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -179,6 +180,17 @@ def test_a_stage_may_change_any_setting_of_its_training(folder):
         assert [term.name for term in config(folder, name).loss.distill] == ["collapsed_kl"]
     assert last.optim.warmup_updates == first.optim.warmup_updates
     assert config(folder, "scratch").optim.learning_rate == first.optim.learning_rate
+
+
+def test_what_a_stage_says_of_its_model_goes_before_the_plan(folder):
+    stages = {key: value for key, value in PLAN.items() if key != "stages"}
+    models = []
+    for own in ([], [{}, {"model": {"joiner_dim": 8}}]):
+        done = plan(folder, stages={**stages, "plan": {"stages": 2, "target": "60%"}, "stages": own})
+        assert done.returncode == 0, done.stderr
+        models.append([config(folder, name).model for name in ("stage1", "stage2")])
+    (first, last), changed = models
+    assert changed == [first, replace(last, joiner_dim=8)] != [first, last]
 
 
 def test_sizes_follow_from_a_target(folder):

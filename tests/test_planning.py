@@ -104,6 +104,18 @@ def test_plans_of_the_recipes_teachers_in_the_default_proportions(recipe, percen
 SMALL = ["voice_commands", "fsdd"]
 
 
+@pytest.mark.parametrize("percent, layers, heads, feedforward", [
+    (40, [4, 4, 4], [3, 3, 3], [352, 256, 176]), (85, [3, 2, 1], [3, 2, 1], [240, 152, 152])])
+def test_of_the_models_that_come_near_the_likest_is_taken(percent, layers, heads, feedforward):
+    """Where the proportions' own layers and heads miss the goal, one head of four goes rather than three, or the last
+    layer but one rather than nearly all of the feed-forward units."""
+    teacher = load_config(TrainConfig, EGS / "fsdd" / "conf" / "teacher.yaml").model
+    students = plan_stages(teacher, PlanConfig(stages=3, target=f"{percent}%"), VOCABULARIES["fsdd"])
+    assert [student.num_layers for student in students] == layers
+    assert [student.num_heads for student in students] == heads
+    assert [student.feedforward_dim for student in students] == feedforward
+
+
 def sizes_of(models, vocab):
     return [measure_model(model, vocab, run=False).total for model in models]
 
@@ -238,4 +250,12 @@ def test_what_cannot_be_reached_is_said_with_what_can():
 def test_the_table_names_what_it_counts():
     header, rows = size_table({"teacher": TEACHER, "stage1": shrink(TEACHER, 0.5, WIDER)}, VOCAB)
     assert header[0] == "Model" and len(rows) == 2 and all(len(row) == len(header) for row in rows)
-    assert rows[0][header.index("of teacher")] == "100.0%"
+    for config, row in zip((TEACHER, shrink(TEACHER, 0.5, WIDER)), rows):
+        size, cells = measure_model(config, VOCAB), dict(zip(header[1:], row[1:]))
+        whole = measure_model(TEACHER, VOCAB).total
+        assert cells == {
+            "layers": str(config.num_layers), "width": str(config.encoder_dim), "ff": str(config.feedforward_dim),
+            "heads": str(config.num_heads), **{part: f"{size.parameters[part]:,}" for part in size.parameters},
+            "params": f"{size.total:,}", "of teacher": f"{100 * size.total / whole:.1f}%",
+            "float32": f"{size.float32_bytes / 1e6:.2f} MB", "int8": f"{size.int8_bytes / 1e6:.2f} MB",
+            "MMAC/s": f"{size.multiply_adds / 1e6:.1f}"}

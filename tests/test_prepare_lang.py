@@ -59,3 +59,4 @@ def test_a_proposed_vocabulary_shrinks_to_what_the_text_fills(cuts):
 
 def test_of_characters_there_are_as_many_as_there_are(cuts):
     assert prepare(cuts, type="char", vocab_size=4).returncode == 0
+    assert set("".join(TEXTS.values())) - {" "} <= set(Lang(cuts.parent / "lang").tokens)

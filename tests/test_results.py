@@ -248,11 +248,16 @@ def test_a_missing_summary_names_the_file_and_the_stage(run, model, stage):
     ({"model": "stage3"}, "belongs to model 'stage3', not to 'stage1'"),
     ({"test_sets": {}}, "is not a decoding summary"),
     ({"parameters": None}, "has no number as parameters"),
+    ({"updates": "many"}, "has no number as updates"),
+    ({"left_context_ms": None}, "has no number as left_context_ms"),
     ({"parameters": 0}, "counts 0 parameters"),
     ({"test_sets": {"test-clean": {"wer": 3.0}}}, "has no number errors for test set test-clean"),
     ({"test_sets": {name: {**test, "errors_by_utterance": [1, 2]}
                     for name, test in summary("stage2")["test_sets"].items()}},
      "has no errors_by_utterance that add up to the errors of test set test-clean"),
+    ({"test_sets": {name: {**test, "errors_by_take": [test["errors"] - 1], "words_by_take": [test["words"]]}
+                    for name, test in summary("stage1")["test_sets"].items()}},
+     "has no errors_by_take that add up to the errors of test set test-clean"),
     ({"test_sets": {"test-clean": summary("stage1")["test_sets"]["test-clean"]}}, "was decoded on other test data"),
     ({"test_sets": {name: {**test, "words_by_utterance": [test["words_by_utterance"][0] + 1,
                                                           test["words_by_utterance"][1] - 1,
@@ -264,6 +269,16 @@ def test_a_foreign_summary_is_named(run, changes, words):
     with pytest.raises(RecipeError) as error:
         run.results()
     assert str(run.path("stage1")) in str(error.value) and words in str(error.value)
+
+
+@pytest.mark.parametrize("key", ["parameters", "updates", "epoch", "avg", "method", "max_sym_per_frame", "chunk_ms",
+                                 "left_context_ms"])
+def test_a_summary_that_lacks_something_is_named(run, key):
+    made = summary("stage1")
+    del made[key]
+    run.path("stage1").write_text(json.dumps(made))
+    with pytest.raises(RecipeError, match=f"stage1/decode/summary.json has no {key}: train and decode it with stage 6"):
+        run.results()
 
 
 @pytest.mark.parametrize("name, text, words", [

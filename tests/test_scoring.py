@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -9,8 +10,8 @@ from hypothesis import strategies as st
 
 from kdlib.errors import RecipeError
 from kdlib.scoring import (UNSPACED, ErrorCounts, align_words, by_characters, count_errors, describe_errors, errors_by_take,
-                           errors_by_utterance, read_recogs, split_characters, write_error_stats, write_recogs,
-                           write_results, write_wer_summary)
+                           errors_by_utterance, read_recogs, read_takes, split_characters, write_error_stats,
+                           write_recogs, write_results, write_wer_summary)
 
 WORD_LISTS = st.lists(st.sampled_from(["A", "B", "C", "*", "É"]), max_size=8)
 
@@ -175,6 +176,16 @@ def test_errors_are_counted_by_take_over_all_utterances():
     assert errors_by_take(results, takes) == ([1, 3], [2, 2])
     with pytest.raises(RecipeError, match="b has 1 takes and 2 words"):
         errors_by_take(results, {**takes, "b": ["1_ann_0"]})
+
+
+def test_takes_are_those_of_all_cuts_or_of_none():
+    def cut(name, **supervision):
+        return SimpleNamespace(id=name, supervisions=[SimpleNamespace(**supervision)])
+
+    said = [cut("a", custom={"takes": ["1_ann_0"]}), cut("b", custom={"takes": ["2_ann_7", "1_ann_0"]})]
+    assert read_takes(said) == {"a": ["1_ann_0"], "b": ["2_ann_7", "1_ann_0"]}
+    for other in (cut("c", custom=None), cut("c", custom={}), SimpleNamespace(id="c", supervisions=[])):
+        assert read_takes([*said, other]) is None
 
 
 @settings(deadline=None)

@@ -1,10 +1,15 @@
 """local/seeds.py on made-up runs of several seeds: what they have together, and which runs do not fit."""
 
+import copy
 from pathlib import Path
 
-from finished_run import Run, stage8, summary
+import pytest
+from finished_run import WERS, Run, stage8, summary
 from scipy import stats
 from scripts import run_script
+
+from kdlib.errors import RecipeError
+from kdlib.seeds import pool_seeds, seeds_table
 
 SEEDS = Path(__file__).resolve().parents[1] / "local" / "seeds.py"
 
@@ -36,6 +41,32 @@ def test_seeds_are_pooled(tmp_path):
     (second.folder / "exp" / "results" / "results.json").write_text("{}")
     done = run_script(*done.args)
     assert done.returncode == 1 and "results.json is not stage 8's" in done.stderr and "Traceback" not in done.stderr
+
+
+def two_runs():
+    """The summaries of two seeds; of the second the teacher makes ten errors less."""
+    runs = [{model: summary(model) for model in WERS} for _ in range(2)]
+    test = runs[1]["teacher"]["test_sets"]["test-clean"]
+    test.update(wer=5.5, errors=110, errors_by_utterance=[1] * 110 + [0] * 290)
+    return runs
+
+
+def test_what_is_relative_is_so_to_the_teacher_of_all_seeds():
+    header, rows = seeds_table(pool_seeds(two_runs()))
+    cells = {row[0]: dict(zip(header[:10], row)) for row in rows}
+    assert cells["teacher"]["WER test-clean"] == "5.75"
+    assert cells["stage3"]["rel."] == f"{100 * (9.0 / 5.75 - 1):+.1f}%"
+
+
+def test_runs_of_other_models_or_test_sets_are_not_pooled():
+    runs = two_runs()
+    less = {model: one for model, one in runs[1].items() if model != "stage2"}
+    with pytest.raises(RecipeError, match="run 2 holds the models teacher, stage1, stage3, .*; the first one teacher, st"):
+        pool_seeds([runs[0], less])
+    fewer = copy.deepcopy(runs[1])
+    del fewer["single"]["test_sets"]["test-other"]
+    with pytest.raises(RecipeError, match="single was decoded on other test sets in run 2 than in the first one"):
+        pool_seeds([runs[0], fewer])
 
 
 def test_runs_that_do_not_fit_are_named(tmp_path):

@@ -13,6 +13,7 @@ from lhotse import CutSet
 from scripts import load
 from untrained import CHUNK, LEFT, LOCAL, export, own_words, random_model, save_finished, script
 
+from kdlib.config import FbankConfig
 from kdlib.errors import RecipeError
 from kdlib.export import ExportedEncoder, OnnxModel, export_onnx, quantise
 from kdlib.files import write_json
@@ -51,6 +52,17 @@ def test_an_unknown_token_is_a_blank_to_both(finished, tmp_path):
         assert sherpa_words(finished, folder, method) == own
         usual = own_words(finished, method)
         assert sum(map(len, own.values())) > 5 and own != usual  # <unk> takes the place of some words, not of all
+
+
+def test_the_runtime_hears_the_frequencies_of_the_training(finished, tmp_path):
+    (tmp_path / "fbank.yaml").write_text("low_freq: 300.0\nhigh_freq: -2500.0\n")
+    done = script("export_onnx.py", "--exp", finished[0] / "exp" / "tiny", "--lang", finished[0] / "lang", "--fbank-config",
+                  tmp_path / "fbank.yaml", "--output", tmp_path / "onnx")
+    assert done.returncode == 0, done.stderr
+    heard = sherpa_words(finished, tmp_path / "onnx", "greedy_search")
+    for low, high, alike in ((300.0, -2500.0, True), (300.0, -400.0, False), (20.0, -2500.0, False)):
+        own = own_words(finished, "greedy_search", fbank=FbankConfig(low_freq=low, high_freq=high))
+        assert (own == heard) == alike
 
 
 def test_int8_is_smaller_and_decodes(finished, exported):

@@ -55,6 +55,17 @@ class TestStamp:
             (step.folder / "in" / f"new{times}").write_text("")
             assert step(pattern).times == times + 1
 
+    def test_hidden_files_are_nobodys_business_and_links_are_followed(self, step):
+        (step.folder / "elsewhere").mkdir()
+        (step.folder / "in" / "link").symlink_to(step.folder / "elsewhere")
+        assert step("in").times == 1
+        (step.folder / "in" / ".cache").mkdir()
+        for hidden in (".cache/a", ".b"):
+            (step.folder / "in" / hidden).write_text("")
+        assert step("in").times == 1
+        (step.folder / "elsewhere" / "new").write_text("")
+        assert step("in").times == 2
+
     def test_a_pattern_without_a_file_is_missing(self, step):
         result = step("in/*.pt")
         assert result.returncode == 1 and "needs in/*.pt" in result.stderr

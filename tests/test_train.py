@@ -6,12 +6,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from made_up import settings
 from scripts import run_script
 
 from kdlib.config import FbankConfig, save_config
+from kdlib.cuts import feature_statistics
 from kdlib.files import content_digest, read_json, write_json
-from kdlib.training.checkpoint import begin_run
+from kdlib.training.checkpoint import begin_run, load_averaged
 
 SCRIPT = Path(__file__).resolve().parents[1] / "local" / "train.py"
 SHORT = ("training.num_epochs=1", "training.updates_per_epoch=2", "data.curriculum.updates=0")
@@ -85,6 +87,23 @@ def test_a_teacher_of_other_features_is_refused(train, student, tmp_path):
     refused(train(tmp_path / "next", settings(*SMALLER, "model.feedforward_dim=8"), init_from=student,
                   teacher=tmp_path / "other"), f"fbank.json says high_freq -400.0, and {tmp_path / 'other'} was trained with "
             "-200.0: give the fbank settings of its stage 2")
+
+
+def test_a_student_may_start_from_nothing(train, corpus, teacher_folder, student, tmp_path):
+    """With statistics of its own training's features, where another has its teacher's, and the units that it names."""
+    cuts = corpus[2].subset(first=30)
+    cuts.to_file(tmp_path / "cuts_some.jsonl.gz")
+    taught = load_averaged(teacher_folder)[0].encoder
+    for weights, mean in (("scratch", feature_statistics(cuts)[0]), ("teacher", taught.subsampling.mean)):
+        config = settings(*SMALLER, f"init.weights={weights}", "init.units=first", "optim.learning_rate=1e-9")
+        done = train(tmp_path / weights, config, "--train-cuts", tmp_path / "cuts_some.jsonl.gz", init_from=teacher_folder,
+                     teacher=teacher_folder)
+        assert done.returncode == 0, done.stderr
+        assert ("weights start from" in done.stderr) == (weights == "teacher")
+        encoder = load_averaged(tmp_path / weights)[0].encoder
+        torch.testing.assert_close(encoder.subsampling.mean, mean)
+        ours, theirs = (one.layers[0].feed_forward1.up.weight for one in (encoder, taught))
+        assert torch.allclose(ours, theirs[:16], atol=1e-6) == (weights == "teacher")
 
 
 def test_important_layers_are_chosen_once(train, teacher_folder, tmp_path):

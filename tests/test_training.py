@@ -11,14 +11,15 @@ from made_up import make_cuts, make_noise, settings, trainer
 from scripts import run_script
 
 from kdlib.config import DecodeConfig, DistillTerm, LangConfig, TrainConfig, load_config, merge_config
-from kdlib.cuts import describe_skipped, load_cuts, select_cuts
-from kdlib.data import Phase, eval_loader, train_loader, TransducerDataset
+from kdlib.cuts import describe_skipped, feature_statistics, load_cuts, select_cuts
+from kdlib.data import Phase, eval_loader, plan_batch, train_loader, TransducerDataset
 from kdlib.decoding import greedy_search, modified_beam_search
 from kdlib.errors import RecipeError
 from kdlib.lang import Lang, train_lang
 from kdlib.plan_config import ProgressiveConfig
 from kdlib.training.checkpoint import load_averaged, load_checkpoint, load_state
-from kdlib.training.loop import MovingAverage, Trainer, learning_rate
+from kdlib.training.loop import MovingAverage, Trainer, learning_rate, make_optimizer
+from kdlib.training.objective import Objective
 from kdlib.training.parallel import launch
 from kdlib.transducer import Transducer
 
@@ -61,6 +62,25 @@ def test_the_average_is_the_mean_of_the_epochs(teacher_folder):
     parts = [torch.load(teacher_folder / f"epoch-{n}.pt", weights_only=True)["average"] for n in (9, 10, 11)]
     for name, value in model.state_dict().items():
         torch.testing.assert_close(value, sum(p[name] for p in parts) / 3)
+
+
+def test_as_many_epochs_are_averaged_as_the_training_says(teacher_folder, tmp_path):
+    """Unless another number is given."""
+    for number in (10, 11, 12):
+        content = torch.load(teacher_folder / f"epoch-{number}.pt", weights_only=True)
+        config = json.loads(content["config"])
+        config["training"]["avg"] = 3
+        torch.save({**content, "config": json.dumps(config)}, tmp_path / f"epoch-{number}.pt")
+    (tmp_path / "done.json").write_bytes((teacher_folder / "done.json").read_bytes())
+    model, _, which = load_averaged(tmp_path)
+    assert which["avg"] == 3 and load_averaged(tmp_path, avg=1)[2]["avg"] == 1
+    for name, value in load_averaged(teacher_folder, avg=3)[0].state_dict().items():
+        assert torch.equal(model.state_dict()[name], value), name
+
+
+def test_the_chunks_of_a_training_are_those_of_its_config(corpus, tmp_path):
+    objective = trainer(settings("training.chunk_sizes=[2,0]", "training.left_contexts=[8,-1]"), tmp_path, corpus).objective
+    assert (objective.chunk_sizes, objective.left_contexts) == ([2, 0], [8, -1])
 
 
 def test_resuming_gives_what_an_uninterrupted_training_gives(corpus, tmp_path, monkeypatch):
@@ -126,6 +146,33 @@ def test_batches_do_not_depend_on_workers_or_on_where_one_resumes(corpus):
     assert sorted(i for b in whole for i in b.ids) == sorted(c.id for c in train)
 
 
+def test_batches_of_a_test_set_are_as_large_as_may_be(corpus):
+    _, lang, _, dev = corpus
+    batches = list(eval_loader(dev, lang, settings().data, 2.0))
+    assert sorted(id_ for batch in batches for id_ in batch.ids) == sorted(dev.ids)
+    longest = [batch.features.size(1) / 100 for batch in batches]  # of each, in seconds
+    assert longest == sorted(longest, reverse=True) and len(batches) > 3
+    assert all(seconds * len(batch.ids) <= 2.0 for seconds, batch in zip(longest, batches))
+    assert all(seconds * (len(batch.ids) + 1) > 2.0 for seconds, batch in list(zip(longest, batches))[:-1])
+
+
+def test_statistics_of_the_features(corpus):
+    for most, chosen in ((300, list(corpus[2])), (30, list(corpus[2])[::3])):
+        frames = torch.cat([torch.from_numpy(cut.load_features()) for cut in chosen])
+        mean = frames.mean(0)
+        std = ((frames - mean) ** 2).sum(0).div(len(frames) - 1).sqrt()
+        torch.testing.assert_close(feature_statistics(corpus[2], most), (mean, std))
+
+
+def test_no_two_batches_are_augmented_alike(corpus):
+    """Nor the shares of one batch, nor one that comes again in another epoch or from another seed."""
+    _, lang, train, _ = corpus
+    dataset = TransducerDataset(lang, settings().data, train=True)
+    seeds = [planned.seed for epoch, seed, rank in ((1, 1, 0), (1, 1, 1), (2, 1, 0), (1, 2, 0))
+             for planned in train_loader(train, dataset, settings().data, Phase(epoch, seed), rank=rank, world_size=2).sampler]
+    assert len(seeds) > 40 and len(set(seeds)) == len(seeds)
+
+
 def test_an_epoch_of_so_many_updates(corpus):
     _, lang, train, _ = corpus
     dataset = TransducerDataset(lang, settings().data, train=True)
@@ -164,9 +211,11 @@ def test_utterances_that_cannot_be_learnt_from_are_counted(corpus):
     empty.supervisions[0].text = " "
     long = make_cuts(folder, "labels", 1, 4)[0]
     long.supervisions[0].text = "A B C D " * 5  # more characters than frames after subsampling
-    kept, skipped = select_cuts(CutSet.from_cuts(cuts + [empty, long]), lang, settings().data, modified=True)
+    bare = make_cuts(folder, "bare", 1, 5)[0]
+    bare.features = None
+    kept, skipped = select_cuts(CutSet.from_cuts(cuts + [empty, long, bare]), lang, settings().data, modified=True)
     assert [c.id for c in kept] == [c.id for c in cuts]
-    assert skipped == {"empty transcript": ["empty-0"], "too short for its labels": ["labels-0"]}
+    assert skipped == {"empty transcript": ["empty-0"], "too short for its labels": ["labels-0"], "no features": ["bare-0"]}
     assert "skipped 1 utterances (empty transcript): empty-0" in describe_skipped(skipped)
     kept, _ = select_cuts(CutSet.from_cuts([long]), lang, settings().data, modified=False)
     assert len(kept) == 1  # the regular lattice takes several labels a frame
@@ -197,6 +246,9 @@ def test_learning_rate_warms_up_and_ends_low():
     assert learning_rate(config, 0, 0.0) == pytest.approx(config.learning_rate / 5)
     assert learning_rate(config, 10, 0.0) == pytest.approx(config.learning_rate)
     assert learning_rate(config, 10, 1.0) == pytest.approx(config.learning_rate * config.final_ratio)
+    # A quarter of the way down a cosine, not down a line.
+    part = config.final_ratio + (1 - config.final_ratio) * (1 + 0.5 ** 0.5) / 2
+    assert learning_rate(config, 10, 0.25) == pytest.approx(config.learning_rate * part)
 
 
 def test_moving_average_of_a_constant_is_that_constant():
@@ -207,6 +259,79 @@ def test_moving_average_of_a_constant_is_that_constant():
     for update in range(200):
         average.update(model, update)
     torch.testing.assert_close(average.state["weight"], torch.full((2, 2), 3.0))
+
+
+def test_a_moving_average_follows_quickly_while_the_training_is_young():
+    model = torch.nn.Linear(1, 1, bias=False)
+    for updates, kept in ((1, 2 / 11), (8, 0.5), (1000, 0.9)):
+        with torch.no_grad():
+            model.weight.fill_(1.0)
+        average = MovingAverage(model, 0.9)
+        with torch.no_grad():
+            model.weight.fill_(2.0)
+        average.update(model, updates)
+        assert average.state["weight"].item() == pytest.approx(2.0 - kept)
+
+
+def test_norms_and_biases_do_not_decay():
+    objective = Objective(Transducer(settings().model, 9), settings().loss)
+    optimizer = make_optimizer(objective, settings("optim.weight_decay=0.03").optim)
+    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    found = {name: decay[id(p)] for name, p in objective.named_parameters()}
+    assert set(found.values()) == {0.0, 0.03}
+    assert all(value == (0.0 if "norm" in name or name.endswith("bias") else 0.03) for name, value in found.items())
+
+
+def test_gradients_are_clipped_and_their_norm_is_told(corpus, tmp_path):
+    _, lang, train, _ = corpus
+    norms = []
+    for most in (1e9, 0.01):
+        run = trainer(settings(f"optim.clip_norm={most}"), tmp_path / str(most), corpus)
+        batch = next(iter(train_loader(train, run.dataset, run.config.data, Phase(1, seed=1))))
+        told = run._update(batch)[1]
+        norms.append((told, torch.stack([p.grad.norm() for p in run.objective.parameters()]).norm().item()))
+    (told, whole), (same, clipped) = norms
+    assert told == same == pytest.approx(whole) and clipped == pytest.approx(0.01, rel=1e-3) and whole > 0.1
+
+
+def test_the_curriculum_is_of_short_utterances(corpus, tmp_path, monkeypatch):
+    seen = []
+
+    def listen(self, batch):
+        seen.append(max(len(text.split()) for text in batch.texts))
+        self.updates += 1
+        return {}, 0.0
+
+    monkeypatch.setattr(Trainer, "_update", listen)
+    trainer(settings("data.curriculum.updates=6", "data.curriculum.max_words=2", "training.num_epochs=1"), tmp_path / "exp",
+            corpus).train()
+    assert max(seen[:6]) == 2 and max(seen[6:]) == 3  # of utterances of one to three words
+
+
+def test_noise_is_as_frequent_and_as_loud_as_the_config_says(corpus):
+    folder, lang, train, _ = corpus
+    planned = plan_batch(list(train)[:60], seed=1, progress=1.0)
+    clean = TransducerDataset(lang, settings().data)[planned].features
+
+    def noise(probability, ratio):
+        """The part of the utterances that hold some, and how much the features differ."""
+        config = settings(f"data.noise_probability={probability}", f"data.noise_snr=[{ratio},{ratio}]",
+                          "data.spec_augment.enabled=false").data
+        noisy = TransducerDataset(lang, config, make_noise(folder), train=True)[planned].features
+        difference = (noisy - clean).abs().flatten(1)
+        return (difference.amax(1) > 1e-3).float().mean().item(), difference.mean().item()
+
+    (some, _), (every, much), (_, little) = noise(0.5, 0.0), noise(1.0, 0.0), noise(1.0, 30.0)
+    assert 0.25 < some < 0.75 and every == 1.0 and much > 3 * little > 0
+
+
+def test_features_are_masked_from_where_the_config_says(corpus):
+    _, lang, train, _ = corpus
+    config = settings("data.spec_augment.start=0.5").data
+    learning, other = (TransducerDataset(lang, config, train=train) for train in (True, False))
+    for progress, masked in ((0.4, False), (0.5, True)):
+        planned = plan_batch(list(train)[:4], seed=1, progress=progress)
+        assert torch.equal(learning[planned].features, other[planned].features) != masked
 
 
 # What is wrong is named in one line.
@@ -339,6 +464,7 @@ def test_lang_folders_that_do_not_fit(corpus, tmp_path):
     folder = corpus[0] / "lang"
     assert Lang(folder).tokens[:3] == ["<blk>", "<sos/eos>", "<unk>"]
     assert Lang(folder).decode(Lang(folder).encode("A D")) == "A D"
+    assert Lang(folder).decode([0, 1, *Lang(folder).encode("A"), 2]) == "A"  # the first three stand for nothing
     with pytest.raises(RecipeError, match="tokens.txt is missing: run stage 3"):
         Lang(tmp_path)
     (tmp_path / "tokens.txt").write_text("<blk> 0\n")

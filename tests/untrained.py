@@ -37,9 +37,9 @@ def random_model(vocab_size: int, **changes) -> Transducer:
     return model
 
 
-def save_finished(exp, model, lang):
-    """The folder of a training that has ended in this model."""
-    config = TrainConfig(model=model.config, loss=LossConfig(distill=[DistillTerm(name="encoder_mse", weight=0.5)]))
+def save_finished(exp, model, lang, more=()):
+    """The folder of a training that has ended in this model; ``more`` are distillation losses beside its own."""
+    config = TrainConfig(model=model.config, loss=LossConfig(distill=[DistillTerm(name="encoder_mse", weight=0.5), *more]))
     weights = model.state_dict()
     exp.mkdir(parents=True)
     save_checkpoint(exp / "epoch-1.pt", {"model": weights, "average": weights, "config": json.dumps(config_to_dict(config)),
@@ -80,12 +80,12 @@ def export(folder, name, output):
     return output
 
 
-def own_words(finished, method, model=None):
+def own_words(finished, method, model=None, fbank=FbankConfig()):
     """What our streams hear in the audio followed by as much silence as sherpa-onnx is given; of another model, if given."""
     _, usual, lang, cuts = finished
     model = model or usual
     recogniser = StreamingRecogniser(model, config=DecodeConfig(method))
-    extractor, heard = fbank_extractor(FbankConfig()), {}
+    extractor, heard = fbank_extractor(fbank), {}
     for cut in cuts:
         silence = np.zeros((1, int((4 * CHUNK + 4) * 160) + 1), dtype=np.float32)
         samples = np.concatenate([cut.load_audio(), silence], axis=1)
