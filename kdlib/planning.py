@@ -25,7 +25,8 @@ from kdlib.transducer import DEPLOYED, Transducer
 
 FRAMES_A_SECOND = 100  # of features
 # What each dimension is rounded to, and the least that it may become.
-GRAINS = {"num_layers": 1, "num_heads": 1, "feedforward_dim": 8, "encoder_dim": 8, "predictor_dim": 8, "joiner_dim": 8}
+GRAINS = {"num_layers": 1, "num_heads": 1, "feedforward_dim": 8, "encoder_dim": 8, "subsampling_channels": 8,
+          "predictor_dim": 8, "joiner_dim": 8}
 NEAR = 0.98  # a stage that has so much of its goal is not searched for any longer
 FAR = 0.95  # a last stage that has less of the target is planned anew, with all that lead to it
 UNITS = {"": 1, "k": 10**3, "m": 10**6}
