@@ -24,9 +24,11 @@ class PlanConfig:
 
     stages: int = 3
     target: str = "60%"  # smaller than the teacher; or 700k, 0.7M (parameters); or 900kB, 1.2MB (bytes at int8)
-    # How soon each dimension gives way beside the others: it is multiplied by s to this power.
+    # How soon each dimension gives way beside the others: it is multiplied by s to this power. Layers last: of models of one
+    # size the narrow and deep ones make fewer errors (docs/losses.md, "Which shape?").
     proportions: Dict[str, float] = field(default_factory=lambda: {
-        "num_layers": 0.5, "num_heads": 0.5, "feedforward_dim": 1.0, "predictor_dim": 0.5, "joiner_dim": 0.5})
+        "num_layers": 0.25, "num_heads": 0.5, "feedforward_dim": 1.0, "encoder_dim": 0.5, "subsampling_channels": 0.5,
+        "predictor_dim": 0.5, "joiner_dim": 0.5})
     # What each stage but the last, which has the target, keeps of the teacher; geometrically spaced when empty.
     parts: List[float] = field(default_factory=list)
 

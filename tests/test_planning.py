@@ -85,7 +85,7 @@ VOCABULARIES = {"voice_commands": 340, "fsdd": 44, "librispeech": 500, "aishell"
 
 
 @pytest.mark.parametrize("recipe", VOCABULARIES)
-@pytest.mark.parametrize("percent", [60, 75, 85])
+@pytest.mark.parametrize("percent", [60, 75, 85, 93])
 @pytest.mark.parametrize("stages", [1, 2, 3, 4, 5])
 def test_plans_of_the_recipes_teachers_in_the_default_proportions(recipe, percent, stages):
     """Layers and heads are coarse in a small model, and no student may be larger than the one before it in anything."""
@@ -96,12 +96,15 @@ def test_plans_of_the_recipes_teachers_in_the_default_proportions(recipe, percen
     before = teacher
     for stage, student in enumerate(students, start=1):
         goal = whole * (1 - percent / 100) ** (stage / stages)
-        assert 0.97 * goal < measure_model(student, vocab, run=False).total <= goal + 1
+        near = 0.97 if percent < 90 else 0.95  # the smaller a model, the coarser its grains
+        assert near * goal < measure_model(student, vocab, run=False).total <= goal + 1
         assert all(getattr(student, name) <= getattr(before, name) for name in GRAINS)
         before = student
 
 
 SMALL = ["voice_commands", "fsdd"]
+# The width stays: what is left is coarse.
+COARSE = {"num_layers": 0.5, "num_heads": 0.5, "feedforward_dim": 1.0, "predictor_dim": 0.5, "joiner_dim": 0.5}
 
 
 @pytest.mark.parametrize("percent, layers, heads, feedforward", [
@@ -110,7 +113,7 @@ def test_of_the_models_that_come_near_the_likest_is_taken(percent, layers, heads
     """Where the proportions' own layers and heads miss the goal, one head of four goes rather than three, or the last
     layer but one rather than nearly all of the feed-forward units."""
     teacher = load_config(TrainConfig, EGS / "fsdd" / "conf" / "teacher.yaml").model
-    students = plan_stages(teacher, PlanConfig(stages=3, target=f"{percent}%"), VOCABULARIES["fsdd"])
+    students = plan_stages(teacher, PlanConfig(stages=3, target=f"{percent}%", proportions=COARSE), VOCABULARIES["fsdd"])
     assert [student.num_layers for student in students] == layers
     assert [student.num_heads for student in students] == heads
     assert [student.feedforward_dim for student in students] == feedforward
@@ -121,12 +124,14 @@ def sizes_of(models, vocab):
 
 
 @pytest.mark.parametrize("recipe", SMALL)
-@pytest.mark.parametrize("percent", [10, 20, 30, 60, 75, 85, 88])
-def test_ten_stages_of_a_small_teacher(recipe, percent):
+@pytest.mark.parametrize("proportions, percent", [
+    *((COARSE, percent) for percent in (10, 20, 30, 60, 75, 85, 88)),
+    *((PlanConfig().proportions, percent) for percent in (20, 30, 60, 75, 85, 93))])
+def test_ten_stages_of_a_small_teacher(recipe, proportions, percent):
     """At some of these targets a stage would take what is left for the next, were the last one not planned first."""
     teacher = load_config(TrainConfig, EGS / recipe / "conf" / "teacher.yaml").model
     vocab = VOCABULARIES[recipe]
-    models = [teacher, *plan_stages(teacher, PlanConfig(stages=10, target=f"{percent}%"), vocab)]
+    models = [teacher, *plan_stages(teacher, PlanConfig(stages=10, target=f"{percent}%", proportions=proportions), vocab)]
     sizes = sizes_of(models, vocab)
     assert len(sizes) == 11 and all(a > b for a, b in zip(sizes, sizes[1:]))
     assert all(getattr(a, name) >= getattr(b, name) for a, b in zip(models, models[1:]) for name in GRAINS)
@@ -143,18 +148,19 @@ def test_more_stages_than_there_are_sizes(recipe):
     teacher = load_config(TrainConfig, EGS / recipe / "conf" / "teacher.yaml").model
     vocab = VOCABULARIES[recipe]
     with pytest.raises(RecipeError, match="10% can be reached in ([0-9]+) stages, .*, not in 40: plan fewer") as error:
-        plan_stages(teacher, PlanConfig(stages=40, target="10%"), vocab)
+        plan_stages(teacher, PlanConfig(stages=40, target="10%", proportions=COARSE), vocab)
     most = int(re.search("in ([0-9]+) stages", str(error.value)).group(1))
-    sizes = sizes_of([teacher, *plan_stages(teacher, PlanConfig(stages=most, target="10%"), vocab)], vocab)
+    sizes = sizes_of([teacher, *plan_stages(teacher, PlanConfig(stages=most, target="10%", proportions=COARSE), vocab)], vocab)
     assert 10 < most == len(sizes) - 1 and all(a > b for a, b in zip(sizes, sizes[1:]))
     with pytest.raises(RecipeError, match=f"in {most} stages, .* not in {most + 1}"):
-        plan_stages(teacher, PlanConfig(stages=most + 1, target="10%"), vocab)
+        plan_stages(teacher, PlanConfig(stages=most + 1, target="10%", proportions=COARSE), vocab)
 
 
 def test_parts_that_leave_little_between_them():
     teacher = load_config(TrainConfig, EGS / "fsdd" / "conf" / "teacher.yaml").model
     parts = [0.98, 0.97, 0.96, 0.95, 0.94, 0.93, 0.92, 0.91, 0.905]
-    whole, *sizes = sizes_of([teacher, *plan_stages(teacher, PlanConfig(stages=10, target="10%", parts=parts), 44)], 44)
+    plan = PlanConfig(stages=10, target="10%", parts=parts, proportions=COARSE)
+    whole, *sizes = sizes_of([teacher, *plan_stages(teacher, plan, 44)], 44)
     assert all(a > b for a, b in zip(sizes, sizes[1:]))
     assert sizes == pytest.approx([part * whole for part in [*parts, 0.9]], rel=0.02)
 
@@ -202,7 +208,8 @@ def test_what_all_students_change_is_part_of_the_plan():
 
 
 @pytest.mark.parametrize("width", [36, 100])
-@pytest.mark.parametrize("plan", [PlanConfig(stages=6, target="10%"), PlanConfig(stages=2, target="40%"),
+@pytest.mark.parametrize("plan", [PlanConfig(stages=6, target="10%", proportions=COARSE),
+                                  PlanConfig(stages=2, target="40%", proportions=COARSE),
                                   PlanConfig(stages=2, target="40%", proportions={"num_layers": 1.0, "encoder_dim": 0.0})])
 def test_what_has_no_proportion_is_left_alone(width, plan):
     """A teacher's width need be no multiple of the grain in which a plan would take from it."""
@@ -234,7 +241,7 @@ def test_a_target_in_bytes_and_parts_of_ones_own():
 
 
 def test_what_cannot_be_reached_is_said_with_what_can():
-    plan = PlanConfig(target="99%")
+    plan = PlanConfig(target="99%", proportions=COARSE)
     with pytest.raises(RecipeError, match="no model has fewer than ([0-9,]+) parameters") as error:
         plan_stages(TEACHER, plan, VOCAB)
     least = measure_model(shrink(TEACHER, 0.0, plan.proportions), VOCAB).total
