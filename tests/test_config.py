@@ -1,0 +1,91 @@
+"""Settings: files and key=value words, and what is said of those that are wrong."""
+
+import pytest
+
+from kdlib.config import DecodeConfig, DistillTerm, TrainConfig, load_config, merge_config
+from kdlib.errors import RecipeError
+from kdlib.plan_config import ProgressiveConfig
+
+pytestmark = pytest.mark.both
+
+
+def test_configs_name_what_is_wrong(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text("model: {num_layer: 3}\n")
+    with pytest.raises(RecipeError, match=r"a.yaml: key 'model.num_layer'.*known keys there: .*num_layers"):
+        load_config(TrainConfig, path)
+    path.write_text("model: {num_layers: many}\n")
+    with pytest.raises(RecipeError, match="a.yaml: key 'model.num_layers'.*many"):
+        load_config(TrainConfig, path)
+    path.write_text("model: {num_layers: 3}\n")
+    assert load_config(TrainConfig, path, ["model.num_layers=5"]).model.num_layers == 5
+    with pytest.raises(RecipeError, match="command line: key 'modle'"):
+        load_config(TrainConfig, path, ["modle.num_layers=5"])
+    with pytest.raises(RecipeError, match="unknown option '--frobnicate'"):
+        load_config(TrainConfig, path, ["--frobnicate"])
+    with pytest.raises(RecipeError, match=r"command line: data.noise_snr=\[1"):
+        load_config(TrainConfig, path, ["data.noise_snr=[1"])
+    with pytest.raises(RecipeError, match="command line: .*nothing"):
+        load_config(TrainConfig, path, ["training.seed=${nothing}"])
+    for word, wanted in (("model.head_dim=35", "even"), ("model.dropout=2", "below 1"), ("model.num_heads=0", "above 0"),
+                         ("loss.rnnt_type=x", "regular or modified"), ("training.save_every_updates=0", "above 0"),
+                         ("training.avg=6", "at most training.num_epochs, 5"),
+                         # What else would end a training in a stack trace, or have it learn nothing without a word.
+                         ("loss.lm_scale=-1", "finite"), ("loss.am_scale=.nan", "0 or more"),
+                         ("loss.simple_scale=.inf", "finite"),
+                         ("loss.delay_penalty=-1", "0 or more"), ("loss.ctc_weight=-1", "0 or more"),
+                         ("optim.learning_rate=-1", "above 0"), ("optim.learning_rate=.inf", "finite"),
+                         ("optim.clip_norm=0", "above 0"), ("optim.weight_decay=-1", "0 or more"),
+                         ("optim.final_ratio=-1", "0 or more"), ("optim.ema_decay=1", "below 1"),
+                         ("data.noise_probability=2", "from 0 to 1"), ("data.spec_augment.frame_mask_size=0", "above 0"),
+                         ("data.spec_augment.num_feature_masks=-1", "0 or more"),
+                         ("data.spec_augment.max_frames_fraction=1.5", "from 0 to 1"),
+                         ("training.seed=20261128111500", "below 2.32")):
+        with pytest.raises(RecipeError, match=f"a.yaml: {word.split('=')[0]} is .*; it must be .*{wanted}"):
+            load_config(TrainConfig, path, [word])
+    with pytest.raises(RecipeError, match="method is 'best'; it must be greedy_search, modified_beam_search or"):
+        merge_config(DecodeConfig, {}, ["method=best"])
+    path.write_text("model: {num_layers: [\n")
+    with pytest.raises(RecipeError, match="a.yaml is not valid YAML"):
+        load_config(TrainConfig, path)
+    path.write_text("- a list\n")
+    with pytest.raises(RecipeError, match="a.yaml holds no YAML mapping"):
+        load_config(TrainConfig, path)
+    with pytest.raises(RecipeError, match="b.yaml is missing"):
+        load_config(TrainConfig, tmp_path / "b.yaml")
+    assert load_config(TrainConfig, write(path, "loss: {distill: [{name: encoder_mse, weight: 2}]}")).loss.distill == [
+        DistillTerm("encoder_mse", 2.0)]
+
+
+@pytest.mark.parametrize("content, words, said", [
+    ({"loss": {"distill": {"name": "encoder_mse"}}}, [], "conf: key 'loss.distill' is a mapping, .*; it must be a list"),
+    ({"loss": [1]}, [], r"conf: key 'loss' is a list, \[1\]; it must be a mapping"),
+    ({"model": 3}, [], "conf: key 'model' is a value, 3; it must be a mapping"),
+    ({"data": {"noise_snr": {"low": 1}}}, [], "conf: key 'data.noise_snr' is a mapping"),
+    (3, [], "conf: all of it is a value, 3; it must be a mapping"),
+    ({}, ["loss.distill.0.weight=3"], "command line: key 'loss.distill' is a mapping, .*; it must be a list, given whole"),
+    ({}, ["model=[1]"], "command line: key 'model' is a list"),
+    ([{"loss": {"distill": [{"name": "encoder_mse"}]}}, {"loss": {"distill": {"name": "encoder_l1"}}}], [],
+     "conf: key 'loss.distill' is a mapping"),
+])
+def test_lists_and_mappings_that_stand_in_each_others_place(content, words, said):
+    with pytest.raises(RecipeError, match=said):
+        merge_config(TrainConfig, content, words, source="conf")
+
+
+@pytest.mark.parametrize("content, said", [
+    ({"stages": {"a": 1}}, "conf: key 'stages' is a mapping, {'a': 1}; it must be a list"),
+    ({"student": [1]}, "conf: key 'student' is a list"),
+    ({"plan": 3}, "conf: key 'plan', 3, has a list, a mapping or a value in the place"),
+    ({"plan": {"parts": {"a": 1}}}, "conf: key 'plan', {'parts': .*in the place of another"),
+    ([{"student": {"loss": {"distill": []}}}, {"student": {"loss": {"distill": {"name": "x"}}}}],
+     "conf: key 'student.loss.distill' is a mapping"),
+])
+def test_chains_with_lists_and_mappings_in_each_others_place(content, said):
+    with pytest.raises(RecipeError, match=said):
+        merge_config(ProgressiveConfig, content, source="conf")
+
+
+def write(path, text):
+    path.write_text(text)
+    return path

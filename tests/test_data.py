@@ -1,0 +1,134 @@
+"""What a training reads: its batches, which utterances make them, noise and masks, and what cannot be read."""
+
+import pytest
+import torch
+from lhotse import CutSet
+from made_up import make_cuts, make_noise, settings
+
+from kdlib.cuts import describe_skipped, feature_statistics, load_cuts, select_cuts
+from kdlib.data import Phase, eval_loader, plan_batch, train_loader, TransducerDataset
+from kdlib.errors import RecipeError
+from kdlib.training.loop import Trainer
+from kdlib.transducer import Transducer
+
+pytestmark = [pytest.mark.both, pytest.mark.usefixtures("one_thread")]
+
+
+def test_batches_do_not_depend_on_workers_or_on_where_one_resumes(corpus):
+    folder, lang, train, _ = corpus
+    dataset = TransducerDataset(lang, settings("data.noise_probability=0.5").data, make_noise(folder), train=True)
+
+    def batches(skip, workers):
+        config = settings(f"data.num_workers={workers}").data
+        return list(train_loader(train, dataset, config, Phase(3, seed=1, begin=0.5, end=1.0), skip))
+
+    whole, late = batches(0, 0), batches(4, 1)
+    clean = list(train_loader(train, TransducerDataset(lang, settings().data, train=True), settings().data,
+                              Phase(3, seed=1, begin=0.5, end=1.0)))
+    assert not all(torch.equal(a.features, b.features) for a, b in zip(whole, clean))  # there is noise in it
+    assert len(late) == len(whole) - 4
+    for a, b in zip(whole[4:], late):
+        assert a.ids == b.ids and torch.equal(a.features, b.features) and a.progress == b.progress
+    assert [b.progress for b in whole] == sorted(b.progress for b in whole) and whole[-1].progress == 1.0
+    assert sorted(i for b in whole for i in b.ids) == sorted(c.id for c in train)
+
+
+def test_batches_of_a_test_set_are_as_large_as_may_be(corpus):
+    _, lang, _, dev = corpus
+    batches = list(eval_loader(dev, lang, settings().data, 2.0))
+    assert sorted(id_ for batch in batches for id_ in batch.ids) == sorted(dev.ids)
+    longest = [batch.features.size(1) / 100 for batch in batches]  # of each, in seconds
+    assert longest == sorted(longest, reverse=True) and len(batches) > 3
+    assert all(seconds * len(batch.ids) <= 2.0 for seconds, batch in zip(longest, batches))
+    assert all(seconds * (len(batch.ids) + 1) > 2.0 for seconds, batch in list(zip(longest, batches))[:-1])
+
+
+def test_statistics_of_the_features(corpus):
+    for most, chosen in ((300, list(corpus[2])), (30, list(corpus[2])[::3])):
+        frames = torch.cat([torch.from_numpy(cut.load_features()) for cut in chosen])
+        mean = frames.mean(0)
+        std = ((frames - mean) ** 2).sum(0).div(len(frames) - 1).sqrt()
+        torch.testing.assert_close(feature_statistics(corpus[2], most), (mean, std))
+
+
+def test_no_two_batches_are_augmented_alike(corpus):
+    """Nor the shares of one batch, nor one that comes again in another epoch or from another seed."""
+    _, lang, train, _ = corpus
+    dataset = TransducerDataset(lang, settings().data, train=True)
+    seeds = [planned.seed for epoch, seed, rank in ((1, 1, 0), (1, 1, 1), (2, 1, 0), (1, 2, 0))
+             for planned in train_loader(train, dataset, settings().data, Phase(epoch, seed), rank=rank, world_size=2).sampler]
+    assert len(seeds) > 40 and len(set(seeds)) == len(seeds)
+
+
+def test_an_epoch_of_so_many_updates(corpus):
+    _, lang, train, _ = corpus
+    dataset = TransducerDataset(lang, settings().data, train=True)
+    epochs = [list(train_loader(train, dataset, settings().data, Phase(epoch, seed=1, updates=25))) for epoch in (1, 2)]
+    assert [len(batches) for batches in epochs] == [25, 25]  # more than the cuts make once
+    assert epochs[0][-1].progress == 1.0 and epochs[0][0].progress == pytest.approx(1 / 25)
+    assert [b.ids for b in epochs[0]] != [b.ids for b in epochs[1]]
+    assert {i for b in epochs[0] for i in b.ids} == {c.id for c in train}
+
+
+def test_utterances_that_cannot_be_learnt_from_are_counted(corpus):
+    folder, lang, train, _ = corpus
+    cuts = list(train)[:5]
+    empty = make_cuts(folder, "empty", 1, 3)[0]
+    empty.supervisions[0].text = " "
+    long = make_cuts(folder, "labels", 1, 4)[0]
+    long.supervisions[0].text = "A B C D " * 5  # more characters than frames after subsampling
+    bare = make_cuts(folder, "bare", 1, 5)[0]
+    bare.features = None
+    kept, skipped = select_cuts(CutSet.from_cuts(cuts + [empty, long, bare]), lang, settings().data, modified=True)
+    assert [c.id for c in kept] == [c.id for c in cuts]
+    assert skipped == {"empty transcript": ["empty-0"], "too short for its labels": ["labels-0"], "no features": ["bare-0"]}
+    assert "skipped 1 utterances (empty transcript): empty-0" in describe_skipped(skipped)
+    kept, _ = select_cuts(CutSet.from_cuts([long]), lang, settings().data, modified=False)
+    assert len(kept) == 1  # the regular lattice takes several labels a frame
+
+
+def test_features_that_are_gone_are_named(corpus, tmp_path):
+    cuts = make_cuts(tmp_path, "gone", 30, 5)
+    for path in (tmp_path / "gone").rglob("*.npy"):
+        path.unlink()
+    _, lang, _, dev = corpus
+    for workers in (0, 1):
+        config = settings(f"data.num_workers={workers}")
+        run = Trainer(config, tmp_path, lang, Transducer(config.model, len(lang)), cuts, dev, None, None,
+                      torch.device("cpu"))
+        with pytest.raises(RecipeError, match="the features of gone-.* cannot be read .*: run stage 2 again"):
+            run.train()
+
+
+def test_noise_is_as_frequent_and_as_loud_as_the_config_says(corpus):
+    folder, lang, train, _ = corpus
+    planned = plan_batch(list(train)[:60], seed=1, progress=1.0)
+    clean = TransducerDataset(lang, settings().data)[planned].features
+
+    def noise(probability, ratio):
+        """The part of the utterances that hold some, and how much the features differ."""
+        config = settings(f"data.noise_probability={probability}", f"data.noise_snr=[{ratio},{ratio}]",
+                          "data.spec_augment.enabled=false").data
+        noisy = TransducerDataset(lang, config, make_noise(folder), train=True)[planned].features
+        difference = (noisy - clean).abs().flatten(1)
+        return (difference.amax(1) > 1e-3).float().mean().item(), difference.mean().item()
+
+    (some, _), (every, much), (_, little) = noise(0.5, 0.0), noise(1.0, 0.0), noise(1.0, 30.0)
+    assert 0.25 < some < 0.75 and every == 1.0 and much > 3 * little > 0
+
+
+def test_features_are_masked_from_where_the_config_says(corpus):
+    _, lang, train, _ = corpus
+    config = settings("data.spec_augment.start=0.5").data
+    learning, other = (TransducerDataset(lang, config, train=train) for train in (True, False))
+    for progress, masked in ((0.4, False), (0.5, True)):
+        planned = plan_batch(list(train)[:4], seed=1, progress=progress)
+        assert torch.equal(learning[planned].features, other[planned].features) != masked
+
+
+def test_cut_manifests_that_cannot_be_read(tmp_path):
+    with pytest.raises(RecipeError, match="cuts.jsonl.gz is missing: run stage 2"):
+        load_cuts(tmp_path / "cuts.jsonl.gz")
+    (tmp_path / "cuts.jsonl.gz").write_bytes(b"not gzip")
+    with pytest.raises(RecipeError, match="cuts.jsonl.gz cannot be read as a Lhotse cut manifest"):
+        load_cuts(tmp_path / "cuts.jsonl.gz")
