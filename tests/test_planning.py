@@ -13,7 +13,8 @@ from kdlib.compression import init_from_teacher
 from kdlib.config import DistillTerm, LossConfig, ModelConfig, TrainConfig, load_config
 from kdlib.errors import RecipeError
 from kdlib.plan_config import PlanConfig, ProgressiveConfig
-from kdlib.planning import GRAINS, check_student, measure_model, parse_target, plan_stages, shrink, size_table
+from kdlib.planning import (GRAINS, check_student, measure_model, parse_target, plan_stages, shrink, size_table,
+                            stage_configs)
 from kdlib.transducer import Transducer
 
 TEACHER = ModelConfig(encoder_dim=64, num_layers=6, num_heads=4, head_dim=16, feedforward_dim=256, predictor_dim=48,
@@ -179,6 +180,22 @@ def test_the_large_recipes_plan():
     plan = load_config(ProgressiveConfig, EGS / "librispeech" / "conf" / "progressive.yaml").plan
     sizes = [measure_model(student, 500, run=False).total for student in plan_stages(teacher, plan, 500)]
     assert sizes == [30_020_404, 18_788_460, 9_749_988]
+
+
+@pytest.mark.parametrize("folder, sizes", [("conf", [1_269_188, 916_856, 725_312]), ("conf/tiny", [725_312, 234_860])])
+def test_the_chains_of_the_commands(folder, sizes):
+    """The sizes that their results speak of; and each student can start from the one before."""
+    conf = EGS / "voice_commands" / "conf"
+    teacher = load_config(TrainConfig, conf / "teacher.yaml")
+    chain = load_config(ProgressiveConfig, EGS / "voice_commands" / folder / "progressive.yaml")
+    models = [config.model for config in stage_configs(chain, teacher, 340, [], folder)]
+    assert [measure_model(model, 340, run=False).total for model in models] == sizes
+    assert sizes[-1] <= (1 - chain.target_compression / 100) * measure_model(teacher.model, 340, run=False).total
+    before = Transducer(teacher.model, 340)
+    for model in models:
+        student = Transducer(model, 340)
+        init_from_teacher(student, before)
+        before = student
 
 
 def test_a_model_that_is_not_run_counts_the_same():
