@@ -314,9 +314,9 @@ def stage_configs(chain: ProgressiveConfig, teacher: TrainConfig, vocab_size: in
     if chain.plan is not None:
         shared = merge_config(TrainConfig, [base, chain.student], source=f"{source}, student").model
         for name in GRAINS:
-            if name in chain.student.get("model", {}):
+            if name in chain.student.get("model", {}) and chain.plan.proportions.get(name, 0.0) > 0:
                 raise RecipeError(f"{source}: student.model.{name} stands beside a plan, which sets it for each stage: "
-                                  "leave it out, or give the stages their sizes without a plan")
+                                  f"leave it out, or give it no part in the plan (plan.proportions.{name}: 0)")
         students = plan_stages(teacher.model, chain.plan, vocab_size, shared)
         if len(stages) > len(students):
             raise RecipeError(f"{source}: {len(stages)} stages are listed, plan.stages is {len(students)}")
