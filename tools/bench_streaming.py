@@ -6,8 +6,8 @@
 takes the models that stage 9 has exported, in float32 and int8 through sherpa-onnx and in float32 through our own torch
 streams, and prints for each the real-time factor, the peak memory of its process, the bytes on disk and the word error
 rate, with ratios to the first model's float32 files. A row of sherpa-onnx's features alone, without any model, shows what is
-the same for all of them: no model can be more times faster than it. Each row is measured in processes of its own, in turn, so that what
-else the machine does meets all of them; the medians are shown.
+the same for all of them: no model can be more times faster than it. Each row is measured in processes of its own, in turn,
+so that what else the machine does meets all of them; the medians are shown.
 """
 
 import environment  # noqa: F401  first, since the rest needs what it finds
@@ -191,7 +191,8 @@ def table(args, rows, texts, found):
         about = read_model(args.exp / "export" / model)
         size = about["int8_bytes" if runtime.endswith("int8") else "float32_bytes"]
         first = first or {**figures, "size": size}
-        no_files, no_model = runtime.startswith("torch") or runtime == FEATURES, runtime == FEATURES
+        no_model = runtime == FEATURES
+        no_files = no_model or runtime.startswith("torch")
         cells.append(["" if no_model else model, runtime, f"{figures['rtf']:.4f}", f"{first['rtf'] / figures['rtf']:.2f}",
                       f"{figures['memory']:.0f}", "" if no_files else f"{size:,}",
                       "" if no_files else f"{first['size'] / size:.2f}", "" if no_model else f"{wer:.2f}"])

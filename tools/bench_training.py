@@ -201,8 +201,7 @@ def report(args: argparse.Namespace, configs: Dict[str, TrainConfig], found: Dic
     command = " ".join([f"--hours {args.hours:g}", *args.overrides])
     each = speech.features_per_hour
     return (f"{device}; torch {torch.__version__}; {args.updates} updates of each model after {args.warm_up}; "
-            f"{command}. GiB: the most that a "
-            f"{'GPU' if on_gpu else 'process'} held.\n\n{markdown_table(header, rows)}\n"
+            f"{command}. GiB: the most that a {'GPU' if on_gpu else 'process'} held.\n\n{markdown_table(header, rows)}\n"
             f"Features: {each / 1e6:.1f} MB an hour, {each * heard / 1e9:.2f} GB for {heard:,.0f} h (training, "
             f"{1 + len(fbank.speed_factors)} speeds).\n"
             f"Checkpoints: {checkpoints / 1e9:.2f} GB, of all epochs.\n"
