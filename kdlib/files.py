@@ -8,7 +8,7 @@ import os
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Iterator, Union
+from typing import Any, Dict, Iterator, Union
 
 from kdlib.errors import RecipeError
 
@@ -80,3 +80,14 @@ def read_json(path: PathLike, remedy: str) -> Any:
         raise RecipeError(f"{path} is missing: {remedy}") from None
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:  # the last of brackets within brackets
         raise RecipeError(f"{path} is not valid JSON ({error}): {remedy}") from None
+
+
+def read_record(path: PathLike, remedy: str, *keys: str) -> Dict[str, Any]:
+    """Read a JSON object as :func:`read_json` does; one without ``keys``, or anything else, is an error too."""
+    record = read_json(path, remedy)
+    if not isinstance(record, dict):
+        raise RecipeError(f"{path} is not what this project writes there: {remedy}")
+    missing = [key for key in keys if key not in record]
+    if missing:
+        raise RecipeError(f"{path} says nothing of {', '.join(missing)}: {remedy}")
+    return record

@@ -8,7 +8,7 @@ from pathlib import Path
 from kdlib.config import FbankConfig, load_config
 from kdlib.errors import RecipeError, run_main
 from kdlib.export import export_onnx, quantise
-from kdlib.files import atomic_path, read_json, write_json
+from kdlib.files import atomic_path, read_record, write_json
 from kdlib.lang import Lang
 from kdlib.model_card import DECODINGS, write_model_card
 from kdlib.sherpa import PARTS, seal, unfit
@@ -32,7 +32,7 @@ def get_args():
 def made_from(exp: Path):
     """Names of the models from whose weights, or whose teaching, this one comes."""
     record = exp / "run.json"
-    run = read_json(record, f"train {exp} again") if record.exists() else {"models": {}}
+    run = read_record(record, f"train {exp} again", "inputs") if record.exists() else {"models": {}}
     if "models" not in run:  # once they stood among the files of data
         return [name for name in run["inputs"] if "." not in name]
     return list(dict.fromkeys(run["models"].values()))

@@ -16,7 +16,7 @@ from kdlib.cuts import (TrainCuts, describe_skipped, feature_statistics, has_nbe
                         shar_index, total_seconds)
 from kdlib.data import eval_loader
 from kdlib.errors import RecipeError, run_main
-from kdlib.files import content_digest, read_json, write_json
+from kdlib.files import content_digest, read_record, write_json
 from kdlib.lang import Lang
 from kdlib.losses import SequenceLoss, find_loss
 from kdlib.options import require_positive
@@ -79,7 +79,7 @@ def layers_to_start_from(args, config: TrainConfig, start: Transducer, lang: Lan
                                      lambda kept: loss_with_layers(start, kept, config.loss, loader, device))
         start.to("cpu")
         write_json(chosen, {"layers": [number + 1 for number in layers]})
-    return [number - 1 for number in read_json(chosen, "remove it")["layers"]]
+    return [number - 1 for number in read_record(chosen, "remove it", "layers")["layers"]]
 
 
 def fill_model(args, config: TrainConfig, model: Transducer, lang: Lang, start: Optional[Transducer], train_cuts,
@@ -141,7 +141,7 @@ def main():
     inputs.update((role, path / "done.json") for role, path in models.items())
     loaded = {path: load_averaged(path, tokens=lang.tokens)[0] for path in models.values()}
     made_as = args.fbank / "fbank.json"  # not there beside features that stage 2 has not made
-    features = read_json(made_as, "run stage 2 again") if made_as.exists() else None
+    features = read_record(made_as, "run stage 2 again") if made_as.exists() else None
     for path, model in loaded.items():
         check_features(path, model, features or {"num_filters": num_features}, made_as if features else args.fbank)
     start = loaded[args.init_from] if args.init_from is not None and config.init.weights == "teacher" else None

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kdlib.errors import RecipeError, known_failure, run_main
-from kdlib.files import atomic_path, read_json, write_json, write_text
+from kdlib.files import atomic_path, read_json, read_record, write_json, write_text
 from kdlib.training.checkpoint import load_checkpoint, save_checkpoint
 
 CHECKPOINT = {"model": {"w": torch.zeros(3)}, "config": "{}", "tokens": [], "average": {}, "updates": 1}
@@ -58,6 +58,18 @@ def test_brackets_without_end_are_no_json(tmp_path):
     (tmp_path / "a.json").write_text("[" * 200000)
     with pytest.raises(RecipeError, match="a.json is not valid JSON .*: make it again"):
         read_json(tmp_path / "a.json", "make it again")
+
+
+@pytest.mark.parametrize("content,said", [
+    ([], "is not what this project writes there"), ("epoch", "is not what this project writes there"),
+    ({"updates": 3}, "says nothing of epoch, seconds: "), ({"seconds": 1.0}, "says nothing of epoch: "),
+])
+def test_json_of_another_shape_is_named(tmp_path, content, said):
+    write_json(tmp_path / "done.json", content)
+    with pytest.raises(RecipeError, match=f"done.json {said}.*train it again"):
+        read_record(tmp_path / "done.json", "train it again", "epoch", "seconds")
+    write_json(tmp_path / "done.json", {"epoch": 2, "seconds": 1.0, "updates": 3})
+    assert read_record(tmp_path / "done.json", "train it again", "epoch", "seconds")["updates"] == 3
 
 
 def test_an_unknown_failure_is_no_message():

@@ -205,6 +205,10 @@ def test_empty_and_half_copied_folders_are_one_line(made_up, tmp_path):
     assert not (tmp_path / "data" / "corpus.json").exists()
     line = refused(prepare(tmp_path, check=False))
     assert "data/corpus.json" in line and "stage 0" in line
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "corpus.json").write_text('{"corpus": 1}')
+    line = refused(prepare(tmp_path, check=False))
+    assert "data/corpus.json says nothing of recordings" in line and "stage 0" in line
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kdlib.config import TrainConfig, config_to_dict, merge_config
 from kdlib.errors import RecipeError
-from kdlib.files import PathLike, atomic_path, read_json, write_json
+from kdlib.files import PathLike, atomic_path, read_record, write_json
 from kdlib.transducer import Transducer
 
 
@@ -64,7 +64,7 @@ def load_state(model: torch.nn.Module, state: Dict[str, Tensor], path: PathLike)
 
 def finished(exp: PathLike) -> Dict[str, Any]:
     """What training left in ``done.json``; a training that has not ended is a :class:`RecipeError`."""
-    return read_json(Path(exp) / "done.json", f"its training has not ended; finish the stage that trains {exp}")
+    return read_record(Path(exp) / "done.json", f"its training has not ended; finish the stage that trains {exp}", "epoch")
 
 
 def load_averaged(exp: PathLike, epoch: int = -1, avg: int = -1,
@@ -121,7 +121,7 @@ def check_features(exp: PathLike, model: Transducer, heard: Dict[str, Any], sour
         RecipeError: the model was trained on others; the message names what differs.
     """
     record = Path(exp) / "run.json"
-    trained_on = read_json(record, f"train {exp} again").get("features") if record.exists() else None
+    trained_on = read_record(record, f"train {exp} again").get("features") if record.exists() else None
     for key, value in (trained_on or {"num_filters": model.config.num_features}).items():
         if heard.get(key, value) != value:
             raise RecipeError(f"{source} says {key} {heard.get(key)}, and {exp} was trained with {value}: give the fbank "
@@ -144,7 +144,7 @@ def begin_run(exp: PathLike, config: TrainConfig, inputs: Dict[str, str], models
     exp, record = Path(exp), Path(exp) / "run.json"
     run = {"config": config_to_dict(config), "inputs": inputs, "models": models, "features": features}
     if record.exists():
-        was = read_json(record, f"remove {exp}")
+        was = read_record(record, f"remove {exp}", "config", "inputs")
         same = was["inputs"] == inputs
         if "models" not in was:  # once the inputs went by their files' names
             same = set(was["inputs"].values()) == set(inputs.values())

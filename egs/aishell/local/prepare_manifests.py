@@ -14,7 +14,7 @@ from lhotse.recipes.aishell import text_normalize
 
 from kdlib.corpus import checked_cuts, write_cuts
 from kdlib.errors import RecipeError, run_main
-from kdlib.files import read_json
+from kdlib.files import read_record
 from kdlib.manifests import BadAudio, Skipped, SkippedFile, describe, read_header
 from kdlib.options import require_not_negative, require_positive
 
@@ -106,7 +106,7 @@ def main() -> None:
     options = parser.parse_args()
     require_not_negative(hours=options.hours, test_hours=options.test_hours)
     require_positive(jobs=options.jobs)
-    data = Path(read_json(options.corpus, _REMEDY)["data_aishell"])
+    data = Path(read_record(options.corpus, _REMEDY, "data_aishell")["data_aishell"])
     file = SkippedFile(options.output)
     skipped = {part: Skipped(file) for part in ("", *PARTS)}
     texts = read_transcripts(data / "transcript" / "aishell_transcript_v0.8.txt", skipped[""])

@@ -26,7 +26,7 @@ import soundfile
 from tqdm import tqdm
 
 from kdlib.errors import RecipeError, run_main
-from kdlib.files import read_json
+from kdlib.files import read_record
 from kdlib.manifests import BadAudio, Skipped, SkippedFile, describe, read_audio, write_manifests
 from kdlib.options import require_not_negative, require_positive
 from kdlib.processes import end_with_parent
@@ -98,7 +98,7 @@ def main() -> None:
         raise RecipeError(f"--voice-spread {options.voice_spread} is not between 0 and 0.5")
 
     remedy = "run stage 0 (run.sh --stage 0), which finds or downloads the dataset"
-    recordings = Path(read_json(options.corpus, remedy)["recordings"])
+    recordings = Path(read_record(options.corpus, remedy, "recordings")["recordings"])
     if not recordings.is_dir():
         raise RecipeError(f"{recordings}, named in {options.corpus}, is no folder any more: {remedy}")
     skipped = Skipped(SkippedFile(options.output))

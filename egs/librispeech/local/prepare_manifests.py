@@ -20,7 +20,7 @@ from lhotse.recipes.librispeech import parse_utterance
 from kdlib.corpus import checked_cuts, write_cuts
 from kdlib.corpus_parts import describe_holding, hold_out
 from kdlib.errors import RecipeError, in_one_line, run_main
-from kdlib.files import read_json
+from kdlib.files import read_record
 from kdlib.manifests import BadAudio, Skipped, SkippedFile, describe, read_audio, write_manifests
 from kdlib.options import require_not_negative, require_positive
 from parts import PARTS, read_transcript, split_names
@@ -119,7 +119,7 @@ def main() -> None:
     options = parser.parse_args()
     require_positive(jobs=options.jobs)
     require_not_negative(max_utterances=options.max_utterances)
-    corpus = read_json(options.corpus, REMEDY)
+    corpus = read_record(options.corpus, REMEDY, "librispeech", "musan")
     root = Path(corpus["librispeech"])
     dev_parts = [] if options.dev_parts == HELD_OUT else options.dev_parts.split()
     split_names(" ".join([options.train_parts, *dev_parts, options.test_sets]))

@@ -8,7 +8,7 @@ from typing import Dict, List, Optional, Tuple
 
 from grammar import PARTS
 from kdlib.errors import RecipeError, run_main
-from kdlib.files import read_json
+from kdlib.files import read_record
 from kdlib.manifests import BadAudio, Skipped, SkippedFile, describe, normalise_text, read_audio, write_manifests
 from kdlib.options import require_positive
 
@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="files checked at once")
     options = parser.parse_args()
     require_positive(jobs=options.jobs)
-    about = read_json(options.corpus / "corpus.json", _REMEDY)
+    about = read_record(options.corpus / "corpus.json", _REMEDY, "sampling_rate")
     rate = about["sampling_rate"]
     file = SkippedFile(options.output)
     for part in PARTS + ("noise",):
