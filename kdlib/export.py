@@ -175,18 +175,22 @@ def _describe(path: Path, entries: Dict[str, object]) -> None:
 def quantise(folder: PathLike) -> List[Path]:
     """``encoder.int8.onnx`` and so on beside the float files: dynamic quantisation by onnxruntime.
 
-    Weights of matrix products become 8-bit integers, one scale for each output channel; activations are quantised as they
-    come. Both are unsigned: on x86 without VNNI the runtime adds the products of signed weights in pairs at 16 bits, which
-    overflow, and the words suffer; ARM takes either at the same speed.
+    Weights of matrix products become 8-bit integers, one scale for each output channel; activations, unsigned, are
+    quantised as they come. The encoder's weights are signed, of which x86 makes products faster than of unsigned ones (ARM
+    takes either at one speed), and keep to 7 of their 8 bits: without VNNI x86 adds the products in pairs at 16 bits, which
+    more would overflow. The decoder and the joiner take next to no time, and words hang on the joiner's last bit, so theirs
+    are unsigned and keep all eight.
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     paths = []
     for part in PARTS:
         source, target = Path(folder) / f"{part}.onnx", Path(folder) / f"{part}.int8.onnx"
+        signed = part == "encoder"
         with atomic_path(target) as temporary:
             quantize_dynamic(str(source), str(temporary), op_types_to_quantize=["MatMul", "Gemm", "Gather"],
-                             weight_type=QuantType.QUInt8, per_channel=True)
+                             weight_type=QuantType.QInt8 if signed else QuantType.QUInt8, reduce_range=signed,
+                             per_channel=True)
         paths.append(target)
     return paths
 

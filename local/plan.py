@@ -99,10 +99,10 @@ def main():
             raise RecipeError(f"{args.config}: {name} has {count} parameters, the stage before it {previous}; "
                               "each stage must make the model smaller")
         previous = count
-    reached = 100 * (1 - previous / whole)
+    reached, most = 100 * (1 - previous / whole), math.floor(whole * (1 - plan.target_compression / 100))
     if reached < plan.target_compression:
-        raise RecipeError(f"{args.config}: the last stage is {reached:.1f}% smaller than the teacher, "
-                          f"target_compression asks for {plan.target_compression}%: make it smaller")
+        raise RecipeError(f"{args.config}: the last stage has {previous:,} parameters, {reached:.1f}% fewer than the teacher, "
+                          f"and target_compression {plan.target_compression:g}% allows {most:,}: make it smaller")
     check_chain(teacher, {f"stage {number}": configs[name] for number, name in enumerate(stages, start=1)}, vocab_size,
                 str(args.config))
     check_chain(teacher, {"single": configs["single"]}, vocab_size, str(args.config))

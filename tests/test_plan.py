@@ -88,7 +88,7 @@ def test_words_of_the_command_line_reach_trainings_but_not_the_students_sizes(fo
 
 @pytest.mark.parametrize("change,said", [
     ({"stages": []}, "names no stages"),
-    ({"target_compression": 90}, "target_compression asks for 90"),
+    ({"target_compression": 90}, "target_compression 90% allows"),
     ({"stages": [{"model": {"num_layers": 2}}, {"model": {"num_layers": 4}}]},
      "stage2 has .* each stage must make the model"),
     ({"stages": [{"model": {"layers": 2}}]}, "stage 1: key 'model.layers'"),
