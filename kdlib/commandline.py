@@ -8,7 +8,7 @@ from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tup
 
 from lhotse import CutSet
 
-from kdlib.config import DecodeConfig, load_config
+from kdlib.config import DecodeConfig, TrainConfig, load_config
 from kdlib.conformer import FRAME_MS
 from kdlib.cuts import load_cuts
 from kdlib.decoding import Hypothesis
@@ -66,6 +66,13 @@ def decoding_config(args: argparse.Namespace) -> DecodeConfig:
         return replace(config, **options)
     except RecipeError as error:
         raise RecipeError(f"command line: {error}") from None
+
+
+def check_search(config: DecodeConfig, trained: TrainConfig, exp: PathLike) -> None:
+    """A :class:`RecipeError` where the search asks for more tokens a frame than the model in ``exp`` has learnt to say."""
+    if config.method == "greedy_search" and config.max_sym_per_frame > 1 and trained.loss.rnnt_type == "modified":
+        raise RecipeError(f"max_sym_per_frame is {config.max_sym_per_frame}, and {exp} was trained with loss.rnnt_type "
+                          "modified, one token a frame: in the same frame it would say that token again. Leave it at 1")
 
 
 def load_test_sets(args: argparse.Namespace, lang: Lang, chunk_size: int) -> List[TestSet]:

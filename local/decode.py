@@ -7,8 +7,8 @@ import time
 import torch
 from tqdm import tqdm
 
-from kdlib.commandline import (TRIED, add_decoding_options, decoding_config, decoding_summary, load_test_sets,
-                               search_setting, summary_path, write_test_set)
+from kdlib.commandline import (TRIED, add_decoding_options, check_search, decoding_config, decoding_summary,
+                               load_test_sets, search_setting, summary_path, write_test_set)
 from kdlib.config import DataConfig, DecodeConfig
 from kdlib.data import LONGEST_SECONDS, checked, eval_loader
 from kdlib.decoding import best_hypotheses
@@ -67,7 +67,8 @@ def main():
     args = get_args()
     config = decoding_config(args)
     lang = Lang(args.lang)
-    model, _, which = load_averaged(args.exp, config.epoch, config.avg, tokens=lang.tokens)
+    model, trained, which = load_averaged(args.exp, config.epoch, config.avg, tokens=lang.tokens)
+    check_search(config, trained, args.exp)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device)
     model.config.chunk_size = model.config.chunk_size if args.chunk_size is None else args.chunk_size

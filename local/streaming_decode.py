@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from kdlib.commandline import (TRIED, add_decoding_options, decoding_config, decoding_summary, load_test_sets,
-                               search_setting, summary_path, write_test_set)
+from kdlib.commandline import (TRIED, add_decoding_options, check_search, decoding_config, decoding_summary,
+                               load_test_sets, search_setting, summary_path, write_test_set)
 from kdlib.config import FbankConfig, load_config
 from kdlib.conformer import SUBSAMPLING
 from kdlib.cuts import load_features, load_samples, transcript
@@ -117,7 +117,8 @@ def main():
     require_positive(streams=args.streams)
     config = decoding_config(args)
     lang = Lang(args.lang)
-    model, _, which = load_averaged(args.exp, config.epoch, config.avg, tokens=lang.tokens)
+    model, trained, which = load_averaged(args.exp, config.epoch, config.avg, tokens=lang.tokens)
+    check_search(config, trained, args.exp)
     model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     try:
         recogniser = StreamingRecogniser(model, args.chunk_size, args.left_context, config)

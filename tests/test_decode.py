@@ -12,7 +12,7 @@ import torch
 from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
 from lhotse.supervision import AlignmentItem
 from made_up import settings
-from scripts import load, run_script
+from scripts import load, refused, run_script
 
 from kdlib.alignment import align_labels, word_frames
 from kdlib.config import DecodeConfig, save_config
@@ -21,7 +21,7 @@ from kdlib.decoding import best_hypotheses
 from kdlib.errors import RecipeError
 from kdlib.latency import shown_at
 from kdlib.scoring import read_recogs
-from kdlib.training.checkpoint import load_averaged
+from kdlib.training.checkpoint import load_averaged, load_checkpoint, save_checkpoint
 
 LOCAL = Path(__file__).resolve().parents[1] / "local"
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -86,7 +86,6 @@ def test_what_is_tried_leaves_the_recipe_s_summary_alone(monkeypatch, options, c
     for more, name in (
             (["--method", "modified_beam_search"], f"summary-dev-{sure}-modified_beam_search-beam-4.json"),
             (["--beam", "2", "method=modified_beam_search"], f"summary-dev-{sure}-modified_beam_search-beam-2.json"),
-            (["max_sym_per_frame=3"], f"summary-dev-{sure}-greedy_search-max-sym-3.json"),
             (["--epoch", "11"], "summary-dev-epoch-11-avg-1-greedy_search-max-sym-1.json"),
             (["--avg", "2"], "summary-dev-epoch-12-avg-2-greedy_search-max-sym-1.json"),
             (["--test-sets", "other"], f"summary-other-{sure}-greedy_search-max-sym-1.json")):
@@ -98,6 +97,23 @@ def test_what_is_tried_leaves_the_recipe_s_summary_alone(monkeypatch, options, c
         again, now = decode("method=modified_beam_search", "--test-sets", "dev other")
     assert again == names and list(json.loads(now)["test_sets"]) == ["dev", "other"]
     assert json.loads(now)["method"] == "modified_beam_search"
+
+
+@pytest.mark.parametrize("script", ["decode", "streaming_decode"])
+def test_more_tokens_a_frame_only_where_they_were_learnt(options, script):
+    """A model trained for one token a frame would repeat it."""
+    more = "max_sym_per_frame=3"
+    line = refused(run(script, options, more))
+    assert "max_sym_per_frame is 3" in line and "rnnt_type modified" in line and "at 1" in line
+    path = options["--exp"] / "epoch-12.pt"
+    content = load_checkpoint(path, "")
+    config = json.loads(content["config"])
+    config["loss"]["rnnt_type"] = "regular"
+    path.unlink()
+    save_checkpoint(path, {**content, "config": json.dumps(config)})
+    ended = run(script, options, more)
+    assert ended.returncode == 0, ended.stderr
+    assert list((options["--exp"] / script).glob("summary-dev-epoch-12-avg-1-*max-sym-3*.json"))
 
 
 @pytest.mark.parametrize("script", ["decode", "streaming_decode"])
