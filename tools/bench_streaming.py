@@ -24,8 +24,9 @@ from pathlib import Path
 
 import numpy as np
 
+from kdlib.comparison import read_summary
 from kdlib.errors import RecipeError, run_main
-from kdlib.files import read_json, write_text
+from kdlib.files import write_text
 from kdlib.options import require_positive
 from kdlib.sherpa import decode_ready, make_recognizer, read_model, tail
 
@@ -56,8 +57,8 @@ def get_args():
     require_positive(repeats=args.repeats, utterances=args.utterances)
     args.models = args.models or ["teacher", *last_stage(args.exp / "export")]
     if args.test_set is None:
-        summary = read_json(args.exp / "export" / args.models[0] / "decode" / "summary.json", "run stage 9 of the recipe")
-        args.test_set = next(iter(summary["test_sets"]))
+        path = args.exp / "export" / args.models[0] / "decode" / "summary.json"
+        args.test_set = next(iter(read_summary(path, args.models[0], "run stage 9 of the recipe")["test_sets"]))
     return args
 
 
