@@ -2,8 +2,8 @@
 
 Every loss is a plain function of tensors, zero when student and teacher agree and never negative. The teacher's side
 gets no gradient. A lattice loss is a mean over the nodes of each utterance, then over the utterances; a frame loss is
-a mean over the frames (and channels) of each utterance, then over the utterances. So neither padding, nor the batch
-an utterance stands in, nor its length changes what a weight means. The sequence-level loss alone is a cross-entropy,
+a mean over the frames (and channels) of each utterance, then over the utterances. So neither padding, whatever it holds,
+nor the batch an utterance stands in, nor its length changes what a weight means. Half precision is computed in float32. The sequence-level loss alone is a cross-entropy,
 so not zero where they agree; like the RNN-T loss, which it is, it counts in nats a frame.
 
 N utterances, T frames, R nodes kept a frame (or U + 1 for the full lattice), V tokens, C channels, M hypotheses.
@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from kdlib import rnnt
 from kdlib.errors import RecipeError
 from kdlib.rnnt import cpu
+from kdlib.rnnt.fused import summable
 from kdlib.rnnt.native import first_derivative_only
 
 
@@ -70,13 +71,19 @@ def lattice_kl_at(student: Tensor, teacher: Tensor, temperature: float = 1.0) ->
         RuntimeError: its gradient is asked for with create_graph, where the divergence is computed by compiled loops (on
             the CPU).
     """
+    student, teacher = summable(student), summable(teacher.detach())
     if cpu.takes(student) and (teacher.dtype, teacher.shape) == (student.dtype, student.shape):
         tokens = student.size(-1)
-        rows = (x.reshape(-1, tokens).contiguous() for x in (student, teacher.detach()))
+        rows = (x.reshape(-1, tokens).contiguous() for x in (student, teacher))
         return temperature ** 2 * _CompiledKL.apply(*rows, temperature).view(student.shape[:-1])
-    teacher = F.log_softmax(teacher.detach() / temperature, dim=-1)
+    teacher = F.log_softmax(teacher / temperature, dim=-1)
     student = F.log_softmax(student / temperature, dim=-1)
     return temperature ** 2 * _kl(teacher, student)
+
+
+def _real_nodes(logits: Tensor, mask: Tensor) -> Tensor:
+    """(N, T, R, V) logits with zeros in padding: what stands there would come back in the gradient as 0 * nan."""
+    return logits.masked_fill(~mask.unsqueeze(-1), 0.0)
 
 
 def lattice_kl(student: Tensor, teacher: Tensor, mask: Tensor, temperature: float = 1.0) -> Tensor:
@@ -91,6 +98,9 @@ def lattice_kl(student: Tensor, teacher: Tensor, mask: Tensor, temperature: floa
     Returns:
         A scalar, in nats a node.
     """
+    student, teacher = summable(student), summable(teacher)
+    if not cpu.takes(student):  # the compiled loops take each row by itself and need no copy without padding
+        student, teacher = _real_nodes(student, mask), _real_nodes(teacher, mask)
     return _node_mean(lattice_kl_at(student, teacher, temperature), mask)
 
 
@@ -104,19 +114,17 @@ def _collapse(log_probs: Tensor, next_symbols: Tensor, blank_id: int) -> Tensor:
     taken = torch.zeros_like(log_probs, dtype=torch.bool).scatter_(-1, index, True)
     taken[..., blank_id] = True
     rest = log_probs.masked_fill(taken, float("-inf"))
-    if log_probs.size(-1) > 2:
-        rest = rest.logsumexp(-1, keepdim=True)
-    else:
-        # With two tokens the rest is empty at the inner nodes; logsumexp over nothing has no gradient.
-        rest = rest.max(-1, keepdim=True).values
+    # Nothing is left of two tokens at the inner nodes, nor where all else is impossible: logsumexp has no gradient there.
+    nothing = torch.isneginf(rest).all(-1, keepdim=True)
+    rest = rest.masked_fill(nothing, 0.0).logsumexp(-1, keepdim=True).masked_fill(nothing, float("-inf"))
     return torch.cat([label, blank, rest], dim=-1)
 
 
 def collapsed_kl_at(student: Tensor, teacher: Tensor, next_symbols: Tensor, blank_id: int = 0,
                     temperature: float = 1.0) -> Tensor:
     """:func:`collapsed_kl` node by node: logits (..., V) of both and next labels (...) to (...)."""
-    teacher = _collapse(F.log_softmax(teacher.detach() / temperature, dim=-1), next_symbols, blank_id)
-    student = _collapse(F.log_softmax(student / temperature, dim=-1), next_symbols, blank_id)
+    teacher, student = (_collapse(F.log_softmax(summable(logits) / temperature, dim=-1), next_symbols, blank_id)
+                        for logits in (teacher.detach(), student))
     return temperature ** 2 * _kl(teacher, student)
 
 
@@ -132,6 +140,7 @@ def collapsed_kl(student: Tensor, teacher: Tensor, next_symbols: Tensor, mask: T
     Returns:
         A scalar, in nats a node, times ``temperature`` squared; never above :func:`lattice_kl` of the same nodes.
     """
+    student, teacher = _real_nodes(student, mask), _real_nodes(teacher, mask)
     return _node_mean(collapsed_kl_at(student, teacher, next_symbols, blank_id, temperature), mask)
 
 
@@ -162,10 +171,14 @@ def _normalised(posteriors: Tensor, mask: Tensor) -> Tensor:
     return torch.where(total > 0, weights, node_weights(mask, torch.float64)).float()
 
 
-def _frame_mean(per_frame: Tensor, lengths: Tensor) -> Tensor:
-    """Mean over the frames of each utterance, then over utterances; (N, T) and lengths (N,) to a scalar."""
-    inside = torch.arange(per_frame.size(1), device=per_frame.device) < lengths.unsqueeze(1)
-    return (per_frame.masked_fill(~inside, 0.0).sum(1) / lengths.clamp(min=1)).mean()
+def _frame_mean(per_frame: Callable[[Tensor, Tensor], Tensor], student: Tensor, teacher: Tensor,
+                lengths: Tensor) -> Tensor:
+    """Mean over the frames of each utterance, then over utterances, of a function of both sides (N, T, C) to (N, T)."""
+    if student.shape != teacher.shape:
+        raise ValueError(f"student is {tuple(student.shape)} and teacher {tuple(teacher.shape)}: their shapes must be one")
+    padding = torch.arange(student.size(1), device=student.device) >= lengths.unsqueeze(1)
+    student, teacher = (summable(side).masked_fill(padding.unsqueeze(-1), 0.0) for side in (student, teacher.detach()))
+    return (per_frame(student, teacher).masked_fill(padding, 0.0).sum(1) / lengths.clamp(min=1)).mean()
 
 
 def encoder_mse(student: Tensor, teacher: Tensor, lengths: Tensor) -> Tensor:
@@ -176,20 +189,24 @@ def encoder_mse(student: Tensor, teacher: Tensor, lengths: Tensor) -> Tensor:
         lengths: (N,) int64 frames.
     Returns:
         A scalar.
+    Raises:
+        ValueError: student and teacher differ in shape.
     """
-    return _frame_mean((student - teacher.detach()).square().mean(-1), lengths)
+    return _frame_mean(lambda ours, theirs: (ours - theirs).square().mean(-1), student, teacher, lengths)
 
 
 def encoder_l1(student: Tensor, teacher: Tensor, lengths: Tensor) -> Tensor:
     """Mean absolute difference of two encoders' outputs; otherwise as :func:`encoder_mse`."""
-    return _frame_mean((student - teacher.detach()).abs().mean(-1), lengths)
+    return _frame_mean(lambda ours, theirs: (ours - theirs).abs().mean(-1), student, teacher, lengths)
 
 
 def encoder_cosine(student: Tensor, teacher: Tensor, lengths: Tensor) -> Tensor:
     """1 - the cosine of each frame's two vectors, from 0 to 2, two zeros being alike; otherwise as :func:`encoder_mse`."""
-    teacher = teacher.detach()
-    alike = (student == teacher).all(-1)
-    return _frame_mean((1 - F.cosine_similarity(student, teacher, dim=-1)).clamp(min=0).masked_fill(alike, 0.0), lengths)
+    def distance(ours: Tensor, theirs: Tensor) -> Tensor:
+        alike = (ours == theirs).all(-1)
+        return (1 - F.cosine_similarity(ours, theirs, dim=-1)).clamp(min=0).masked_fill(alike, 0.0)
+
+    return _frame_mean(distance, student, teacher, lengths)
 
 
 def encoder_logits_kl(student: Tensor, teacher: Tensor, lengths: Tensor, temperature: float = 1.0) -> Tensor:
@@ -200,8 +217,10 @@ def encoder_logits_kl(student: Tensor, teacher: Tensor, lengths: Tensor, tempera
         lengths: (N,) int64 frames.
     Returns:
         A scalar, in nats a frame, times ``temperature`` squared.
+    Raises:
+        ValueError: student and teacher differ in shape.
     """
-    return _frame_mean(lattice_kl_at(student, teacher, temperature), lengths)
+    return _frame_mean(lambda ours, theirs: lattice_kl_at(ours, theirs, temperature), student, teacher, lengths)
 
 
 def shifted(student: Tensor, teacher: Tensor, lengths: Tensor, shift: int) -> Tuple[Tensor, Tensor, Tensor]:

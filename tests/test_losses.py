@@ -200,6 +200,57 @@ def test_gradients_of_the_encoder_losses(name):
     assert teacher.grad is None and student.grad[1, 2:].abs().sum() == 0
 
 
+@pytest.mark.parametrize("filler", [float("nan"), INF])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_what_padding_holds_reaches_neither_loss_nor_gradient(filler, dtype):
+    student, teacher, labels, mask = lattice(3)
+    student, teacher, lengths = student.to(dtype), teacher.to(dtype), torch.tensor([4, 2])
+    frames = torch.arange(4) < lengths.unsqueeze(1)
+    sides = torch.randn(2, 2, 4, 3, dtype=dtype)
+
+    def each(value):
+        ours, theirs = (x.masked_fill(~mask.unsqueeze(-1), value).requires_grad_() for x in (student, teacher))
+        outputs = [x.masked_fill(~frames.unsqueeze(-1), value).requires_grad_() for x in sides]
+        found = [lattice_kl(ours, theirs, mask, 1.5), collapsed_kl(ours, theirs, labels, mask, 0, 1.5)]
+        found += [loss.between(*outputs, lengths, 1.5) for loss in ENCODER_LOSSES.values()]
+        sum(found).backward()
+        return torch.stack(found).detach(), ours.grad, outputs[0].grad
+
+    for got, want in zip(each(filler), each(0.0)):
+        assert torch.isfinite(want).all() and torch.equal(got, want)
+
+
+@given(seed=st.integers(0, 10 ** 6), temperature=st.sampled_from([1.0, 20.0]), close=st.sampled_from([0.01, 0.3]))
+@quick
+def test_halves_are_computed_in_float32(seed, temperature, close):
+    torch.manual_seed(seed)
+    student = torch.randn(2, 4, 3, 6).to(torch.bfloat16)
+    teacher = (student + close * torch.randn(2, 4, 3, 6)).to(torch.bfloat16)
+    labels, mask, lengths = torch.randint(1, 6, (2, 4, 3)), torch.ones(2, 4, 3, dtype=torch.bool), torch.tensor([4, 2])
+
+    def each(s, t):
+        found = [lattice_kl(s, t, mask, temperature), collapsed_kl(s, t, labels, mask, 0, temperature)]
+        return torch.stack(found + [loss.between(s[:, :, 0], t[:, :, 0], lengths, temperature)
+                                    for loss in ENCODER_LOSSES.values()])
+
+    assert torch.equal(each(student, teacher), each(student.float(), teacher.float()))
+
+
+def test_a_rest_that_is_impossible_has_a_gradient():
+    student = torch.tensor([[0.3, -INF, 0.2], [0.3, -INF, 0.2]]).requires_grad_()
+    teacher = torch.tensor([[0.1, -INF, 0.9], [0.1, -INF, 0.9]])
+    losses.collapsed_kl_at(student, teacher, torch.tensor([2, 1])).sum().backward()
+    want = student.detach().softmax(-1) - teacher.softmax(-1)
+    torch.testing.assert_close(student.grad[0], want[0])
+    torch.testing.assert_close(student.grad[1], want[1])
+
+
+@pytest.mark.parametrize("name", ENCODER_LOSSES)
+def test_encoder_losses_refuse_shapes_that_would_broadcast(name):
+    with pytest.raises(ValueError, match=r"student is \(3, 4, 5\) and teacher \(1, 4, 5\): their shapes must be one"):
+        ENCODER_LOSSES[name].between(torch.zeros(3, 4, 5), torch.zeros(1, 4, 5), torch.tensor([4, 4, 4]), 1.0)
+
+
 def test_encoder_losses_by_their_definitions():
     student, teacher = torch.tensor([[[1.0, 2.0], [3.0, 0.0]]]), torch.tensor([[[1.0, 4.0], [0.0, 3.0]]])
     lengths = torch.tensor([2])
