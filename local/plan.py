@@ -4,9 +4,9 @@
 import argparse
 import math
 from pathlib import Path
-from typing import Dict
+from typing import Dict, List
 
-from kdlib.config import TrainConfig, TrainingConfig, config_to_dict, load_config, merge_config, save_config
+from kdlib.config import TrainConfig, config_to_dict, load_config, merge_config, save_config
 from kdlib.errors import RecipeError, run_main
 from kdlib.files import write_json
 from kdlib.lang import Lang
@@ -33,10 +33,6 @@ def make_configs(plan: ProgressiveConfig, teacher: TrainConfig, vocab_size: int,
     stages = stage_configs(plan, teacher, vocab_size, overrides, source)
     configs = {f"stage{number}": config for number, config in enumerate(stages, start=1)}
     last = stages[-1]
-    epochs = sum(config.training.num_epochs for config in stages)
-    if len({config.training.updates_per_epoch for config in stages}) > 1:
-        raise RecipeError(f"{source}: training.updates_per_epoch must be the same in all stages, so that a baseline can "
-                          "have as many updates as all of them; vary training.num_epochs")
     if not last.loss.distill:
         raise RecipeError(f"{source}: student.loss.distill is empty, so nothing would be distilled")
     # The baselines are the last student's model, and differ in how they are trained alone: scratch as the teacher is,
@@ -49,23 +45,29 @@ def make_configs(plan: ProgressiveConfig, teacher: TrainConfig, vocab_size: int,
         refuse_layers_of_another_teacher(plan, single, f"stage{len(stages) - 1}", source)
     scratch = merge_config(TrainConfig, [config_to_dict(teacher), plan.scratch, final_model], overrides,
                            source=f"{source}, scratch")
-    both = epochs_of_both(teacher.training, epochs, last.training.updates_per_epoch, source)
-    matched = {"num_epochs": epochs, "updates_per_epoch": last.training.updates_per_epoch}
-    for name, alone, training in (("scratch", scratch, both), ("single", single, matched)):
+    for name, alone, rests_on in (("scratch", scratch, [teacher, *stages]), ("single", single, stages)):
+        training = as_long_as(rests_on, alone, f"{source}, {name}")
         configs[name] = alone
         configs[f"{name}-matched"] = merge_config(TrainConfig, [config_to_dict(alone), {"training": training}], source=source)
     return configs
 
 
-def epochs_of_both(teacher: TrainingConfig, epochs: int, updates_per_epoch: int, source: str) -> Dict[str, int]:
-    """The epochs of a training as long as the teacher's and the stages', which have so many of so many updates."""
-    if 0 in (teacher.updates_per_epoch, updates_per_epoch):  # an epoch is a pass over the training part
-        if teacher.updates_per_epoch != updates_per_epoch:
-            raise RecipeError(f"{source}: training.updates_per_epoch must be 0 for the teacher and the stages, or for "
-                              "neither, so that a baseline can have as many updates as all of them")
-        return {"num_epochs": teacher.num_epochs + epochs, "updates_per_epoch": 0}
-    updates = teacher.num_epochs * teacher.updates_per_epoch + epochs * updates_per_epoch
-    count = round(updates / teacher.updates_per_epoch)
+def as_long_as(others: List[TrainConfig], alone: TrainConfig, source: str) -> Dict[str, int]:
+    """The epochs of a training that is otherwise ``alone``, with as many updates as all the others together."""
+    trainings = [config.training for config in others]
+    # Those of a curriculum come before the first epoch.
+    before = sum(config.data.curriculum.updates for config in others) - alone.data.curriculum.updates
+    lengths = {training.updates_per_epoch for training in (*trainings, alone.training)}
+    if 0 in lengths:  # an epoch is a pass over the training part
+        if len(lengths) > 1:
+            raise RecipeError(f"{source}: training.updates_per_epoch must be 0 for the teacher and all stages, or for none, "
+                              "so that a baseline can have as many updates as all of them")
+        if before:
+            raise RecipeError(f"{source}: a baseline of whole epochs cannot have the updates of several curricula: set "
+                              "training.updates_per_epoch, or data: {curriculum: {updates: 0}} for the students")
+        return {"num_epochs": sum(training.num_epochs for training in trainings), "updates_per_epoch": 0}
+    updates = before + sum(training.num_epochs * training.updates_per_epoch for training in trainings)
+    count = max(1, round(updates / alone.training.updates_per_epoch))
     return {"num_epochs": count, "updates_per_epoch": math.ceil(updates / count)}
 
 
@@ -102,7 +104,7 @@ def main():
     reached, most = 100 * (1 - previous / whole), math.floor(whole * (1 - plan.target_compression / 100))
     if reached < plan.target_compression:
         raise RecipeError(f"{args.config}: the last stage has {previous:,} parameters, {reached:.1f}% fewer than the teacher, "
-                          f"and target_compression {plan.target_compression:g}% allows {most:,}: make it smaller")
+                          f"and target_compression {plan.target_compression:g}% allows {most:,}: make it smaller, or lower target_compression")
     check_chain(teacher, {f"stage {number}": configs[name] for number, name in enumerate(stages, start=1)}, vocab_size,
                 str(args.config))
     check_chain(teacher, {"single": configs["single"]}, vocab_size, str(args.config))

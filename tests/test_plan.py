@@ -76,7 +76,22 @@ def test_epochs_that_are_passes_add_up(folder):
     for given, other in ((0, 9), (5, 0)):
         done = plan(folder, teacher={**TEACHER, "training": {"updates_per_epoch": given}},
                     stages={**PLAN, "student": {**PLAN["student"], "training": {"updates_per_epoch": other}}})
-        assert "updates_per_epoch must be 0 for the teacher and the stages, or for neither" in refused(done)
+        assert "updates_per_epoch must be 0 for the teacher and all stages, or for none" in refused(done)
+    # A curriculum's updates are no passes.
+    done = plan(folder, "training.updates_per_epoch=0", "data.curriculum.updates=7", stages=passes)
+    assert "a baseline of whole epochs cannot have the updates of several curricula" in refused(done)
+
+
+def test_matched_is_by_updates_whatever_the_stages_epochs_are(folder):
+    """Epochs of other lengths, and a curriculum before those of every stage."""
+    stages = [{**PLAN["stages"][0], "training": {"num_epochs": 3, "updates_per_epoch": 20}}, PLAN["stages"][1]]
+    student = {**PLAN["student"], "data": {"curriculum": {"updates": 11}}}
+    assert plan(folder, stages={**PLAN, "stages": stages, "student": student}).returncode == 0
+    together = (11 + 3 * 20) + (11 + 2 * 9)
+    for name, wanted in (("single-matched", together), ("scratch-matched", 7 + 10 * 5 + together)):
+        matched = config(folder, name)
+        updates = matched.data.curriculum.updates + updates_of(matched)
+        assert wanted <= updates < wanted + matched.training.num_epochs
 
 
 def test_words_of_the_command_line_reach_trainings_but_not_the_students_sizes(folder):
@@ -95,7 +110,6 @@ def test_words_of_the_command_line_reach_trainings_but_not_the_students_sizes(fo
     ({"student": {}}, "nothing would be distilled"),
     ({"target": 90}, "key 'target'"),
     ({"target_compression": 100}, "target_compression is 100.0; it must be between 0 and 100 per cent"),
-    ({"stages": [{"training": {"updates_per_epoch": 3}}, {}]}, "updates_per_epoch must be the same in all stages"),
 ])
 def test_what_is_wrong_is_one_line(folder, change, said):
     done = plan(folder, stages={**PLAN, **change})
