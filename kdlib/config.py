@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from kdlib.config_checks import require, require_above_0, require_amounts
-from kdlib.config_help import keys_near, misplaced
+from kdlib.config_help import known_keys, misplaced
 from kdlib.errors import RecipeError, in_one_line
 from kdlib.files import PathLike, write_text
 from kdlib.losses import find_loss
@@ -129,6 +129,9 @@ class LossConfig:
         require(1.0 <= self.sharpness <= 100.0, "loss.sharpness", self.sharpness, "from 1 to 100")
         require(0.0 <= self.sharpness_start <= 1.0, "loss.sharpness_start", self.sharpness_start, "from 0 to 1")
         require_amounts(self, "loss", "lm_scale", "am_scale", "simple_scale", "delay_penalty", "ctc_weight")
+        # The joint term has the rest of the weight: with less than none of it the loss has no lower bound.
+        require(self.lm_scale + self.am_scale <= 1, "loss.lm_scale", self.lm_scale,
+                f"at most 1 together with loss.am_scale, {self.am_scale}")
         require(self.prune_range >= 2, "loss.prune_range", self.prune_range, "at least 2")
         for number, term in enumerate(self.distill):
             require(term not in self.distill[:number], "loss.distill", term.name,
@@ -359,8 +362,7 @@ def merge_config(schema: Type[T], content: Any, overrides: Sequence[str] = (), s
             if key is None:  # a list, a mapping or a value in the place of another of these
                 raise RecipeError(f"{origin}: {misplaced(merged, layer)}") from None
             reason = str(error).splitlines()[0]
-            known = keys_near(schema, str(key))
-            raise RecipeError(f"{origin}: key '{key}': {reason}{known}") from None
+            raise RecipeError(f"{origin}: key '{key}': {reason}{known_keys(error)}") from None
     try:
         return OmegaConf.to_object(merged)
     except RecipeError as error:

@@ -4,7 +4,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any, List
 
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException, ValidationError
 
 
 def misplaced(known: Any, layer: Any) -> str:
@@ -31,15 +31,9 @@ def misplaced(known: Any, layer: Any) -> str:
     return f"{where} is {found}, {str(layer)[:80]}; it must be {wanted}, given whole"
 
 
-def keys_near(schema: Any, key: str) -> str:
-    """The known keys of the section that an unknown ``key`` was looked for in, as the end of a message."""
-    section = schema
-    for part in key.split(".")[:-1]:
-        part = part.split("[")[0]
-        types = {f.name: f for f in fields(section)} if is_dataclass(section) else {}
-        if part not in types:
-            return ""
-        section = types[part].default_factory if not isinstance(types[part].type, type) else types[part].type
-    if not is_dataclass(section):
+def known_keys(error: Exception) -> str:
+    """The keys of the section that an unknown key was looked for in, as the end of a message; of other errors nothing."""
+    section = getattr(error, "object_type", None)
+    if isinstance(error, ValidationError) or not is_dataclass(section):
         return ""
     return "; known keys there: " + ", ".join(f.name for f in fields(section))

@@ -4,6 +4,8 @@ import errno
 import sys
 from typing import Callable, Optional
 
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
 
 class RecipeError(Exception):
     """Something the user can mend: the message names the thing and the remedy."""
@@ -24,10 +26,13 @@ def known_failure(error: BaseException) -> Optional[str]:
     if isinstance(error, RecipeError):
         return str(error)
     if isinstance(error, OSError):
-        if error.errno == errno.ENOSPC:
-            return (f"no space left on the disk while writing {error.filename or 'a file'}; free some space and run the "
-                    "same command again")
-        if error.errno in (errno.ENOENT, errno.EACCES, errno.EISDIR, errno.ENOTDIR):
+        if error.errno in DISK_FULL:
+            full = "no space left on the disk" if error.errno == errno.ENOSPC else "the quota of the disk is used up"
+            return f"{full} while writing {error.filename or 'a file'}; free some space and run the same command again"
+        if error.errno == errno.EEXIST:  # only making a folder says so
+            return f"{error.filename} is a file: a folder is to stand there; name another"
+        if error.errno in (errno.ENOENT, errno.EACCES, errno.EISDIR, errno.ENOTDIR, errno.EROFS, errno.EPERM,
+                           errno.ENAMETOOLONG) and error.filename is not None:
             return f"{error.filename}: {error.strerror}"
     return None
 

@@ -1,6 +1,5 @@
 """Files that are either whole or absent."""
 
-import errno
 import gzip
 import hashlib
 import json
@@ -10,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Dict, Iterator, Union
 
-from kdlib.errors import RecipeError
+from kdlib.errors import DISK_FULL, RecipeError
 
 PathLike = Union[str, Path]
 
@@ -35,7 +34,7 @@ def atomic_path(path: PathLike) -> Iterator[Path]:
         yield temporary
     except OSError as error:
         # A failed write does not know its file; tell the one that the user knows.
-        if error.errno == errno.ENOSPC:
+        if error.errno in DISK_FULL:
             error.filename = str(path)
         raise
     else:

@@ -14,6 +14,9 @@ def test_configs_name_what_is_wrong(tmp_path):
     path.write_text("model: {num_layer: 3}\n")
     with pytest.raises(RecipeError, match=r"a.yaml: key 'model.num_layer'.*known keys there: .*num_layers"):
         load_config(TrainConfig, path)
+    path.write_text("loss: {distill: [{name: encoder_mse, temprature: 2}]}\n")
+    with pytest.raises(RecipeError, match=r"key 'temprature'.*known keys there: name, weight, .*temperature"):
+        load_config(TrainConfig, path)
     path.write_text("model: {num_layers: many}\n")
     with pytest.raises(RecipeError, match="a.yaml: key 'model.num_layers'.*many"):
         load_config(TrainConfig, path)
@@ -32,6 +35,7 @@ def test_configs_name_what_is_wrong(tmp_path):
                          ("training.avg=6", "at most training.num_epochs, 5"),
                          # What else would end a training in a stack trace, or have it learn nothing without a word.
                          ("loss.lm_scale=-1", "finite"), ("loss.am_scale=.nan", "0 or more"),
+                         ("loss.lm_scale=1.5", "at most 1 together with"),
                          ("loss.simple_scale=.inf", "finite"),
                          ("loss.delay_penalty=-1", "0 or more"), ("loss.ctc_weight=-1", "0 or more"),
                          ("optim.learning_rate=-1", "above 0"), ("optim.learning_rate=.inf", "finite"),

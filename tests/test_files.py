@@ -33,24 +33,26 @@ def test_an_error_leaves_what_was_there(tmp_path):
     assert path.read_text() == "[\n  1\n]\n" and os.listdir(tmp_path) == ["a.json"]
 
 
+@pytest.mark.parametrize("code,said", [(errno.ENOSPC, "no space left on the disk"),
+                                       (errno.EDQUOT, "the quota of the disk is used up")])
 @pytest.mark.parametrize("method,write", [
     ("write_bytes", lambda path: save_checkpoint(path, CHECKPOINT)),
     ("write_text", lambda path: write_text(path, "new")),
 ])
-def test_a_full_disk(tmp_path, monkeypatch, capsys, method, write):
+def test_a_full_disk(tmp_path, monkeypatch, capsys, method, write, code, said):
     path = tmp_path / "epoch-1.pt"
     save_checkpoint(path, CHECKPOINT)
 
     def full(self, *args, **kwargs):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        raise OSError(code, os.strerror(code))
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, method, full)
         with pytest.raises(SystemExit) as end:
             run_main(lambda: write(path))
     assert end.value.code == 1
-    assert capsys.readouterr().err == (f"error: no space left on the disk while writing {path}; free some space and run "
-                                       "the same command again\n")
+    assert capsys.readouterr().err == (f"error: {said} while writing {path}; free some space and run the same "
+                                       "command again\n")
     assert load_checkpoint(path, "")["updates"] == 1 and os.listdir(tmp_path) == [path.name]
 
 
@@ -70,6 +72,16 @@ def test_json_of_another_shape_is_named(tmp_path, content, said):
         read_record(tmp_path / "done.json", "train it again", "epoch", "seconds")
     write_json(tmp_path / "done.json", {"epoch": 2, "seconds": 1.0, "updates": 3})
     assert read_record(tmp_path / "done.json", "train it again", "epoch", "seconds")["updates"] == 3
+
+
+def test_folders_that_cannot_be(tmp_path):
+    (tmp_path / "file").write_text("")
+    for path, said in ((tmp_path / "file" / "a.json", f"{tmp_path}/file is a file: a folder is to stand there"),
+                       (tmp_path / ("n" * 300) / "a.json", "File name too long")):
+        with pytest.raises(OSError) as failure:
+            write_text(path, "text")
+        assert said in known_failure(failure.value)
+    assert known_failure(OSError(errno.EROFS, os.strerror(errno.EROFS), "/ro/x")) == "/ro/x: Read-only file system"
 
 
 def test_an_unknown_failure_is_no_message():
