@@ -97,7 +97,7 @@ train() {
     shift 2
   fi
   if (($#)); then shift; fi
-  step "train-${name//\//-}" "${inputs[@]}" --aside "$exp/$name" --makes "$exp/$name/done.json" -- \
+  step "train-${name//\//-}" "${inputs[@]}" --aside "$exp/$name" --makes "$exp/$name/done.json" "$exp/$name/epoch-*.pt" -- \
     python "$scripts/train.py" --config "$config" --fbank "$fbank" --lang "$lang" --exp "$exp/$name" \
     "${teacher[@]}" "$@"
 }

@@ -1,6 +1,7 @@
 """Training on a made-up language: it learns, resumes exactly, distils, and names what is wrong with its inputs."""
 
 import json
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -151,6 +152,32 @@ def test_a_finished_training_is_left_as_it_is(corpus, teacher_folder):
     config = settings("training.num_epochs=12", "data.curriculum.updates=10", "data.curriculum.max_words=1")
     assert trainer(config, teacher_folder, corpus).train()["epoch"] == 12
     assert (teacher_folder / "done.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("harm", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:2000])])
+def test_a_last_epoch_that_was_lost_is_written_anew(corpus, teacher_folder, tmp_path, harm):
+    exp = tmp_path / "exp"
+    shutil.copytree(teacher_folder, exp)
+    before = load_checkpoint(exp / "epoch-12.pt", "")
+    harm(exp / "epoch-12.pt")
+    with pytest.raises(RecipeError, match="run the stage that trains .* again, which writes its last epoch anew"):
+        load_averaged(exp)
+    config = settings("training.num_epochs=12", "data.curriculum.updates=10", "data.curriculum.max_words=1")
+    assert trainer(config, exp, corpus).train()["epoch"] == 12
+    after = load_checkpoint(exp / "epoch-12.pt", "")
+    assert after["updates"] == before["updates"] and after["epoch"] == before["epoch"]
+    for part in ("model", "average"):
+        assert all(torch.equal(after[part][name], value) for name, value in before[part].items())
+
+
+def test_epochs_of_other_models_are_not_averaged(teacher_folder, tmp_path):
+    for name in ("epoch-11.pt", "epoch-12.pt", "done.json"):
+        shutil.copy(teacher_folder / name, tmp_path)
+    content = load_checkpoint(tmp_path / "epoch-11.pt", "")
+    name = next(name for name, value in content["average"].items() if value.dim() == 1)
+    torch.save({**content, "average": {**content["average"], name: torch.zeros(1)}}, tmp_path / "epoch-11.pt")
+    with pytest.raises(RecipeError, match=rf"epoch-11.pt is a checkpoint of another model: {name} is \(1,\)"):
+        load_averaged(tmp_path, avg=2)
 
 
 def test_learning_rate_warms_up_and_ends_low():

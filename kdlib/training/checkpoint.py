@@ -83,10 +83,12 @@ def load_averaged(exp: PathLike, epoch: int = -1, avg: int = -1,
     exp = Path(exp)
     if epoch < -1:
         raise RecipeError(f"epoch is {epoch}: choose one of {_epochs(exp)}, or -1 for the last one")
+    remedy = f"choose one of {_epochs(exp)} or train longer"
     if epoch == -1:
         epoch = finished(exp)["epoch"]
+        remedy = f"run the stage that trains {exp} again, which writes its last epoch anew"
     paths = [exp / f"epoch-{epoch}.pt"]
-    contents = [load_checkpoint(paths[0], f"choose one of {_epochs(exp)} or train longer")]
+    contents = [load_checkpoint(paths[0], remedy)]
     config = merge_config(TrainConfig, json.loads(contents[0]["config"]), source=str(paths[0]))
     avg = config.training.avg if avg == -1 else avg
     if avg < 1 or avg > epoch:
@@ -99,11 +101,11 @@ def load_averaged(exp: PathLike, epoch: int = -1, avg: int = -1,
             raise RecipeError(f"{path} was trained with other tokens ({len(content['tokens'])} of them) than the lang "
                               f"folder holds ({len(tokens)}): give the lang folder of that training")
     model = Transducer(config.model, len(contents[0]["tokens"]))
-    state = contents[0]["average"]
+    for path, content in zip(reversed(paths), reversed(contents)):
+        load_state(model, content["average"], path)  # the last epoch's last
     if avg > 1:
-        state = {name: sum(c["average"][name].double() for c in contents).div(avg).to(value.dtype)
-                 if value.is_floating_point() else value for name, value in state.items()}
-    load_state(model, state, paths[0])
+        model.load_state_dict({name: sum(c["average"][name].double() for c in contents).div(avg).to(value.dtype)
+                               if value.is_floating_point() else value for name, value in model.state_dict().items()})
     return model.eval(), config, {"updates": contents[0]["updates"], "epoch": epoch, "avg": avg}
 
 

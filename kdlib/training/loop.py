@@ -91,6 +91,7 @@ class Trainer:
         """Train to the end and return what ``done.json`` holds."""
         self._resume()
         if self.epoch > self.config.training.num_epochs and (self.exp / "done.json").exists():
+            self._keep_last_epoch()
             return finished(self.exp)  # unwritten: what was made from this model stays up to date
         self.clock = time.monotonic()
         self.board = None
@@ -185,8 +186,21 @@ class Trainer:
             self.board.add_scalar(f"dev/{name}", value, self.updates)
         logging.info("epoch %d of %d: %d updates, %.0f s, dev loss %.4f (pruned %.4f)", self.epoch,
                      self.config.training.num_epochs, self.updates, self._elapsed(), dev["total"], dev["pruned"])
-        save_checkpoint(self.exp / f"epoch-{self.epoch}.pt",
-                        {**self._common(), "average": self.average.state, "epoch": self.epoch})
+        self._save_epoch(self.epoch)
+
+    def _save_epoch(self, epoch: int) -> None:
+        save_checkpoint(self.exp / f"epoch-{epoch}.pt",
+                        {**self._common(), "average": self.average.state, "epoch": epoch})
+
+    def _keep_last_epoch(self) -> None:
+        """Write the last epoch's file, which is the model, anew where it was lost or damaged since the training ended."""
+        epoch = self.config.training.num_epochs
+        if self.rank == 0:
+            try:
+                load_checkpoint(self.exp / f"epoch-{epoch}.pt", "it is written anew from checkpoint.pt")
+            except RecipeError as error:
+                logging.warning("%s", error)
+                self._save_epoch(epoch)
 
     def _dev_loss(self) -> Dict[str, float]:
         """The dev set's loss of the current weights."""
