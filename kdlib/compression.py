@@ -6,6 +6,7 @@ convolution channels, the joiner, the predictor, ...) keeps its units of largest
 tensor that the dimension runs through.
 """
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Callable, Dict, List, Sequence, Tuple
@@ -50,13 +51,17 @@ def least_missed_layers(num_teacher: int, num_student: int, loss_of: Callable[[L
         num_teacher, num_student: layers.
         loss_of: the loss of the teacher with these layers alone, numbers from 0 in rising order.
     Raises:
-        RecipeError: the student has no layer, or more layers than its teacher.
+        RecipeError: the student has no layer, or more layers than its teacher; or no loss is finite.
     """
     kept = list(range(num_teacher))
     evenly_spaced_layers(num_teacher, num_student)  # the same bounds
     while len(kept) > num_student:
-        candidates = [kept[:i] + kept[i + 1:] for i in range(len(kept))]
-        kept = min(candidates, key=loss_of)
+        losses = {i: loss_of(kept[:i] + kept[i + 1:]) for i in range(len(kept))}
+        finite = {i: loss for i, loss in losses.items() if math.isfinite(loss)}
+        if not finite:
+            raise RecipeError("without any one of its layers the teacher's loss on the dev set is not finite: check the dev "
+                              "set's features, or choose init.layers=even")
+        del kept[min(finite, key=finite.__getitem__)]
     return kept
 
 
@@ -65,7 +70,7 @@ def _axes(name: str, config: ModelConfig) -> Tuple[Axis, ...]:
     whole, width, lattice = Axis(""), Axis("encoder"), Axis("joiner")
     layer = re.match(r"encoder\.layers\.(\d+)\.(.+)", name)
     if layer:
-        number, part = layer.groups()
+        number, part = int(layer[1]) + 1, layer[2]  # as configs count them
         if part.startswith("feed_forward"):
             hidden = Axis(f"layer {number} {part.split('.')[0]}")
             table = {"up.weight": (hidden, width), "up.bias": (hidden,), "down.weight": (width, hidden)}

@@ -158,10 +158,11 @@ def write_recogs(path: PathLike, results: Iterable[Result]) -> None:
 
 
 def read_recogs(path: PathLike) -> List[Tuple[str, List[str], List[str]]]:
-    """Read a file of :func:`write_recogs` (or icefall's); raises :class:`RecipeError` naming a line it can't take."""
+    """Read a file of :func:`write_recogs` (or icefall's); raises :class:`RecipeError` naming a line it can't take, or an
+    id that stands twice."""
     references: Dict[str, List[str]] = {}
     results = []
-    with open(path, encoding="utf-8") as lines:
+    with open(path, encoding="utf-8", errors="replace") as lines:
         for number, line in enumerate(lines, start=1):
             cut_id, ref_mark, ref = line.rstrip("\n").partition(":\tref=")
             if not ref_mark:
@@ -176,6 +177,10 @@ def read_recogs(path: PathLike) -> List[Tuple[str, List[str], List[str]]]:
                                   "decode again") from None
     if references:
         raise RecipeError(f"{path}: {next(iter(references))} has a reference and no hypothesis; decode again")
+    try:
+        _sorted_unique(results)
+    except RecipeError as error:
+        raise RecipeError(f"{path}: {error}") from None
     return results
 
 

@@ -71,10 +71,10 @@ def seeds_table(pooled: Mapping[str, Mapping[str, Any]]) -> Tuple[List[str], Lis
     for model, row in pooled.items():
         cells = [model, f"{row['parameters']:,}", f"{100 * row['parameters'] / teacher['parameters']:.1f}",
                  f"{row['updates']:,}"]
-        for name, test in row["test_sets"].items():
+        for name, reference in teacher["test_sets"].items():
+            test = row["test_sets"][name]
             errors, words = (test[key] for key in count_lists(test))
             mean = 100 * sum(errors) / sum(words)
-            reference = teacher["test_sets"][name]
             base = 100 * sum(reference[count_lists(reference)[0]]) / sum(words)
             spread = statistics.stdev(test["wers"]) if len(test["wers"]) > 1 else math.nan
             cells += [f"{mean:.2f}", f"{spread:.2f}", " ".join(f"{wer:.2f}" for wer in test["wers"]),
@@ -96,8 +96,8 @@ def seed_differences_table(pooled: Mapping[str, Mapping[str, Any]]) -> Tuple[Lis
     rows = []
     for other in [first, *(model for model in others if not model.startswith("stage"))]:
         cells = [f"{last} - {other}"]
-        for name, test in pooled[last]["test_sets"].items():
-            theirs = pooled[other]["test_sets"][name]
+        for name in pooled[first]["test_sets"]:
+            test, theirs = (pooled[model]["test_sets"][name] for model in (last, other))
             each = [ours - their for ours, their in zip(test["wers"], theirs["wers"])]
             cells += [f"{statistics.mean(each):+.2f}", " ".join(f"{one:+.2f}" for one in each),
                       format_p(paired_p(test, theirs)), format_p(p_value_over_seeds(each))]

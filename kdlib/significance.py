@@ -80,10 +80,11 @@ def p_value_over_seeds(differences: Sequence[float]) -> float:
     Args:
         differences: of the two systems' word error rates, one a seed.
     Returns:
-        nan for fewer than two seeds; 1.0 where no seed tells the systems apart.
+        nan for fewer than two seeds, and where all differences are the same, as those of few errors may be by chance: t
+        is without bounds then and says nothing. 1.0 where no seed tells the systems apart.
     """
-    if len(differences) < 2:
+    if not np.any(differences):
+        return 1.0 if len(differences) > 1 else float("nan")
+    if len(differences) < 2 or np.ptp(differences) < 1e-9:  # percentages, equal but for rounding
         return float("nan")
-    if np.ptp(differences) == 0:
-        return 0.0 if differences[0] else 1.0
     return float(stats.ttest_1samp(differences, 0.0).pvalue)

@@ -61,7 +61,8 @@ def main():
              f"{drawn_over(pooled['teacher']['test_sets'])} with the errors of all seeds added up, so of these trained "
              "models: how much seeds differ stands in the column sd.",
              "p models is that p; p seeds, two-sided too, is that of Student's t of the seeds' differences: whether models "
-             "from other seeds would differ in the same way. With few seeds it is small only where they all agree."]
+             "from other seeds would differ in the same way. With few seeds it is small only where they all agree; none "
+             "stands where all differences are the same."]
     print(plain_table(header, rows) + "\n" + plain_table(*differences) + "\n".join(notes))
     if args.output:
         write_text(args.output, describe_runs(args.exp) + markdown_table(header, rows)

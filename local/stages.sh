@@ -15,10 +15,12 @@ training_cuts() {
   if [[ $storage == shar* ]]; then printf '%s\n' "$fbank/shar_train.json"; else cuts "$fbank" train; fi
 }
 
-# json_value FILE KEY TYPE STAGE: the str or int of a file that STAGE makes; the file's own name where it is missing, for
-# `step` to complain about.
+# json_value FILE KEY TYPE STAGE: the str or int of a file that STAGE makes.
 json_value() {
-  if [[ ! -e $1 ]]; then printf '%s\n' "$1"; return; fi
+  if [[ ! -e $1 ]]; then
+    echo "error: stage $current needs $1, which stage $4 makes: $rerun --stage $4 --stop-stage $4" >&2
+    return 1
+  fi
   "$PYTHON" -c '
 import json, sys
 try:

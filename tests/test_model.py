@@ -1,5 +1,7 @@
 """The streaming Conformer transducer: what a chunk may see, caches, weights that a student takes from its teacher."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -289,7 +291,7 @@ def test_each_tensor_counts_alike_in_the_choice_of_units():
 
 def test_a_larger_student_is_refused():
     teacher, student = model_of(tiny()), model_of(tiny(feedforward_dim=40))
-    with pytest.raises(RecipeError, match=r"layer 0 feed_forward1 \(40\) is larger than its teacher's \(32\)"):
+    with pytest.raises(RecipeError, match=r"layer 1 feed_forward1 \(40\) is larger than its teacher's \(32\)"):
         init_from_teacher(student, teacher)
 
 
@@ -322,3 +324,9 @@ def test_the_layers_that_are_missed_least_go():
     assert least_missed_layers(3, 3, loss_of) == [0, 1, 2]
     with pytest.raises(RecipeError):
         least_missed_layers(3, 4, loss_of)
+
+
+def test_a_loss_that_is_not_finite_chooses_no_layer():
+    assert least_missed_layers(3, 2, lambda kept: 1.0 if kept == [0, 2] else math.nan) == [0, 2]
+    with pytest.raises(RecipeError, match="the teacher's loss on the dev set is not finite"):
+        least_missed_layers(6, 3, lambda kept: math.nan)

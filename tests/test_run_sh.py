@@ -74,7 +74,8 @@ class TestStages:
     @pytest.mark.parametrize("stage, missing, maker", [
         (1, "data/corpus", 0), (2, "data/manifests/cuts_train.jsonl.gz", 1), (3, "data/manifests/cuts_train.jsonl.gz", 1),
         (4, "data/fbank/cuts_train.jsonl.gz", 2), (5, "data/fbank/cuts_test.jsonl.gz", 2), (6, "data/lang/tokens.txt", 3),
-        (7, "data/fbank/cuts_train.jsonl.gz", 2), (8, "exp/teacher/decode/summary.json", 5)])
+        (7, "data/fbank/cuts_train.jsonl.gz", 2), (8, "exp/teacher/decode/summary.json", 5),
+        (9, "exp/conf/plan.json", 6)])
     def test_a_stage_before_its_predecessor(self, toy, stage, missing, maker):
         result = toy("--stage", stage, "--stop-stage", stage)
         assert result.returncode == 1 and result.ran == []

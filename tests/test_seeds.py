@@ -9,7 +9,7 @@ from scipy import stats
 from scripts import run_script
 
 from kdlib.errors import RecipeError
-from kdlib.seeds import pool_seeds, seeds_table
+from kdlib.seeds import pool_seeds, seed_differences_table, seeds_table
 
 SEEDS = Path(__file__).resolve().parents[1] / "local" / "seeds.py"
 
@@ -56,6 +56,15 @@ def test_what_is_relative_is_so_to_the_teacher_of_all_seeds():
     cells = {row[0]: dict(zip(header[:10], row)) for row in rows}
     assert cells["teacher"]["WER test-clean"] == "5.75"
     assert cells["stage3"]["rel."] == f"{100 * (9.0 / 5.75 - 1):+.1f}%"
+
+
+def test_columns_are_the_teachers_test_sets_whatever_their_order_in_other_models():
+    runs = two_runs()
+    wanted = seeds_table(pool_seeds(runs)), seed_differences_table(pool_seeds(runs))
+    sets = runs[0]["stage3"]["test_sets"]
+    assert len(sets) > 1
+    runs[0]["stage3"]["test_sets"] = {name: sets[name] for name in reversed(sets)}
+    assert (seeds_table(pool_seeds(runs)), seed_differences_table(pool_seeds(runs))) == wanted
 
 
 def test_runs_of_other_models_or_test_sets_are_not_pooled():
