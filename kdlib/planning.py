@@ -30,14 +30,16 @@ GRAINS = {"num_layers": 1, "num_heads": 1, "feedforward_dim": 8, "encoder_dim": 
 NEAR = 0.98  # a stage that has so much of its goal is not searched for any longer
 FAR = 0.95  # a last stage that has less of the target is planned anew, with all that lead to it
 UNITS = {"": 1, "k": 10**3, "m": 10**6}
+# Bytes of nodes and names in a model's exported files, and in each layer more, as local/export_onnx.py writes them.
+GRAPH_FLOAT32, LAYER_FLOAT32, GRAPH_INT8, LAYER_INT8 = 6_500, 3_700, 10_500, 10_300
 
 
 @dataclass(frozen=True)
 class ModelSize:
     """Deployed parameters by part, what they weigh, and what a second of audio costs.
 
-    int8 counts a byte for each weight of a matrix (linear layers and the embedding) and four for all else, as dynamic
-    quantisation leaves them. multiply_adds are those of linear and convolution layers and of attention, a second of
+    The bytes are those of the three exported files, to a few thousand: int8 has one for each weight of a matrix (linear
+    layers and the embedding) and four for all else, as dynamic quantisation leaves them. multiply_adds are those of linear and convolution layers and of attention, a second of
     audio, decoded greedily with one token a frame.
     """
 
@@ -66,14 +68,21 @@ def _measure(items: Tuple[Tuple[str, object], ...], vocab_size: int, run: bool) 
     with torch.random.fork_rng(devices=[]), unfilled:
         model = Transducer(built, vocab_size).eval()
     counts: Dict[str, int] = dict.fromkeys(DEPLOYED, 0)
-    int8_bytes = 0
+    matrices = scales = 0
     for name, parameter in model.named_parameters():
         part = name.split(".")[0]
         if part in counts:
             alike = config.num_layers // built.num_layers if name.startswith("encoder.layers.") else 1
             counts[part] += alike * parameter.numel()
-            int8_bytes += alike * parameter.numel() * (1 if parameter.dim() == 2 else 4)
-    return ModelSize(counts, 4 * sum(counts.values()), int8_bytes, _multiply_adds(model, 10) if run else 0)
+            if parameter.dim() == 2:
+                matrices, scales = matrices + alike * parameter.numel(), scales + alike * parameter.size(0)
+    # A scale of four bytes and a zero point of one go with each output; the rotations of the positions that a chunk sees
+    # are constants.
+    positions = 8 * config.head_dim * (2 * config.chunk_size + max(config.left_context, 0))
+    float32 = 4 * sum(counts.values()) + positions
+    return ModelSize(counts, float32 + GRAPH_FLOAT32 + config.num_layers * LAYER_FLOAT32,
+                     float32 - 3 * matrices + 5 * scales + GRAPH_INT8 + config.num_layers * LAYER_INT8,
+                     _multiply_adds(model, 10) if run else 0)
 
 
 @torch.no_grad()

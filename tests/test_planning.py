@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from kdlib.compression import init_from_teacher
 from kdlib.config import DistillTerm, LossConfig, ModelConfig, TrainConfig, load_config
 from kdlib.errors import RecipeError
+from kdlib.export import export_onnx, quantise
 from kdlib.plan_config import PlanConfig, ProgressiveConfig
 from kdlib.planning import (GRAINS, check_student, measure_model, parse_target, plan_stages, shrink, size_table,
                             stage_configs)
+from kdlib.sherpa import PARTS
 from kdlib.transducer import Transducer
 
 TEACHER = ModelConfig(encoder_dim=64, num_layers=6, num_heads=4, head_dim=16, feedforward_dim=256, predictor_dim=48,
@@ -28,9 +30,23 @@ WIDER = {"num_layers": 0.5, "num_heads": 0.5, "feedforward_dim": 1.0, "predictor
 def test_sizes_are_those_of_the_model():
     model, size = Transducer(TEACHER, VOCAB), measure_model(TEACHER, VOCAB)
     assert dict(size.parameters) == {name: count for name, count in model.parameter_counts().items() if name != "total"}
-    assert size.total == model.parameter_counts()["total"] and size.float32_bytes == 4 * size.total
-    deployed = [p for name in ("encoder", "predictor", "joiner") for p in getattr(model, name).parameters()]
-    assert size.int8_bytes == sum(p.numel() * (1 if p.dim() == 2 else 4) for p in deployed)
+    assert size.total == model.parameter_counts()["total"]
+
+
+@pytest.mark.parametrize("changes", [{}, dict(num_layers=1, head_dim=8, left_context=8), dict(
+    encoder_dim=160, feedforward_dim=560, subsampling_channels=24, kernel_size=15, joiner_dim=96, chunk_size=8)])
+def test_planned_bytes_are_those_of_the_exported_files(changes, tmp_path):
+    """They fit, and by little."""
+    config = replace(TEACHER, **changes)
+    size, model = measure_model(config, VOCAB), Transducer(config, VOCAB).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():  # as trained: the exporter keeps one of equal parameters
+            parameter.normal_(0, 0.1)
+    export_onnx(model, tmp_path, config.chunk_size, config.left_context)
+    quantise(tmp_path)
+    for suffix, planned in (("", size.float32_bytes), (".int8", size.int8_bytes)):
+        written = sum((tmp_path / f"{part}{suffix}.onnx").stat().st_size for part in PARTS)
+        assert written <= planned <= written + 3000
 
 
 def test_multiply_adds_of_a_second():
