@@ -163,6 +163,10 @@ class TestTheSameTraining:
     def test_one_of_the_same_inputs_goes_on(self, exp):
         assert self.begin(exp) and self.begin(exp, models={"init-from": "moved", "teacher": "moved"})
 
+    def test_what_a_killed_one_left_half_written_goes(self, exp):
+        (exp / ".tmp-a1.pt").write_bytes(b"half")
+        assert self.begin(exp) and not list(exp.glob(".*"))
+
     def test_one_whose_inputs_went_by_their_names_goes_on(self, exp):
         record = read_json(exp / "run.json", "")
         named = {"cuts_train.jsonl.gz": "a", "cuts_dev.jsonl.gz": "b", "tokens.txt": "c", "stage1": "d", "teacher": "e"}

@@ -132,7 +132,8 @@ def check_features(exp: PathLike, model: Transducer, heard: Dict[str, Any], sour
 
 def begin_run(exp: PathLike, config: TrainConfig, inputs: Dict[str, str], models: Dict[str, str],
               features: Optional[Dict[str, Any]] = None) -> None:
-    """Write down in ``run.json`` what a training is made of, and set aside what another config or other data made.
+    """Write down in ``run.json`` what a training is made of, and set aside what another config or other data made; remove
+    what a run that was killed left half written.
 
     Call it when nothing can refuse the training any more: what was there moves to ``before-N``, a folder of its own.
 
@@ -144,6 +145,8 @@ def begin_run(exp: PathLike, config: TrainConfig, inputs: Dict[str, str], models
         features: what the features were made with (``FbankConfig.heard``), where that is known.
     """
     exp, record = Path(exp), Path(exp) / "run.json"
+    for half in exp.glob(".tmp-*"):
+        half.unlink()
     run = {"config": config_to_dict(config), "inputs": inputs, "models": models, "features": features}
     if record.exists():
         was = read_record(record, f"remove {exp}", "config", "inputs")
