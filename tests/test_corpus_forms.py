@@ -4,10 +4,11 @@ import gzip
 import json
 import logging
 import re
+import shutil
 from pathlib import Path
 
 import pytest
-from lhotse import Recording, RecordingSet
+from lhotse import Recording, RecordingSet, SupervisionSet
 from lhotse.audio import AudioSource
 from skipping import Reasons
 from toy_corpora import csv_corpus, kaldi_corpus, manifests_corpus, say, yesno_corpus
@@ -168,6 +169,32 @@ class TestForms:
         recordings.to_file(path)
         found = read_manifests(folder, Skipped())["dev"][0]
         assert all(Path(r.sources[0].source).is_file() and Path(r.sources[0].source).is_absolute() for r in found)
+
+    @pytest.mark.parametrize("table", [".", "lists/one"])
+    @pytest.mark.parametrize("form", ["csv", "kaldi", "manifests"])
+    def test_a_missing_file_is_not_taken_from_another_corpus(self, tmp_path, form, table):
+        """Whose files, in a folder above, are called the same."""
+        names, folder = ["a", "b", "c", "d"], tmp_path / "mine" / table
+        for path in (tmp_path / "wav", tmp_path / "mine" / "wav", folder):
+            path.mkdir(parents=True, exist_ok=True)
+        for name in names:
+            soundfile.write(tmp_path / "wav" / f"{name}.wav", say(["ONE"]), 16000)
+            if name in "cd":
+                shutil.copy(tmp_path / "wav" / f"{name}.wav", tmp_path / "mine" / "wav")
+        write_parts(folder, {"all": (RecordingSet.from_recordings(
+            Recording(name, [AudioSource("file", [0], f"wav/{name}.wav")], 16000, 4800, 0.3) for name in names),
+            SupervisionSet.from_segments([]))})
+        (folder / "t.csv").write_text("".join(f"wav/{name}.wav,one\n" for name in names))
+        (folder / "wav.scp").write_text("".join(f"{name} wav/{name}.wav\n" for name in names))
+        (folder / "text").write_text("".join(f"{name} ONE\n" for name in names))
+        skipped = Reasons()
+        recordings = read_corpus(form, str(folder / "t.csv" if form == "csv" else folder), skipped)["all"][0]
+        found = {Path(source.source).resolve() for recording in recordings for source in recording.sources}
+        there = names if form == "manifests" else names[2:]  # whose audio is looked at later
+        assert found == {tmp_path / "mine" / "wav" / f"{name}.wav" for name in there}
+        missing = [] if form == "manifests" else names[:2]
+        assert [reason.rpartition("/mine/")[2] for reason in skipped.of.values()] == [
+            f"wav/{name}.wav is missing" for name in missing]
 
     def changed(self, folder: Path, kind: str, **values) -> Path:
         """Manifests with other values in the first row of a file."""

@@ -6,7 +6,7 @@ from typing import Dict, Iterator, List, Tuple
 from lhotse import Recording, RecordingSet, SupervisionSegment, SupervisionSet
 from tqdm import tqdm
 
-from kdlib.corpus_forms.shared import WHOLE, Part, all_channels, find_audio, read_text, recording_of
+from kdlib.corpus_forms.shared import WHOLE, Part, all_channels, audio_base, read_text, recording_of
 from kdlib.errors import RecipeError
 from kdlib.manifests import BadAudio, Skipped
 
@@ -29,12 +29,13 @@ def _read_part(folder: Path, skipped: Skipped) -> Part:
         if path.endswith("|") or path.startswith("|"):
             raise RecipeError(f"{folder / 'wav.scp'}, line {number} ({name}) holds a command, which is never run: write the "
                               "audio to files (Kaldi's wav-copy does) and name those instead")
+    base = audio_base((path for _, _, path in files), folder)
     for number, name, path in tqdm(files, desc="headers", unit="file", mininterval=5):
         try:
             if name in recordings:
                 skipped.add(name, f"{folder / 'wav.scp'}, line {number}: a second recording of this id")
             else:
-                recordings[name] = recording_of(name, find_audio(path, folder))
+                recordings[name] = recording_of(name, str(base / path))
         except BadAudio as error:
             skipped.add(name, str(error))
             bad.add(name)

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any, Dict
 
 from lhotse import Recording, RecordingSet, SupervisionSegment, SupervisionSet
+from lhotse.audio import AudioSource
 from lhotse.utils import fastcopy
 
-from kdlib.corpus_forms.shared import WHOLE, Part, find_audio
+from kdlib.corpus_forms.shared import WHOLE, Part, audio_base
 from kdlib.errors import RecipeError, with_its_type
 from kdlib.manifests import Skipped
 
@@ -32,7 +33,9 @@ def read_manifests(folder: Path, skipped: Skipped) -> Dict[str, Part]:
             part = match["prefix"] + part
         if part in parts:
             raise RecipeError(f"{folder} has the part {part} twice, the second time in {path.name}: take one of them away")
-        recordings = RecordingSet.from_recordings(_with_files(r, folder) for r in _manifest(path, RecordingSet, Recording))
+        recordings = _manifest(path, RecordingSet, Recording)
+        base = audio_base((s.source for r in recordings for s in r.sources if _names_file(s)), folder)
+        recordings = RecordingSet.from_recordings(_with_files(r, base) for r in recordings)
         parts[part] = recordings, _manifest(other, SupervisionSet, SupervisionSegment)
     if not parts:
         json = sorted(path.name for path in folder.glob("*recordings*.json*") if ".jsonl" not in path.name)
@@ -56,7 +59,10 @@ def _manifest(path: Path, kind: Any, item: type) -> Any:
     return found
 
 
-def _with_files(recording: Recording, folder: Path) -> Recording:
+def _names_file(source: AudioSource) -> bool:
+    return source.type == "file" and isinstance(source.source, str)
+
+
+def _with_files(recording: Recording, base: Path) -> Recording:
     return fastcopy(recording, sources=[
-        fastcopy(s, source=find_audio(s.source, folder)) if s.type == "file" and isinstance(s.source, str) else s
-        for s in recording.sources])
+        fastcopy(s, source=str(base / s.source)) if _names_file(s) else s for s in recording.sources])

@@ -3,7 +3,7 @@
 import codecs
 import os
 from pathlib import Path
-from typing import Any, Tuple
+from typing import Any, Iterable, Tuple
 
 from lhotse import Recording, RecordingSet, SupervisionSet
 from lhotse.audio import AudioSource
@@ -31,12 +31,17 @@ def read_text(path: Path) -> str:
                           "iconv -f latin1 -t utf-8") from None
 
 
-def find_audio(path: str, folder: Path) -> str:
-    """A relative path starts from the folder of the file that names it, or from one of the three folders above that."""
+def audio_base(paths: Iterable[str], folder: Path) -> Path:
+    """Where the relative ones of ``paths``, all that a file in ``folder`` names, start: there, or in the nearest of
+    the three folders above it under which there is one of them; ``folder`` where there is none.
+
+    Each from where it is found would take the file of another corpus in place of one that is missing.
+    """
+    relative = [path for path in paths if path and not os.path.isabs(path)]
     for base in (folder, *folder.resolve().parents[:3]):
-        if os.path.exists(base / path):  # which a name that no file can have is not, where Path.exists raises
-            return str(base / path)
-    return str(folder / path)
+        if any(os.path.isfile(base / path) for path in relative):  # which a name that no file can have is not
+            return base
+    return folder
 
 
 def recording_of(name: str, path: str) -> Recording:

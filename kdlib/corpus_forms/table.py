@@ -12,7 +12,7 @@ from typing import Callable, Dict, Iterator, List, Optional, Tuple, Union
 from lhotse import RecordingSet, SupervisionSegment, SupervisionSet
 from tqdm import tqdm
 
-from kdlib.corpus_forms.shared import WHOLE, Part, all_channels, find_audio, read_text, recording_of
+from kdlib.corpus_forms.shared import WHOLE, Part, all_channels, audio_base, read_text, recording_of
 from kdlib.errors import RecipeError
 from kdlib.manifests import BadAudio, Skipped
 
@@ -33,9 +33,9 @@ def read_csv(path: Path, skipped: Skipped) -> Dict[str, Part]:
     """A table of audio path, text and (if there is one) speaker, separated by commas, semicolons, tabs or bars.
 
     A first row that names the columns may order them otherwise and hold more: with ``start`` and ``end`` or ``duration``, in
-    seconds, a row is of that much of its file. Relative paths start from the table. Between commas and semicolons a cell
-    may be quoted, as spreadsheets write it, and then hold separators and line ends; between tabs and bars a quote is a
-    character like others, but for the pair around a whole cell, inside which it is doubled.
+    seconds, a row is of that much of its file. Relative paths start where ``audio_base`` says. Between commas and
+    semicolons a cell may be quoted, as spreadsheets write it, and then hold separators and line ends; between tabs and
+    bars a quote is a character like others, but for the pair around a whole cell, inside which it is doubled.
 
     A row that cannot be read, or has not as many columns as the first row that names them (without one: as most rows), is
     left out and counted in ``skipped``.
@@ -46,7 +46,7 @@ def read_csv(path: Path, skipped: Skipped) -> Dict[str, Part]:
         lines[0] = "\n"
 
     def is_audio(cell: str) -> bool:
-        return bool(cell.strip()) and os.path.isfile(find_audio(cell.strip(), path.parent))
+        return bool(cell.strip()) and os.path.isfile(audio_base([cell.strip()], path.parent) / cell.strip())
 
     # Between separators that divide as many rows, audio decides.
     separator = named[1] if named else max(_SEPARATORS, key=lambda some: _agreement(lines, some, is_audio))
@@ -69,8 +69,11 @@ def read_csv(path: Path, skipped: Skipped) -> Dict[str, Part]:
             raise RecipeError(f"{path}: the first row names where utterances "
                               + ("end, but not where they start: add a column start" if place["start"] is None else
                                  "start, but not where they end: add a column end or duration"))
+    rows = list(_rows(lines, separator, is_audio, columns))
+    base = audio_base((row[place["audio"]].strip() for _, row in rows
+                       if len(row) == columns and row != header and not isinstance(row, str)), path.parent)
     recordings, segments = {}, []
-    for number, row in tqdm(list(_rows(lines, separator, is_audio, columns)), desc="headers", unit="file", mininterval=5):
+    for number, row in tqdm(rows, desc="headers", unit="file", mininterval=5):
         where = f"{path}, line {number}"
         if row == header:
             header = None
@@ -86,7 +89,7 @@ def read_csv(path: Path, skipped: Skipped) -> Dict[str, Part]:
             continue
         file = row[place["audio"]].strip()
         name = re.sub(r"[\s/\\]+", "-", os.path.splitext(Path(file))[0]).strip("-") or file
-        located = find_audio(file, path.parent)
+        located = str(base / file)
         if name in recordings and os.path.normpath(recordings[name].sources[0].source) != os.path.normpath(located):
             skipped.add(where, f"{file} would have the id {name}, which is that of {recordings[name].sources[0].source}: "
                                "rename one of the files")
