@@ -11,6 +11,8 @@ from kdlib.audio_header import cut_short
 from kdlib.errors import RecipeError
 from kdlib.files import PathLike, atomic_path, update_file
 
+_UNKNOWN_LENGTH = 2 ** 63 - 1  # libsndfile's count of the samples of FLAC from a pipe, which it cannot read to the end
+
 
 class BadAudio(Exception):
     """A recording that cannot be used; the message says why."""
@@ -81,11 +83,16 @@ def _opened(path: Path):
     if path.suffix.lower() == ".sph":
         # libsndfile may read it, but Lhotse makes a shell command of its name, for a program that is seldom there.
         raise BadAudio(f"{path} is NIST SPHERE, which recipes do not read: convert it to WAV or FLAC (sox does)")
+    if path.suffix.lower() == ".raw":  # which soundfile goes by, whatever is in the file
+        raise BadAudio(f"{path} is by its name samples without a header, whose rate nothing tells: convert it to WAV "
+                       "(sox -r 16000 -e signed -b 16 -c 1 a.raw a.wav, with its own numbers), or rename it")
     try:
         found = cut_short(path)
         if found:
             raise BadAudio(f"{path} is cut short: {found}")
         with soundfile.SoundFile(path) as audio:
+            if audio.frames == _UNKNOWN_LENGTH:
+                raise BadAudio(f"{path} does not tell its length in its header: write it again (sox a.flac b.flac)")
             yield audio
     except (soundfile.SoundFileError, RuntimeError, OSError) as error:
         raise BadAudio(f"{path} cannot be read ({(str(error).splitlines() or [type(error).__name__])[0]})") from None
@@ -94,8 +101,8 @@ def _opened(path: Path):
 def read_audio(path: PathLike, rate: int) -> np.ndarray:
     """Read a whole mono file of ``rate`` Hz as float32, shape (samples,).
 
-    Raises :class:`BadAudio` when the file is missing, empty, cut short, damaged, NIST SPHERE, not mono or of another rate,
-    or holds samples that are no finite numbers.
+    Raises :class:`BadAudio` when the file is missing, empty, cut short, damaged, NIST SPHERE or raw, not mono or of
+    another rate, does not tell its length, or holds samples that are no finite numbers.
     """
     path = Path(path)
     with _opened(path) as audio:
@@ -108,17 +115,19 @@ def read_audio(path: PathLike, rate: int) -> np.ndarray:
 
 
 def read_header(path: PathLike) -> AudioFormat:
-    """What a file says of itself, undecoded; :class:`BadAudio` when it is missing, empty, cut short, NIST SPHERE or none."""
+    """What a file says of itself, undecoded; :class:`BadAudio` when it is missing, empty, cut short, NIST SPHERE, raw
+    or no audio, or does not tell its length."""
     with _opened(Path(path)) as audio:
         _check_count(Path(path), audio.frames, audio.frames)
         return AudioFormat(audio.frames, audio.samplerate, audio.channels)
 
 
-def check_audio(path: PathLike) -> AudioFormat:
+def check_audio(path: PathLike, from_within: bool = False) -> AudioFormat:
     """Decode a whole file, of any rate and number of channels, a block at a time; return what is in it.
 
-    Raises :class:`BadAudio` when the file is missing, empty, cut short, damaged or NIST SPHERE, or holds samples that are no
-    finite numbers.
+    Raises :class:`BadAudio` when the file is missing, empty, cut short, damaged, NIST SPHERE or raw, does not tell its
+    length, or holds samples that are no finite numbers; with ``from_within`` also when it can be decoded from its start
+    alone.
     """
     path = Path(path)
     with _opened(path) as audio:
@@ -131,6 +140,9 @@ def check_audio(path: PathLike) -> AudioFormat:
             _check_finite(path, block[:count])
             samples += count
         _check_count(path, samples, audio.frames)
+        if from_within and not audio.seekable():
+            raise BadAudio(f"{path} ({audio.subtype_info}) can be decoded from its start alone, and an utterance "
+                           "begins later: convert it (sox a.wav -e signed -b 16 b.wav)")
         return AudioFormat(samples, audio.samplerate, audio.channels)
 
 

@@ -49,6 +49,40 @@ def test_sphere_is_refused_where_lhotse_would_call_a_shell(tmp_path, name):
     assert check_audio(tmp_path / "a.wav").samples == 5 * RATE
 
 
+def test_raw_samples_tell_no_rate(tmp_path):
+    for name in ("a.raw", "A.RAW"):
+        (tmp_path / name).write_bytes(bytes(32000))
+        for check in (check_audio, read_header, lambda path: read_audio(path, RATE)):
+            with pytest.raises(BadAudio, match=f"{name} is by its name samples without a header, .*: convert it"):
+                check(tmp_path / name)
+
+
+def test_flac_that_was_written_to_a_pipe(tmp_path):
+    path = tmp_path / "a.flac"
+    soundfile.write(path, NOISE, RATE)
+    content = bytearray(path.read_bytes())
+    content[21] &= 0xF0  # the 36 bits that count the samples
+    content[22:26] = bytes(4)
+    path.write_bytes(content)
+    for check in (check_audio, read_header, lambda path: read_audio(path, RATE)):
+        with pytest.raises(BadAudio, match=r"a.flac does not tell its length in its header: write it again \(sox"):
+            check(path)
+
+
+@pytest.mark.parametrize("kind, subtype, within", [
+    ("wav", "GSM610", False), ("au", "G721_32", False), ("wav", "PCM_16", True), ("wav", "MS_ADPCM", True),
+    ("flac", "PCM_16", True), ("ogg", "VORBIS", True)])
+def test_what_can_be_decoded_from_its_start_alone(tmp_path, kind, subtype, within):
+    path = tmp_path / f"a.{kind}"
+    soundfile.write(path, NOISE, RATE, format=kind, subtype=subtype)
+    assert check_audio(path).samples >= 5 * RATE
+    if within:
+        assert check_audio(path, from_within=True) == check_audio(path)
+    else:
+        with pytest.raises(BadAudio, match=r"can be decoded from its start alone, .*: convert it \(sox"):
+            check_audio(path, from_within=True)
+
+
 FORMATS = [("wav", "PCM_16"), ("wav", "IMA_ADPCM"), ("wavex", "PCM_24"), ("rf64", "PCM_16"), ("w64", "PCM_16"),
            ("aiff", "PCM_16"), ("caf", "PCM_16"), ("au", "PCM_16"), ("voc", "PCM_16"), ("nist", "PCM_16"),
            ("ogg", "VORBIS"), ("ogg", "OPUS")]
