@@ -4,7 +4,7 @@ import hashlib
 import unicodedata
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Callable, Dict, Iterable, List, Optional, Set, Union
+from typing import Callable, Dict, Iterable, Optional, Set, Tuple, Union
 
 from lhotse import CutSet, MonoCut, Recording, RecordingSet, SupervisionSegment, SupervisionSet
 from lhotse.cut import Cut, MixedCut, MixTrack
@@ -31,9 +31,10 @@ def checked_cuts(recordings: RecordingSet, supervisions: SupervisionSet, samplin
     channel gets that channel, one of several gets their mean (a Lhotse MixedCut, until :func:`write_cuts` writes it).
 
     What cannot be used is left out and counted in ``skipped`` with its reason: audio that is missing, damaged, cut
-    short or other than its recording says (every file is decoded once, by ``jobs`` processes) or that only a command
-    or an address would give, a supervision whose recording is missing, a recording without supervision, an empty
-    transcript, a second utterance of one id, times outside the recording, an utterance shorter than ``min_seconds``.
+    short or other than its recording says (every file is decoded once, by ``jobs`` processes), that can be decoded
+    from its start alone where a supervision begins later, or that only a command or an address would give, a
+    supervision whose recording is missing, a recording without supervision, an empty transcript, a second utterance of
+    one id, times outside the recording, an utterance shorter than ``min_seconds``.
     ``seen`` has the ids of utterances elsewhere, and gets these: one set for several calls keeps them apart.
     """
     by_id: Dict[str, Recording] = {}
@@ -57,9 +58,12 @@ def checked_cuts(recordings: RecordingSet, supervisions: SupervisionSet, samplin
     for name in sorted(by_id.keys() - named):
         skipped.add(name, "the recording has no transcript")
 
-    files = {source.source for segment, _ in usable for source in by_id[segment.recording_id].sources
-             if source.type == "file"}
-    checked = _check_files(sorted(files), jobs)
+    files: Dict[str, bool] = {}
+    for segment, _ in usable:
+        for source in by_id[segment.recording_id].sources:
+            if source.type == "file":
+                files[source.source] = files.get(source.source, False) or segment.start > 0
+    checked = _check_files(files, jobs)
     resampled: Dict[str, Recording] = {}
     cuts = []
     for segment, text in sorted(usable, key=lambda item: item[0].id):
@@ -95,22 +99,25 @@ def _problem(segment: SupervisionSegment, recording: Optional[Recording], text: 
     return None
 
 
-def _check_file(path: str) -> Checked:
+def _check_file(file: Tuple[str, bool]) -> Checked:
+    path, from_within = file
     try:
-        return check_audio(path)
+        return check_audio(path, from_within)
     except BadAudio as error:
         return str(error)
     except (OSError, ValueError) as error:  # a name that is too long, or holds what no name can
         return f"{path} cannot be opened ({getattr(error, 'strerror', None) or error})"
 
 
-def _check_files(paths: List[str], jobs: int) -> Dict[str, Checked]:
-    """What is in each file, or why it cannot be used."""
+def _check_files(files: Dict[str, bool], jobs: int) -> Dict[str, Checked]:
+    """What is in each file, or why it cannot be used; ``files`` says of each whether an utterance begins within it."""
+    paths = sorted(files)
     bar = {"total": len(paths), "desc": "decode", "unit": "file", "mininterval": 5}
+    items = [(path, files[path]) for path in paths]
     if jobs <= 1 or len(paths) < 2:
-        return dict(zip(paths, list(tqdm(map(_check_file, paths), **bar))))
+        return dict(zip(paths, list(tqdm(map(_check_file, items), **bar))))
     with ProcessPoolExecutor(jobs, initializer=end_with_parent) as pool:
-        return dict(zip(paths, list(tqdm(pool.map(_check_file, paths, chunksize=8), **bar))))
+        return dict(zip(paths, list(tqdm(pool.map(_check_file, items, chunksize=8), **bar))))
 
 
 def _audio_problem(recording: Recording, checked: Dict[str, Checked]) -> Optional[str]:
@@ -132,7 +139,7 @@ def _audio_problem(recording: Recording, checked: Dict[str, Checked]) -> Optiona
             return f"{source.source} has {found.rate} Hz where its manifest says {recording.sampling_rate}"
         if abs(found.samples - recording.num_samples) > _SLACK * found.rate:
             return (f"{source.source} has {found.samples / found.rate:.3f} s where its manifest says "
-                    f"{recording.duration:.3f}")
+                    f"{recording.num_samples / recording.sampling_rate:.3f}")
         if found.channels < len(source.channels):
             return f"{source.source} has {found.channels} channels where its manifest says {len(source.channels)}"
     return None

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from lhotse import CutSet, Recording, RecordingSet, SupervisionSegment, SupervisionSet
 from lhotse.audio import AudioSource
+from lhotse.utils import fastcopy
 from scripts import run_script
 from skipping import Reasons
 
@@ -140,8 +141,10 @@ def test_a_file_other_than_its_manifest_says_is_left_out(tmp_path):
     tone(tmp_path / "shorter.wav", 1.5)
     tone(tmp_path / "faster.wav", 2.0, rate=8000)
     tone(tmp_path / "same.wav", 2.01)  # within what Lhotse itself mends
+    recordings.append(fastcopy(recordings[-1], id="counted", num_samples=30000))
     cuts, left_out = cuts_of(recordings, [says(r.id) for r in recordings])
     assert [cut.id for cut in cuts] == ["same"]
+    assert "has 2.010 s where its manifest says 1.875" in left_out["counted"]
     assert "has 2.500 s where its manifest says 2.000" in left_out["longer"]
     assert "has 1.500 s where its manifest says 2.000" in left_out["shorter"]
     assert "has 8000 Hz where its manifest says 16000" in left_out["faster"]
@@ -219,6 +222,20 @@ def test_segments_of_a_long_recording_are_cuts_of_their_own(tmp_path, capsys):
     for cut, pitch in zip(prepared(tmp_path / "manifests"), pitches):
         assert cut.num_frames == 100
         assert loudest_pitch(cut) == pytest.approx(pitch, abs=2)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_utterances_within_a_file_that_decodes_from_its_start_alone(tmp_path, jobs):
+    recordings = []
+    for name in ("whole", "talk", "sound"):
+        samples, rate = soundfile.read(tone(tmp_path / "tone.wav", 3.0, rate=8000))
+        soundfile.write(tmp_path / f"{name}.wav", samples, rate, subtype="PCM_16" if name == "sound" else "GSM610")
+        recordings.append(recording(tmp_path / f"{name}.wav"))
+    cuts, left_out = cuts_of(recordings, [says("whole", duration=3.0), says("talk-0", of="talk"), says(
+        "talk-1", of="talk", start=1.0), says("sound-1", of="sound", start=1.0)], rate=8000, jobs=jobs)
+    assert [cut.id for cut in cuts] == ["sound-1", "whole"] and set(left_out) == {"talk-0", "talk-1"}
+    assert "talk.wav (GSM 6.10) can be decoded from its start alone" in left_out["talk-1"]
+    assert [cut.load_audio().shape for cut in cuts] == [(1, 8000), (1, 24000)]
 
 
 def loudest_pitch(cut) -> float:
