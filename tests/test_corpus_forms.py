@@ -208,7 +208,12 @@ class TestForms:
     @pytest.mark.parametrize("kind, values, said", [
         ("supervisions", {"duration": "1 s"}, "its duration is '1 s'"), ("supervisions", {"start": None}, "start is None"),
         ("supervisions", {"text": ["a", "b"]}, r"transcript is \['a', 'b'\]"), ("supervisions", {"id": None}, "has no id"),
-        ("supervisions", {"channel": []}, "names no channel"), ("recordings", {"sources": []}, "names no audio"),
+        ("supervisions", {"channel": []}, "names no channel"), ("supervisions", {"channel": [[0]]}, r"channel is \[\[0\]\]"),
+        ("supervisions", {"channel": None}, "channel is None"), ("supervisions", {"channel": "0"}, "channel is '0'"),
+        ("recordings", {"channel_ids": 5}, "channels are 5, not a list of numbers"),
+        ("recordings", {"sources": [{"type": "file", "channels": None, "source": "a.wav"}]}, "channels are None, not a list"),
+        ("recordings", {"duration": 100.0}, "duration is 100.000 s, but its [0-9]+ samples at 16000 Hz are .* s: mend its"),
+        ("recordings", {"sources": []}, "names no audio"),
         ("recordings", {"sampling_rate": 0}, "sampling_rate is 0"), ("recordings", {"num_samples": "many"}, "is 'many'"),
         ("recordings", {"sources": [{"type": "file", "channels": [0], "source": None}]}, "names no audio"),
         ("recordings", {"sources": [{"type": "memory", "channels": [0], "source": "abc"}]}, "no file but of type 'memory'"),

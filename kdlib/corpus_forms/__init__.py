@@ -10,11 +10,13 @@ import re
 import shutil
 import unicodedata
 import zlib
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterable, List, Optional, Tuple
 
 from lhotse import Recording, RecordingSet, SupervisionSegment, SupervisionSet
-from lhotse.utils import fastcopy
+from lhotse.audio import get_audio_duration_mismatch_tolerance
+from lhotse.utils import fastcopy, to_list
 
 from kdlib.corpus_forms.kaldi import read_kaldi
 from kdlib.corpus_forms.lhotse_recipes import read_lhotse
@@ -88,12 +90,23 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
+def _are_channels(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and all(isinstance(channel, Integral) for channel in value)
+
+
 def _recording_problem(recording: Recording) -> Optional[str]:
     if not recording.sources or any(s.type == "file" and not isinstance(s.source, str) for s in recording.sources):
         return "the recording names no audio"
     for key in ("sampling_rate", "num_samples", "duration"):
         if not _is_number(getattr(recording, key)) or not getattr(recording, key) > 0:
             return f"the recording's {key} is {getattr(recording, key)!r}"
+    told = recording.num_samples / recording.sampling_rate
+    if abs(told - recording.duration) > get_audio_duration_mismatch_tolerance():  # as Lhotse's validate has it
+        return (f"the recording's duration is {recording.duration:.3f} s, but its {recording.num_samples} samples at "
+                f"{recording.sampling_rate} Hz are {told:.3f} s: mend its manifest")
+    for channels in (recording.channel_ids, *(source.channels for source in recording.sources)):
+        if not _are_channels(channels):
+            return f"the recording's channels are {channels!r}, not a list of numbers"
     return None
 
 
@@ -103,6 +116,8 @@ def _supervision_problem(segment: SupervisionSegment) -> Optional[str]:
     for key in ("start", "duration"):
         if not _is_number(getattr(segment, key)):
             return f"its {key} is {getattr(segment, key)!r}"
+    if not _are_channels(to_list(segment.channel)):
+        return f"its channel is {segment.channel!r}"
     if not isinstance(segment.text, (str, int, float, type(None))):
         return f"its transcript is {segment.text!r}"
     return None
