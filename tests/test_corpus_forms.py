@@ -93,6 +93,22 @@ class TestForms:
         with pytest.raises(RecipeError, match=said):
             self.table(tmp_path, f"{header}\na.wav,1,one\n")
 
+    @pytest.mark.parametrize("header, row, said", [
+        ("audio,sentence,speaker,text", "a.wav,two,anna,one", "the text is the column text, not sentence"),
+        ("file,Audio,text,sentence,sentence", "x.wav,a.wav,one,two,three", "the audio is the column audio, not file"),
+        ("audio,text,duration,end,start", "a.wav,one,0.3,0.3,0", "")])
+    def test_of_several_columns_the_best_name_is_taken(self, tmp_path, capsys, header, row, said):
+        found, left_out = self.table(tmp_path, f"{header}\n{row}\n")
+        assert [text for _, text in found] == ["one"] and left_out == {}
+        printed = capsys.readouterr().out
+        assert said in printed and printed.startswith(str(tmp_path / "t.csv")) == bool(said)
+
+    @pytest.mark.parametrize("header, said", [("audio,text,Text", "two columns text: .* that is not the text"),
+                                              ("audio,audio,text", "two columns audio: .* that is not the audio")])
+    def test_two_columns_of_one_name_are_one_error(self, tmp_path, header, said):
+        with pytest.raises(RecipeError, match=said):
+            self.table(tmp_path, f"{header}\na.wav,one,two\n")
+
     def test_files_of_one_id_are_both_named(self, tmp_path):
         found, left_out = self.table(tmp_path, "s1/1-0.wav,one\ns1-1/0.wav,two\n./s1/1-0.wav,three\n",
                                      ("s1/1-0.wav", "s1-1/0.wav"))
@@ -208,11 +224,11 @@ class TestForms:
     @pytest.mark.parametrize("kind, values, said", [
         ("supervisions", {"duration": "1 s"}, "its duration is '1 s'"), ("supervisions", {"start": None}, "start is None"),
         ("supervisions", {"text": ["a", "b"]}, r"transcript is \['a', 'b'\]"), ("supervisions", {"id": None}, "has no id"),
-        ("supervisions", {"channel": []}, "names no channel"), ("supervisions", {"channel": [[0]]}, r"channel is \[\[0\]\]"),
+        ("supervisions", {"channel": []}, "names no channel"), ("supervisions", {"channel": [[0]]}, r"is \[\[0\]\]"),
         ("supervisions", {"channel": None}, "channel is None"), ("supervisions", {"channel": "0"}, "channel is '0'"),
         ("recordings", {"channel_ids": 5}, "channels are 5, not a list of numbers"),
-        ("recordings", {"sources": [{"type": "file", "channels": None, "source": "a.wav"}]}, "channels are None, not a list"),
-        ("recordings", {"duration": 100.0}, "duration is 100.000 s, but its [0-9]+ samples at 16000 Hz are .* s: mend its"),
+        ("recordings", {"sources": [{"type": "file", "channels": None, "source": "a.wav"}]}, "channels are None, not"),
+        ("recordings", {"duration": 100.0}, "duration is 100.000 s, but its [0-9]+ samples at 16000 Hz are .* s: mend"),
         ("recordings", {"sources": []}, "names no audio"),
         ("recordings", {"sampling_rate": 0}, "sampling_rate is 0"), ("recordings", {"num_samples": "many"}, "is 'many'"),
         ("recordings", {"sources": [{"type": "file", "channels": [0], "source": None}]}, "names no audio"),

@@ -16,7 +16,7 @@ from kdlib.corpus_forms.shared import WHOLE, Part, all_channels, audio_base, rea
 from kdlib.errors import RecipeError
 from kdlib.manifests import BadAudio, Skipped
 
-COLUMNS = {
+COLUMNS = {  # the best first, where a table has several of them
     "audio": ("audio", "audio path", "audio_path", "audio_file", "audio_filepath", "path", "file", "filename", "file_name",
               "wav", "wav_path"),
     "text": ("text", "transcript", "transcription", "sentence"),
@@ -65,6 +65,7 @@ def read_csv(path: Path, skipped: Skipped) -> Dict[str, Part]:
         columns, usual = Counter(map(len, readable)).most_common(1)[0][0], "most rows have"
     else:
         columns, usual = len(header), "the first row has"
+        _check_choice(path, header, place)
         if (place["start"] is None) != (place["end"] is None) and (place["start"] is None or place["duration"] is None):
             raise RecipeError(f"{path}: the first row names where utterances "
                               + ("end, but not where they start: add a column start" if place["start"] is None else
@@ -162,6 +163,22 @@ def _agreement(lines: List[str], separator: str, is_audio: Callable[[str], bool]
     return max(Counter(map(len, rows)).values(), default=0), sum(any(map(is_audio, row)) for row in rows)
 
 
+def _titles(header: List[str]) -> List[str]:
+    return [title.strip().lower() for title in header]
+
+
 def _column(header: List[str], name: str) -> Optional[int]:
-    found = [place for place, title in enumerate(header) if title.strip().lower() in COLUMNS[name]]
-    return found[0] if found else None
+    titles = _titles(header)
+    return next((titles.index(known) for known in COLUMNS[name] if known in titles), None)
+
+
+def _check_choice(path: Path, header: List[str], place: Dict[str, Optional[int]]) -> None:
+    """Refuse two columns of the name that was chosen, and say which was where there was a choice."""
+    titles = _titles(header)
+    for name, known in COLUMNS.items():
+        others = [title for title in titles if title in known and titles.index(title) != place[name]]
+        if place[name] is not None and titles.count(titles[place[name]]) > 1:
+            raise RecipeError(f"{path}: the first row names two columns {titles[place[name]]}: rename or remove the "
+                              f"one that is not the {name}")
+        if others:
+            print(f"{path}: the {name} is the column {titles[place[name]]}, not {' or '.join(dict.fromkeys(others))}")
