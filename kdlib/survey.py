@@ -58,8 +58,9 @@ def odd_characters(texts: Mapping[str, str]) -> Dict[str, Tuple[int, List[str]]]
     """Characters that seem not to belong to transcripts: how often each occurs, and the ids of the texts it is in.
 
     ``texts`` are transcripts by id. Odd are symbols and digits that stand in few of them (where digits are common, they are
-    the way that the corpus writes), and letters of a script that is rare in it. The plain apostrophe is a letter here, and
-    a mark of no letters' script (a combining accent) a symbol.
+    the way that the corpus writes), letters of a script that is rare in it, and, however many there are, characters
+    that nobody sees (Unicode's categories C). The plain apostrophe is a letter here, and a mark of no letters' script
+    (a combining accent) a symbol.
     """
     found = scripts(texts.values())
     rare = {name for name, count in found.items() if count < _RARE_SCRIPT * sum(found.values())}
@@ -68,7 +69,7 @@ def odd_characters(texts: Mapping[str, str]) -> Dict[str, Tuple[int, List[str]]]
         if _is_letter(character) and _script(character) in found:
             strange = _script(character) in rare
         else:
-            strange = len(ids) < _RARE_SYMBOL * len(texts)
+            strange = len(ids) < _RARE_SYMBOL * len(texts) or unicodedata.category(character)[0] == "C"
         if strange:
             odd[character] = sum(texts[name].count(character) for name in ids), ids
     return odd
@@ -158,7 +159,9 @@ def describe_survey(corpus: Iterable[Tuple[Iterable[Recording], Iterable[Supervi
     found = rates(recording for recordings, _ in corpus for recording in recordings)
     lines.append("audio: " + "; ".join(f"{count:,} recordings of {rate} Hz, {channels} channel{'s' * (channels > 1)}"
                                        for (rate, channels), count in found.most_common()))
-    pairs = list(dict.fromkeys(pair for _, supervisions in corpus for pair in overlapping(supervisions)))
+    kept = {cut.id for cut in cuts}
+    pairs = list(dict.fromkeys(pair for _, supervisions in corpus
+                               for pair in overlapping(segment for segment in supervisions if segment.id in kept)))
     if pairs:
         lines.append(f"{len(pairs)} pairs of utterances overlap in their recording: "
                      + _first([f"{a} and {b}" for a, b in pairs]))

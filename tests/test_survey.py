@@ -53,7 +53,8 @@ class TestTheSurvey:
         """Two test sets of one talk, which share an utterance; and one too long, that tests decode all the same."""
         recordings, supervisions = [cut("a").recording], {
             name: [SupervisionSegment(id=id_, recording_id="a", start=begin, duration=2, text="A") for id_, begin in times]
-            for name, times in (("one", [("x", 0), ("y", 1)]), ("two", [("x", 0), ("y", 1), ("z", 9)]))}
+            for name, times in (("one", [("x", 0), ("y", 1)]),
+                                ("two", [("x", 0), ("y", 1), ("left out", 1.5), ("z", 9)]))}
         parts = {"train": [cut("t"), cut("short", seconds=0.15)], "dev": [cut("d", seconds=31.0)],
                  "one": [cut("x"), cut("y")], "two": [cut("x"), cut("y"), cut("z", seconds=40.0)]}
         lines = describe_survey([(recordings, some) for some in supervisions.values()], parts)
@@ -130,6 +131,17 @@ class TestTheSurvey:
         assert odd_characters({f"u{k}": f"ROOM {k % 10}" for k in range(100)}) == {}  # this corpus writes digits
         chinese = {f"u{k}": chr(0x4E00 + k) + "的" for k in range(100)}
         assert odd_characters(chinese) == {} and unspaced(chinese.values()) and not unspaced(texts.values())
+
+    @pytest.mark.parametrize("character, said", [
+        ("\u200b", r"'\u200b' (ZERO WIDTH SPACE)"), ("\ufeff", r"'\ufeff' (ZERO WIDTH NO-BREAK SPACE)"),
+        ("\x7f", r"'\x7f' (no name)"), ("\ue000", r"'\ue000' (no name)")])
+    def test_characters_that_nobody_sees_are_odd_however_many_there_are(self, character, said):
+        cuts = [cut(f"u{k}") for k in range(4)]
+        for some in cuts:
+            some.supervisions[0].text = f"A{character}B, C\N{DEGREE SIGN}"
+        lines = describe_survey([([some.recording for some in cuts], [])], {"train": cuts})
+        assert [line for line in lines if line.startswith("odd")] == [
+            f"odd character {said}: 4 times in 4 transcripts, u0, u1, u2 ..."]
 
     def test_a_combining_accent_is_odd_where_it_is_rare(self):
         texts = {f"u{k}": "CAFÉ" for k in range(100)}
