@@ -7,12 +7,14 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from lhotse import Recording, RecordingSet, SupervisionSet
 from lhotse.audio import AudioSource
 from skipping import Reasons
 from toy_corpora import csv_corpus, kaldi_corpus, manifests_corpus, say, yesno_corpus
 
+from kdlib.corpus import checked_cuts
 from kdlib.corpus_forms import read_corpus, read_manifests, write_parts
 from kdlib.errors import RecipeError
 from kdlib.manifests import Skipped
@@ -149,6 +151,28 @@ class TestForms:
         assert supervisions["last"].end == pytest.approx(recordings["speaker00"].duration)
         parts, _ = self.read("kaldi", folder.parent)
         assert list(parts) == ["corpus"]
+
+    def test_a_segment_may_name_its_channel(self, tmp_path):
+        """The first is 0; of a file with a single one any number is that."""
+        tones = say(["ONE"] * 4), say(["TWO"] * 4)
+        soundfile.write(tmp_path / "mono.wav", tones[0], 16000)
+        soundfile.write(tmp_path / "call.wav", np.stack(tones, axis=1), 16000)
+        channels = {"m": "", "m0": "0", "m1": "1", "c": "", "c0": "0", "c1": "1", "c2": "2", "ca": "A", "c3": "0 1"}
+        (tmp_path / "wav.scp").write_text("m mono.wav\nc call.wav\n")
+        (tmp_path / "text").write_text("".join(f"{name} ONE\n" for name in channels))
+        (tmp_path / "segments").write_text("".join(f"{name} {name[0]} 0.3 0.9 {channel}\n"
+                                                   for name, channel in channels.items()))
+        skipped = Reasons()
+        parts = read_corpus("kaldi", str(tmp_path), skipped)
+        assert {s.id: s.channel for s in parts["all"][1]} == {
+            "m": 0, "m0": 0, "m1": 0, "c": [0, 1], "c0": 0, "c1": 1, "c2": 2}
+        assert [reason for name, reason in skipped.of.items() if "line" in name] == [
+            "it is not: utterance, recording, start, end and perhaps a channel"] * 2
+        cuts, skipped = {cut.id: cut for cut in checked_cuts(*parts["all"], 16000, skipped)}, skipped.of
+        assert skipped["c2"] == "its recording has no channel 2, but [0, 1]" and len(cuts) == 6
+        heard = cuts["c1"].load_audio()[0]
+        assert np.abs(heard - tones[1][4800:14400]).max() < 1e-3 and cuts["c0"].load_audio()[0] == pytest.approx(
+            cuts["m1"].load_audio()[0])
 
     def test_names_of_parts_keep_their_letters_and_stay_apart(self, tmp_path):
         names = ["größe_test", "训练", "हिन्दी dev", "a.b-c"]

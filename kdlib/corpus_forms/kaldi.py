@@ -1,7 +1,7 @@
 """Kaldi data folders."""
 
 from pathlib import Path
-from typing import Dict, Iterator, List, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 from lhotse import Recording, RecordingSet, SupervisionSegment, SupervisionSet
 from tqdm import tqdm
@@ -50,28 +50,38 @@ def _read_part(folder: Path, skipped: Skipped) -> Part:
     if (folder / "segments").is_file():
         times = list(_read_segments(folder / "segments", recordings, skipped))
     else:  # an utterance is a whole recording
-        times = [(name, name, 0.0, recordings[name].duration) for name in texts if name in recordings]
+        times = [(name, name, 0.0, recordings[name].duration, None) for name in texts if name in recordings]
     for name in sorted(texts.keys() - {name for name, *_ in times} - bad):
         skipped.add(name, f"{folder / 'text'} has its transcript, but there is no audio of it")
     segments = [SupervisionSegment(id=name, recording_id=of, start=start, duration=end - start,
-                                   channel=all_channels(recordings[of]) if of in recordings else 0,
-                                   text=texts.get(name), speaker=speakers.get(name)) for name, of, start, end in times]
+                                   channel=_channel(recordings.get(of), channel), text=texts.get(name),
+                                   speaker=speakers.get(name)) for name, of, start, end, channel in times]
     return RecordingSet.from_recordings(recordings.values()), SupervisionSet.from_segments(segments)
 
 
+def _channel(recording: Optional[Recording], channel: Optional[int]) -> Any:
+    """The channel of a supervision: where its line names none, all; where there is but one, that one, which files in
+    practice call 0 or 1."""
+    if recording is None:
+        return 0
+    return all_channels(recording) if channel is None or recording.num_channels == 1 else channel
+
+
 def _read_segments(path: Path, recordings: Dict[str, Recording],
-                   skipped: Skipped) -> Iterator[Tuple[str, str, float, float]]:
-    """(utterance, recording, start, end) of each line."""
+                   skipped: Skipped) -> Iterator[Tuple[str, str, float, float, Optional[int]]]:
+    """(utterance, recording, start, end, channel) of each line; the last counts from 0, as in Kaldi's extract-segments,
+    and is None where the line has none."""
     for number, line in _lines(path):
         try:
-            name, of, start, end = line.split()
+            name, of, start, end, *more = line.split()
             begin, finish = float(start), float(end)
+            (channel,) = map(int, more) if more else (None,)
         except ValueError:
-            skipped.add(f"{path}, line {number}", "it is not: utterance, recording, start, end")
+            skipped.add(f"{path}, line {number}", "it is not: utterance, recording, start, end and perhaps a channel")
             continue
         if finish < 0 and of in recordings:  # as Kaldi writes the end of the recording
             finish = recordings[of].duration
-        yield name, of, begin, finish
+        yield name, of, begin, finish, channel
 
 
 def _lines(path: Path) -> List[Tuple[int, str]]:
