@@ -209,8 +209,10 @@ def step(args: argparse.Namespace, command: Sequence[str]) -> int:
     partial = stamp.with_name(stamp.name + ".part")
     partial.write_text(json.dumps({**now, MADE: digests(args.makes)}, indent=2) + "\n", encoding="utf-8")
     os.replace(partial, stamp)
-    made = ", ".join(f"{path} ({size(path)})" for pattern in args.makes for path in expand(pattern))
-    print(f"[{title}] wrote {made} in {seconds:.1f} s", flush=True)
+    made = {pattern: expand(pattern) for pattern in args.makes}
+    told = ", ".join(f"{pattern} ({len(paths)} files)" if len(paths) > 1 else f"{paths[0]} ({size(paths[0])})"
+                     for pattern, paths in made.items())
+    print(f"[{title}] wrote {told} in {seconds:.1f} s", flush=True)
     return 0
 
 
