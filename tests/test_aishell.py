@@ -65,6 +65,14 @@ def test_every_utterance_stands_in_its_part_without_spaces(corpus, tmp_path):
         assert {cut["duration"] for cut in made.values()} == {0.5}
 
 
+def test_folders_of_speakers_may_be_links(corpus, tmp_path):
+    for number, speaker in enumerate(sorted((corpus / "wav").glob("*/*"))):
+        speaker.rename(tmp_path / f"{number}")
+        speaker.symlink_to(tmp_path / f"{number}")
+    assert "skipped" not in prepare(corpus, tmp_path)
+    assert {part: len(cuts(tmp_path, part)) for part in mandarin.UTTERANCES} == mandarin.UTTERANCES
+
+
 def test_a_part_of_the_speech_is_chosen_evenly(corpus, tmp_path):
     prepare(corpus, tmp_path, "--hours", 30 * 0.5 / 3600, "--test-hours", 4 * 0.5 / 3600)
     chosen = cuts(tmp_path, "train")

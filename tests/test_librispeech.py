@@ -125,6 +125,22 @@ class TestStages0And1:
         assert listed(cwd / "data" / "manifests") == []
         assert set(cuts(cwd, "train")) == {"19-198-0000", "19-198-0002", "26-495-0001"}
 
+    def test_folders_may_be_links(self, tree):
+        """Of speakers and of chapters, as where a corpus lies on several disks; and those of MUSAN."""
+        cwd = tree.parent
+        for number, name in enumerate(("train-clean-100/19", "train-clean-100/26/495", "dev-clean/84", "test-clean/61")):
+            (tree / name).rename(cwd / f"{number}")
+            (tree / name).symlink_to(cwd / f"{number}")
+        (cwd / "fma").mkdir()
+        soundfile.write(cwd / "fma" / "music-fma-0000.wav", sound(0.5, 1), RATE, subtype="PCM_16")
+        (cwd / "musan" / "music").mkdir(parents=True)
+        (cwd / "musan" / "music" / "fma").symlink_to(cwd / "fma")
+        found = find(tree, "--musan-dir", cwd / "musan").stdout
+        assert "train-clean-100: 8 utterances in 2 chapters" in found
+        assert "skipped" not in prepare(cwd).stdout
+        assert {name: len(cuts(cwd, name)) for name in ("train", "dev", "test-clean", "noise")} == {
+            "train": 12, "dev": 4, "test-clean": 4, "noise": 1}
+
     def test_what_cannot_be_used_is_skipped_named_and_counted(self, tree):
         chapter = tree / "train-clean-100" / "19" / "198"
         (chapter / "19-198-0000.flac").write_bytes(b"fLaC this is none")

@@ -47,7 +47,7 @@ def find_recordings(data: Path, texts: Dict[str, str], skipped: Dict[str, Skippe
     first: Dict[str, Tuple[str, Path]] = {}  # where each id stands
     for part in PARTS:
         found[part] = []
-        for path in sorted((data / "wav" / part).rglob("*.wav")):
+        for path in sorted((data / "wav" / part).glob("*/*.wav")):
             there, other = first.setdefault(path.stem, (part, path))
             if there != part:
                 raise RecipeError(f"{path.stem} stands in {there} and in {part} ({other} and {path}): remove one of them, "

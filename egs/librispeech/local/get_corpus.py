@@ -12,10 +12,9 @@ from lhotse.recipes import download_librispeech, download_musan
 
 from kdlib.errors import RecipeError, run_main
 from kdlib.files import write_json
-from parts import listed_chapters, look_at, split_names
+from parts import MUSAN_PARTS, listed_chapters, look_at, sounds, split_names
 
 URL = "https://www.openslr.org/resources"
-MUSAN_PARTS = ("music", "speech", "noise")
 REMEDY = "run stage 0 again to go on, or copy the corpus here and give its folder as"
 
 
@@ -68,9 +67,9 @@ def find_musan(folder: Path) -> Path:
     if not folder.is_dir():
         raise RecipeError(f"{folder} is no folder: give MUSAN's as --musan-dir, or none to train without noise")
     root = folder / "musan" if (folder / "musan").is_dir() else folder
-    silent = [part for part in MUSAN_PARTS if next((root / part).rglob("*.wav"), None) is None]
+    silent = [part for part in MUSAN_PARTS if not sounds(root, part)]
     if len(silent) == len(MUSAN_PARTS):
-        raise RecipeError(f"{folder} does not hold MUSAN ({', '.join(part + '/' for part in MUSAN_PARTS)} with wav files): "
+        raise RecipeError(f"{folder} does not hold MUSAN ({', '.join(part + '/' for part in MUSAN_PARTS)} with */*.wav in them): "
                           "give another --musan-dir, or none to train without noise")
     print(f"read {root}: MUSAN" + (f", of which {' and '.join(silent)} are missing" if silent else ""))
     return root

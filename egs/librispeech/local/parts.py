@@ -1,4 +1,4 @@
-"""LibriSpeech's layout: its parts, and what of a part is there."""
+"""The layouts of LibriSpeech (its parts, and what of a part is there) and of MUSAN."""
 
 import os
 from pathlib import Path
@@ -9,6 +9,7 @@ from lhotse.recipes.librispeech import LIBRISPEECH, MINI_LIBRISPEECH
 from kdlib.errors import RecipeError
 
 PARTS = (*LIBRISPEECH, *MINI_LIBRISPEECH)
+MUSAN_PARTS = ("music", "speech", "noise")
 
 
 class PartState(NamedTuple):
@@ -39,6 +40,11 @@ def read_transcript(path: Path) -> List[Tuple[str, str]]:
     """(utterance id, transcript) of each line of a ``*.trans.txt``; the transcript is empty where there is none."""
     lines = [line.split(maxsplit=1) for line in path.read_text(encoding="utf-8-sig", errors="replace").splitlines()]
     return [(words[0], words[1] if len(words) > 1 else "") for words in lines if words]
+
+
+def sounds(musan: Path, part: str) -> List[Path]:
+    """The files of a part of MUSAN. Folders may be links, which a search through all that is below would not follow."""
+    return sorted((musan / part).glob("*/*.wav"))
 
 
 def listed_chapters(root: Path) -> Dict[str, Set[str]]:

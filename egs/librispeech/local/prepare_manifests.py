@@ -23,7 +23,7 @@ from kdlib.errors import RecipeError, in_one_line, run_main
 from kdlib.files import read_record
 from kdlib.manifests import BadAudio, Skipped, SkippedFile, describe, read_audio, write_manifests
 from kdlib.options import require_not_negative, require_positive
-from parts import PARTS, read_transcript, split_names
+from parts import MUSAN_PARTS, PARTS, read_transcript, sounds, split_names
 
 SAMPLING_RATE = 16000
 ALPHABET = set("ABCDEFGHIJKLMNOPQRSTUVWXYZ' ")
@@ -49,11 +49,11 @@ def read_utterance(part: Path, line: Tuple[Path, str, str]):
 
 def read_part(part: Path, most: int, jobs: int, skipped: Skipped) -> Tuple[List[Recording], List[SupervisionSegment]]:
     """All utterances of a part, or ``most`` of them, evenly spaced; what cannot be used is counted."""
-    lines = [(path, *line) for path in sorted(part.rglob("*.trans.txt")) for line in read_transcript(path)]
+    lines = [(path, *line) for path in sorted(part.glob("*/*/*.trans.txt")) for line in read_transcript(path)]
     if not lines:
         raise RecipeError(f"{part} holds no transcript (*.trans.txt): {REMEDY}")
     transcribed = {id_ for _, id_, _ in lines}
-    for audio in sorted(part.rglob("*.flac")):
+    for audio in sorted(part.glob("*/*/*.flac")):
         if audio.stem not in transcribed:
             skipped.add(audio.stem, f"{audio} has no transcript")
     if 0 < most < len(lines):
@@ -96,7 +96,7 @@ def write_noise(musan: Path, output: Path, jobs: int, file: SkippedFile) -> None
             return str(error)
 
     skipped, described = Skipped(file), []
-    paths = sorted(path for part in ("music", "speech", "noise") for path in (musan / part).rglob("*.wav"))
+    paths = sorted(path for part in MUSAN_PARTS for path in sounds(musan, part))
     with ThreadPoolExecutor(jobs) as pool:
         for path, found in zip(paths, pool.map(check, paths)):
             if isinstance(found, str):
