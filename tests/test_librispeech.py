@@ -150,15 +150,20 @@ class TestStages0And1:
         transcript = chapter / "19-198.trans.txt"
         transcript.write_text(transcript.read_text().replace("19-198-0003 WORD MORE MORE MORE", "19-198-0003"))
         soundfile.write(chapter / "19-198-0009.flac", sound(0.5, 9), RATE)
+        (chapter / "19-198-0010.flac").write_bytes(b"")
+        with open(transcript, "a") as file:
+            file.write("19-198-0010 WORD\n")
         other = tree / "train-clean-100" / "26" / "495" / "26-495.trans.txt"
         other.write_text(other.read_text(), encoding="utf-8-sig")  # a byte-order mark is no part of an id
         find(tree, "--partial")
         said = prepare(tree.parent).stdout
-        for name, reason in (("0000", "cannot be read"), ("0001", "19-198-0001.flac cannot be read (Error : flac decoder"),
-                             ("0002", "is missing"), ("0003", "transcript is empty"), ("0009", "has no transcript")):
+        for name, reason in (("0000", "0000.flac cannot be read (Error opening "),
+                             ("0001", "19-198-0001.flac cannot be read (Error : flac decoder"),
+                             ("0002", "0002.flac is missing"), ("0003", "transcript is empty"),
+                             ("0009", "has no transcript"), ("0010", "0010.flac is empty")):
             line = next(line for line in said.splitlines() if line.startswith(f"skipped 19-198-{name}: "))
             assert reason in line
-        assert "skipped 5 in all of" in said
+        assert "skipped 6 in all of" in said
         assert set(cuts(tree.parent, "train")) == {f"{c}-{n:04d}" for c in ("26-495", "20-205") for n in range(4)}
 
     def test_an_id_that_is_a_path_is_named_and_nothing_is_read_there(self, tree):
@@ -227,8 +232,8 @@ class TestStages0And1:
 
 
 class TestSplittingAPart:
-    def split(self, tree, *options, check=True):
-        return run("split_part.py", "--corpus-dir", tree, "--part", "train-clean-100", "--output", "parts", *options,
+    def split(self, tree, *options, output="parts", check=True):
+        return run("split_part.py", "--corpus-dir", tree, "--part", "train-clean-100", "--output", output, *options,
                    cwd=tree.parent, check=check)
 
     def test_each_part_has_speakers_of_its_own_and_stage_0_finds_it_whole(self, tree):
@@ -243,9 +248,12 @@ class TestSplittingAPart:
         assert rate == RATE and len(decoded) == pytest.approx(len(samples), abs=2500)
         found = find(parts, "--parts", "train-clean-5 test-clean").stdout
         assert "train-clean-5: 4 utterances in 1 chapters" in found and "test-clean: 4 utterances in 1 chapters" in found
-        said = self.split(tree, "--speakers", "dev-clean-2=1", "--shortest", "3").stdout
+        line = refused(self.split(tree, "--speakers", "dev-clean-2=1", check=False))  # whose speaker is in train-clean-5
+        assert "parts holds test-clean, train-clean-5 already" in line and not (parts / "dev-clean-2").exists()
+        said = self.split(tree, "--speakers", "dev-clean-2=1", "--shortest", "3", output="others").stdout
         assert "dev-clean-2: 3 utterances of 19 " in said
-        assert soundfile.info(parts / "dev-clean-2" / "19" / "198" / "19-198-0002.flac").frames == int(0.8 * RATE)
+        chapter = tree.parent / "others" / "dev-clean-2" / "19" / "198"
+        assert soundfile.info(chapter / "19-198-0002.flac").frames == int(0.8 * RATE)
 
     @pytest.mark.parametrize("options, said", [
         (["--speakers", "train-clean-5=2 test-clean=1"], "has 2 speakers, and --speakers asks for 3"),
@@ -274,7 +282,8 @@ class TestSplittingAPart:
         choice = ["--speakers", "test-clean=2"]
         assert "19-198-0000.flac cannot be read" in refused(self.split(tree, *choice, check=False))
         audio.unlink()
-        assert "names 19-198-0000, of which there is no" in refused(self.split(tree, *choice, check=False))
+        line = refused(self.split(tree, *choice, output="others", check=False))
+        assert "names 19-198-0000, of which there is no" in line
 
 
 class TestDownload:

@@ -69,7 +69,7 @@ def find_musan(folder: Path) -> Path:
     root = folder / "musan" if (folder / "musan").is_dir() else folder
     silent = [part for part in MUSAN_PARTS if not sounds(root, part)]
     if len(silent) == len(MUSAN_PARTS):
-        raise RecipeError(f"{folder} does not hold MUSAN ({', '.join(part + '/' for part in MUSAN_PARTS)} with */*.wav in them): "
+        raise RecipeError(f"{folder} does not hold MUSAN ({', '.join(f'{part}/*/*.wav' for part in MUSAN_PARTS)}): "
                           "give another --musan-dir, or none to train without noise")
     print(f"read {root}: MUSAN" + (f", of which {' and '.join(silent)} are missing" if silent else ""))
     return root

@@ -21,7 +21,7 @@ from kdlib.corpus import checked_cuts, write_cuts
 from kdlib.corpus_parts import describe_holding, hold_out
 from kdlib.errors import RecipeError, in_one_line, run_main
 from kdlib.files import read_record
-from kdlib.manifests import BadAudio, Skipped, SkippedFile, describe, read_audio, write_manifests
+from kdlib.manifests import BadAudio, Skipped, SkippedFile, describe, read_audio, read_header, write_manifests
 from kdlib.options import require_not_negative, require_positive
 from parts import MUSAN_PARTS, PARTS, read_transcript, sounds, split_names
 
@@ -39,10 +39,11 @@ def read_utterance(part: Path, line: Tuple[Path, str, str]):
         return "its id is no name of a file"
     if not text:
         return "its transcript is empty"
-    if not audio.is_file():
-        return f"{audio} is missing"
     try:
+        read_header(audio)  # of what is wrong Lhotse tells at length how it tried
         return parse_utterance(part, f"{id_} {text}", {}) or f"{audio} does not stand where its name says"
+    except BadAudio as error:
+        return str(error)
     except Exception as error:  # each audio backend has exceptions of its own
         return f"{audio} cannot be read ({in_one_line(error) or type(error).__name__})"
 

@@ -13,7 +13,7 @@ import soundfile
 from kdlib.errors import RecipeError, run_main
 from kdlib.files import atomic_path, write_text
 from kdlib.options import require_not_negative, require_positive
-from parts import read_transcript, split_names
+from parts import PARTS, read_transcript, split_names
 
 
 def get_args():
@@ -24,7 +24,7 @@ def get_args():
                         help="how many speakers each part gets, in the order of their numbers (%(default)s)")
     parser.add_argument("--shortest", type=int, default=0, metavar="N",
                         help="take the N shortest utterances of each speaker (all)")
-    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True, help="a folder without parts")
     parser.add_argument("--jobs", type=int, default=1)
     args = parser.parse_args()
     require_positive(jobs=args.jobs)
@@ -89,6 +89,10 @@ def main():
     if not source.is_dir() or not (args.corpus_dir / "CHAPTERS.TXT").is_file():
         raise RecipeError(f"{args.corpus_dir} does not hold {args.part} and CHAPTERS.TXT: give the folder that does as "
                           "--corpus-dir")
+    there = [part for part in PARTS if (args.output / part).exists()]
+    if there:
+        raise RecipeError(f"{args.output} holds {', '.join(there)} already, of an earlier run or the corpus's own, which "
+                          "these parts would mix with: give another --output, or remove what is there")
     speakers = sorted((path for path in source.iterdir() if path.is_dir()), key=lambda path: path.name)
     if len(speakers) < sum(shares.values()):
         raise RecipeError(f"{source} has {len(speakers)} speakers, and --speakers asks for {sum(shares.values())}")
