@@ -2,6 +2,7 @@
 """Stage 0 of a recipe that tools/new_recipe.py wrote: find the corpus and describe it as Lhotse manifests."""
 
 import argparse
+import os
 from pathlib import Path
 
 from kdlib.corpus_forms import read_corpus, write_parts
@@ -23,7 +24,9 @@ def main():
     args = parser.parse_args()
     require_positive(jobs=args.jobs)
     name, source = next((name, value) for name, value in vars(args).items()
-                        if name in ("kaldi", "manifests", "csv", "lhotse") and value)
+                        if name in ("kaldi", "manifests", "csv", "lhotse") and value is not None)
+    if name != "lhotse":
+        source = os.path.abspath(source)  # from where the manifests will lie its audio could not be found
     skipped = Skipped(SkippedFile(args.output))
     parts = read_corpus(name, source, skipped, args.corpus_dir, args.jobs)
     write_parts(args.output, parts)

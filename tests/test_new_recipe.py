@@ -97,6 +97,19 @@ class TestTheRecipe:
         assert "audio: 24 recordings of 32000 Hz, 1 channel" in output and "held out" not in output
         assert len(CutSet.from_file(stage_1(new_recipe.folder) / "cuts_eu-test.jsonl.gz")) == 2
 
+    def test_a_corpus_that_moved_is_found_from_where_the_user_stands(self, new_recipe, tmp_path):
+        """Wherever the data goes."""
+        table = csv_corpus(tmp_path / "corpus", 2)
+        new_recipe("--csv", table)
+        table = (tmp_path / "corpus").rename(tmp_path / "moved") / table.name
+        data = tmp_path / "of" / "another" / "disk" / "far" / "away" / "data"
+        output = run_sh(new_recipe.folder, "--csv", os.path.relpath(table), "--data", str(data), "--stop-stage", "1", "--jobs",
+                        "1")
+        assert "skipped " not in output
+        written = (data / "manifests").glob("cuts_*")
+        found = [cut.recording.sources[0].source for path in written for cut in CutSet.from_file(path)]
+        assert len(found) == 24 and all(source.startswith(f"{tmp_path}/moved/") for source in found)
+
     def test_part_of_the_speech_fills_fewer_tokens(self, new_recipe, tmp_path):
         new_recipe("--csv", csv_corpus(tmp_path / "corpus", 4))
         prepare = new_recipe.folder / "local" / "prepare_manifests.py"
