@@ -43,14 +43,15 @@ def _counted(found: Mapping[str, Sequence[str]]) -> str:
     return " and ".join(f"{len(ids)} {reason}" for reason, ids in sorted(found.items()))
 
 
-def check_trainable(cuts: Sequence[Cut], source: str) -> None:
-    """See that training takes one of the cuts, where there are any, at least.
+def check_trainable(cuts: Sequence[Cut], role: str, source: str) -> None:
+    """See that training takes one of the cuts of train, or of dev for its loss, where there are any, at least.
 
     Raises:
         RecipeError: it takes none; the message says how many are too short or too long, and the remedy.
     """
     if cuts and not trainable(cuts):
-        raise RecipeError(f"{source} has no utterance that can be trained on: of {len(cuts)} there are "
+        use = "used for the dev loss" if role == "dev" else "trained on"
+        raise RecipeError(f"{source} has no utterance that can be {use}: of {len(cuts)} there are "
                           f"{_counted(untrainable(cuts))}; cut long recordings into utterances")
 
 
@@ -237,18 +238,18 @@ def _deal(groups: Mapping[str, List[Cut]], shares: Mapping[str, float], total: f
 
 
 def subset(part: Part, hours: float) -> Part:
-    """About so many hours of a part's utterances that training takes, chosen by a hash of their ids, and their recordings;
-    all for 0."""
+    """About so many hours of a part's utterances, chosen by a hash of their ids, and their recordings; all for 0. They are
+    of a length that training takes, where any is."""
     recordings, supervisions = part
     if hours <= 0:
         return part
+    usable = [segment for segment in supervisions if _LIMITS.wrong_length(segment.duration) is None]
     chosen, seconds = [], 0.0
-    for segment in sorted(supervisions, key=lambda segment: _place(segment.id)):
+    for segment in sorted(usable or supervisions, key=lambda segment: _place(segment.id)):
         if seconds >= hours * 3600:
             break
-        if _LIMITS.wrong_length(segment.duration) is None:
-            chosen.append(segment)
-            seconds += segment.duration
+        chosen.append(segment)
+        seconds += segment.duration
     named = {segment.recording_id for segment in chosen}
     return (RecordingSet.from_recordings(r for r in recordings if r.id in named), SupervisionSet.from_segments(chosen))
 
@@ -263,7 +264,7 @@ def prepare_parts(corpus: PathLike, output: PathLike, parts: Mapping[str, Sequen
         held_out: parts that get a share of train's hours (see :func:`hold_out`).
         hours: use only so much of train, and a quarter of it of each other part; 0 for all.
     Raises:
-        RecipeError: a part is not there, or nothing in it can be used, or in train be trained on, or two roles share an
+        RecipeError: a part is not there, or nothing in it can be used, or in train or dev by training, or two roles share an
             utterance, or ``hours`` or ``jobs`` cannot be.
     """
     require_not_negative(hours=hours)
@@ -281,8 +282,8 @@ def prepare_parts(corpus: PathLike, output: PathLike, parts: Mapping[str, Sequen
         some = {name: subset(there[name], wanted / len(names)) for name in names}
         cuts = checked_role(some, names, sampling_rate, skipped, normalise, jobs)
         skipped.report(f"{corpus}, {role}")
-        if role == "train":
-            check_trainable(cuts, f"{corpus}, {role}")
+        if role in ("train", "dev"):
+            check_trainable(cuts, role, str(corpus))
         dealt = {role: cuts}
         if role == "train" and held_out:
             dealt, by = hold_out(cuts, held_out)

@@ -206,6 +206,44 @@ class TestHoldingOut:
             new_recipe("--csv", tmp_path / "corpus.csv")
         assert not new_recipe.folder.exists()
 
+    @pytest.fixture
+    def of_long(self, tmp_path):
+        """A part of utterances of 36 s each, in a folder and a manifest of its own."""
+        def make(name, count):
+            (tmp_path / name).mkdir()
+            files = [tmp_path / name / f"{name}{k}.wav" for k in range(count)]
+            for file in files:
+                soundfile.write(file, say(["ONE"] * 120), 16000)
+            recordings = [Recording.from_file(file) for file in files]
+            return RecordingSet.from_recordings(recordings), SupervisionSet.from_segments(
+                SupervisionSegment(id=r.id, recording_id=r.id, start=0, duration=r.duration, text="ONE") for r in recordings)
+
+        return make
+
+    def test_a_dev_part_that_gives_no_dev_loss_is_one_error(self, of_long, new_recipe, tmp_path):
+        write_parts(tmp_path / "raw", {"train": self.part(tmp_path / "train", ["u0", "u1"]), "dev": of_long("dev", 2)})
+        said = "raw has no utterance that can be used for the dev loss: of 2 there are 2 longer than 30 s; cut long"
+        with pytest.raises(RecipeError, match=said):
+            new_recipe("--manifests", tmp_path / "raw")
+        for hours in (0.0, 0.1):
+            with pytest.raises(RecipeError, match=said):
+                prepare_parts(tmp_path / "raw", tmp_path / "manifests", {"train": ["train"], "dev": ["dev"]}, {}, 16000,
+                              hours=hours)
+
+    def test_some_hours_of_a_test_set_of_long_utterances(self, of_long, tmp_path):
+        """They are decoded whatever their length is; those of the usual lengths come first."""
+        parts = {"train": self.part(tmp_path / "train", ["u0", "u1"]), "long": of_long("long", 3)}
+        mixed = [*zip(*(part for part in (of_long("mixed", 2), self.part(tmp_path / "short", ["v0", "v1"]))))]
+        parts["mixed"] = (RecordingSet.from_recordings(r for some in mixed[0] for r in some),
+                          SupervisionSet.from_segments(s for some in mixed[1] for s in some))
+        write_parts(tmp_path / "raw", parts)
+        prepare_parts(tmp_path / "raw", tmp_path / "manifests", {"train": ["train"], "test-a": ["long"], "test-b": ["mixed"]},
+                      {}, 16000, hours=4 * 50 / 3600)
+        found = {part: {c.id for c in CutSet.from_file(tmp_path / "manifests" / f"cuts_{part}.jsonl.gz")}
+                 for part in ("test-a", "test-b")}
+        assert len(found["test-a"]) == 2 and found["test-a"] < {"long0", "long1", "long2"}
+        assert found["test-b"] == {"v0", "v1"}
+
     def test_other_parts_get_a_quarter_of_the_hours_and_those_of_one_role_share(self, tmp_path):
         """Of utterances of 0.3 s: ten in the two parts of train, and three in the test set."""
         parts = {name: self.part(tmp_path / name, [f"{name}{k}" for k in range(12)]) for name in ("a", "b", "c")}

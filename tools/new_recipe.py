@@ -131,7 +131,8 @@ def main():
         if not cuts[role]:
             raise RecipeError(f"{source} has no utterance that can be used in {', '.join(names)}, which makes {role}: mend "
                               "what was skipped above, or leave the part out")
-    check_trainable(cuts["train"], str(source))
+    for role in ("train", "dev"):
+        check_trainable(cuts.get(role, []), role, str(source))
     hours = Speech.of(trainable(cuts["train"])).hours
     tests = [role for role in roles if role not in ("train", "dev")]
     shares = {part: round(min(_SHARE, _MOST_HOURS / max(hours, 0.01)), 4)
