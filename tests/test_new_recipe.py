@@ -153,13 +153,14 @@ class TestTheRecipe:
         assert [path.name for path in new_recipe.folder.iterdir()] == ["mine.txt"]
         assert [path.name for path in new_recipe.folder.parent.iterdir()] == ["mine"]
 
-    @pytest.mark.parametrize("name", ["../mine", "Mine", "a b", "_x", "$(touch x)"])
+    @pytest.mark.parametrize("name", ["../mine", "Mine", "a b", "_x", "$(touch x)", 65 * "a", 300 * "a"])
     def test_a_name_that_is_no_folder_is_refused(self, new_recipe, tmp_path, name):
-        with pytest.raises(RecipeError, match="small letters, digits"):
+        with pytest.raises(RecipeError, match="small letters, digits, - and _, 64 of them at most"):
             new_recipe("--csv", tmp_path / "none.csv", name=name)
 
     def test_the_path_of_the_corpus_may_hold_anything(self, new_recipe, tmp_path):
         table = csv_corpus(tmp_path / "my $(touch ran) 'speech'", count=2)
+        table.symlink_to(table.rename(tmp_path / "elsewhere.csv"))  # and be a link, beside what the table names
         new_recipe("--csv", table)
         output = run_sh(new_recipe.folder, "--smoke", "--help")
         assert "--csv VALUE" in output and not list(tmp_path.rglob("ran"))
@@ -182,16 +183,34 @@ class TestTheRecipe:
                 tool.main()
             assert not output.exists() and "decode" not in capsys.readouterr().err  # said before hours of work
 
-    def test_a_corpus_folder_that_nothing_would_look_into_is_refused(self, tool, tmp_path, monkeypatch):
+    def test_a_place_where_nothing_can_be_written_is_refused(self, new_recipe, tool, tmp_path, monkeypatch):
+        """Before the corpus, which is none, is looked at."""
+        egs = new_recipe.folder.parent
+        egs.rename(egs.with_name("old"))
+        egs.write_text("")
+        with pytest.raises(RecipeError, match=f"--output {egs} is no folder: "):
+            new_recipe("--csv", tmp_path)
+        egs.unlink()
+        for asked in (egs.parent, egs):  # what is there, of what is to be written to
+            monkeypatch.setattr(tool.os, "access", lambda path, mode, asked=asked: Path(path) != asked)
+            with pytest.raises(RecipeError, match=f"--output {egs}: nothing can be written there"):
+                new_recipe("--csv", tmp_path)
+            egs.mkdir(exist_ok=True)
+
+    @pytest.mark.parametrize("form", FORMS)
+    def test_a_corpus_that_is_not_named_is_refused(self, new_recipe, form):
+        with pytest.raises(RecipeError, match=f"--{form} is empty: say "):
+            new_recipe(f"--{form}", "")
+
+    def test_a_corpus_folder_that_nothing_would_look_into_is_refused(self, new_recipe, tmp_path):
         for form in ("csv", "kaldi", "manifests"):
             source = FORMS[form](tmp_path / form)
-            monkeypatch.setattr(sys, "argv", ["new_recipe.py", "--name", "mine", f"--{form}", str(source), "--corpus-dir",
-                                              str(tmp_path), "--output", str(tmp_path / "egs")])
             with pytest.raises(RecipeError, match=f"--corpus-dir is for --lhotse alone: .*--{form}"):
-                tool.main()
+                new_recipe(f"--{form}", source, "--corpus-dir", tmp_path)
 
-    def test_an_error_is_one_line(self, tmp_path):
+    def test_an_error_is_one_line(self, new_recipe, tmp_path):
         done = subprocess.run([sys.executable, str(ROOT / "tools" / "new_recipe.py"), "--name", "mine", "--csv",
-                               str(tmp_path / "none.csv"), "--output", str(tmp_path)], capture_output=True, text=True)
+                               str(tmp_path / "none.csv"), "--output", str(new_recipe.folder.parent)], capture_output=True,
+                              text=True)
         assert done.returncode == 1 and done.stderr.startswith(f"error: {tmp_path / 'none.csv'} is missing")
         assert done.stderr.count("\n") == 1

@@ -93,13 +93,19 @@ def write_recipe(folder: Path, values: Dict[str, object]) -> int:
 
 
 def check_output(folder: Path) -> None:
-    """See that the run.sh of a recipe in ``folder`` would find the stages that all recipes share."""
+    """See that a recipe can be written to ``folder``, and that its run.sh would find the stages that all recipes share."""
     house = folder.resolve().parent
+    if folder.exists() and not folder.is_dir():
+        raise RecipeError(f"--output {folder} is no folder: give that of the recipes, or leave the option out, which takes "
+                          f"{os.path.relpath(TARGET)}")
     for name in ("local/recipe.sh", "tools/activate.sh"):
         if not (house / name).is_file():
             raise RecipeError(f"--output {folder}: a recipe there would not run, since its run.sh needs {house / name}, which "
                               f"is missing: leave the option out, which takes {os.path.relpath(TARGET)}, or give a folder "
                               "beside local/ and tools/ of a checkout")
+    if not os.access(folder if folder.exists() else house, os.W_OK | os.X_OK):
+        raise RecipeError(f"--output {folder}: nothing can be written there: give a folder beside local/ and tools/ of a "
+                          "checkout of your own")
 
 
 def main():
@@ -107,11 +113,14 @@ def main():
     require_positive(jobs=args.jobs)
     folder = args.output / args.name
     shown = os.path.relpath(folder)
-    if not re.fullmatch("[a-z0-9][a-z0-9_-]*", args.name):
-        raise RecipeError(f"--name {args.name}: use small letters, digits, - and _")
+    if not re.fullmatch("[a-z0-9][a-z0-9_-]{0,63}", args.name):
+        raise RecipeError(f"--name {args.name}: use small letters, digits, - and _, 64 of them at most")
     if folder.exists():
         raise RecipeError(f"{shown} exists and is not overwritten: choose another --name, or remove it")
-    form = next(name for name in FORMS if getattr(args, name))
+    check_output(args.output)
+    form = next(name for name in FORMS if getattr(args, name) is not None)
+    if not getattr(args, form):
+        raise RecipeError(f"--{form} is empty: say where the corpus is")
     source, skipped = getattr(args, form), Skipped()
     where = f"{source} in {args.corpus_dir}" if form == "lhotse" else source
     parts = read_corpus(form, source, skipped, args.corpus_dir, args.jobs)
@@ -119,7 +128,6 @@ def main():
     if "train" not in roles:
         raise RecipeError(f"{source} has no part to train on, but {', '.join(parts)}: rename one, or leave the parts out")
     check_apart(parts, roles)
-    check_output(args.output)
     found = rates(recording for recordings, _ in parts.values() for recording in recordings)
     if not found:
         skipped.report(where)
@@ -148,7 +156,7 @@ def main():
     option = "csv" if form == "csv" else "corpus-dir"  # not the form's name: $manifests is recipe.sh's
     lines = write_recipe(folder, {
         **settings(proposal), "name": args.name, "test_sets": " ".join(tests or ["test"]), "option": option,
-        "variable": option.replace("-", "_"), "source": shlex.quote(str(corpus.resolve())),
+        "variable": option.replace("-", "_"), "source": shlex.quote(os.path.abspath(corpus)),
         "arguments": f'--lhotse {source} --corpus-dir "$source"' if form == "lhotse" else f'--{form} "$source"',
         "import": _ONCE if form == "lhotse" else _EACH_TIME, "parts": roles, "held_out": shares})
     print(f"wrote {shown}: {lines} lines. Next: {shown}/run.sh --smoke, then without --smoke")
