@@ -107,8 +107,8 @@ def read_part(manifest: Path, part: str, args, config: FbankConfig) -> CutSet:
     cuts = load_cuts(manifest, "run stage 1 again")
     wrong = next((c for c in cuts if c.sampling_rate != config.sampling_rate), None)
     if wrong is not None:
-        raise RecipeError(f"{manifest}: {wrong.id} has {wrong.sampling_rate} Hz, {args.config} says "
-                          f"{config.sampling_rate}: resample the corpus in stage 1 or change the config")
+        raise RecipeError(f"{manifest}: {wrong.id} has {wrong.sampling_rate} Hz, and fbank.sampling_rate "
+                          f"is {config.sampling_rate}: resample the corpus in stage 1 or change the setting")
     if args.part:
         number, count = args.part
         cuts = CutSet.from_cuts(list(cuts)[number - 1::count])

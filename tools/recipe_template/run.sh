@@ -13,9 +13,10 @@ get_corpus() {
 }
 
 make_manifests() {
-  step manifests --conf local/prepare_manifests.py conf/fbank.yaml --from 0 "$data/corpus/*" \
+  local extra; mapfile -t extra < <(settings fbank)
+  step manifests --conf local/prepare_manifests.py "$(conf fbank.yaml)" --from 0 "$data/corpus/*" \
     --makes "${manifests[@]}" -- python local/prepare_manifests.py --corpus "$data/corpus" \
-    --output "$data/manifests" --hours "$hours" --jobs "$jobs"
+    --output "$data/manifests" --config "$(conf fbank.yaml)" --hours "$hours" --jobs "$jobs" "${extra[@]}"
 }
 
 stage 0 get_corpus       "find the corpus and describe it"
