@@ -8,7 +8,7 @@ what they made. With --dask the work goes to a Dask cluster.
 import argparse
 import shutil
 from pathlib import Path
-from typing import List
+from typing import Iterator, List
 
 import torch
 from lhotse import CutSet, Fbank, LilcomChunkyWriter
@@ -19,6 +19,7 @@ from kdlib.cuts import load_cuts, mixed, shar_index
 from kdlib.errors import RecipeError, run_main
 from kdlib.features import fbank_extractor, without_features
 from kdlib.files import atomic_path, content_digest, write_json
+from kdlib.manifests import Skipped, SkippedFile
 from kdlib.options import require_positive
 from kdlib.processes import executor, usable_cores
 from kdlib.shar import read_index, write_index, write_shard
@@ -42,12 +43,6 @@ def get_args():
     return args
 
 
-def report_skipped(part: str, count: int, broken) -> None:
-    print(f"{part}: skipped {len(broken)} of {count} cuts with unreadable audio:")
-    for name, reason in broken[:10]:
-        print(f"  {name}: {reason}")
-
-
 def find_broken(cuts: CutSet, extractor: Fbank, jobs: int, dask: str):
     """The ids of the cuts of which there are no features, each with the reason."""
     cuts = list(cuts)
@@ -56,7 +51,7 @@ def find_broken(cuts: CutSet, extractor: Fbank, jobs: int, dask: str):
         return [item for piece in pieces for item in piece.result()]
 
 
-def extract(cuts: CutSet, part: str, storage: Path, extractor: Fbank, jobs: int, dask: str) -> CutSet:
+def extract(cuts: CutSet, storage: Path, extractor: Fbank, jobs: int, dask: str, skipped: Skipped) -> CutSet:
     # The same pieces for any number of processes: what was trained on these features is trained anew where they lie elsewhere.
     pieces = max(1, min(len(cuts) // 50, MOST_PIECES))
     storage.parent.mkdir(parents=True, exist_ok=True)
@@ -72,15 +67,17 @@ def extract(cuts: CutSet, part: str, storage: Path, extractor: Fbank, jobs: int,
         broken = find_broken(cuts, extractor, jobs, dask)
         if not broken:
             raise
-        report_skipped(part, len(cuts), broken)
+        for name, reason in broken:
+            skipped.add(name, reason)
         shutil.rmtree(storage, ignore_errors=True)
         bad = {name for name, _ in broken}
-        return extract(CutSet.from_cuts(cut for cut in cuts if cut.id not in bad), part, storage, extractor, jobs, dask)
+        return extract(CutSet.from_cuts(cut for cut in cuts if cut.id not in bad), storage, extractor, jobs, dask, skipped)
     if len(done) < len(cuts):  # Lhotse leaves out what it knows to be unreadable, and does not count it
         there = set(done.ids)
         left_out = [cut for cut in cuts if cut.id not in there]
         reasons = dict(without_features(left_out, extractor))
-        report_skipped(part, len(cuts), [(cut.id, reasons.get(cut.id, "Lhotse left it out")) for cut in left_out])
+        for cut in left_out:
+            skipped.add(cut.id, reasons.get(cut.id, "Lhotse left it out"))
     return done
 
 
@@ -89,16 +86,16 @@ def in_order(cuts: CutSet, part: str) -> List[Cut]:
     return mixed(cuts) if part == "train" else sorted(cuts, key=lambda cut: cut.id)
 
 
-def extract_shards(cuts: CutSet, part: str, storage: Path, name: str, extractor: Fbank, args, size: int) -> List[dict]:
+def extract_shards(cuts: CutSet, part: str, storage: Path, name: str, extractor: Fbank, args, size: int,
+                   skipped: Skipped) -> List[dict]:
     """The same into shards of ``size`` cuts, whatever their order was: neighbours in a shard stay near in training."""
     ordered = in_order(cuts, part)
     with executor(args.jobs, args.dask) as pool:
         pieces = [pool.submit(write_shard, ordered[first:first + size], storage, name, number, extractor)
                   for number, first in enumerate(range(0, len(ordered), size))]
         done = [piece.result() for piece in pieces]
-    broken = [item for _, skipped in done for item in skipped]
-    if broken:
-        report_skipped(part, len(ordered), broken)
+    for item in (item for _, broken in done for item in broken):
+        skipped.add(*item)
     return [shard for shard, _ in done]
 
 
@@ -114,6 +111,13 @@ def read_part(manifest: Path, part: str, args, config: FbankConfig) -> CutSet:
         cuts = CutSet.from_cuts(list(cuts)[number - 1::count])
     perturbed = [cuts.perturb_speed(factor) for factor in (config.speed_factors if part == "train" else [])]
     return CutSet.from_cuts(cut for one in [cuts, *perturbed] for cut in one)
+
+
+def left_out(shares: List[Path], part: str) -> Iterator[List[str]]:
+    """(id, reason) of what the lists of the shares name of a part."""
+    for path in (share / "skipped.txt" for share in shares):
+        lines = path.read_text(encoding="utf-8", errors="surrogateescape").split("\n") if path.exists() else []
+        yield from (cells for where, *cells in (line.split("\t") for line in lines) if where == part)
 
 
 def require_some(count: int, part: str, args) -> None:
@@ -134,6 +138,7 @@ def main():
     shares = [] if args.part else finished_shares(args.output, made_of)
     folder = share_folder(args.output, args.part) if args.part else args.output
     (args.output / "fbank.json").unlink(missing_ok=True)
+    listed = SkippedFile(folder)
     for manifest in manifests:
         part = manifest.name[len("cuts_"):-len(".jsonl.gz")]
         shar = part == "train" and config.storage == "shar"
@@ -142,13 +147,18 @@ def main():
         for old in (path, index, args.output / manifest.name, shar_index(args.output / manifest.name)):
             old.unlink(missing_ok=True)
         name = f"{part}/{folder.name}" if args.part else part
+        skipped = Skipped(listed)
+        for item in left_out(shares, part):
+            skipped.add(*item)
         if not shares:
             shutil.rmtree(args.output / name, ignore_errors=True)
             cuts = read_part(manifest, part, args, config)
         if shar:
             shards = (
                 [shard for share in shares for shard in read_index(shar_index(share / manifest.name), some=False)] if shares
-                else extract_shards(cuts, part, args.output / name, name, fbank_extractor(config), args, config.shard_size))
+                else extract_shards(cuts, part, args.output / name, name, fbank_extractor(config), args, config.shard_size,
+                                    skipped))
+            skipped.report(part)
             count = sum(shard["utterances"] for shard in shards)
             require_some(count, part, args)
             write_index(index, shards)
@@ -156,7 +166,8 @@ def main():
             continue
         # There may be fewer cuts than machines: Lhotse reads the file of a share without any as None.
         cuts = (CutSet.from_cuts(cut for share in shares for cut in CutSet.from_file(share / manifest.name) or ())
-                if shares else extract(cuts, part, args.output / name, fbank_extractor(config), args.jobs, args.dask))
+                if shares else extract(cuts, args.output / name, fbank_extractor(config), args.jobs, args.dask, skipped))
+        skipped.report(part)
         require_some(len(cuts), part, args)
         cuts = CutSet.from_cuts(in_order(cuts, part))
         with atomic_path(path) as temporary:

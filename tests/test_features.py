@@ -10,6 +10,7 @@ import pytest
 import soundfile
 from lhotse import CutSet, MonoCut, Recording, SupervisionSegment, fastcopy
 from scripts import run_script
+from skipping import listed
 
 from kdlib.config import FbankConfig
 from kdlib.errors import RecipeError
@@ -99,10 +100,30 @@ def test_a_corrupt_file_in_the_middle_is_left_out_and_named(manifests):
     (manifests / "5.wav").unlink()
     done = prepare(manifests)
     assert done.returncode == 0, done.stderr
-    assert "train: skipped 2 of 8 cuts with unreadable audio" in done.stdout
-    assert "cut-3: " in done.stdout and "cut-5: " in done.stdout and "Traceback" not in done.stderr
+    assert f"skipped 2 in all of train, see {manifests}/fbank/skipped.txt" in done.stdout
+    assert "skipped cut-3: " in done.stdout and "skipped cut-5: " in done.stdout and "Traceback" not in done.stderr
     ids = {cut.id for cut in CutSet.from_file(manifests / "fbank" / "cuts_train.jsonl.gz")}
     assert ids == {f"cut-{n}" for n in (0, 1, 2, 4, 6, 7)}
+
+
+def test_all_that_is_left_out_is_listed(manifests):
+    """However many there are, in whichever share; once they are mended, nothing is."""
+    shutil.copy(manifests / "manifests" / "cuts_train.jsonl.gz", manifests / "manifests" / "cuts_dev.jsonl.gz")
+    sound = {path: path.read_bytes() for path in manifests.glob("*.wav") if path.name not in ("2.wav", "5.wav")}
+    for path in sound:
+        path.unlink()
+    expected = sorted((part, f"cut-{path.stem}{speed}") for path in sound
+                      for part, speed in (("dev", ""), ("train", ""), ("train", "_sp0.9")))
+    for parts in ([], ["--part", "1/2"], ["--part", "2/2"], []):
+        done = prepare(manifests, "speed_factors=[0.9]", *parts)
+        assert done.returncode == 0, done.stderr
+        if not parts:
+            assert sorted((part, name) for part, name, _ in listed(manifests / "fbank")) == expected
+            assert f"skipped 12 in all of train, see {manifests}/fbank/skipped.txt" in done.stdout
+            assert all(".wav" in reason for _, _, reason in listed(manifests / "fbank"))
+    for path, content in sound.items():
+        path.write_bytes(content)
+    assert "skipped" not in prepare(manifests).stdout and listed(manifests / "fbank") == []
 
 
 @pytest.mark.parametrize("storage", ["files", "shar"])
@@ -114,9 +135,9 @@ def test_a_sample_that_is_no_finite_number_is_found_by_stage_2_too(manifests, st
         soundfile.write(manifests / f"{number}.wav", samples, 16000, subtype="FLOAT")
     done = prepare(manifests, f"storage={storage}")
     assert done.returncode == 0, done.stderr
-    assert "train: skipped 3 of 8 cuts" in done.stdout and "Traceback" not in done.stderr
+    assert "skipped 3 in all of train" in done.stdout and "Traceback" not in done.stderr
     for number in (3, 4, 6):
-        assert f"  cut-{number}: its features are no finite numbers" in done.stdout
+        assert f"skipped cut-{number}: its features are no finite numbers" in done.stdout
     fbank = manifests / "fbank"
     made = SharCuts(fbank / "shar_train.json") if storage == "shar" else CutSet.from_file(fbank / "cuts_train.jsonl.gz")
     found = loaded(made)
@@ -171,7 +192,7 @@ def test_features_in_shards_are_those_in_files(manifests):
     expected = loaded(CutSet.from_file(fbank / "cuts_train.jsonl.gz"))
     done = prepare(manifests, "speed_factors=[0.9]", "storage=shar", "shard_size=3")
     assert done.returncode == 0, done.stderr
-    assert "train: skipped 2 of 16 cuts with unreadable audio" in done.stdout and "train: 14 cuts, 23 bins" in done.stdout
+    assert "skipped 2 in all of train, see " in done.stdout and "train: 14 cuts, 23 bins" in done.stdout
     assert not (fbank / "cuts_train.jsonl.gz").exists() and (fbank / "cuts_dev.jsonl.gz").exists()
     found = loaded(SharCuts(fbank / "shar_train.json"))
     assert set(found) == set(expected) and len(found) == 14
