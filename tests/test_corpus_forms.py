@@ -309,7 +309,9 @@ class TestForms:
         ("manifests", "damaged", {}, "cannot be read as a Lhotse manifest"),
         ("lhotse", "yesno", {}, "as --corpus-dir"), ("lhotse", "yesno", {"corpus_dir": "none"}, "is no folder"),
         ("lhotse", "yesno", {"corpus_dir": "."}, "is this the folder that it expects"),
-        ("lhotse", "libri_speech", {"corpus_dir": "."}, "it knows librispeech"),
+        ("lhotse", "libri_speech", {"corpus_dir": "."}, "did you mean librispeech"),
+        ("lhotse", "xyzzy", {"corpus_dir": "."}, "no corpus called 'xyzzy': it knows .*, aishell, "),
+        ("lhotse", "cmu-arctic", {"corpus_dir": "none"}, "none is no folder"),  # as `lhotse prepare` calls it
         ("lhotse", "heroico", {"corpus_dir": "."}, "lhotse prepare heroico")])
     def test_what_is_no_corpus_is_one_error(self, tmp_path, monkeypatch, form, source, options, said):
         monkeypatch.chdir(tmp_path)

@@ -14,13 +14,16 @@ from kdlib.manifests import Skipped
 
 
 def read_lhotse(name: str, corpus: Path, jobs: int, skipped: Skipped) -> Dict[str, Part]:
-    """What ``lhotse.recipes.prepare_NAME`` finds in the folder ``corpus``."""
+    """What ``lhotse.recipes.prepare_NAME`` finds in the folder ``corpus``; ``name`` may have dashes, as `lhotse prepare`
+    takes it."""
     import lhotse.recipes
 
+    name = name.replace("-", "_")
     known = sorted(key[len("prepare_"):] for key in dir(lhotse.recipes) if key.startswith("prepare_"))
     if name not in known:
-        near = difflib.get_close_matches(name, known) or known
-        raise RecipeError(f"Lhotse prepares no corpus called {name!r}: it knows {', '.join(near)}")
+        near = difflib.get_close_matches(name, known)
+        raise RecipeError(f"Lhotse prepares no corpus called {name!r}: "
+                          + (f"did you mean {' or '.join(near)}?" if near else f"it knows {', '.join(known)}"))
     prepare = getattr(lhotse.recipes, f"prepare_{name}")
     parameters = inspect.signature(prepare).parameters
     needed = [p.name for p in parameters.values() if p.default is p.empty and p.name not in ("corpus_dir", "output_dir")]
