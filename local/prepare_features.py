@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Stage 2: Lhotse fbank features of every cut set, the training part also at other speeds.
 
-Several machines that share a disk may each make a part (--part 1/4 and so on); the same command without --part then joins
-what they made. With --dask the work goes to a Dask cluster.
+Several machines that share a disk may each make a part (--part 1/4 and so on); stage 2 of run.sh, which is this command
+without --part, then joins what they made. With --dask the work goes to a Dask cluster.
 """
 
 import argparse

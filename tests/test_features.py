@@ -279,8 +279,9 @@ def test_a_dask_cluster(manifests):
     cuts.to_file(manifests / "manifests" / "cuts_train.jsonl.gz")  # enough for two pieces
     with distributed.LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as cluster:
         for storage, where in (("files", "local"), ("shar", cluster.scheduler_address)):
-            done = prepare(manifests, "--dask", where, f"storage={storage}", "shard_size=50")
-            assert done.returncode == 0, done.stderr
+            for words in (["--part", "1/1", "--dask", where], []):  # which is then joined as other shares are
+                done = prepare(manifests, *words, f"storage={storage}", "shard_size=50")
+                assert done.returncode == 0, done.stderr
             fbank = manifests / "fbank"
             made = (SharCuts(fbank / "shar_train.json") if storage == "shar"
                     else CutSet.from_file(fbank / "cuts_train.jsonl.gz"))

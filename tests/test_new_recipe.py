@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from lhotse import CutSet
-from scripts import load
+from scripts import load, run_script
 from skipping import listed
 from toy_corpora import commonvoice_corpus, csv_corpus, kaldi_corpus, manifests_corpus, yesno_corpus
 
@@ -109,6 +109,22 @@ class TestTheRecipe:
         written = (data / "manifests").glob("cuts_*")
         found = [cut.recording.sources[0].source for path in written for cut in CutSet.from_file(path)]
         assert len(found) == 24 and all(source.startswith(f"{tmp_path}/moved/") for source in found)
+
+    @pytest.mark.slow
+    def test_features_that_machines_shared_are_joined_by_stage_2(self, new_recipe, tmp_path):
+        """As docs/scaling.md has it; and then the stage is done."""
+        new_recipe("--csv", csv_corpus(tmp_path / "corpus", 2))
+        stage_1(new_recipe.folder)
+        words = ["--manifests", "data/manifests", "--output", "data/fbank", "--config", "conf/fbank.yaml"]
+        for part in ("1/2", "2/2"):
+            done = run_script(ROOT / "local" / "prepare_features.py", *words, "--part", part, "--jobs", "1",
+                              cwd=new_recipe.folder)
+            assert done.returncode == 0, done.stderr
+        made = {path: path.stat().st_mtime_ns for path in (new_recipe.folder / "data" / "fbank").rglob("*.lca")}
+        output = run_sh(new_recipe.folder, "--stop-stage", "2", "--jobs", "1")
+        assert made and made == {path: path.stat().st_mtime_ns for path in made}
+        assert "Extracting" not in output and "stage 2, fbank] wrote" in output
+        assert "stage 2, fbank] done before" in run_sh(new_recipe.folder, "--stop-stage", "2", "--jobs", "1")
 
     def test_another_rate_is_that_of_stage_1_too(self, new_recipe, tmp_path):
         new_recipe("--csv", csv_corpus(tmp_path / "corpus", 2))

@@ -13,7 +13,7 @@ get_corpus() {
 }
 
 make_manifests() {
-  local extra; mapfile -t extra < <(settings fbank)
+  local extra; mapfile -t extra < <(settings fbank | grep '^sampling_rate=')  # of the others stage 1 knows nothing
   step manifests --conf local/prepare_manifests.py "$(conf fbank.yaml)" --from 0 "$data/corpus/*" \
     --makes "${manifests[@]}" -- python local/prepare_manifests.py --corpus "$data/corpus" \
     --output "$data/manifests" --config "$(conf fbank.yaml)" --hours "$hours" --jobs "$jobs" "${extra[@]}"
