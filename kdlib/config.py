@@ -301,6 +301,8 @@ class FbankConfig:
 
     def __post_init__(self) -> None:
         require(self.storage in ("files", "shar"), "storage", self.storage, "files or shar")
+        require(self.sampling_rate > 0 and self.sampling_rate % 100 == 0, "fbank.sampling_rate", self.sampling_rate,
+                "a multiple of 100 Hz, so that a frame of 10 ms has whole samples")
         require_above_0(self, "fbank", "shard_size")
         require(all(factor > 0 for factor in self.speed_factors), "fbank.speed_factors", self.speed_factors,
                 "a list of numbers above 0")

@@ -86,7 +86,7 @@ def test_what_cannot_be_exported(finished, exported, tmp_path):
     ({}, ["--chunk-size", "100000"], "cannot be exported with chunk_size: 100000 frames: give fewer"),
     ({}, ["--left-context", "2000000"], "cannot be exported with left_context: 2000000 frames: give fewer"),
     ({}, ["num_filters=40"], "exp was trained with 80: give the fbank settings of its stage 2"),
-    ({}, ["sampling_rate=0"], "fbank.yaml says what no exported model can have (sampling_rate: 0)"),
+    ({}, ["sampling_rate=1000000"], "fbank.yaml says what no exported model can have (sampling_rate: 1000000)"),
     ({}, ["low_freq=9000"], "fbank.yaml says what no exported model can have (low_freq: 9000.0, high_freq: -400.0)"),
 ])
 def test_what_is_refused_before_anything_is_written(finished, tmp_path, changes, words, said):

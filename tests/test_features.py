@@ -158,6 +158,13 @@ def test_another_sampling_rate_is_an_error_that_says_so(manifests):
     assert "has 16000 Hz, and fbank.sampling_rate is 8000: " in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("rate", [0, 11025, 22050])
+def test_a_rate_without_whole_frames_is_refused(rate):
+    """Lhotse stores no features of them."""
+    with pytest.raises(RecipeError, match=f"fbank.sampling_rate is {rate}; it must be a multiple of 100 Hz"):
+        FbankConfig(sampling_rate=rate)
+
+
 @pytest.mark.parametrize("factor", [0.0, -0.9, float("nan")])
 def test_a_speed_that_cannot_be_is_refused(factor):
     with pytest.raises(RecipeError, match=r"fbank.speed_factors is \[0.9, .* above 0"):
