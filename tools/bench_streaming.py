@@ -24,7 +24,6 @@ from pathlib import Path
 
 import numpy as np
 
-from kdlib.comparison import read_summary
 from kdlib.errors import RecipeError, run_main
 from kdlib.files import write_text
 from kdlib.options import require_positive
@@ -57,6 +56,8 @@ def get_args():
     require_positive(repeats=args.repeats, utterances=args.utterances)
     args.models = args.models or ["teacher", *last_stage(args.exp / "export")]
     if args.test_set is None:
+        from kdlib.comparison import read_summary  # here, since its statistics take 60 MiB, which would be measured too
+
         path = args.exp / "export" / args.models[0] / "decode" / "summary.json"
         args.test_set = next(iter(read_summary(path, args.models[0], "run stage 9 of the recipe")["test_sets"]))
     return args
