@@ -141,7 +141,7 @@ def chain(loss=None, **last):
      "stage 2: .*set model.ctc_head=true"),
     (chain(model={"num_layers": 1, "num_features": 40}), "stage 2: model.num_features is 40 in the student and 80"),
     (chain(model={"num_layers": 1, "feedforward_dim": 128}),
-     r"stage 2: the student's layer 0 feed_forward1 \(128\) is larger"),
+     r"stage 2: the student's layer 1 feed_forward1 \(128\) is larger"),
     ({**PLAN, "scratch": {"loss": {"distill": [{"name": "encoder_mse"}]}}}, "scratch: it asks for distillation losses"),
     ({**chain(), "stages": [], "plan": {"stages": 2}, "student": {"model": {"num_layers": 3}}},
      "student.model.num_layers stands beside a plan"),
