@@ -111,10 +111,10 @@ def _check_file(file: Tuple[str, bool]) -> Checked:
 
 def _check_files(files: Dict[str, bool], jobs: int) -> Dict[str, Checked]:
     """What is in each file, or why it cannot be used; ``files`` says of each whether an utterance begins within it."""
-    paths = sorted(files)
-    bar = {"total": len(paths), "desc": "decode", "unit": "file", "mininterval": 5}
-    items = [(path, files[path]) for path in paths]
-    if jobs <= 1 or len(paths) < 2:
+    items = sorted(files.items())
+    paths = [path for path, _ in items]
+    bar = {"total": len(items), "desc": "decode", "unit": "file", "mininterval": 5}
+    if jobs <= 1 or len(items) < 2:
         return dict(zip(paths, list(tqdm(map(_check_file, items), **bar))))
     with ProcessPoolExecutor(jobs, initializer=end_with_parent) as pool:
         return dict(zip(paths, list(tqdm(pool.map(_check_file, items, chunksize=8), **bar))))

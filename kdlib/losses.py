@@ -3,8 +3,9 @@
 Every loss is a plain function of tensors, zero when student and teacher agree and never negative. The teacher's side
 gets no gradient. A lattice loss is a mean over the nodes of each utterance, then over the utterances; a frame loss is
 a mean over the frames (and channels) of each utterance, then over the utterances. So neither padding, whatever it holds,
-nor the batch an utterance stands in, nor its length changes what a weight means. Half precision is computed in float32. The sequence-level loss alone is a cross-entropy,
-so not zero where they agree; like the RNN-T loss, which it is, it counts in nats a frame.
+nor the batch an utterance stands in, nor its length changes what a weight means. Half precision is computed in float32.
+The sequence-level loss alone is a cross-entropy, so not zero where they agree; like the RNN-T loss, which it is, it
+counts in nats a frame.
 
 N utterances, T frames, R nodes kept a frame (or U + 1 for the full lattice), V tokens, C channels, M hypotheses.
 """
@@ -173,12 +174,13 @@ def _normalised(posteriors: Tensor, mask: Tensor) -> Tensor:
 
 def _frame_mean(per_frame: Callable[[Tensor, Tensor], Tensor], student: Tensor, teacher: Tensor,
                 lengths: Tensor) -> Tensor:
-    """Mean over the frames of each utterance, then over utterances, of a function of both sides (N, T, C) to (N, T)."""
+    """Mean over the frames of each utterance, then over utterances, of a function of both sides (N, T, C) to (N, T) that is
+    zero where they agree, as in padding they are made to."""
     if student.shape != teacher.shape:
         raise ValueError(f"student is {tuple(student.shape)} and teacher {tuple(teacher.shape)}: their shapes must be one")
     padding = torch.arange(student.size(1), device=student.device) >= lengths.unsqueeze(1)
     student, teacher = (summable(side).masked_fill(padding.unsqueeze(-1), 0.0) for side in (student, teacher.detach()))
-    return (per_frame(student, teacher).masked_fill(padding, 0.0).sum(1) / lengths.clamp(min=1)).mean()
+    return (per_frame(student, teacher).sum(1) / lengths.clamp(min=1)).mean()
 
 
 def encoder_mse(student: Tensor, teacher: Tensor, lengths: Tensor) -> Tensor:

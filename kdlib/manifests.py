@@ -3,7 +3,7 @@
 import re
 from contextlib import contextmanager
 from pathlib import Path
-from typing import List, NamedTuple, Optional, Sequence, Tuple
+from typing import Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -34,6 +34,13 @@ class SkippedFile:
             update_file(self.path, "".join(f"{line}\n" for line in self._lines).encode("utf-8", "surrogateescape"))
         else:
             self.path.unlink(missing_ok=True)
+
+    def read(self) -> Iterator[Tuple[str, str, str]]:
+        """(where, name, reason) of each line of the file as it is; nothing where there is none."""
+        if self.path.exists():
+            for line in self.path.read_text(encoding="utf-8", errors="surrogateescape").split("\n")[:-1]:
+                where, name, reason = line.split("\t")
+                yield where, name, reason
 
 
 class Skipped:

@@ -39,8 +39,8 @@ class ModelSize:
     """Deployed parameters by part, what they weigh, and what a second of audio costs.
 
     The bytes are those of the three exported files, to a few thousand: int8 has one for each weight of a matrix (linear
-    layers and the embedding) and four for all else, as dynamic quantisation leaves them. multiply_adds are those of linear and convolution layers and of attention, a second of
-    audio, decoded greedily with one token a frame.
+    layers and the embedding) and four for all else, as dynamic quantisation leaves them. multiply_adds are those of linear
+    and convolution layers and of attention, a second of audio, decoded greedily with one token a frame.
     """
 
     parameters: Mapping[str, int]

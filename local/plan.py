@@ -104,7 +104,8 @@ def main():
     reached, most = 100 * (1 - previous / whole), math.floor(whole * (1 - plan.target_compression / 100))
     if reached < plan.target_compression:
         raise RecipeError(f"{args.config}: the last stage has {previous:,} parameters, {reached:.1f}% fewer than the teacher, "
-                          f"and target_compression {plan.target_compression:g}% allows {most:,}: make it smaller, or lower target_compression")
+                          f"and target_compression {plan.target_compression:g}% allows {most:,}: make it smaller, or lower "
+                          "target_compression")
     check_chain(teacher, {f"stage {number}": configs[name] for number, name in enumerate(stages, start=1)}, vocab_size,
                 str(args.config))
     check_chain(teacher, {"single": configs["single"]}, vocab_size, str(args.config))

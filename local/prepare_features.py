@@ -8,7 +8,7 @@ without --part, then joins what they made. With --dask the work goes to a Dask c
 import argparse
 import shutil
 from pathlib import Path
-from typing import Iterator, List
+from typing import List
 
 import torch
 from lhotse import CutSet, Fbank, LilcomChunkyWriter
@@ -113,13 +113,6 @@ def read_part(manifest: Path, part: str, args, config: FbankConfig) -> CutSet:
     return CutSet.from_cuts(cut for one in [cuts, *perturbed] for cut in one)
 
 
-def left_out(shares: List[Path], part: str) -> Iterator[List[str]]:
-    """(id, reason) of what the lists of the shares name of a part."""
-    for path in (share / "skipped.txt" for share in shares):
-        lines = path.read_text(encoding="utf-8", errors="surrogateescape").split("\n") if path.exists() else []
-        yield from (cells for where, *cells in (line.split("\t") for line in lines) if where == part)
-
-
 def require_some(count: int, part: str, args) -> None:
     """Nothing at all is an error, but not in the share of one machine, which may be small."""
     if not count and not args.part:
@@ -148,8 +141,9 @@ def main():
             old.unlink(missing_ok=True)
         name = f"{part}/{folder.name}" if args.part else part
         skipped = Skipped(listed)
-        for item in left_out(shares, part):
-            skipped.add(*item)
+        for where, *item in (line for share in shares for line in SkippedFile(share).read()):
+            if where == part:
+                skipped.add(*item)
         if not shares:
             shutil.rmtree(args.output / name, ignore_errors=True)
             cuts = read_part(manifest, part, args, config)

@@ -157,7 +157,8 @@ def test_a_string_is_not_taken_for_a_word_list():
         align_words("ONE TWO", ["ONE"])
 
 
-@pytest.mark.parametrize("text", ["u1:\tref=['A']\nu1:\thyp=['A']\n" * 2, "\xff\xfe\n", "u1:\thyp=['A']\n", "nonsense\n", "u1:\tref=['A'\nu1:\thyp=[]\n", "u1:\tref=['A']\n"])
+@pytest.mark.parametrize("text", ["u1:\thyp=['A']\n", "nonsense\n", "u1:\tref=['A'\nu1:\thyp=[]\n", "u1:\tref=['A']\n",
+                                  "u1:\tref=['A']\nu1:\thyp=['A']\n" * 2, "\xff\xfe\n"])
 def test_a_damaged_recogs_file_is_named(tmp_path, text):
     (tmp_path / "recogs.txt").write_text(text, encoding="latin-1")
     with pytest.raises(RecipeError, match="recogs.txt"):

@@ -72,7 +72,7 @@ def read_csv(path: Path, skipped: Skipped) -> Dict[str, Part]:
                                  "start, but not where they end: add a column end or duration"))
     rows = list(_rows(lines, separator, is_audio, columns))
     base = audio_base((row[place["audio"]].strip() for _, row in rows
-                       if len(row) == columns and row != header and not isinstance(row, str)), path.parent)
+                       if not isinstance(row, str) and len(row) == columns and row != header), path.parent)
     recordings, segments = {}, []
     for number, row in tqdm(rows, desc="headers", unit="file", mininterval=5):
         where = f"{path}, line {number}"
