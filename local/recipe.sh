@@ -32,8 +32,8 @@ stage_functions=() stage_texts=() last_stage=0
 option_names=() option_texts=() path_options=' ' flags=' '
 declare -A option_defaults option_smoke
 words=()
-shared_options='stage stop-stage settings jobs python data exp'
-stage='' stop_stage='' settings='' subset='' smoke='' force='' python='' data='' exp='' jobs=''
+shared_options='stage stop-stage settings jobs world-size python data exp'
+stage='' stop_stage='' settings='' subset='' smoke='' force='' python='' data='' exp='' jobs='' world_size=''
 
 usage_error() { printf 'error: %s (see run.sh --help)\n' "$1" >&2; exit 2; }
 
@@ -71,6 +71,7 @@ usage() {
     "--force" "run the stages again even where they are done" \
     "--settings NAME" "conf/NAME/ before conf/, with data-NAME/ and exp-NAME/${folders:+ (there is $folders)}" \
     "--jobs N" "processes that work side by side on data (the number of cores)" \
+    "--world-size N" "processes that train a model together (the number of GPUs; on a CPU of cores, up to 4)" \
     "--python PATH" "the Python to use, or to make tools/venv from when it lacks packages" \
     "--data DIR" "where data goes (data)" \
     "--exp DIR" "where models and results go (exp)" \
@@ -136,6 +137,8 @@ parse_options() {
   ((stage <= stop_stage)) || usage_error "--stage $stage comes after --stop-stage $stop_stage"
   jobs=${given[jobs]-$(nproc 2>/dev/null || echo 1)}
   [[ $jobs =~ ^[1-9][0-9]*$ ]] || usage_error "--jobs $jobs: give the number of processes"
+  world_size=${given[world-size]-}
+  [[ ! $world_size || $world_size =~ ^[1-9][0-9]*$ ]] || usage_error "--world-size $world_size: give the number of processes"
   settings=${given[settings]-}
   python=${given[python]-}
   if [[ $python == */* ]]; then python=$(user_path "$python"); fi

@@ -25,7 +25,7 @@ from typing import Dict, Iterator, List, Optional, Sequence, Tuple
 
 HASHED_BELOW = 1_000_000  # bytes; a larger file is known by its size and time, since reading it would cost more
 MADE = "made"  # the stamp's key of the outputs
-NO_EFFECT = ("--jobs",)  # options that change the speed of a step and not its result
+NO_EFFECT = ("--jobs", "--world-size")  # options that change the speed of a step and not its result
 
 
 class StepError(Exception):

@@ -83,25 +83,26 @@ nbest() {
 # train NAME [--conf|--from STAGE] CONFIG [TEACHER TEACHER_STAGE] [-- key=value...]: train exp/NAME with a config that
 # comes with the recipe, or that an earlier stage wrote, from and towards exp/TEACHER if there is one.
 train() {
-  local name=$1 inputs=("$2" "$3") config=$3 teacher=() train_cuts=()
+  local name=$1 inputs=("$2" "$3") config=$3 options=() train_cuts=()
   shift 3
   if [[ ${inputs[0]} == --from ]]; then inputs+=("$1") config=$1; shift; fi
   # shellcheck disable=SC2046,SC2086,SC2207  # names without spaces, to be split
   inputs+=(--from 2 "$(training_cuts)" $(cuts "$fbank" dev $noise_cuts) --from 3 "$lang/tokens.txt")
   if (($#)) && [[ $1 != -- ]]; then
-    teacher=(--init-from "$exp/$1" --teacher "$exp/$1" --first-teacher "$exp/teacher")
+    options=(--init-from "$exp/$1" --teacher "$exp/$1" --first-teacher "$exp/teacher")
     inputs+=(--from "$2" "$exp/$1/done.json" "$exp/$1/epoch-*.pt")
     if [[ $1 != teacher ]]; then inputs+=(--from 4 "$exp/teacher/done.json" "$exp/teacher/epoch-*.pt"); fi
     if grep -qs 'distill_from: first' "$config"; then nbest "$config" teacher 4; else nbest "$config" "$1" "$2"; fi
     if ((${#train_cuts[@]})); then
-      inputs+=(--from "$current" "${train_cuts[@]}") teacher+=(--train-cuts "${train_cuts[@]}")
+      inputs+=(--from "$current" "${train_cuts[@]}") options+=(--train-cuts "${train_cuts[@]}")
     fi
     shift 2
   fi
   if (($#)); then shift; fi
+  if [[ $world_size ]]; then options+=(--world-size "$world_size"); fi
   step "train-${name//\//-}" "${inputs[@]}" --aside "$exp/$name" --makes "$exp/$name/done.json" "$exp/$name/epoch-*.pt" -- \
     python "$scripts/train.py" --config "$config" --fbank "$fbank" --lang "$lang" --exp "$exp/$name" \
-    "${teacher[@]}" "$@"
+    "${options[@]}" "$@"
 }
 
 # decode NAME TRAINED_IN: decode the test sets with exp/NAME, which stage TRAINED_IN trains.

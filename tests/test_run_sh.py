@@ -23,7 +23,8 @@ class TestOptions:
         result = run(ROOT / "egs" / recipe / "run.sh", "--help")
         assert result.returncode == 0 and not result.stderr
         assert re.findall(r"^  (\d)  \S", result.stdout, re.MULTILINE) == [str(n) for n in range(10)]
-        for option in ("--stage", "--stop-stage", "--smoke", "--settings", "--force", "--jobs", "--python", "--hours"):
+        for option in ("--stage", "--stop-stage", "--smoke", "--settings", "--force", "--jobs", "--world-size", "--python",
+                       "--hours"):
             assert f"  {option} " in result.stdout
 
     @pytest.mark.parametrize("recipe", RECIPES)
@@ -39,6 +40,7 @@ class TestOptions:
         (["--stage", "-1"], "--stage -1: this recipe has the stages 0 to 9"),
         (["--stage", "5", "--stop-stage", "4"], "--stage 5 comes after --stop-stage 4"),
         (["--jobs", "0"], "--jobs 0"),
+        (["--world-size", "two"], "--world-size two"),
     ])
     def test_a_bad_option_is_one_line(self, recipe, arguments, said):
         result = run(ROOT / "egs" / recipe / "run.sh", *arguments)
@@ -145,6 +147,12 @@ class TestStages:
     def test_the_number_of_jobs_changes_no_result(self, toy):
         assert toy("--stop-stage", "3", "--jobs", "1").ran == CHAIN[:4]
         assert toy("--stop-stage", "3", "--jobs", "2").ran == []
+
+    def test_the_processes_of_every_training(self, toy):
+        trained = [command for command in toy("--world-size", "3").commands if "/train.py " in command]
+        assert len(trained) == sum(name.startswith("train-") for name in CHAIN)
+        assert all(command.count(" --world-size 3") == 1 for command in trained)
+        assert toy("--world-size", "1").ran == toy().ran == []  # they change no result
 
     def test_force(self, toy):
         toy("--stop-stage", "5")
