@@ -26,6 +26,7 @@ from kdlib.training.checkpoint import begin_run, check_features, finished, load_
 from kdlib.training.loop import Trainer
 from kdlib.training.objective import loss_with_layers
 from kdlib.training.parallel import default_world_size, launch, training_device
+from kdlib.training.records import TrainLog
 from kdlib.transducer import Transducer
 
 
@@ -152,7 +153,7 @@ def main():
     begin_run(args.exp, config, {role: content_digest(path) for role, path in inputs.items()},
               {role: path.name for role, path in models.items()}, features)
     save_config(config, args.exp / "config.yaml")
-    log = logging.FileHandler(args.exp / "train.log")
+    log = TrainLog(args.exp / "train.log")
     log.setFormatter(logging.Formatter(line))
     logging.getLogger().addHandler(log)
     for line in describe_skipped(skipped) + describe_skipped(dev_skipped):

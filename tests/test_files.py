@@ -1,7 +1,9 @@
 """Files are whole or absent, and a full disk is told by the name of the file that did not fit."""
 
 import errno
+import logging
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ import torch
 from kdlib.errors import RecipeError, known_failure, run_main
 from kdlib.files import atomic_path, read_json, read_record, write_json, write_text
 from kdlib.training.checkpoint import load_checkpoint, save_checkpoint
+from kdlib.training.records import Board, TrainLog
 
 CHECKPOINT = {"model": {"w": torch.zeros(3)}, "config": "{}", "tokens": [], "average": {}, "updates": 1}
 
@@ -54,6 +57,30 @@ def test_a_full_disk(tmp_path, monkeypatch, capsys, method, write, code, said):
     assert capsys.readouterr().err == (f"error: {said} while writing {path}; free some space and run the same "
                                        "command again\n")
     assert load_checkpoint(path, "")["updates"] == 1 and os.listdir(tmp_path) == [path.name]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no disk that is always full")
+def test_a_full_disk_for_what_a_training_tells(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(threading, "excepthook", threading.__excepthook__)  # the board sets its own
+    (tmp_path / "train.log").symlink_to("/dev/full")
+    log = TrainLog(tmp_path / "train.log")
+    with pytest.raises(OSError) as failure:
+        log.handle(logging.makeLogRecord({"msg": "epoch 1"}))
+    assert known_failure(failure.value).startswith(f"no space left on the disk while writing {tmp_path}/train.log; ")
+
+    board = Board(tmp_path / "tensorboard", 0)
+    board.add("train", {"loss": 1.0}, 1)
+    board.writer.flush()
+    events = next((tmp_path / "tensorboard").iterdir())
+    events.unlink()
+    events.symlink_to("/dev/full")
+    board.add("train", {"loss": 1.0}, 2)
+    with pytest.raises(OSError):
+        board.writer.flush()
+    with pytest.raises(OSError) as failure:  # what TensorBoard's thread met
+        board.add("train", {"loss": 1.0}, 3)
+    assert known_failure(failure.value).startswith(f"no space left on the disk while writing {tmp_path}/tensorboard; ")
+    assert capfd.readouterr().err == ""
 
 
 def test_brackets_without_end_are_no_json(tmp_path):

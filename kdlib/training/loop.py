@@ -11,7 +11,6 @@ from typing import Any, Dict, Optional, Tuple
 import torch
 from lhotse import CutSet
 from torch import Tensor, nn
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from kdlib import rnnt
@@ -24,6 +23,7 @@ from kdlib.lang import Lang
 from kdlib.training.checkpoint import finished, load_checkpoint, load_state, save_checkpoint
 from kdlib.training.objective import Objective, mean_parts
 from kdlib.training.parallel import sum_gradients, world_size
+from kdlib.training.records import Board
 from kdlib.transducer import Transducer
 
 MAX_BAD_UPDATES = 20
@@ -94,10 +94,7 @@ class Trainer:
             self._keep_last_epoch()
             return finished(self.exp)  # unwritten: what was made from this model stays up to date
         self.clock = time.monotonic()
-        self.board = None
-        if self.rank == 0:
-            (self.exp / "tensorboard").mkdir(parents=True, exist_ok=True)
-            self.board = SummaryWriter(str(self.exp / "tensorboard"), purge_step=self.updates)
+        self.board = Board(self.exp / "tensorboard", self.updates) if self.rank == 0 else None
         while self.epoch <= self.config.training.num_epochs:
             self._train_epoch()
             self._end_epoch()
@@ -141,10 +138,8 @@ class Trainer:
     def _log(self, parts: Dict[str, Tensor], norm: float, bar: tqdm) -> None:
         values = {name: float(value) for name, value in parts.items()}
         bar.set_postfix({"loss": f"{values['total']:.3f}", "pruned": f"{values['pruned']:.3f}"}, refresh=False)
-        for name, value in values.items():
-            self.board.add_scalar(f"train/{name}", value, self.updates)
-        self.board.add_scalar("train/grad_norm", norm, self.updates)
-        self.board.add_scalar("train/learning_rate", self.optimizer.param_groups[0]["lr"], self.updates)
+        values.update(grad_norm=norm, learning_rate=self.optimizer.param_groups[0]["lr"])
+        self.board.add("train", values, self.updates)
 
     def _update(self, batch: Batch) -> Tuple[Dict[str, Tensor], float]:
         rate = learning_rate(self.config.optim, self.updates, batch.progress)
@@ -182,8 +177,7 @@ class Trainer:
 
     def _write_epoch(self) -> None:
         dev = self._dev_loss()
-        for name, value in dev.items():
-            self.board.add_scalar(f"dev/{name}", value, self.updates)
+        self.board.add("dev", dev, self.updates)
         logging.info("epoch %d of %d: %d updates, %.0f s, dev loss %.4f (pruned %.4f)", self.epoch,
                      self.config.training.num_epochs, self.updates, self._elapsed(), dev["total"], dev["pruned"])
         self._save_epoch(self.epoch)

@@ -1,0 +1,59 @@
+"""What a training tells of itself while it runs: its log, and TensorBoard's events.
+
+Where they cannot be written, for a full disk for instance, the training ends with an OSError that names them.
+"""
+
+import logging
+import sys
+import threading
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Dict, Iterator
+
+from torch.utils.tensorboard import SummaryWriter
+
+
+class TrainLog(logging.FileHandler):
+    """The file of a training's messages."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            return super().handleError(record)
+        with _named(self.baseFilename):
+            raise error
+
+
+class Board:
+    """TensorBoard's events of one training, in ``folder``, which is made; earlier ones of updates from ``update`` on no longer
+    count, since a resumed training makes them again."""
+
+    def __init__(self, folder: Path, update: int):
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        threading.excepthook = _thread_failed
+        with _named(folder):
+            self.writer = SummaryWriter(str(folder), purge_step=update)
+
+    def add(self, group: str, values: Dict[str, float], update: int) -> None:
+        with _named(self.folder):
+            for name, value in values.items():
+                self.writer.add_scalar(f"{group}/{name}", value, update)
+
+    def close(self) -> None:
+        with _named(self.folder):
+            self.writer.close()
+
+
+@contextmanager
+def _named(path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def _thread_failed(failed: threading.ExceptHookArgs) -> None:
+    """The thread that writes hands its error to the writer's next call, which raises it: Python need not tell it as well."""
+    if not isinstance(failed.exc_value, OSError):
+        threading.__excepthook__(failed)
