@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from kdlib import rnnt
 from kdlib.errors import RecipeError
 from kdlib.rnnt import cpu
-from kdlib.rnnt.fused import summable
+from kdlib.rnnt.lattice import summable
 from kdlib.rnnt.native import first_derivative_only
 
 

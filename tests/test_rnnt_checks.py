@@ -72,6 +72,8 @@ def test_the_compiled_lattice_compares_shapes():
 NODES = {
     "ranges must be int64": dict(ranges=RANGES[0]),
     "symbols must be int64 .N, U.": dict(symbols=torch.tensor([1, 2])),
+    r"symbols must be a tensor, not \[\[1, 2\]": dict(symbols=[[1, 2], [3, 1]]),
+    "ranges must be a tensor, not None": dict(ranges=None),
     r"symbols must be int64 \(2, U\), not torch.int32": dict(symbols=torch.tensor([[1, 2], [3, 1]]).int()),
     r"symbols must be int64 \(2, U\), not torch.float32": dict(symbols=torch.tensor([[1.0, 2.0], [3.0, 1.0]])),
     "symbols lies on meta, ranges on cpu": dict(symbols=torch.zeros(2, 2, dtype=torch.int64, device="meta")),
@@ -100,6 +102,8 @@ SMOOTHED = {
     "lm_only_scale must be a number, finite and not negative, not -2": dict(lm_only_scale=-2.0),
     "am_only_scale must be a number": dict(am_only_scale=math.inf),
     "delay_penalty must be a number": dict(delay_penalty=math.inf),
+    "lm must be a floating tensor of 3 dimensions, not None": dict(lm=None),
+    r"symbols must be a tensor, not \[\[1, 2\]": dict(symbols=[[1, 2], [3, 1]]),
     "termination_symbol must be an int, not tensor.0. of type Tensor": dict(termination_symbol=torch.tensor(0)),
     r"boundary must be int64 \(N, 4\), not \[\[0, 0, 2, 5\]": dict(boundary=[[0, 0, 2, 5]] * 2),
 }
@@ -118,6 +122,9 @@ def test_prune_ranges():
     px_grad, py_grad = torch.rand(2, 6, 9), torch.rand(2, 7, 8)
     with pytest.raises(ValueError, match="s_range must be an int, not 2.5 of type float"):
         rnnt.get_rnnt_prune_ranges(px_grad, py_grad, torch.tensor([[0, 0, 6, 8]] * 2), 2.5)
+    for grads in ((px_grad, py_grad > 0.5), (px_grad.tolist(), py_grad), (px_grad, None)):
+        with pytest.raises(ValueError, match="must be floating tensors .N, U, T.1. or .N, U, T., and .N, U.1, T."):
+            rnnt.get_rnnt_prune_ranges(*grads, torch.tensor([[0, 0, 6, 8]] * 2), 2)
     # Without a frame there is no path, whatever R is; the others need no more than 2.
     for degenerate in ([0, 0, 6, 0], [2, 3, 6, 3]):
         boundary = torch.tensor([[0, 0, 6, 8], degenerate])
@@ -237,7 +244,10 @@ FUSED = {
         terms=[rnnt.NodeTerm(lambda s, t, y: s.sum(), torch.ones(2, 4, 2))]),
     r"terms: per_node must return \(16,\), one number a node, not \(16, 6\)": lambda given: dict(
         terms=[rnnt.NodeTerm(lambda s, t, y: s, torch.ones(2, 4, 2))]),
-    r"weight must be a number or \(N,\) = \(2,\) on cpu, got None": lambda given: dict(weight=None),
+    r"weight must be a number or float \(2,\) on cpu, not None": lambda given: dict(weight=None),
+    r"weight must be a number or float \(2,\) on cpu, not torch.bool": lambda given: dict(weight=torch.ones(2) > 0),
+    "weight must be finite": lambda given: dict(weight=torch.tensor([1.0, math.nan])),
+    "weight must be finite, not inf": lambda given: dict(weight=math.inf),
     r"boundary must be int64 \(N, 4\), not \[\[0, 0, 2, 4\]": lambda given: dict(boundary=BOUNDARY.tolist()),
     "weight: no gradient flows into it": lambda given: dict(weight=torch.ones(2, requires_grad=True)),
     "the weights of term 0: no gradient flows into it": lambda given: dict(

@@ -59,6 +59,20 @@ def test_minus_infinity_is_never_nan(kind):
     assert rnnt.rnnt_loss_smoothed(lm, am, symbols, 0, 0.25, 0.0, boundary, kind, backend="native") == math.inf
 
 
+def test_tokens_of_which_am_and_lm_are_sure_in_turn():
+    """Each by 100 nats, of different ones: in float32 what it is in float64."""
+    results = []
+    for dtype in (torch.float32, torch.float64):
+        am, lm = torch.zeros(1, 2, 3, dtype=dtype), torch.zeros(1, 1, 3, dtype=dtype)
+        am[:, :, 1], lm[:, :, 2] = 100.0, 100.0
+        am.requires_grad_(), lm.requires_grad_()
+        loss = rnnt.rnnt_loss_smoothed(lm, am, torch.zeros(1, 0, dtype=torch.long), 0, 0.0, 0.0, backend="native")
+        results.append([loss.double(), *(grad.double() for grad in torch.autograd.grad(loss, (am, lm)))])
+    for one, other in zip(*results):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
+    assert results[1][0].item() == pytest.approx(2 * (100 + math.log(2)))
+
+
 def test_reductions_and_half_precision():
     torch.manual_seed(8)
     logits, symbols, ranges = torch.randn(3, 4, 3, 5), torch.randint(1, 5, (3, 2)), torch.arange(3).expand(3, 4, 3)

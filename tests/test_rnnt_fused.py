@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from kdlib import rnnt
 from kdlib.config import ModelConfig
@@ -165,6 +166,53 @@ def test_half_precision_of_the_joiner():
         torch.testing.assert_close(one, other)
 
 
+class LayeredJoiner(nn.Module):
+    """A joiner with parameters before its output layer."""
+
+    def __init__(self, channels, tokens):
+        super().__init__()
+        self.inner, self.out = nn.Linear(channels, channels), nn.Linear(channels, tokens)
+
+    def hidden(self, am, lm):
+        return torch.tanh(self.inner(am + lm))
+
+    def forward(self, am, lm):
+        return self.out(self.hidden(am, lm))
+
+
+@pytest.mark.parametrize("kept", [torch.float32, torch.bfloat16])
+def test_half_precision_before_the_output_layer(kept):
+    """Of all parameters, as by way of all logits: with weights that autocast makes half precise, and that are so."""
+    student, _, lattice = make_batch(15, dtype=torch.float32)
+    joiner = LayeredJoiner(5, 11).to(kept)
+    am, lm = (x.detach().to(kept).requires_grad_() for x in (student.am, student.lm))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = rnnt.rnnt_loss_fused(joiner, am, lm, **lattice)
+        want = rnnt.rnnt_loss_pruned(all_logits(rnnt.Side(joiner, am, lm), lattice["ranges"]), **lattice, backend="native")
+    inputs = [am, lm, *joiner.parameters()]
+    for one, other, x in zip(*(torch.autograd.grad(loss, inputs) for loss in (got, want)), inputs):
+        assert one.dtype == x.dtype and one.abs().sum() > 0
+        torch.testing.assert_close(one, other, rtol=0.1, atol=0.03)
+
+
+def test_half_precision_of_long_sums():
+    """A thousand frames say the same: no part of a sum may be lost beside what is there already."""
+    frames, half = 1000, torch.bfloat16
+    joiner = Joiner(ModelConfig(joiner_dim=1), 2)
+    joiner.hidden = lambda am, lm: am + lm
+    with torch.no_grad():
+        joiner.out.weight.copy_(torch.tensor([[1.0], [0.0]]))
+        joiner.out.bias.zero_()
+    joiner.to(half)
+    am, lm = torch.zeros(1, frames, 1, dtype=half), torch.zeros(1, 1, 1, dtype=half, requires_grad=True)
+    symbols, ranges = torch.zeros(1, 0, dtype=torch.long), torch.zeros(1, frames, 1, dtype=torch.long)
+    rnnt.lattice_losses_fused(joiner, am, lm, symbols, ranges, 0, logits_at_once=2).total.backward()
+    assert lm.grad.item() == -frames / 2 and joiner.out.bias.grad.tolist() == [-frames / 2, frames / 2]
+    lm.grad = None
+    rnnt.do_rnnt_pruning(am, lm, ranges)[1].sum().backward()
+    assert lm.grad.item() == frames
+
+
 def test_nan_stays_in_its_utterance():
     student, _, lattice = make_batch(9)
     clean = rnnt.lattice_losses_fused(*student, **lattice).rnnt.detach()
@@ -211,7 +259,7 @@ def test_inputs_in_another_order_and_gradients_that_are_one_number():
 
 def test_an_output_layer_whose_weight_is_computed_is_refused():
     student, _, lattice = make_batch(14)
-    student.joiner.out = torch.nn.utils.weight_norm(student.joiner.out)
+    student.joiner.out = nn.utils.weight_norm(student.joiner.out)
     with pytest.raises(ValueError, match="the weight of its output layer out is no parameter"):
         rnnt.rnnt_loss_fused(*student, **lattice)
 
@@ -233,7 +281,7 @@ def test_bad_arguments_are_named():
             joiner=Joiner(ModelConfig(joiner_dim=7), 12))),
         "a term's weights .2, 7, 3. on cpu must be as ranges": dict(teacher=teacher, terms=[
             rnnt.NodeTerm(lambda s, t, y: 0, torch.ones(2, 7, 3))]),
-        "Identity lacks a method hidden": dict(joiner=torch.nn.Identity()),
+        "Identity lacks a method hidden": dict(joiner=nn.Identity()),
         "symbols of utterance 0, 1, 2 lie outside": dict(symbols=lattice["symbols"] + 99),
         "ranges of utterance .* do not cover": dict(ranges=torch.arange(2).expand(3, 7, 2)),
     }.items():

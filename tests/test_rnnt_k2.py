@@ -172,6 +172,23 @@ def test_k2_makes_nan_of_scales_that_add_up_to_one():
         torch.testing.assert_close(losses[case], losses["k2", True])
 
 
+def test_k2_drowns_tokens_of_which_am_and_lm_are_sure_in_turn():
+    """In float32, where the one is surer by 90 nats of one token and the other as much of another."""
+    results = {}
+    for dtype in (torch.float32, torch.float64):
+        am, lm = torch.zeros(1, 3, 4, dtype=dtype), torch.zeros(1, 2, 4, dtype=dtype)
+        am[:, :, 1], lm[:, :, 2] = 90.0, 90.0
+        lm.requires_grad_()
+        for backend in ("k2", "native"):
+            loss = rnnt.rnnt_loss_smoothed(lm, am, torch.tensor([[3]]), 0, 0.25, 0.0, backend=backend)
+            results[backend, dtype] = (loss.detach(), *torch.autograd.grad(loss, lm))
+    right = results["k2", torch.float64]
+    assert_equal(right[0], results["native", torch.float64][0], torch.float64, "loss")
+    for one, other, wrong in zip(results["native", torch.float32], right, results["k2", torch.float32]):
+        assert_equal(one.double(), other, torch.float32, "native")
+        assert (wrong - other).abs().max() > 0.1
+
+
 def test_k2_does_not_widen_ranges_that_leave_no_path():
     """An utterance of U > (R - 1) T has no path in k2 1.23.4's ranges; here R is raised, with either backend."""
     px_grad, py_grad = torch.rand(2, 6, 7), torch.rand(2, 7, 6)

@@ -1,6 +1,8 @@
 """The compiled kernels against those in plain torch, and the functions without Numba."""
 
 import math
+import os
+import subprocess
 import sys
 
 import pytest
@@ -152,6 +154,27 @@ def test_a_numba_that_cannot_be_imported(monkeypatch, tmp_path):
     finally:
         monkeypatch.undo()
         cpu.available.cache_clear()
+
+
+def test_what_numba_keeps_and_cannot_be_read(tmp_path):
+    """As a power cut leaves it: named, with a remedy."""
+    code = """
+import torch
+from kdlib.errors import run_main
+from kdlib.rnnt import cpu
+rows = torch.zeros(3, 4)
+run_main(lambda: cpu.kl_divergence(rows, rows, 1.0))
+"""
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", code]
+    assert subprocess.run(command, env=environment).returncode == 0
+    kept = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert kept
+    for path in kept:
+        path.write_bytes(b"")
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert ended.returncode == 1 and ended.stderr.startswith(f"error: {tmp_path}") and ended.stderr.count("\n") == 1
+    assert "remove it, free some space, or name another folder in NUMBA_CACHE_DIR" in ended.stderr
 
 
 @pytest.mark.parametrize("threads", [1, 3])

@@ -32,9 +32,8 @@ from kdlib.rnnt.fused import (
     fused_pays,
     lattice_losses_fused,
     rnnt_loss_fused,
-    summable,
 )
-from kdlib.rnnt.lattice import all_nodes, boundary_of, full_boundary, lattice_nodes
+from kdlib.rnnt.lattice import all_nodes, boundary_of, full_boundary, lattice_nodes, summable
 from kdlib.rnnt.native import BEST_PATH
 
 BACKENDS = ("auto", "k2", "native")
@@ -203,12 +202,11 @@ def get_rnnt_prune_ranges(
       ValueError: an argument does not fit; it is named. RecipeError: backend "k2" without k2.
     """
     checks.require(
-        px_grad.dim() == 3
-        and py_grad.dim() == 3
+        all(isinstance(x, Tensor) and x.dim() == 3 and x.is_floating_point() for x in (px_grad, py_grad))
         and py_grad.shape[:2] == (px_grad.shape[0], px_grad.shape[1] + 1)
         and px_grad.shape[2] - py_grad.shape[2] in (0, 1),
-        f"px_grad {tuple(px_grad.shape)} and py_grad {tuple(py_grad.shape)} must be (N, U, T+1) or (N, U, T), and "
-        "(N, U+1, T)",
+        f"px_grad, {checks.describe(px_grad)}, and py_grad, {checks.describe(py_grad)}, must be floating tensors (N, U, T+1) "
+        "or (N, U, T), and (N, U+1, T)",
     )
     count, labels, columns = px_grad.shape
     frames = py_grad.shape[2]
@@ -350,9 +348,9 @@ def node_symbols(
     Raises:
       ValueError: an argument does not fit; it is named.
     """
+    checks.check_alike(("ranges", "symbols"), (ranges, symbols), dtype=False)
     checks.require(ranges.dim() == 3, f"ranges must be int64 (N, T, R), not {checks.describe(ranges)}")
     checks.require(symbols.dim() == 2, f"symbols must be int64 (N, U), not {checks.describe(symbols)}")
-    checks.check_alike(("ranges", "symbols"), (ranges, symbols), dtype=False)
     count, frames, labels = ranges.shape[0], ranges.shape[1], symbols.shape[1]
     checks.require(ranges.numel() > 0, f"ranges is empty: {tuple(ranges.shape)}")
     boundary = checks.boundary_on(ranges.device, boundary)

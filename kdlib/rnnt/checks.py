@@ -78,14 +78,15 @@ def describe(value: object) -> str:
 
 def check_float(name: str, tensor: Tensor, dimensions: int) -> None:
     require(
-        tensor.dim() == dimensions and tensor.is_floating_point(),
-        f"{name} must be a floating tensor of {dimensions} dimensions, not {tensor.dtype} {tuple(tensor.shape)}",
+        isinstance(tensor, Tensor) and tensor.dim() == dimensions and tensor.is_floating_point(),
+        f"{name} must be a floating tensor of {dimensions} dimensions, not {describe(tensor)}",
     )
     require(tensor.numel() > 0, f"{name} is empty: {tuple(tensor.shape)}")
 
 
 def check_alike(names: Sequence[str], tensors: Sequence[Tensor], dtype: bool = True) -> None:
-    for name, tensor in zip(names[1:], tensors[1:]):
+    for name, tensor in zip(names, tensors):
+        require(isinstance(tensor, Tensor), f"{name} must be a tensor, not {describe(tensor)}")
         require(
             tensor.device == tensors[0].device,
             f"{name} lies on {tensor.device}, {names[0]} on {tensors[0].device}: move them to one device",

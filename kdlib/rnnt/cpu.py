@@ -5,6 +5,7 @@ NUMBA_CACHE_DIR). Without Numba ``kdlib.rnnt.plain`` does the same work.
 """
 
 import os
+import pickle
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -13,6 +14,7 @@ from typing import Sequence, Tuple
 import torch
 from torch import Tensor
 
+from kdlib.errors import RecipeError, with_its_type
 from kdlib.rnnt.lattice import LatticeResult
 
 # In float32, smaller posteriors are zero: beside the 1 that those of a frame add up to they are nothing, but their
@@ -49,15 +51,26 @@ def _pool(process: int, threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads)
 
 
+def _call(loop: str, arguments: Sequence[object]) -> None:
+    """Call the compiled loop; Numba reads or writes what it keeps at the first call with these dtypes."""
+    from kdlib.rnnt import compiled
+
+    function = getattr(compiled, loop)
+    try:
+        function(*arguments)
+    except (OSError, EOFError, pickle.UnpicklingError) as error:
+        raise RecipeError(
+            f"{function.stats.cache_path}, where Numba keeps the compiled loops of the transducer's losses, cannot be used "
+            f"({with_its_type(error)}): remove it, free some space, or name another folder in NUMBA_CACHE_DIR"
+        ) from None
+
+
 def _run(loop: str, columns: Sequence[Tensor], options: Sequence[object], parts: int) -> None:
     """Call the compiled loop on ``parts`` runs of rows of the columns, on as many threads as torch uses.
 
     Threads of our own, which the compiled code frees of Python's lock, rather than Numba's: those cannot be used in a
     process that was forked after their first use.
     """
-    from kdlib.rnnt import compiled
-
-    function = getattr(compiled, loop)
     rows = len(columns[0])
     if any(len(column) != rows for column in columns):  # compiled code looks at no bounds
         raise ValueError(f"{loop}: the columns have {', '.join(str(len(column)) for column in columns)} rows")
@@ -67,10 +80,10 @@ def _run(loop: str, columns: Sequence[Tensor], options: Sequence[object], parts:
     jobs = [[array[first:last] for array in arrays] for first, last in zip(bounds, bounds[1:]) if first < last]
     if threads == 1 or len(jobs) <= 1:
         for job in jobs:
-            function(*job, *options)
+            _call(loop, [*job, *options])
         return
-    futures = [_pool(os.getpid(), threads).submit(function, *job, *options) for job in jobs[1:]]
-    function(*jobs[0], *options)
+    futures = [_pool(os.getpid(), threads).submit(_call, loop, [*job, *options]) for job in jobs[1:]]
+    _call(loop, [*jobs[0], *options])
     for future in futures:
         future.result()
 

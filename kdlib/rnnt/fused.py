@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from kdlib.rnnt import checks
-from kdlib.rnnt.lattice import LatticeResult
+from kdlib.rnnt.lattice import LatticeResult, summable
 from kdlib.rnnt.native import broken_utterances, first_derivative_only, kernels_for, sharp_score, without_broken
 from kdlib.rnnt.nodes import LOGITS_AT_ONCE, Lattice, Nodes, NodeTerm, Side, check_side, check_weights, contiguous, prepare
 
@@ -61,11 +61,6 @@ class _Output:
         return summable(logits)
 
 
-def summable(logits: Tensor) -> Tensor:
-    """The logits in float32, or in float64 where they are: sums of log-probabilities need no less."""
-    return logits if logits.dtype in (torch.float32, torch.float64) else logits.float()
-
-
 def _arcs(side: Side, output: _Output, lattice: Lattice) -> Tuple[Tensor, Tensor, Tensor]:
     """The first pass: the normaliser of each place (N * T * R,) and the arcs' log-probabilities (N, T, R)."""
     columns = None
@@ -93,22 +88,23 @@ def _score(normaliser: Tensor, arcs: Sequence[Tensor], lattice: Lattice, occupan
 
 
 class _Gradients:
-    """Sums of the gradients of am, lm and the joiner's parameters."""
+    """Sums of the gradients of am, lm and the joiner's parameters: summed, as autograd's would be, in float32 where they
+    are half precision, in which a sum of many small parts stands still."""
 
     def __init__(self, side: Side):
-        self.joiner = side.joiner
-        self.am, self.lm = torch.zeros_like(side.am), torch.zeros_like(side.lm)  # contiguous, as the sides are
+        self.side, self.joiner = side, side.joiner
+        self.am, self.lm = (summable(torch.zeros_like(x)) for x in side[1:])  # contiguous, as the sides are
         # None for a parameter that the joiner does not use, as autograd would have it.
         self.by_parameter: Dict[Tensor, Optional[Tensor]] = dict.fromkeys(side.joiner.parameters())
         outer = (side.joiner.out.weight, side.joiner.out.bias)
-        self.by_parameter.update((p, torch.zeros_like(p)) for p in outer if p is not None and p.requires_grad)
+        self.by_parameter.update((p, summable(torch.zeros_like(p))) for p in outer if p is not None and p.requires_grad)
         self.inner = [p for p in self.by_parameter if p.requires_grad and all(p is not other for other in outer)]
 
     def add(self, nodes: Nodes, am: Tensor, lm: Tensor, hidden: Tensor, slope: Tensor) -> None:
         """Send the gradient ``slope`` (M, V) of the logits back to what they were computed from."""
         weight, bias = self.joiner.out.weight, self.joiner.out.bias
         slope = slope.to(hidden.dtype)
-        if weight.requires_grad and weight.dtype == hidden.dtype:
+        if weight.requires_grad and self.by_parameter[weight].dtype == hidden.dtype:
             self.by_parameter[weight].addmm_(slope.t(), hidden.detach())
         elif weight.requires_grad:
             self.by_parameter[weight].add_(slope.t() @ hidden.detach())
@@ -119,15 +115,16 @@ class _Gradients:
         by_am, by_lm, *parts = torch.autograd.grad(hidden, [am, lm, *self.inner], slope, allow_unused=True)
         for total, part, index in ((self.am, by_am, nodes.frame), (self.lm, by_lm, nodes.history)):
             if part is not None:
-                total.flatten(0, 1).index_add_(0, index, part)
+                total.flatten(0, 1).index_add_(0, index, part.to(total.dtype))
         for parameter, part in zip(self.inner, parts):
             if part is not None:
                 total = self.by_parameter[parameter]
                 # A copy: what autograd gives may be one number that stands for many.
-                self.by_parameter[parameter] = part.clone() if total is None else total.add_(part)
+                self.by_parameter[parameter] = summable(part.clone()) if total is None else total.add_(part)
 
     def all(self) -> List[Optional[Tensor]]:
-        return [self.am, self.lm, *self.by_parameter.values()]
+        totals = {self.side.am: self.am, self.side.lm: self.lm, **self.by_parameter}
+        return [None if total is None else total.to(x.dtype) for x, total in totals.items()]
 
 
 def _term(term: NodeTerm, logits: Tensor, teacher_logits: Tensor, nodes: Nodes) -> Tensor:
@@ -160,6 +157,8 @@ def _differentiate(
         # What less than a hundredth of the resolution of the numbers goes through has no gradient worth computing.
         least = torch.finfo(label_weight.dtype).eps / 100 * max(weight.abs().max() for weight in arc_weights)
         visited = label_weight.abs() + blank_weight.abs() > least
+    # Older torch takes autocast's copies of weights that the first pass has made, without a way back to the weights.
+    torch.clear_autocast_cache()
     chunks = lattice.chunks()
     fewer = lattice.chunks_of(visited) if arc_weights and not terms and len(chunks) > CHUNKS_KEPT else chunks
     values = [student.am.new_zeros(()) for _ in terms]
@@ -210,7 +209,7 @@ class _Fused(torch.autograd.Function):
             normaliser, *arcs = _arcs(student, output, lattice)
             result = _score(normaliser, arcs, lattice, occupancies=learning)
             rnnt = -result.score.to(normaliser.dtype)
-            per_arc = weight[:, None, None] if isinstance(weight, Tensor) else weight
+            per_arc = weight[:, None, None].to(normaliser.dtype) if isinstance(weight, Tensor) else weight
             arc_weights = [-per_arc * occupancy for occupancy in result[1:]] if learning else ()
         values = []
         if learning or terms:

@@ -51,6 +51,11 @@ class _Band(NamedTuple):
     last_slot: Tensor  # (N,) int64
 
 
+def summable(logits: Tensor) -> Tensor:
+    """The logits in float32, or in float64 where they are: sums need no less, and gradients that are sums."""
+    return logits if logits.dtype in (torch.float32, torch.float64) else logits.float()
+
+
 def full_boundary(count: int, labels: int, frames: int, device: torch.device) -> Tensor:
     """The boundary (N, 4) int64 that stands for "no padding": rows of [0, 0, labels, frames]."""
     return torch.tensor([[0, 0, labels, frames]], dtype=torch.int64, device=device).expand(count, 4)

@@ -15,9 +15,11 @@ from torch.nn import functional as F
 
 from kdlib.rnnt import cpu, plain
 from kdlib.rnnt.lattice import (LatticeResult, as_ranges, delay_offsets, full_boundary, inside_boundary, lattice_nodes,
-                                reduce_loss)
+                                reduce_loss, summable)
 
 BEST_PATH = 1e4  # a path worse by a thousandth of a nat keeps less than e^-10 beside the best
+# Where am and lm are sure of different tokens, float32 has no digits left of the product of their probabilities.
+DROWNED = 1e-20
 
 
 def kernels_for(tensor: Tensor) -> ModuleType:
@@ -190,7 +192,10 @@ def smoothed_arcs(
     # A term whose scale is zero is left out rather than multiplied: its -inf times zero would be nan.
     label_arcs, blank_arcs = [], []
     if joint_scale != 0.0:
-        normaliser = (am_exp @ lm_exp.transpose(1, 2) + tiny).log() + am_max + lm_max.transpose(1, 2)
+        product = am_exp @ lm_exp.transpose(1, 2)  # (N, T, U+1)
+        if am.dtype == torch.float32 and bool((product < DROWNED).any()):
+            product = (am.double() - am_max).exp() @ (lm.double() - lm_max).exp().transpose(1, 2)
+        normaliser = (product + torch.finfo(product.dtype).tiny).log().to(am.dtype) + am_max + lm_max.transpose(1, 2)
         label_arcs.append((label_am + label_lm - normaliser) * joint_scale)
         blank_arcs.append((blank_am + blank_lm - normaliser) * joint_scale)
     if lm_scale != 0.0 or am_scale != 0.0:
@@ -286,8 +291,9 @@ def do_rnnt_pruning(am: Tensor, lm: Tensor, ranges: Tensor) -> Tuple[Tensor, Ten
     count, frames, kept = ranges.shape
     histories = lm.shape[1]
     offsets = torch.arange(count, device=ranges.device).reshape(count, 1, 1) * histories
-    # An embedding look-up: its gradient is (N, U+1, C), where that of a gather over the frames is (N, T, U+1, C).
-    lm_pruned = F.embedding(ranges + offsets, lm.reshape(count * histories, -1))
+    # An embedding look-up: its gradient is (N, U+1, C), where that of a gather over the frames is (N, T, U+1, C). It is
+    # summed over the frames in the dtype of what is looked up, which half precision is too coarse for.
+    lm_pruned = F.embedding(ranges + offsets, summable(lm).reshape(count * histories, -1)).to(lm.dtype)
     return am.unsqueeze(2).expand(-1, -1, kept, -1), lm_pruned
 
 

@@ -3,6 +3,7 @@
 Dimensions: N utterances, T frames, U labels, R nodes kept a frame, V tokens, C channels, M nodes.
 """
 
+import math
 import numbers
 from typing import Callable, List, NamedTuple, Optional, Sequence, Tuple, Union
 
@@ -35,7 +36,8 @@ class Side(NamedTuple):
     """One model at its lattice.
 
     ``joiner`` is a module with ``hidden``, of (M, C1) and (M, C2) to (M, C), and its output layer ``out``, an
-    nn.Linear of (M, C) to (M, V) without hooks, as ``kdlib.joiner.Joiner``; these two are used, its forward is not.
+    nn.Linear of (M, C) to (M, V) without hooks, as ``kdlib.joiner.Joiner``; these two are used, its forward is not, and
+    ``hidden`` shares no parameter with ``out``.
     ``am`` is (N, T, C1), ``lm`` (N, U+1, C2), both of one dtype: that of the joiner, or half precision.
     """
 
@@ -144,10 +146,14 @@ def check_weights(weight: Union[float, Tensor], terms: Sequence[NodeTerm], am: T
             f"{tuple(ranges.shape)}, on {am.device}",
         )
     if isinstance(weight, Tensor):
-        good, got = weight.shape == am.shape[:1] and weight.device == am.device, (tuple(weight.shape), weight.device)
+        good = weight.shape == am.shape[:1] and weight.device == am.device and weight.is_floating_point()
+        got = f"{checks.describe(weight)} on {weight.device}"
+        finite = good and bool(torch.isfinite(weight).all())
     else:
         good, got = isinstance(weight, numbers.Real), weight
-    checks.require(good, f"weight must be a number or (N,) = ({am.shape[0]},) on {am.device}, got {got}")
+        finite = good and math.isfinite(weight)
+    checks.require(good, f"weight must be a number or float ({am.shape[0]},) on {am.device}, not {got}")
+    checks.require(finite, f"weight must be finite, not {weight}")
     given = {"weight": weight, **{f"the weights of term {i}": term.weights for i, term in enumerate(terms)}}
     for name, tensor in given.items():
         checks.require(

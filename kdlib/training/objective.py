@@ -15,7 +15,7 @@ from kdlib.data import Batch, NBest, checked
 from kdlib.errors import RecipeError
 from kdlib.losses import (EncoderLoss, LatticeLoss, SequenceLoss, best_path_weights, find_loss, matched_layers,
                           node_weights, occupancy_weights, shifted)
-from kdlib.rnnt.fused import summable
+from kdlib.rnnt.lattice import summable
 from kdlib.transducer import Transducer
 
 
