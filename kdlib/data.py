@@ -1,5 +1,6 @@
 """Batches from Lhotse cuts: bucketed by duration, augmented reproducibly, resumable in the middle of an epoch."""
 
+import queue
 import random
 import warnings
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from lhotse import CutSet
 from lhotse.cut import Cut
 from lhotse.dataset import CutMix, DynamicBucketingSampler, SpecAugment
 from lhotse.dataset.collation import collate_features
+from lhotse.dataset.sampling import dynamic_bucketing
 from lhotse.dataset.sampling.dynamic_bucketing import estimate_duration_buckets
 from torch import Tensor
 from torch.nn import functional as F
@@ -21,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_
 from kdlib.config import DataConfig
 from kdlib.conformer import subsampled_length
 from kdlib.cuts import TrainCuts, nbest_of, total_seconds, transcript
-from kdlib.errors import RecipeError, with_its_type
+from kdlib.errors import RecipeError, in_one_line, with_its_type
 from kdlib.lang import Lang
 from kdlib.shar import SharCuts
 
@@ -196,6 +198,17 @@ class _BucketingSampler(DynamicBucketingSampler, _WithoutSource):
     pass
 
 
+class _Bucket(queue.Queue):
+    """Lhotse takes a bucket for empty by its truth. Those that it makes are always true, so that near an epoch's end, and in
+    the middle where a buffer holds little, it draws an empty one, and ends the epoch with utterances left over."""
+
+    def __bool__(self) -> bool:
+        return self.qsize() > 0
+
+
+dynamic_bucketing.Queue = _Bucket
+
+
 class _SharSampler(_BucketingSampler):
     """The order of the shards follows the sampler's epoch."""
 
@@ -241,8 +254,19 @@ class PlannedSampler(Sampler):
 
 
 def checked(loader: DataLoader) -> Iterator[Batch]:
-    """The loader's batches; raises the :class:`RecipeError` that took a batch's place."""
-    for batch in loader:
+    """The loader's batches; raises the :class:`RecipeError` that took a batch's place, or of a worker that was killed."""
+    batches = iter(loader)
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader worker"):
+                raise
+            raise RecipeError(f"a process that reads the data was killed ({in_one_line(error)}), most likely for want of "
+                              "memory: set data.num_workers or data.max_duration lower, and run the same command again"
+                              ) from None
         if isinstance(batch, RecipeError):
             raise batch
         yield batch

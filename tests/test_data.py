@@ -1,17 +1,34 @@
 """What a training reads: its batches, which utterances make them, noise and masks, and what cannot be read."""
 
+import os
+import signal
+
 import pytest
 import torch
 from lhotse import CutSet
 from made_up import make_cuts, make_noise, settings
+from torch.utils.data import DataLoader, IterableDataset
 
 from kdlib.cuts import describe_skipped, feature_statistics, load_cuts, select_cuts
-from kdlib.data import Phase, eval_loader, plan_batch, train_loader, TransducerDataset
+from kdlib.data import Phase, TransducerDataset, checked, eval_loader, plan_batch, train_loader
 from kdlib.errors import RecipeError
 from kdlib.training.loop import Trainer
 from kdlib.transducer import Transducer
 
 pytestmark = [pytest.mark.both, pytest.mark.usefixtures("one_thread")]
+
+
+class Deadly(IterableDataset):
+    """Kills the process that reads it."""
+
+    def __iter__(self):
+        yield 1
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_reading_process_that_is_killed_is_told():
+    with pytest.raises(RecipeError, match="a process that reads the data was killed .*: set data.num_workers or"):
+        list(checked(DataLoader(Deadly(), batch_size=None, num_workers=1)))
 
 
 def test_batches_do_not_depend_on_workers_or_on_where_one_resumes(corpus):

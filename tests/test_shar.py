@@ -38,8 +38,8 @@ def selected(corpus, index) -> SharCuts:
     return select_cuts(SharCuts(index), corpus[1], settings().data, modified=True)[0]
 
 
-def batches(corpus, cuts, epoch=3, skip=0, workers=0, rank=0, world_size=1, **phase):
-    config = settings(f"data.num_workers={workers}", "data.noise_probability=0.5", "data.shar_buffer=30").data
+def batches(corpus, cuts, epoch=3, skip=0, workers=0, rank=0, world_size=1, words=("data.shar_buffer=30",), **phase):
+    config = settings(f"data.num_workers={workers}", "data.noise_probability=0.5", *words).data
     dataset = TransducerDataset(corpus[1], config, make_noise(corpus[0]), train=True)
     return list(train_loader(cuts, dataset, config, Phase(epoch, seed=1, **phase), skip, rank, world_size))
 
@@ -58,6 +58,15 @@ def test_batches_do_not_depend_on_workers_or_on_where_one_resumes(corpus, shar):
     other = batches(corpus, cuts, epoch=4)
     assert [b.ids for b in other] != [b.ids for b in whole]
     assert sorted(i for b in other for i in b.ids) == sorted(i for b in whole for i in b.ids)
+
+
+@pytest.mark.parametrize("held", [4, 30, 5000])
+def test_none_is_lost_however_many_are_held(corpus, shar, held):
+    """More buckets than there are full batches for."""
+    words = "data.num_buckets=10", "data.max_duration=20", f"data.shar_buffer={held}"
+    for epoch in range(1, 6):
+        found = [i for batch in batches(corpus, selected(corpus, shar), epoch, words=words) for i in batch.ids]
+        assert sorted(found) == sorted(cut.id for cut in corpus[2])
 
 
 def test_processes_share_the_batches_of_one(corpus, shar):
