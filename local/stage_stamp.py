@@ -33,9 +33,11 @@ class StepError(Exception):
 
 
 def expand(pattern: str) -> List[Path]:
-    """The paths that a declared input or output stands for; empty when there are none."""
-    if glob.has_magic(pattern) and not os.path.exists(pattern):
-        return [Path(name) for name in sorted(glob.glob(pattern))]
+    """The paths that a declared input or output stands for; empty when there are none. Only its last part may be a pattern:
+    the folders are the user's."""
+    folder, name = os.path.split(pattern)
+    if glob.has_magic(name) and not os.path.exists(pattern):
+        return [Path(found) for found in sorted(glob.glob(os.path.join(glob.escape(folder), name)))]
     return [Path(pattern)] if os.path.exists(pattern) else []
 
 

@@ -12,6 +12,7 @@ cuts() {
 training_cuts() {
   local storage
   storage=$({ sed -n 's/^storage: *//p' "$(conf fbank.yaml)"; settings fbank | sed -n 's/^storage=//p'; } | tail -n 1)
+  storage=${storage//[\"\']/}
   if [[ $storage == shar* ]]; then printf '%s\n' "$fbank/shar_train.json"; else cuts "$fbank" train; fi
 }
 
@@ -35,11 +36,12 @@ print(value)' "$1" "$2" "$3" && return
 }
 
 prepare_features() {  # stage 2
-  local extra
+  local extra others
   mapfile -t extra < <(settings fbank)
-  # shellcheck disable=SC2046,SC2086  # names without spaces, to be split
+  # shellcheck disable=SC2086  # names without spaces, to be split
+  mapfile -t others < <(cuts "$fbank" dev $test_sets $noise_cuts $unlabelled_cuts)
   step fbank --conf "$(conf fbank.yaml)" --from 1 "${manifests[@]}" \
-    --makes "$(training_cuts)" $(cuts "$fbank" dev $test_sets $noise_cuts $unlabelled_cuts) "$fbank/fbank.json" -- \
+    --makes "$(training_cuts)" "${others[@]}" "$fbank/fbank.json" -- \
     python "$scripts/prepare_features.py" --manifests "$data/manifests" --output "$fbank" --config "$(conf fbank.yaml)" \
     --jobs "$jobs" "${extra[@]}"
 }
@@ -83,11 +85,12 @@ nbest() {
 # train NAME [--conf|--from STAGE] CONFIG [TEACHER TEACHER_STAGE] [-- key=value...]: train exp/NAME with a config that
 # comes with the recipe, or that an earlier stage wrote, from and towards exp/TEACHER if there is one.
 train() {
-  local name=$1 inputs=("$2" "$3") config=$3 options=() train_cuts=()
+  local name=$1 inputs=("$2" "$3") config=$3 options=() train_cuts=() others
   shift 3
   if [[ ${inputs[0]} == --from ]]; then inputs+=("$1") config=$1; shift; fi
-  # shellcheck disable=SC2046,SC2086,SC2207  # names without spaces, to be split
-  inputs+=(--from 2 "$(training_cuts)" $(cuts "$fbank" dev $noise_cuts) --from 3 "$lang/tokens.txt")
+  # shellcheck disable=SC2086  # names without spaces, to be split
+  mapfile -t others < <(cuts "$fbank" dev $noise_cuts)
+  inputs+=(--from 2 "$(training_cuts)" "${others[@]}" --from 3 "$lang/tokens.txt")
   if (($#)) && [[ $1 != -- ]]; then
     options=(--init-from "$exp/$1" --teacher "$exp/$1" --first-teacher "$exp/teacher")
     inputs+=(--from "$2" "$exp/$1/done.json" "$exp/$1/epoch-*.pt")
@@ -107,11 +110,14 @@ train() {
 
 # decode NAME TRAINED_IN: decode the test sets with exp/NAME, which stage TRAINED_IN trains.
 decode() {
-  local name=$1 trained_in=$2 extra
+  local name=$1 trained_in=$2 extra heard aligned
   mapfile -t extra < <(settings decode)
-  # shellcheck disable=SC2046,SC2086  # names without spaces, to be split
-  step "decode-${name//\//-}" --conf "$(conf decode.yaml)" --from 2 $(cuts "$fbank" $test_sets) --from 3 "$lang/tokens.txt" \
-    --from "$trained_in" "$exp/$name/done.json" "$exp/$name/epoch-*.pt" --from 5 $(cuts "$exp/teacher/align" $test_sets) \
+  # shellcheck disable=SC2086  # names without spaces, to be split
+  mapfile -t heard < <(cuts "$fbank" $test_sets)
+  # shellcheck disable=SC2086  # the same
+  mapfile -t aligned < <(cuts "$exp/teacher/align" $test_sets)
+  step "decode-${name//\//-}" --conf "$(conf decode.yaml)" --from 2 "${heard[@]}" --from 3 "$lang/tokens.txt" \
+    --from "$trained_in" "$exp/$name/done.json" "$exp/$name/epoch-*.pt" --from 5 "${aligned[@]}" \
     --makes "$exp/$name/decode/summary.json" -- \
     python "$scripts/decode.py" --exp "$exp/$name" --fbank "$fbank" --lang "$lang" --config "$(conf decode.yaml)" \
     --test-sets "$test_sets" --alignment "$exp/teacher/align" "${extra[@]}"
@@ -124,9 +130,13 @@ train_teacher() {  # stage 4
 }
 
 decode_teacher() {  # stage 5
-  # shellcheck disable=SC2046,SC2086  # names without spaces, to be split
-  step align --from 2 $(cuts "$fbank" $test_sets dev) --from 3 "$lang/tokens.txt" \
-    --from 4 "$exp/teacher/done.json" "$exp/teacher/epoch-*.pt" --makes $(cuts "$exp/teacher/align" $test_sets dev) -- \
+  local heard aligned
+  # shellcheck disable=SC2086  # names without spaces, to be split
+  mapfile -t heard < <(cuts "$fbank" $test_sets dev)
+  # shellcheck disable=SC2086  # the same
+  mapfile -t aligned < <(cuts "$exp/teacher/align" $test_sets dev)
+  step align --from 2 "${heard[@]}" --from 3 "$lang/tokens.txt" \
+    --from 4 "$exp/teacher/done.json" "$exp/teacher/epoch-*.pt" --makes "${aligned[@]}" -- \
     python "$scripts/align.py" --exp "$exp/teacher" --fbank "$fbank" --lang "$lang" --test-sets "$test_sets dev" \
     --output "$exp/teacher/align"
   decode teacher 4
@@ -184,17 +194,19 @@ write_results() {  # stage 8
 
 # export_model NAME TRAINED_IN: exp/NAME to exp/export/NAME, and the test sets decoded from there by sherpa-onnx.
 export_model() {
-  local name=$1 trained_in=$2 folder=$exp/export/$1 extra suffix option
+  local name=$1 trained_in=$2 folder=$exp/export/$1 extra suffix option heard
   mapfile -t extra < <(settings fbank)
   step "export-$name" --conf "$(conf fbank.yaml)" --from 3 "$lang/tokens.txt" \
     --from "$trained_in" "$exp/$name/done.json" "$exp/$name/epoch-*.pt" --makes "$folder/model.json" "$folder/*.onnx" \
     "$folder/tokens.txt" -- \
     python "$scripts/export_onnx.py" --exp "$exp/$name" --lang "$lang" --fbank-config "$(conf fbank.yaml)" \
     --output "$folder" "${extra[@]}"
+  # shellcheck disable=SC2086  # names without spaces, to be split
+  mapfile -t heard < <(cuts "$fbank" $test_sets)
   for suffix in '' -int8; do
     option=${suffix:+--int8}
-    # shellcheck disable=SC2046,SC2086  # names without spaces, to be split
-    step "sherpa$suffix-$name" --from 2 $(cuts "$fbank" $test_sets) --from 9 "$folder/model.json" "$folder/*.onnx" \
+    # shellcheck disable=SC2086  # no word where it is empty
+    step "sherpa$suffix-$name" --from 2 "${heard[@]}" --from 9 "$folder/model.json" "$folder/*.onnx" \
       --makes "$folder/decode$suffix/summary.json" -- \
       python "$scripts/decode_sherpa.py" --model "$folder" --cuts "$fbank" --test-sets "$test_sets" $option
   done

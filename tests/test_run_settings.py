@@ -24,6 +24,11 @@ class TestSettings:
         assert result.stderr.endswith(r"run.sh --size 20 --corpus-dir my\ speech optim.betas=\[0.9\,0.98\] "
                                       "--stage 1 --stop-stage 1\n")
 
+    def test_folders_of_any_name(self, toy, tmp_path):
+        for folder in ("My Passport", "br[1]", "a*b"):
+            words = "--data", tmp_path / folder / "data", "--exp", tmp_path / folder / "exp"
+            assert toy(*words).ran == CHAIN and toy(*words).ran == []
+
     def test_the_report_names_the_options_and_no_path_of_this_machine(self, toy, tmp_path):
         toy("--size", "20", "--corpus-dir", tmp_path, "training.seed=5")
         assert (toy.folder / "RESULTS.md").read_text() == "egs/toy/run.sh --size 20 --corpus-dir DIR training.seed=5"
