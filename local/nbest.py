@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from kdlib.config import DataConfig, DecodeConfig, load_config
 from kdlib.cuts import NBEST, describe_skipped, load_cuts
-from kdlib.data import checked, eval_loader
+from kdlib.data import LONGEST_SECONDS, checked, eval_loader
 from kdlib.decoding import nbest_search
 from kdlib.errors import RecipeError, run_main
 from kdlib.files import atomic_path
@@ -83,10 +83,19 @@ def main():
     config = load_config(DecodeConfig, args.config, args.overrides)
     lang = Lang(args.lang)
     cuts = load_cuts(args.cuts)
-    usable = CutSet.from_cuts(cut for cut in cuts if cut.has_features)
-    skipped = {"no features": [cut.id for cut in cuts if not cut.has_features]} if len(usable) < len(cuts) else {}
-    if len(usable) == 0:
-        raise RecipeError(f"{args.cuts} holds no cut with features: run stage 2 first")
+    usable, skipped = [], {}
+    for cut in cuts:
+        reason = "" if cut.has_features else "no features"
+        if cut.duration > LONGEST_SECONDS:
+            reason = f"longer than {LONGEST_SECONDS:g} s"
+        if reason:
+            skipped.setdefault(reason, []).append(cut.id)
+        else:
+            usable.append(cut)
+    if not usable:
+        raise RecipeError("; ".join([f"{args.cuts} holds no cut that can be heard: run stage 2, or cut them shorter",
+                                     *describe_skipped(skipped)]))
+    usable = CutSet.from_cuts(usable)
     model, _, _ = load_averaged(args.exp, tokens=lang.tokens)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     found = hypotheses(model.to(device), usable, lang, config, device)

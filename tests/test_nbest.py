@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 from lhotse import CutSet
+from lhotse.utils import fastcopy
 from made_up import BINS, WORDS, make_cuts, settings
-from scripts import run_script
+from scripts import refused, run_script
 
 from kdlib.config import DataConfig, save_config
 from kdlib.cuts import NBEST, load_cuts, select_cuts
@@ -77,6 +78,18 @@ def test_what_is_heard_becomes_the_transcript(fbank, manifests):
     assert all(cut.supervisions[0].text == cut.supervisions[0].custom[NBEST][0][0] for cut in cuts)
     assert sum(cut.supervisions[0].text == fbank[1][cut.id] for cut in cuts) >= 0.8 * len(cuts)
     assert all(cut.supervisions[0].duration == cut.duration for cut in cuts)
+
+
+def test_what_is_too_long_to_be_heard_at_once_is_left_out(corpus, teacher_folder, fbank, decode_config, tmp_path):
+    cuts = list(load_cuts(fbank[0] / "cuts_more.jsonl.gz"))[:3]
+    cuts[1] = fastcopy(cuts[1], duration=301.0)
+    for name, chosen in (("some", cuts), ("none", cuts[1:2])):
+        CutSet.from_cuts(chosen).to_file(tmp_path / f"{name}.jsonl.gz")
+    done = nbest(corpus, teacher_folder, tmp_path / "some.jsonl.gz", tmp_path / "out.jsonl.gz", decode_config)
+    assert done.returncode == 0 and f"(longer than 300 s): {cuts[1].id}" in done.stdout
+    assert [cut.id for cut in load_cuts(tmp_path / "out.jsonl.gz")] == [cuts[0].id, cuts[2].id]
+    done = nbest(corpus, teacher_folder, tmp_path / "none.jsonl.gz", tmp_path / "out.jsonl.gz", decode_config)
+    assert "none.jsonl.gz holds no cut that can be heard" in refused(done) and "longer than 300 s" in done.stderr
 
 
 def test_what_is_heard_without_confidence_is_left_out(corpus, teacher_folder, fbank, decode_config, tmp_path):
