@@ -25,8 +25,8 @@ from kdlib.shar import SharCuts
 from kdlib.training.checkpoint import begin_run, check_features, finished, load_averaged
 from kdlib.training.loop import Trainer
 from kdlib.training.objective import loss_with_layers
-from kdlib.training.parallel import default_world_size, launch, training_device
-from kdlib.training.records import TrainLog
+from kdlib.training.parallel import default_world_size, launch, require_devices, training_device
+from kdlib.training.records import log_messages
 from kdlib.transducer import Transducer
 
 
@@ -95,12 +95,16 @@ def fill_model(args, config: TrainConfig, model: Transducer, lang: Lang, start: 
 
 def train(config, exp, lang, model, train_cuts, dev_cuts, noise, teacher, rank, device):
     """What each process does."""
+    if not logging.getLogger().handlers:  # a spawned process does not have its parent's
+        log_messages()
+        log_messages(exp)
     Trainer(config, exp, lang, model, train_cuts, dev_cuts, noise, teacher, device, rank).train()
 
 
 def main():
     args = get_args()
     require_positive(world_size=args.world_size)
+    require_devices(args.world_size)
     # Processes are forked from this one, which is safe as long as it has not started threads.
     torch.set_num_threads(1)
     config = load_config(TrainConfig, args.config, args.overrides)
@@ -109,8 +113,7 @@ def main():
             raise RecipeError(f"{args.config}: loss.distill_from is 'first': give --first-teacher")
         args.teacher = args.first_teacher
     args.exp.mkdir(parents=True, exist_ok=True)
-    line = "%(asctime)s %(levelname)s %(message)s"
-    logging.basicConfig(level=logging.INFO, format=line, force=True)
+    log_messages()
     lang = Lang(args.lang)
     train_files = args.train_cuts or [args.fbank / "cuts_train.jsonl.gz"]
     if shar_index(train_files[0]).is_file() and not train_files[0].exists():
@@ -153,9 +156,7 @@ def main():
     begin_run(args.exp, config, {role: content_digest(path) for role, path in inputs.items()},
               {role: path.name for role, path in models.items()}, features)
     save_config(config, args.exp / "config.yaml")
-    log = TrainLog(args.exp / "train.log")
-    log.setFormatter(logging.Formatter(line))
-    logging.getLogger().addHandler(log)
+    log_messages(args.exp)
     for line in describe_skipped(skipped) + describe_skipped(dev_skipped):
         logging.warning("%s", line)
 

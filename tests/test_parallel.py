@@ -7,9 +7,11 @@ import sys
 import time
 
 import pytest
+import torch
 
 from kdlib.errors import RecipeError
-from kdlib.training.parallel import launch
+from kdlib.processes import usable_cores
+from kdlib.training.parallel import launch, require_devices
 
 pytestmark = pytest.mark.both
 
@@ -34,6 +36,47 @@ def test_an_error_in_any_process_ends_all_and_is_told(failing):
 
     with pytest.raises(RecipeError, match=f"the remedy of rank {failing}"):
         launch(work, 2)
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_process_that_is_killed_or_out_of_memory_is_told(failing):
+    """As the kernel kills one, and as torch says it."""
+    def killed(rank, device):
+        if rank == failing:
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(600)
+
+    def full(rank, device):
+        if rank == failing:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
+        time.sleep(600)
+
+    with pytest.raises(RecipeError, match=f"process {failing} was killed, .* set data.max_duration or data.num_workers lower"):
+        launch(killed, 2)
+    with pytest.raises(RecipeError, match="out of memory .*9 bytes.*: set max_duration lower"):
+        launch(full, 2)
+
+
+def test_threads_are_as_many_as_the_environment_allows(monkeypatch):
+    before, found = torch.get_num_threads(), []
+    try:
+        monkeypatch.setenv("OMP_NUM_THREADS", "1")
+        launch(lambda rank, device: found.append(torch.get_num_threads()), 1)
+        for other in ("0", "x", "4096"):
+            monkeypatch.setenv("OMP_NUM_THREADS", other)
+            launch(lambda rank, device: found.append(torch.get_num_threads()), 1)
+    finally:
+        torch.set_num_threads(before)
+    assert found == [1] + 3 * [usable_cores()]
+
+
+def test_no_training_on_the_cpu_beside_too_few_gpus(monkeypatch):
+    require_devices(64)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    require_devices(2)
+    with pytest.raises(RecipeError, match="--world-size 3: there are 2 GPUs"):
+        require_devices(3)
 
 
 def alive(pid: int) -> bool:

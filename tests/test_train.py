@@ -3,14 +3,15 @@
 import json
 import runpy
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from made_up import settings
-from scripts import run_script
+from scripts import run, run_script
 
-from kdlib.config import FbankConfig, save_config
+from kdlib.config import FbankConfig, config_to_dict, save_config
 from kdlib.cuts import feature_statistics
 from kdlib.files import content_digest, read_json, write_json
 from kdlib.training.checkpoint import begin_run, load_averaged
@@ -78,6 +79,25 @@ def test_the_teacher_may_be_the_first_of_the_chain(train, teacher_folder, studen
     assert run["models"] == {"init-from": "student", "teacher": teacher_folder.name}
     assert run["features"] == FbankConfig(num_filters=16).heard()
     assert run["inputs"]["teacher"] == content_digest(teacher_folder / "done.json") != run["inputs"]["init-from"]
+
+
+def test_spawned_processes_write_the_same_log(corpus, fbank, tmp_path):
+    """As they are beside GPUs, where a forked process could not use them."""
+    save_config(settings("training.num_epochs=1", "training.updates_per_epoch=2"), tmp_path / "config.yaml")
+    code = """
+import runpy, sys
+import torch.multiprocessing as mp
+start = mp.start_processes
+mp.start_processes = lambda *words, **options: start(*words, **{**options, "start_method": "spawn"})
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+    done = run(sys.executable, "-c", code, SCRIPT, "--config", tmp_path / "config.yaml", "--fbank", fbank, "--lang",
+               corpus[0] / "lang", "--exp", tmp_path / "model", "--world-size", "2")
+    assert done.returncode == 0, done.stderr
+    log = (tmp_path / "model" / "train.log").read_text()
+    assert log.count("INFO epoch 1 of 1: 2 updates") == 1 and log.count("done after 2 updates") == 1
+    assert log.splitlines()[0] in done.stderr and "INFO epoch 1 of 1" in done.stderr
 
 
 def test_a_teacher_of_other_features_is_refused(train, student, tmp_path):
@@ -162,6 +182,12 @@ class TestTheSameTraining:
 
     def test_one_of_the_same_inputs_goes_on(self, exp):
         assert self.begin(exp) and self.begin(exp, models={"init-from": "moved", "teacher": "moved"})
+
+    @pytest.mark.parametrize("change", ["training.save_every_updates=9", "training.log_every_updates=9", "data.num_workers=3",
+                                        "data.shar_root=s3://bucket"])
+    def test_one_that_only_reads_or_saves_otherwise_goes_on(self, exp, change):
+        assert self.begin(exp, config=settings(change))
+        assert json.loads((exp / "run.json").read_text())["config"] == config_to_dict(settings(change))
 
     def test_what_a_killed_one_left_half_written_goes(self, exp):
         (exp / ".tmp-a1.pt").write_bytes(b"half")

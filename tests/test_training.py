@@ -19,7 +19,7 @@ from kdlib.lang import Lang, train_lang
 from kdlib.training.checkpoint import load_averaged, load_checkpoint, load_state
 from kdlib.training.loop import MovingAverage, Trainer, learning_rate, make_optimizer
 from kdlib.training.objective import Objective
-from kdlib.training.parallel import launch
+from kdlib.training.parallel import launch, world_size
 from kdlib.transducer import Transducer
 
 pytestmark = [pytest.mark.both, pytest.mark.usefixtures("one_thread")]
@@ -137,7 +137,10 @@ def test_two_processes_train_what_one_trains(corpus, tmp_path):
         torch.manual_seed(1)
         model = Transducer(config.model, len(corpus[1]))
         exp.mkdir(exist_ok=True)
-        Trainer(config, exp, *corpus[1:2], model, *corpus[2:], None, teacher, device, rank).train()
+        trained = Trainer(config, exp, *corpus[1:2], model, *corpus[2:], None, teacher, device, rank)
+        seconds = [sum(cut.duration for cut in batch.cuts) for batch in trained.dev.sampler]
+        assert config.data.max_duration < max(seconds) <= 4 * config.data.max_duration / world_size()
+        trained.train()
 
     for name, processes in (("one", 1), ("two", 2)):
         launch(partial(work, tmp_path / name), processes)

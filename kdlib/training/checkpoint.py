@@ -95,7 +95,8 @@ def load_averaged(exp: PathLike, epoch: int = -1, avg: int = -1,
         raise RecipeError(f"avg must be between 1 and the epoch, {epoch}; got {avg}")
     for number in range(epoch - 1, epoch - avg, -1):
         paths.append(exp / f"epoch-{number}.pt")
-        contents.append(load_checkpoint(paths[-1], f"choose a smaller avg than {avg}"))
+        contents.append(load_checkpoint(paths[-1], f"choose a smaller avg than {avg}, which is another model, or train it again: "
+                                                   f"run.sh --force with the stage that trains {exp}"))
     for path, content in zip(paths, contents):
         if tokens is not None and content["tokens"] != tokens:
             raise RecipeError(f"{path} was trained with other tokens ({len(content['tokens'])} of them) than the lang "
@@ -130,6 +131,16 @@ def check_features(exp: PathLike, model: Transducer, heard: Dict[str, Any], sour
                               "settings of its stage 2")
 
 
+# Settings of which the weights do not depend: another value is no other training.
+NO_EFFECT = (("training", "save_every_updates"), ("training", "log_every_updates"), ("data", "num_workers"),
+             ("data", "shar_root"))
+
+
+def _with_effect(config: Dict[str, Any]) -> Dict[str, Any]:
+    return {section: {key: value for key, value in settings.items() if (section, key) not in NO_EFFECT}
+            for section, settings in config.items()}
+
+
 def begin_run(exp: PathLike, config: TrainConfig, inputs: Dict[str, str], models: Dict[str, str],
               features: Optional[Dict[str, Any]] = None) -> None:
     """Write down in ``run.json`` what a training is made of, and set aside what another config or other data made; remove
@@ -153,7 +164,7 @@ def begin_run(exp: PathLike, config: TrainConfig, inputs: Dict[str, str], models
         same = was["inputs"] == inputs
         if "models" not in was:  # once the inputs went by their files' names
             same = set(was["inputs"].values()) == set(inputs.values())
-        if was["config"] != run["config"] or not same:
+        if _with_effect(was["config"]) != _with_effect(run["config"]) or not same:
             number = 1 + max([int(p.name[7:]) for p in exp.glob("before-*") if p.name[7:].isdigit()], default=0)
             old = exp / f"before-{number}"
             old.mkdir()

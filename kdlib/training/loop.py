@@ -20,6 +20,7 @@ from kdlib.data import Batch, Phase, TransducerDataset, checked, eval_loader, tr
 from kdlib.errors import RecipeError
 from kdlib.files import write_json
 from kdlib.lang import Lang
+from kdlib.report import describe_machine
 from kdlib.training.checkpoint import finished, load_checkpoint, load_state, save_checkpoint
 from kdlib.training.objective import Objective, mean_parts
 from kdlib.training.parallel import sum_gradients, world_size
@@ -74,7 +75,8 @@ class Trainer:
                  rank: int = 0):
         self.config, self.exp, self.lang, self.device, self.rank = config, exp, lang, device, rank
         self.train_cuts = train_cuts
-        self.dev = eval_loader(dev_cuts, lang, config.data, max_duration=4 * config.data.max_duration)
+        # Without gradients a process has room for four times its share of a training batch.
+        self.dev = eval_loader(dev_cuts, lang, config.data, max_duration=4 * config.data.max_duration / world_size())
         self.dataset = TransducerDataset(lang, config.data, noise=noise, train=True)
         self.model = model.to(device)
         self.objective = Objective(model, config.loss, None if teacher is None else teacher.to(device),
@@ -101,7 +103,10 @@ class Trainer:
         done = {"updates": self.updates, "epoch": self.config.training.num_epochs, "seconds": round(self._elapsed(), 1),
                 "bad_updates": self.bad_updates, "rnnt_backend": rnnt.backend_in_use(self.config.loss.rnnt_backend),
                 "torch": torch.__version__, "device": str(self.device),
-                "processes": world_size(), "parameters": self.model.parameter_counts()["total"]}
+                "machine": describe_machine(), "processes": world_size(),
+                "parameters": self.model.parameter_counts()["total"]}
+        if self.device.type == "cuda":
+            done["device"] = torch.cuda.get_device_name(self.device)
         if done["rnnt_backend"] == "k2":
             done["k2"] = metadata.version("k2")
         if self.rank == 0:
@@ -228,5 +233,6 @@ class Trainer:
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": content["optimizer"]})
         for name in RESUMABLE[3:]:
             setattr(self, name, content[name])
-        logging.info("resuming %s at update %d (epoch %d, batch %d)", self.exp, self.updates, self.epoch, self.batch)
+        if self.rank == 0:
+            logging.info("resuming %s at update %d (epoch %d, batch %d)", self.exp, self.updates, self.epoch, self.batch)
 

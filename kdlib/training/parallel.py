@@ -16,7 +16,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from kdlib.errors import RecipeError, known_failure
-from kdlib.processes import end_with_parent
+from kdlib.processes import end_with_parent, usable_cores
 
 MAX_CPU_PROCESSES = 4
 
@@ -25,7 +25,19 @@ def default_world_size() -> int:
     """A process for each GPU; without one, a process for each core that this one may use, up to four."""
     if torch.cuda.is_available():
         return torch.cuda.device_count()
-    return min(MAX_CPU_PROCESSES, len(os.sched_getaffinity(0)))
+    return min(MAX_CPU_PROCESSES, usable_cores())
+
+
+def require_devices(world_size: int) -> None:
+    """Refuse to train on the CPU beside GPUs, of which there are too few.
+
+    Raises:
+        RecipeError
+    """
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if 0 < count < world_size:
+        raise RecipeError(f"--world-size {world_size}: there are {count} GPUs, for as many processes; to train on the CPU hide "
+                          "them with CUDA_VISIBLE_DEVICES=")
 
 
 def launch(work: Callable[[int, torch.device], None], world_size: int) -> None:
@@ -37,7 +49,7 @@ def launch(work: Callable[[int, torch.device], None], world_size: int) -> None:
         RecipeError: the one that a process raised; of several, that of the lowest rank.
     """
     if world_size == 1:
-        torch.set_num_threads(len(os.sched_getaffinity(0)))
+        torch.set_num_threads(_threads(1))
         work(0, training_device(0, 1))
         return
     # Forking spares each process the seconds of the imports; CUDA cannot be used in a forked process.
@@ -47,11 +59,20 @@ def launch(work: Callable[[int, torch.device], None], world_size: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         try:
             mp.start_processes(_process, args=(work, world_size, folder), nprocs=world_size, start_method=method)
-        except mp.ProcessExitedException:
+        except (mp.ProcessExitedException, mp.ProcessRaisedException) as error:  # the latter of one that misses the other
             told = sorted(Path(folder).glob("error-*"))
-            if not told:
-                raise
-            raise RecipeError(told[0].read_text(encoding="utf-8")) from None
+            if told:
+                raise RecipeError(told[0].read_text(encoding="utf-8")) from None
+            if getattr(error, "signal_name", None) == "SIGKILL":
+                raise RecipeError(f"process {error.error_index} was killed, most likely for want of memory: set "
+                                  "data.max_duration or data.num_workers lower, and run the same command again") from None
+            raise
+
+
+def _threads(world_size: int) -> int:
+    """A process's share of the cores, or fewer where OMP_NUM_THREADS says so."""
+    share, wanted = max(1, usable_cores() // world_size), os.environ.get("OMP_NUM_THREADS", "")
+    return min(share, int(wanted)) if wanted.isdecimal() and int(wanted) > 0 else share
 
 
 def training_device(rank: int, world_size: int) -> torch.device:
@@ -66,14 +87,14 @@ def _process(rank: int, work: Callable[[int, torch.device], None], world_size: i
     end_with_parent()
     device = training_device(rank, world_size)
     if device.type == "cpu":
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // world_size))
+        torch.set_num_threads(_threads(world_size))
     else:
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", init_method=f"file://{folder}/store",
                             rank=rank, world_size=world_size)
     try:
         work(rank, device)
-    except (RecipeError, OSError) as error:
+    except Exception as error:
         message = known_failure(error)
         if message is None:
             raise

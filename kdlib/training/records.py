@@ -8,9 +8,20 @@ import sys
 import threading
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Dict, Iterator
+from typing import Dict, Iterator, Optional
 
 from torch.utils.tensorboard import SummaryWriter
+
+
+def log_messages(exp: Optional[Path] = None) -> None:
+    """Begin to show messages and, given the training's folder, to write them into its ``train.log``."""
+    line = "%(asctime)s %(levelname)s %(message)s"
+    if exp is None:
+        logging.basicConfig(level=logging.INFO, format=line, force=True)
+        return
+    log = TrainLog(exp / "train.log")
+    log.setFormatter(logging.Formatter(line))
+    logging.getLogger().addHandler(log)
 
 
 class TrainLog(logging.FileHandler):
