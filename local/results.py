@@ -126,10 +126,18 @@ def describe_run(args: argparse.Namespace, summaries: Dict[str, Dict[str, Any]])
         "command": args.command or f"egs/{args.recipe}/run.sh",
         "config": shown(args.config),
         "date": datetime.datetime.fromtimestamp(newest, datetime.timezone.utc).date().isoformat(),
-        "machine": describe_machine(),
+        "machine": summaries["teacher"]["training"].get("machine") or describe_machine(),
         "software": {key: list(dict.fromkeys(str(training[key]) for training in trainings if training.get(key)))
                      for key in ("torch", "k2", "rnnt_backend", "device")},
+        "trained_on": list(dict.fromkeys(describe_training(training) for training in trainings if training.get("device"))),
     }
+
+
+def describe_training(training: Dict[str, Any]) -> str:
+    """On what and by how many processes a model was trained, as far as its done.json says."""
+    machine, processes = training.get("machine"), training.get("processes")
+    return (training["device"] + (f" of {name_processor(machine)}" if machine else "")
+            + (f", {processes} process{'' if processes == 1 else 'es'}" if processes else ""))
 
 
 def report(args: argparse.Namespace, results: Dict[str, Any], table_text: str, late: str) -> str:
@@ -138,8 +146,7 @@ def report(args: argparse.Namespace, results: Dict[str, Any], table_text: str, l
     error_rate = full_rate_name(results["rows"][0]["test_sets"])
     memory = f", {machine['memory_gib']:g} GiB of memory" if machine["memory_gib"] else ""
     versions = [f"{name} {', '.join(software[key])}" for key, name in
-                (("torch", "torch"), ("k2", "k2"), ("rnnt_backend", "RNN-T backend"), ("device", "trained on"))
-                if software[key]]
+                (("torch", "torch"), ("k2", "k2"), ("rnnt_backend", "RNN-T backend")) if software[key]]
     times = markdown_table(
         ["Model", "Updates", "Training time", "Decoding time", "Epoch", "Averaged"],
         [[row["model"], f"{row['updates']:,}", format_duration(row["training"].get("seconds")),
@@ -152,6 +159,7 @@ def report(args: argparse.Namespace, results: Dict[str, Any], table_text: str, l
         f"- Machine: {name_processor(machine)}{memory}; {machine['system']}, "
         f"Python {machine['python']}\n"
         + (f"- Software: {'; '.join(versions)}\n" if versions else "")
+        + (f"- Trained on {'; '.join(results['trained_on'])}\n" if results["trained_on"] else "")
         + f"\n## {error_rate.capitalize()} and size\n\n{table_text}\n"
         f"The plot of {error_rate} against size is `{shown(args.output / 'wer_vs_size.png')}`, the same figures for "
         f"programs are `{shown(args.output / 'results.json')}`.\n\n"
