@@ -25,7 +25,8 @@ from typing import Dict, Iterator, List, Optional, Sequence, Tuple
 
 HASHED_BELOW = 1_000_000  # bytes; a larger file is known by its size and time, since reading it would cost more
 MADE = "made"  # the stamp's key of the outputs
-NO_EFFECT = ("--jobs", "--world-size")  # options that change the speed of a step and not its result
+# Options that change the speed of a step and not its result, or no more of it than another machine would.
+NO_EFFECT = ("--jobs", "--world-size")
 
 
 class StepError(Exception):
@@ -186,7 +187,11 @@ def step(args: argparse.Namespace, command: Sequence[str]) -> int:
         print(f"[{title}] done before, skipped: {', '.join(args.makes)}", flush=True)
         return 0
 
-    stamp.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        stamp.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise StepError(f"a file stands where the folder {stamp.parent.parent} is to be: move it, or name another "
+                        "folder") from None
     lock(stamp.parent)
     why = "--force" if args.force and before == now else difference(before, now)
     if not why and before is not None:

@@ -29,6 +29,13 @@ class TestSettings:
             words = "--data", tmp_path / folder / "data", "--exp", tmp_path / folder / "exp"
             assert toy(*words).ran == CHAIN and toy(*words).ran == []
 
+    def test_a_file_in_a_folders_place(self, toy, tmp_path):
+        (tmp_path / "file").write_text("")
+        for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+            result = toy("--data", folder)
+            assert result.returncode == 1
+            assert result.stderr.startswith(f"error: a file stands where the folder {folder} is to be")
+
     def test_the_report_names_the_options_and_no_path_of_this_machine(self, toy, tmp_path):
         toy("--size", "20", "--corpus-dir", tmp_path, "training.seed=5")
         assert (toy.folder / "RESULTS.md").read_text() == "egs/toy/run.sh --size 20 --corpus-dir DIR training.seed=5"

@@ -1,7 +1,7 @@
 """Triton, where it can be imported, and what each kernel of kdlib.rnnt's needs to be defined and launched.
 
-Triton comes with torch on Linux, from torch 2.6 on one that is new enough; without it ``kdlib.rnnt.plain`` does the same work. With TRITON_INTERPRET=1 in the
-environment Triton runs kernels on the CPU, which is how they are tested without a GPU.
+Triton comes with torch on Linux, from torch 2.6 on one that is new enough; without it ``kdlib.rnnt.plain`` does the same
+work. With TRITON_INTERPRET=1 in the environment Triton runs kernels on the CPU, which is how they are tested without a GPU.
 """
 
 import contextlib
