@@ -9,6 +9,7 @@ from typing import Dict, List, Mapping, Optional, Sequence
 
 from kdlib.errors import RecipeError
 from kdlib.files import PathLike, atomic_path
+from kdlib.processes import usable_cores
 
 UNKNOWN = "-"
 
@@ -76,8 +77,7 @@ def describe_machine() -> Dict[str, object]:
         memory = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
     except (OSError, ValueError, AttributeError):
         pass  # not Linux: what platform says must do
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"processor": processor, "cores": cores, "memory_gib": memory,
+    return {"processor": processor, "cores": usable_cores(), "memory_gib": memory,
             "system": f"{platform.system()} {platform.machine()}", "python": platform.python_version()}
 
 

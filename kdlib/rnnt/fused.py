@@ -92,7 +92,7 @@ class _Gradients:
     are half precision, in which a sum of many small parts stands still."""
 
     def __init__(self, side: Side):
-        self.side, self.joiner = side, side.joiner
+        self.side = side
         self.am, self.lm = (summable(torch.zeros_like(x)) for x in side[1:])  # contiguous, as the sides are
         # None for a parameter that the joiner does not use, as autograd would have it.
         self.by_parameter: Dict[Tensor, Optional[Tensor]] = dict.fromkeys(side.joiner.parameters())
@@ -102,7 +102,7 @@ class _Gradients:
 
     def add(self, nodes: Nodes, am: Tensor, lm: Tensor, hidden: Tensor, slope: Tensor) -> None:
         """Send the gradient ``slope`` (M, V) of the logits back to what they were computed from."""
-        weight, bias = self.joiner.out.weight, self.joiner.out.bias
+        weight, bias = self.side.joiner.out.weight, self.side.joiner.out.bias
         slope = slope.to(hidden.dtype)
         if weight.requires_grad and self.by_parameter[weight].dtype == hidden.dtype:
             self.by_parameter[weight].addmm_(slope.t(), hidden.detach())
