@@ -228,13 +228,18 @@ class TrainingConfig:
     # full context, a negative left context all the past; the model's own when empty.
     chunk_sizes: List[int] = field(default_factory=list)
     left_contexts: List[int] = field(default_factory=list)
+    # bfloat16: matrix products and convolutions in half precision (torch.autocast), quicker where the machine has them; the
+    # weights, their average and the sums of the losses stay float32, and so does all that comes after training.
+    precision: str = "float32"
+    micro_batches: int = 1  # in so many parts, one after another, a process computes its share of a batch, for less memory
 
     def __post_init__(self) -> None:
         require(all(size >= 0 for size in self.chunk_sizes), "training.chunk_sizes", self.chunk_sizes,
                 "0 (full context) or more each")
         # Each update's seed is made of it, and torch takes 64 bits.
         require(0 <= self.seed < 2**32, "training.seed", self.seed, "from 0 to below 2^32")
-        require_above_0(self, "training", "num_epochs", "avg", "save_every_updates", "log_every_updates")
+        require_above_0(self, "training", "num_epochs", "avg", "save_every_updates", "log_every_updates", "micro_batches")
+        require(self.precision in ("float32", "bfloat16"), "training.precision", self.precision, "float32 or bfloat16")
         require(self.avg <= self.num_epochs, "training.avg", self.avg,
                 f"at most training.num_epochs, {self.num_epochs}, the epochs that there are to average")
         require(self.updates_per_epoch >= 0, "training.updates_per_epoch", self.updates_per_epoch, "0 or more")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdlib.config import ModelConfig
+from kdlib.rnnt.lattice import summable
 
 SUBSAMPLING = 4
 FRAME_MS = 10 * SUBSAMPLING  # that a frame after subsampling stands for
@@ -191,7 +192,7 @@ class CausalConvolution(nn.Module):
         x = F.pad(x, (0, 0, past, 0)) if cache is None else torch.cat([cache, x], dim=1)
         cache = x[:, frames:]
         x = self.depthwise(x.transpose(1, 2)).transpose(1, 2)
-        return self.dropout(self.out(F.silu(self.inner_norm(x)))), cache
+        return self.dropout(self.out(F.silu(self.inner_norm(summable(x))))), cache
 
 
 class ConformerLayer(nn.Module):
@@ -247,7 +248,8 @@ class Conformer(nn.Module):
         """
         chunk_size = self.config.chunk_size if chunk_size is None else chunk_size
         left_context = self.config.left_context if left_context is None else left_context
-        x = self.dropout(self.subsampling(x))
+        # Under autocast too the layers add to float32, and norm it: half precision would lose what each of many adds.
+        x = summable(self.dropout(self.subsampling(x)))
         lengths = subsampled_length(lengths)
         mask = chunk_mask(x.size(1), chunk_size, left_context, x.device)
         inside = torch.arange(x.size(1), device=x.device) < lengths.unsqueeze(1)

@@ -34,7 +34,7 @@ LONGEST_SECONDS = 300.0
 
 @dataclass
 class PlannedBatch:
-    """One process's share of a batch, what seeds its augmentation, and how far the training has come (0 to 1)."""
+    """One share of a batch, what seeds its augmentation, and how far the training has come (0 to 1)."""
 
     cuts: CutSet
     seed: int
@@ -43,10 +43,10 @@ class PlannedBatch:
     total_utterances: int
 
 
-def plan_batch(cuts: Iterable[Cut], seed: int, progress: float, rank: int = 0, world_size: int = 1) -> PlannedBatch:
-    """Deal the cuts of a batch out, so that each process gets as many and as long ones as the others."""
+def plan_batch(cuts: Iterable[Cut], seed: int, progress: float, share: int = 0, shares: int = 1) -> PlannedBatch:
+    """Deal the cuts of a batch out, so that each share holds as many and as long ones as the others."""
     cuts = sorted(cuts, key=lambda cut: -cut.duration)
-    return PlannedBatch(CutSet.from_cuts(cuts[rank::world_size]), seed, progress,
+    return PlannedBatch(CutSet.from_cuts(cuts[share::shares]), seed, progress,
                         sum(subsampled_length(cut.num_frames) for cut in cuts), len(cuts))
 
 
@@ -70,12 +70,12 @@ class NBest:
 
 @dataclass
 class Batch:
-    """One process's share of a batch, padded; it may be empty.
+    """One share of a batch, padded; it may be empty.
 
     features: (N, T0, F) float32; feature_lengths: (N,) int64;
     symbols: (N, U) int64, padded with 0; symbol_lengths: (N,) int64; texts and ids of the utterances;
     progress: of the training when the batch ends; total_frames (after subsampling) and total_utterances: of the whole
-    batch, over all processes; nbest: where the cuts have any.
+    batch, over all shares; nbest: where the cuts have any.
     """
 
     features: Tensor
@@ -221,7 +221,8 @@ class PlannedSampler(Sampler):
     """Gives a Lhotse sampler's batches their seeds and the training's progress; skips those already trained on.
 
     The batches and their seeds depend on the epoch and the batch's number alone, so a resumed training sees what an
-    uninterrupted one would have seen, however many workers read; and every process sees its share of the same batches.
+    uninterrupted one would have seen, however many workers read; and every process sees its shares of the same batches,
+    one after another, as many as ``micro_batches``.
 
     This holds for Shar features too, at a price: they can only be read from beginning to end, so every process and every
     worker of it reads all shards and keeps its share, and a training that resumes reads again, from the beginning of its
@@ -230,9 +231,10 @@ class PlannedSampler(Sampler):
     cuts in a manifest.
     """
 
-    def __init__(self, sampler, phase: Phase, skip: int, seconds: float, rank: int, world_size: int):
+    def __init__(self, sampler, phase: Phase, skip: int, seconds: float, rank: int, world_size: int, micro_batches: int):
         self.sampler, self.phase, self.skip, self.seconds = sampler, phase, skip, seconds
-        self.rank, self.world_size = rank, world_size
+        self.own = range(rank * micro_batches, (rank + 1) * micro_batches)
+        self.shares = world_size * micro_batches
 
     def __iter__(self) -> Iterator[PlannedBatch]:
         phase, number, consumed = self.phase, 0, 0.0
@@ -240,10 +242,9 @@ class PlannedSampler(Sampler):
             for cuts in self.sampler:
                 consumed += sum(cut.duration for cut in cuts)
                 part = (number + 1) / phase.updates if phase.updates else min(1.0, consumed / self.seconds)
-                if number >= self.skip:
-                    seed = ((phase.seed * 1000003 + phase.epoch) * 1000003 + number) * 1009 + self.rank
-                    yield plan_batch(cuts, seed % 2 ** 63, phase.begin + part * (phase.end - phase.begin), self.rank,
-                                     self.world_size)
+                for share in self.own if number >= self.skip else ():
+                    seed = ((phase.seed * 1000003 + phase.epoch) * 1000003 + number) * 1009 + share
+                    yield plan_batch(cuts, seed % 2 ** 63, phase.begin + part * (phase.end - phase.begin), share, self.shares)
                 number += 1
                 if number == phase.updates:
                     return
@@ -291,8 +292,8 @@ class _SequentialBatches(IterableDataset):
 
 
 def train_loader(cuts: TrainCuts, dataset: TransducerDataset, config: DataConfig, phase: Phase, skip: int = 0,
-                 rank: int = 0, world_size: int = 1) -> DataLoader:
-    """Process ``rank``'s shares of the batches of a phase, from batch ``skip`` on."""
+                 rank: int = 0, world_size: int = 1, micro_batches: int = 1) -> DataLoader:
+    """Process ``rank``'s shares of the batches of a phase, ``micro_batches`` of each, from batch ``skip`` on."""
     if len(cuts) <= 2:
         raise RecipeError(f"{len(cuts)} training utterances are too few to make batches of: use more data, or a larger "
                           "data.curriculum.max_words where the curriculum asks for short ones")
@@ -310,7 +311,7 @@ def train_loader(cuts: TrainCuts, dataset: TransducerDataset, config: DataConfig
             sampler = _BucketingSampler(cuts, num_buckets=buckets, **options)
     # A phase that goes round several times shuffles anew each time; a thousand rounds are kept for each.
     sampler.set_epoch(1000 * phase.epoch)
-    planned = PlannedSampler(sampler, phase, skip, total_seconds(cuts), rank, world_size)
+    planned = PlannedSampler(sampler, phase, skip, total_seconds(cuts), rank, world_size, micro_batches)
     workers = dict(num_workers=config.num_workers, **({"prefetch_factor": 8} if config.num_workers else {}))
     if isinstance(cuts, SharCuts):
         return DataLoader(_SequentialBatches(dataset, planned), batch_size=None, **workers)

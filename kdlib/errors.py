@@ -26,8 +26,8 @@ def known_failure(error: BaseException) -> Optional[str]:
     if isinstance(error, RecipeError):
         return str(error)
     if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
-        return (f"out of memory ({in_one_line(error, 120)}): set max_duration lower, data.max_duration of a training, "
-                "decode.max_duration of decoding, and run the same command again")
+        return (f"out of memory ({in_one_line(error, 120)}): set training.micro_batches of a training higher, "
+                "decode.max_duration of decoding lower, and run the same command again")
     if isinstance(error, OSError):
         if error.errno in DISK_FULL:
             full = "no space left on the disk" if error.errno == errno.ENOSPC else "the quota of the disk is used up"

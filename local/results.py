@@ -137,7 +137,8 @@ def describe_training(training: Dict[str, Any]) -> str:
     """On what and by how many processes a model was trained, as far as its done.json says."""
     machine, processes = training.get("machine"), training.get("processes")
     return (training["device"] + (f" of {name_processor(machine)}" if machine else "")
-            + (f", {processes} process{'' if processes == 1 else 'es'}" if processes else ""))
+            + (f", {processes} process{'' if processes == 1 else 'es'}" if processes else "")
+            + (f", in {training['precision']}" if training.get("precision", "float32") != "float32" else ""))
 
 
 def report(args: argparse.Namespace, results: Dict[str, Any], table_text: str, late: str) -> str:

@@ -29,9 +29,10 @@ def make_batch():
                  200, 6)
 
 
-def results(objective, batch, update):
+def results(objective, batch, update, autocast=False):
     objective.zero_grad()
-    total, parts = objective(batch, update)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        total, parts = objective(batch, update)
     total.backward()
     return total.detach(), parts, {name: p.grad for name, p in objective.named_parameters() if p.grad is not None}
 

@@ -72,7 +72,8 @@ def test_the_cost_of_a_run_follows_from_what_was_measured(recipe, tmp_path):
 
 
 def test_processes_share_the_batches(recipe):
-    done = bench(recipe, "--models", "stage1", "--world-size", "2", "data.max_duration=6", "training.updates_per_epoch=90")
+    done = bench(recipe, "--models", "stage1", "--world-size", "2", "data.max_duration=6", "training.updates_per_epoch=90",
+                 "training.micro_batches=2", "training.precision=bfloat16")
     assert done.returncode == 0, done.stderr
     assert list(rows(done.stdout)) == ["stage1", "together"] and "2 processes" in done.stdout
     assert "data.max_duration=6" in done.stdout and float(rows(done.stdout)["stage1"]["s in a batch"]) <= 7

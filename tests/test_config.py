@@ -44,7 +44,8 @@ def test_configs_name_what_is_wrong(tmp_path):
                          ("data.noise_probability=2", "from 0 to 1"), ("data.spec_augment.frame_mask_size=0", "above 0"),
                          ("data.spec_augment.num_feature_masks=-1", "0 or more"),
                          ("data.spec_augment.max_frames_fraction=1.5", "from 0 to 1"),
-                         ("training.seed=20261128111500", "below 2.32")):
+                         ("training.seed=20261128111500", "below 2.32"), ("training.micro_batches=0", "above 0"),
+                         ("training.precision=float16", "float32 or bfloat16")):
         with pytest.raises(RecipeError, match=f"a.yaml: {word.split('=')[0]} is .*; it must be .*{wanted}"):
             load_config(TrainConfig, path, [word])
     with pytest.raises(RecipeError, match="method is 'best'; it must be greedy_search, modified_beam_search or"):

@@ -50,6 +50,23 @@ def test_batches_do_not_depend_on_workers_or_on_where_one_resumes(corpus):
     assert sorted(i for b in whole for i in b.ids) == sorted(c.id for c in train)
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_process_reads_in_turn_what_several_read_at_once(corpus, workers):
+    folder, lang, train, _ = corpus
+    config = settings(f"data.num_workers={workers}").data
+    dataset = TransducerDataset(lang, config, train=True)
+
+    def shares(rank, world_size, micro_batches=1):
+        return list(train_loader(train, dataset, config, Phase(1, seed=1), 3, rank, world_size, micro_batches))
+
+    alone, several = shares(0, 1, 4), [shares(rank, 2, 2) for rank in (0, 1)]
+    assert len(alone) == 2 * len(several[0]) == 2 * len(several[1])
+    for number, share in enumerate(alone):
+        other = several[number % 4 // 2][number // 4 * 2 + number % 2]
+        assert share.ids == other.ids and torch.equal(share.features, other.features)
+        assert share.total_utterances == sum(len(part.ids) for part in alone[number // 4 * 4:][:4])
+
+
 def test_batches_of_a_test_set_are_as_large_as_may_be(corpus):
     _, lang, _, dev = corpus
     batches = list(eval_loader(dev, lang, settings().data, 2.0))

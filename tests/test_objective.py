@@ -74,6 +74,21 @@ def test_every_loss_of_the_registry_by_its_definition():
     assert parts["full_collapsed_kl"] <= parts["full_lattice_kl"]
 
 
+@pytest.mark.parametrize("name", sorted(REGISTRY))
+@pytest.mark.parametrize("fused", ["never", "always"])
+def test_every_loss_in_half_precision_is_near_that_of_float32(name, fused):
+    """Under autocast; nothing that has a gradient is left without."""
+    term = DistillTerm(name=name, temperature=1.5 if "temperature" in REGISTRY[name].settings else 1.0)
+    batch = with_nbest(make_batch(), [[3, 4], [5], [6, 7, 8], [2]], [0, 1, 1, 2], [-1.0, -2.0, -3.0, -1.0])
+    (_, parts, grads), (_, half_parts, half_grads) = (
+        results(make(distill=[term], fused=fused), batch, 10, autocast) for autocast in (False, True))
+    assert parts[name] > 0 and half_parts[name] != parts[name]
+    assert float(half_parts[name]) == pytest.approx(float(parts[name]), rel=0.06)
+    assert half_grads.keys() == grads.keys()
+    whole, half = (torch.cat([grad.flatten() for grad in one.values()]) for one in (grads, half_grads))
+    assert half.dtype == torch.float32 and (half - whole).norm() < 0.05 * whole.norm()
+
+
 def test_pruned_with_all_nodes_is_the_full_lattice():
     names = ("full_lattice_kl", "pruned_lattice_kl", "collapsed_kl", "full_collapsed_kl")
     objective = make(distill=[DistillTerm(name=name) for name in names])

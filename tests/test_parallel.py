@@ -51,9 +51,9 @@ def test_a_process_that_is_killed_or_out_of_memory_is_told(failing):
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
         time.sleep(600)
 
-    with pytest.raises(RecipeError, match=f"process {failing} was killed, .* set data.max_duration or data.num_workers lower"):
+    with pytest.raises(RecipeError, match=f"process {failing} was killed, .* set training.micro_batches higher or data.num"):
         launch(killed, 2)
-    with pytest.raises(RecipeError, match="out of memory .*9 bytes.*: set max_duration lower"):
+    with pytest.raises(RecipeError, match="out of memory .*9 bytes.*: set training.micro_batches of a training higher"):
         launch(full, 2)
 
 

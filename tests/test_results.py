@@ -84,12 +84,12 @@ def test_markdown_table_has_one_row_a_model(run, capsys):
 def test_the_machine_is_that_of_the_trainings(run):
     done = json.loads((run.folder / "exp" / "teacher" / "done.json").read_text())
     machine = {"processor": "Abacus", "cores": 3, "memory_gib": 2.5, "system": "Linux wood", "python": "3.11"}
-    done.update(machine=machine, device="cpu", processes=2)
+    done.update(machine=machine, device="cpu", processes=2, precision="bfloat16")
     (run.folder / "exp" / "teacher" / "done.json").write_text(json.dumps(done))
     results = run.results()
     text = (run.folder / "RESULTS.md").read_text()
     assert results["machine"] == machine and "- Machine: Abacus, 3 cores, 2.5 GiB of memory; Linux wood, Python 3.11\n" in text
-    assert "- Trained on cpu of Abacus, 3 cores, 2 processes\n" in text
+    assert "- Trained on cpu of Abacus, 3 cores, 2 processes, in bfloat16\n" in text
 
 
 def test_report_names_the_run_and_no_place_on_this_machine(run):

@@ -184,10 +184,20 @@ class TestTheSameTraining:
         assert self.begin(exp) and self.begin(exp, models={"init-from": "moved", "teacher": "moved"})
 
     @pytest.mark.parametrize("change", ["training.save_every_updates=9", "training.log_every_updates=9", "data.num_workers=3",
-                                        "data.shar_root=s3://bucket"])
+                                        "data.shar_root=s3://bucket", "training.micro_batches=3"])
     def test_one_that_only_reads_or_saves_otherwise_goes_on(self, exp, change):
         assert self.begin(exp, config=settings(change))
         assert json.loads((exp / "run.json").read_text())["config"] == config_to_dict(settings(change))
+
+    def test_one_from_before_a_setting_was_there_goes_on(self, exp):
+        """As its default is; one of a setting that is no more begins anew."""
+        record = read_json(exp / "run.json", "")
+        del record["config"]["training"]["precision"]
+        write_json(exp / "run.json", record)
+        assert self.begin(exp)
+        record["config"]["training"]["precise"] = True
+        write_json(exp / "run.json", record)
+        assert not self.begin(exp)
 
     def test_what_a_killed_one_left_half_written_goes(self, exp):
         (exp / ".tmp-a1.pt").write_bytes(b"half")

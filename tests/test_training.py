@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from lhotse import CutSet
-from made_up import make_cuts, settings, trainer
+from made_up import make_cuts, make_noise, settings, trainer
 from scripts import run_script
 
 from kdlib.config import DistillTerm, LangConfig
@@ -82,18 +82,19 @@ def test_the_chunks_of_a_training_are_those_of_its_config(corpus, tmp_path):
     assert (objective.chunk_sizes, objective.left_contexts) == ([2, 0], [8, -1])
 
 
-def test_resuming_gives_what_an_uninterrupted_training_gives(corpus, tmp_path, monkeypatch):
-    config = settings("data.curriculum.updates=4", "data.noise_probability=0.5")
+@pytest.mark.parametrize("words", [(), ("training.precision=bfloat16", "training.micro_batches=3")])
+def test_resuming_gives_what_an_uninterrupted_training_gives(corpus, tmp_path, monkeypatch, words):
+    config = settings("data.curriculum.updates=4", "data.noise_probability=0.5", *words)
     whole = trainer(config, tmp_path / "whole", corpus)
     whole.train()
 
     update, calls = Trainer._update, []
 
-    def dies(self, batch):
+    def dies(self, shares):
         calls.append(1)
         if len(calls) in (3, 13, 20):
             raise RuntimeError("killed")
-        return update(self, batch)
+        return update(self, shares)
 
     monkeypatch.setattr(Trainer, "_update", dies)
     for _ in range(3):
@@ -148,6 +149,43 @@ def test_two_processes_train_what_one_trains(corpus, tmp_path):
     one, two = (load_checkpoint(tmp_path / name / "epoch-1.pt", "")["model"] for name in ("one", "two"))
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=0, atol=2e-4, msg=name)
+
+
+def test_one_process_trains_in_parts_what_two_train(corpus, tmp_path):
+    """With the same random numbers too: dropout, masks and noise."""
+    def work(config, exp, rank, device):
+        torch.manual_seed(1)
+        model = Transducer(config.model, len(corpus[1]))
+        exp.mkdir(exist_ok=True)
+        Trainer(config, exp, *corpus[1:2], model, *corpus[2:], make_noise(corpus[0]), None, device, rank).train()
+
+    for name, processes, parts in (("one", 1, 4), ("two", 2, 2), ("other", 1, 1)):
+        config = settings("training.num_epochs=1", "data.max_duration=2.5", "optim.learning_rate=1e-3", "model.dropout=0.3",
+                          "data.noise_probability=0.5", f"training.micro_batches={parts}")
+        launch(partial(work, config, tmp_path / name), processes)
+    one, two, other = (load_checkpoint(tmp_path / name / "epoch-1.pt", "")["model"] for name in ("one", "two", "other"))
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=0, atol=2e-4, msg=name)
+    assert max((one[name] - value).abs().max() for name, value in other.items()) > 2e-3  # of other random numbers
+
+
+def test_half_precision_is_of_the_computing_alone(corpus, tmp_path):
+    """The gradients are near those of float32; weights, average and dev loss are float32."""
+    gradients, losses = [], []
+    for precision in ("float32", "bfloat16"):
+        run = trainer(settings(f"training.precision={precision}", "model.dropout=0"), tmp_path / precision, corpus)
+        batch = next(iter(train_loader(corpus[2], run.dataset, run.config.data, Phase(1, seed=1))))
+        losses.append(run._dev_loss()["total"])
+        run._update([batch])
+        gradients.append(torch.cat([p.grad.flatten() for p in run.objective.parameters()]))
+        assert gradients[-1].dtype == torch.float32
+    assert losses[0] == losses[1]
+    apart = (gradients[0] - gradients[1]).norm() / gradients[0].norm()
+    assert 1e-4 < apart < 0.03
+    done = run.train()
+    assert done["precision"] == "bfloat16" and done["bad_updates"] == 0
+    content = load_checkpoint(tmp_path / "bfloat16" / "epoch-2.pt", "")
+    assert {value.dtype for kind in ("model", "average") for value in content[kind].values()} == {torch.float32}
 
 
 def test_a_finished_training_is_left_as_it_is(corpus, teacher_folder):
@@ -230,7 +268,7 @@ def test_gradients_are_clipped_and_their_norm_is_told(corpus, tmp_path):
     for most in (1e9, 0.01):
         run = trainer(settings(f"optim.clip_norm={most}"), tmp_path / str(most), corpus)
         batch = next(iter(train_loader(train, run.dataset, run.config.data, Phase(1, seed=1))))
-        told = run._update(batch)[1]
+        told = run._update([batch])[1]
         norms.append((told, torch.stack([p.grad.norm() for p in run.objective.parameters()]).norm().item()))
     (told, whole), (same, clipped) = norms
     assert told == same == pytest.approx(whole) and clipped == pytest.approx(0.01, rel=1e-3) and whole > 0.1
@@ -239,8 +277,8 @@ def test_gradients_are_clipped_and_their_norm_is_told(corpus, tmp_path):
 def test_the_curriculum_is_of_short_utterances(corpus, tmp_path, monkeypatch):
     seen = []
 
-    def listen(self, batch):
-        seen.append(max(len(text.split()) for text in batch.texts))
+    def listen(self, shares):
+        seen.append(max(len(text.split()) for text in shares[0].texts))
         self.updates += 1
         return {}, 0.0
 

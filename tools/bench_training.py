@@ -97,11 +97,11 @@ class TimedTrainer(Trainer):
 
     marks: List[Tuple[float, float]]
 
-    def _update(self, batch):
-        made = super()._update(batch)
+    def _update(self, shares):
+        made = super()._update(shares)
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        frames = SUBSAMPLING * batch.total_frames + RIGHT_CONTEXT * batch.total_utterances
+        frames = SUBSAMPLING * shares[0].total_frames + RIGHT_CONTEXT * shares[0].total_utterances
         self.marks.append((time.perf_counter(), frames / FRAMES_A_SECOND))
         return made
 

@@ -51,9 +51,9 @@ class _Band(NamedTuple):
     last_slot: Tensor  # (N,) int64
 
 
-def summable(logits: Tensor) -> Tensor:
-    """The logits in float32, or in float64 where they are: sums need no less, and gradients that are sums."""
-    return logits if logits.dtype in (torch.float32, torch.float64) else logits.float()
+def summable(x: Tensor) -> Tensor:
+    """In float32, or in float64 where it is: sums need no less, and gradients that are sums."""
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
 def full_boundary(count: int, labels: int, frames: int, device: torch.device) -> Tensor:

@@ -133,10 +133,14 @@ def check_features(exp: PathLike, model: Transducer, heard: Dict[str, Any], sour
 
 # Settings of which the weights do not depend: another value is no other training.
 NO_EFFECT = (("training", "save_every_updates"), ("training", "log_every_updates"), ("data", "num_workers"),
-             ("data", "shar_root"))
+             ("data", "shar_root"), ("training", "micro_batches"))
 
 
 def _with_effect(config: Dict[str, Any]) -> Dict[str, Any]:
+    try:  # a setting that is newer than the record was as its default is
+        config = config_to_dict(merge_config(TrainConfig, config))
+    except RecipeError:  # one that is no more: another training
+        pass
     return {section: {key: value for key, value in settings.items() if (section, key) not in NO_EFFECT}
             for section, settings in config.items()}
 

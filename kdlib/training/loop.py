@@ -6,11 +6,12 @@ import math
 import time
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Dict, Optional, Sequence, Tuple
 
 import torch
 from lhotse import CutSet
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from kdlib import rnnt
@@ -62,12 +63,21 @@ class MovingAverage:
             self.state[name].lerp_(value, weight)
 
 
+def dev_loader(cuts: CutSet, lang: Lang, config: TrainConfig, processes: int) -> DataLoader:
+    """The dev set's batches for one of the ``processes`` of a training: without gradients it has room for four times what it
+    computes of a training batch at once."""
+    at_once = config.data.max_duration / (processes * config.training.micro_batches)
+    return eval_loader(cuts, lang, config.data, max_duration=4 * at_once)
+
+
 class Trainer:
     """Trains one model in the folder ``exp`` and resumes from what it finds there.
 
     Leaves ``epoch-N.pt`` (weights and their moving average), ``checkpoint.pt`` (what resuming needs, overwritten),
     ``tensorboard/`` and, at the end, ``done.json``. With several processes (see :mod:`kdlib.training.parallel`) each
-    computes its share of every batch, all make the same updates, and rank 0 writes.
+    computes its share of every batch, all make the same updates, and rank 0 writes. A batch may be computed in
+    ``training.micro_batches`` parts, one after another, and what is drawn at random depends on the number of all parts of all
+    processes: two processes train what one trains in two parts.
     """
 
     def __init__(self, config: TrainConfig, exp: Path, lang: Lang, model: Transducer, train_cuts: TrainCuts,
@@ -75,8 +85,7 @@ class Trainer:
                  rank: int = 0):
         self.config, self.exp, self.lang, self.device, self.rank = config, exp, lang, device, rank
         self.train_cuts = train_cuts
-        # Without gradients a process has room for four times its share of a training batch.
-        self.dev = eval_loader(dev_cuts, lang, config.data, max_duration=4 * config.data.max_duration / world_size())
+        self.dev = dev_loader(dev_cuts, lang, config, world_size())
         self.dataset = TransducerDataset(lang, config.data, noise=noise, train=True)
         self.model = model.to(device)
         self.objective = Objective(model, config.loss, None if teacher is None else teacher.to(device),
@@ -103,7 +112,7 @@ class Trainer:
         done = {"updates": self.updates, "epoch": self.config.training.num_epochs, "seconds": round(self._elapsed(), 1),
                 "bad_updates": self.bad_updates, "rnnt_backend": rnnt.backend_in_use(self.config.loss.rnnt_backend),
                 "torch": torch.__version__, "device": str(self.device),
-                "machine": describe_machine(), "processes": world_size(),
+                "machine": describe_machine(), "processes": world_size(), "precision": self.config.training.precision,
                 "parameters": self.model.parameter_counts()["total"]}
         if self.device.type == "cuda":
             done["device"] = torch.cuda.get_device_name(self.device)
@@ -126,13 +135,14 @@ class Trainer:
                 raise RecipeError(f"no training utterance has at most {most} words, which data.curriculum asks for: "
                                   "raise data.curriculum.max_words or set data.curriculum.updates=0")
             phase = Phase(0, config.training.seed, 0.0, 0.0, config.data.curriculum.updates)
-        loader = train_loader(cuts, self.dataset, config.data, phase, self.batch, self.rank, world_size())
+        parts_of_each = config.training.micro_batches
+        loader = train_loader(cuts, self.dataset, config.data, phase, self.batch, self.rank, world_size(), parts_of_each)
         self.model.train()
         total = phase.updates or math.ceil(total_seconds(cuts) / config.data.max_duration)
         with tqdm(total=total, initial=self.batch, desc=f"epoch {self.epoch}", unit="update", mininterval=5,
                   disable=self.rank > 0) as bar:
-            for batch in checked(loader):
-                parts, norm = self._update(batch)
+            for shares in zip(*[checked(loader)] * parts_of_each):
+                parts, norm = self._update(shares)
                 self.batch += 1
                 bar.update()
                 if self.rank == 0 and parts and self.updates % config.training.log_every_updates == 0:
@@ -146,17 +156,22 @@ class Trainer:
         values.update(grad_norm=norm, learning_rate=self.optimizer.param_groups[0]["lr"])
         self.board.add("train", values, self.updates)
 
-    def _update(self, batch: Batch) -> Tuple[Dict[str, Tensor], float]:
-        rate = learning_rate(self.config.optim, self.updates, batch.progress)
+    def _update(self, shares: Sequence[Batch]) -> Tuple[Dict[str, Tensor], float]:
+        """One step on what this process computes of a batch; the loss's parts, of one of its shares, and the gradient's norm."""
+        rate = learning_rate(self.config.optim, self.updates, shares[0].progress)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
-        # Dropout draws from a seed of the update's own, so that a resumed training goes on as if never stopped.
-        torch.manual_seed((self.config.training.seed * 1000003 + self.updates) * 1009 + self.rank)
         parts: Dict[str, Tensor] = {}
-        if batch.ids:  # the smallest batches have no share for every process
-            loss, parts = self.objective(batch.to(self.device), self.updates)
-            loss.backward()
+        for number, share in enumerate(shares, start=self.rank * len(shares)):
+            # Dropout draws from a seed of the update's own, so that a resumed training goes on as if never stopped.
+            torch.manual_seed((self.config.training.seed * 1000003 + self.updates) * 1009 + number)
+            if share.ids:  # the smallest batches do not make so many
+                with torch.autocast(self.device.type, dtype=torch.bfloat16,
+                                    enabled=self.config.training.precision == "bfloat16"):
+                    loss, told = self.objective(share.to(self.device), self.updates)
+                loss.backward()
+                parts = parts or told
         sum_gradients(self.objective.parameters())
         norm = float(nn.utils.clip_grad_norm_(self.objective.parameters(), self.config.optim.clip_norm))
         self.updates += 1
@@ -168,7 +183,7 @@ class Trainer:
             self.bad_updates += 1
             self.bad_in_a_row += 1
             logging.warning("update %d: the gradient is not finite, the update is left out (utterances %s)",
-                            self.updates, ", ".join(batch.ids[:3]))
+                            self.updates, ", ".join([id_ for share in shares for id_ in share.ids][:3]))
             if self.bad_in_a_row >= MAX_BAD_UPDATES:
                 raise RecipeError(f"{MAX_BAD_UPDATES} updates in a row had gradients that are not finite: lower "
                                   "optim.learning_rate or check the features")

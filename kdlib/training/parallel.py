@@ -65,7 +65,8 @@ def launch(work: Callable[[int, torch.device], None], world_size: int) -> None:
                 raise RecipeError(told[0].read_text(encoding="utf-8")) from None
             if getattr(error, "signal_name", None) == "SIGKILL":
                 raise RecipeError(f"process {error.error_index} was killed, most likely for want of memory: set "
-                                  "data.max_duration or data.num_workers lower, and run the same command again") from None
+                                  "training.micro_batches higher or data.num_workers lower, and run the same command again"
+                                  ) from None
             raise
 
 
