@@ -22,7 +22,7 @@
 
 set -euo pipefail
 invoked_from=$PWD
-cd "$(dirname "${BASH_SOURCE[1]}")"
+CDPATH='' cd "$(dirname "${BASH_SOURCE[1]}")"  # with the user's CDPATH it could go to a folder of that name elsewhere
 scripts=../../local
 source ../../tools/activate.sh
 source "$scripts/stages.sh"

@@ -1,7 +1,9 @@
 """run.sh: where its options and the key=value settings go, and what they change."""
 
 import re
+import shutil
 
+from scripts import run
 from toy_recipe import CHAIN
 
 
@@ -150,3 +152,12 @@ class TestSettings:
         assert result.returncode == 0, result.stderr
         assert result.commands[0].endswith("--at ../../a folder/speech")
         assert (elsewhere / "here" / "corpus").exists() and not (toy.folder / "data").exists()
+
+    def test_the_folders_of_cdpath_are_not_searched(self, toy, tmp_path):
+        checkout = toy.folder.parents[1]
+        (tmp_path / "elsewhere" / "egs" / "toy").mkdir(parents=True)
+        for searched in (checkout, tmp_path / "elsewhere"):
+            result = run("env", f"CDPATH={searched}", "bash", "egs/toy/run.sh", "--stop-stage", "0", "--data", "here", cwd=checkout)
+            assert result.returncode == 0, result.stderr
+            assert result.stdout.startswith("toy, stages 0 to 0") and (checkout / "here" / "corpus").exists()
+            shutil.rmtree(checkout / "here")

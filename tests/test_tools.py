@@ -211,6 +211,29 @@ exit {code}
         return path
 
 
+@pytest.mark.parametrize("script, said", [
+    ("tools/install.sh", "making tools/venv with"), ("tools/activate.sh", "found it"),
+    ("tools/test.sh", "testing with echo\n-m pytest one\n"), (".ci/run", "test.sh --k2: 1 passed")])
+def test_the_scripts_find_their_folder_whatever_cdpath_is(tmp_path, script, said):
+    """``cd`` prints the folder that it found by the user's CDPATH."""
+    checkout = TestInstall.checkout(tmp_path)
+    python = TestInstall.fake_python(tmp_path / "python", "3.11")
+    (checkout / ".ci").mkdir()
+    shutil.copy(ROOT / script, checkout / script)
+    words = {"tools/install.sh": ["--python", python], "tools/test.sh": ["one"]}.get(script, [])
+    if script == ".ci/run":
+        (checkout / "tools" / "test.sh").write_text("#!/bin/bash\necho 1 passed\n")
+        (checkout / "tools" / "test.sh").chmod(0o755)
+    if script == "tools/test.sh":
+        (checkout / "tools" / "activate.sh").write_text("activate_environment() { PYTHON=echo; }\n")
+    call = ["bash", script, *words]
+    if script == "tools/activate.sh":
+        (checkout / "tools" / "install.sh").write_text("#!/bin/bash\necho found it\n")
+        call = ["bash", "-c", f"source {script}; activate_environment --python /no/such/python"]
+    done = run(*call, cwd=checkout, env={**os.environ, "CDPATH": str(checkout)})
+    assert said in done.stdout, done.stderr
+
+
 def test_the_benchmark_of_the_losses_prints_its_table():
     done = run(sys.executable, ROOT / "tools" / "bench_rnnt.py", "--only", "growth", "--repeats", "1")
     assert done.returncode == 0, done.stderr

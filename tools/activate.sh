@@ -8,7 +8,7 @@ export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
 # activate_environment [--k2] [--tests] [--python PATH]: sets PYTHON and puts its folder first on PATH.
 activate_environment() {
   local tools k2='' tests='' chosen='' candidate
-  tools=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+  tools=$(CDPATH='' cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
   while (($#)); do
     case $1 in
       --k2) k2=--k2; shift ;;

@@ -6,7 +6,7 @@
 #                                           egs/voice_commands that trains with it; and what depends on the
 #                                           version of torch
 set -euo pipefail
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+root=$(CDPATH='' cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 source "$root/tools/activate.sh"
 
 if [[ ${1-} == --k2 ]]; then
