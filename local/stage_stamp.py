@@ -42,20 +42,37 @@ def expand(pattern: str) -> List[Path]:
     return [Path(pattern)] if os.path.exists(pattern) else []
 
 
+def size_and_time(path) -> str:
+    """What is known of a file without reading it. A link to nothing is a state like any other: whether the step can do
+    without, it knows itself."""
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        return f"error {error.errno}"
+    return f"{status.st_size} {status.st_mtime_ns}"
+
+
 def describe(path: Path) -> Iterator[Tuple[str, str]]:
-    """(name, what it is now) of a file, or of each file below a folder; hidden files are left out."""
+    """(name, what it is now) of a file, or of each file below a folder; hidden files are left out.
+
+    A folder that several links lead to is told once, so that a link to a folder above has an end.
+    """
     if path.is_dir():
+        seen = set()
         for folder, folders, names in os.walk(path, followlinks=True):
+            status = os.stat(folder)
+            if (status.st_dev, status.st_ino) in seen:
+                folders.clear()
+                continue
+            seen.add((status.st_dev, status.st_ino))
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             for name in sorted(name for name in names if not name.startswith(".")):
-                status = os.stat(os.path.join(folder, name))
-                yield os.path.join(folder, name), f"{status.st_size} {status.st_mtime_ns}"
+                yield os.path.join(folder, name), size_and_time(os.path.join(folder, name))
         return
-    status = path.stat()
-    if status.st_size < HASHED_BELOW:
+    if path.exists() and path.stat().st_size < HASHED_BELOW:
         yield str(path), hashlib.sha256(path.read_bytes()).hexdigest()
     else:
-        yield str(path), f"{status.st_size} {status.st_mtime_ns}"
+        yield str(path), size_and_time(path)
 
 
 def digests(patterns: Sequence[str]) -> Dict[str, str]:
@@ -65,7 +82,7 @@ def digests(patterns: Sequence[str]) -> Dict[str, str]:
         digest = hashlib.sha256()
         for path in expand(pattern):
             for name, state in describe(path):
-                digest.update(f"{name}\0{state}\n".encode())
+                digest.update(os.fsencode(name) + f"\0{state}\n".encode())
         result[pattern] = digest.hexdigest()
     return result
 

@@ -66,6 +66,32 @@ class TestStamp:
         (step.folder / "elsewhere" / "new").write_text("")
         assert step("in").times == 2
 
+    def test_a_link_to_nothing_is_told_from_one_to_a_file(self, step):
+        (step.folder / "in" / "link").symlink_to("later")
+        (step.folder / "in" / "self").symlink_to("self")
+        for pattern, times in (("in", 1), ("in/*", 3)):
+            assert step(pattern).times == step(pattern).times == times
+            (step.folder / "in" / "later").write_text("")
+            assert step(pattern).times == times + 1
+            (step.folder / "in" / "later").unlink()
+
+    def test_links_to_a_folder_above_have_an_end(self, step):
+        for name in ("back", "again"):
+            (step.folder / "in" / name).symlink_to(step.folder / "in")
+        assert step("in").times == step("in").times == 1
+        (step.folder / "in" / "new").write_text("")
+        assert step("in").times == 2
+
+    def test_a_file_name_that_is_not_utf_8(self, step):
+        name = os.fsencode(step.folder / "in") + b"/caf\xe9"
+        try:
+            open(name, "w").close()
+        except OSError:
+            pytest.skip("this file system takes UTF-8 names alone")
+        assert step("in").times == step("in").times == 1
+        os.rename(name, name + b"s")
+        assert step("in").times == 2
+
     def test_a_pattern_without_a_file_is_missing(self, step):
         result = step("in/*.pt")
         assert result.returncode == 1 and "needs in/*.pt" in result.stderr
