@@ -87,10 +87,14 @@ usage() {
   echo "decode.yaml; any other key belongs to every training, for example training.num_epochs=2."
 }
 
-# A path that the user gave: a relative one starts from the folder that run.sh was called in.
+# A path that the user gave: a relative one starts from the folder that run.sh was called in. However it is written, the
+# steps' commands have it in one way, since one that has changed runs its step again.
 user_path() {
-  case $1 in
-    /*) printf '%s\n' "$1" ;;
+  local path=${1%"${1##*[!/]}"}  # without slashes at its end
+  case $path in
+    '') printf '/\n' ;;
+    "$PWD"/*) printf '%s\n' "${path#"$PWD"/}" ;;
+    /*) printf '%s\n' "$path" ;;
     *) realpath --canonicalize-missing --relative-to=. "$invoked_from/$1" ;;
   esac
 }

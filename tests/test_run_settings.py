@@ -161,3 +161,13 @@ class TestSettings:
             assert result.returncode == 0, result.stderr
             assert result.stdout.startswith("toy, stages 0 to 0") and (checkout / "here" / "corpus").exists()
             shutil.rmtree(checkout / "here")
+
+    def test_a_folder_is_the_same_however_it_is_written(self, toy, tmp_path):
+        for data, *others in ((toy.folder / "data", f"{toy.folder}/data/", "data", "data/", "../toy/data//"),
+                              (tmp_path / "data", f"{tmp_path}/data/")):
+            assert len(toy("--data", data, "--stop-stage", "3").ran) == 4
+            for other in others:
+                result = toy("--data", other, "--stop-stage", "3")
+                assert result.returncode == 0 and result.ran == [], (other, result.stdout)
+        toy("--exp", f"{toy.folder}/exp/", "--stop-stage", "8")
+        assert (toy.folder / "RESULTS.md").exists()
