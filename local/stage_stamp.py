@@ -11,6 +11,7 @@ those that come with the recipe. Needs the standard library alone, so that skipp
 
 import argparse
 import ctypes
+import errno
 import fcntl
 import glob
 import hashlib
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Dict, Iterator, List, Optional, Sequence, Tuple
 
 HASHED_BELOW = 1_000_000  # bytes; a larger file is known by its size and time, since reading it would cost more
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)  # what network file systems say that have none
 MADE = "made"  # the stamp's key of the outputs
 # Options that change the speed of a step and not its result, or no more of it than another machine would.
 NO_EFFECT = ("--jobs", "--world-size")
@@ -134,6 +136,11 @@ def lock(folder: Path) -> None:
         holder = os.read(descriptor, 32).decode(errors="replace").strip()
         raise StepError(f"another run is at work in {folder.parent} (process {holder or 'unknown'}): wait for its "
                         "end, or stop it and run this command again") from None
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise StepError(f"{folder / 'lock'} cannot be locked: {error.strerror}") from None
+        print(f"{folder.parent} is on a file system without locks ({error.strerror}): a second run there would not be "
+              "noticed, start none until this one has ended", flush=True)
     os.ftruncate(descriptor, 0)
     os.write(descriptor, str(os.getpid()).encode())
 

@@ -1,5 +1,6 @@
 """stage_stamp.py: when a step counts as done."""
 
+import errno
 import json
 import os
 import subprocess
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+STAMP = Path(__file__).resolve().parent.parent / "local" / "stage_stamp.py"
 
 
 class TestStamp:
@@ -20,9 +21,9 @@ class TestStamp:
         (tmp_path / "in" / "a").write_text("1")
         (tmp_path / "in" / "large").write_bytes(bytes(2_000_000))
 
-        def call(*patterns, command=("python", "-c", "open('out', 'a').write('x')"), makes="out"):
+        def call(*patterns, command=("python", "-c", "open('out', 'a').write('x')"), makes="out", start=(STAMP,)):
             result = subprocess.run(
-                [sys.executable, ROOT / "local" / "stage_stamp.py", "--stamp", "stamps/s.json", "--title", "s", "--stage",
+                [sys.executable, *start, "--stamp", "stamps/s.json", "--title", "s", "--stage",
                  "1", "--conf", *(patterns or ["in"]), "--makes", makes, "--", *command],
                 cwd=tmp_path, stdin=subprocess.DEVNULL, capture_output=True, text=True)
             result.times = len((tmp_path / "out").read_text()) if (tmp_path / "out").exists() else 0
@@ -115,6 +116,22 @@ class TestStamp:
         assert step(command=("python", "-c", "open('out', 'a').write('half'); raise SystemExit(3)")).returncode == 3
         (step.folder / "in" / "a").write_text("1")
         assert step().times == 6
+
+    @pytest.mark.parametrize("number, goes_on", [(errno.ENOLCK, True), (errno.ENOTSUP, True), (errno.EIO, False)])
+    def test_a_file_system_without_locks(self, step, number, goes_on):
+        script = f"""
+import fcntl, os, runpy, sys
+def flock(*_): raise OSError({number}, os.strerror({number}))
+fcntl.flock = flock
+sys.argv[0] = {str(STAMP)!r}
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+        result = step(start=("-c", script))
+        assert result.times == goes_on and result.returncode == (not goes_on) and "Traceback" not in result.stderr
+        assert (". is on a file system without locks" in result.stdout) == goes_on
+        if not goes_on:
+            assert result.stderr == f"error: stamps/lock cannot be locked: {os.strerror(number)}\n"
+        assert step().times == 1
 
     def test_the_stamp_says_what_the_result_came_from(self, step):
         step("in/a", "in/large")

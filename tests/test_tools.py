@@ -185,6 +185,34 @@ class TestInstall:
         again = run(checkout / "tools" / "install.sh")
         assert again.returncode == 0 and "installing" in again.stdout
 
+    @pytest.mark.parametrize("codes, said", [("71", "is on a file system without locks"), ("1 0", "waiting for it")])
+    def test_a_lock_that_cannot_be_had(self, tmp_path, codes, said):
+        """By what flock(1) ends with: 1 where another has it, else that there is no such thing here."""
+        checkout = self.checkout(tmp_path)
+        self.fake_python(checkout / "tools" / "venv" / "bin" / "python", "3.11")
+        (tmp_path / "codes").write_text("\n".join(codes.split()) + "\n")
+        flock = tmp_path / "bin" / "flock"
+        flock.write_text(f"#!/bin/bash\ncode=$(head -n 1 {tmp_path}/codes); sed -i 1d {tmp_path}/codes; exit $code\n")
+        flock.chmod(0o755)
+        done = run(checkout / "tools" / "install.sh", env={**os.environ, "PATH": f"{flock.parent}:{os.environ['PATH']}"})
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith((f"{checkout} ", "another")) and said in done.stdout.splitlines()[0]
+        assert not (tmp_path / "codes").read_text()
+
+    @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks /proc")
+    def test_what_is_locked_is_open_to_be_written_to(self, tmp_path):
+        """As NFS asks for; it stays as it is."""
+        checkout = self.checkout(tmp_path)
+        self.fake_python(checkout / "tools" / "venv" / "bin" / "python", "3.11")
+        requirements = checkout / "requirements.txt"
+        before = requirements.read_bytes()
+        flock = tmp_path / "bin" / "flock"
+        flock.write_text('#!/bin/bash\ngrep --quiet "^flags:.*[12]$" /proc/self/fdinfo/9 && echo "may write"\n')
+        flock.chmod(0o755)
+        done = run(checkout / "tools" / "install.sh", env={**os.environ, "PATH": f"{flock.parent}:{os.environ['PATH']}"})
+        assert done.returncode == 0 and done.stdout.startswith("may write\n"), done.stderr
+        assert requirements.read_bytes() == before
+
     @staticmethod
     def checkout(folder):
         """A copy of what install.sh needs, without any environment."""

@@ -65,11 +65,17 @@ if [[ $chosen ]]; then
   fits "$chosen" || fail "--python $chosen is Python $found; this environment needs $wanted"
 fi
 
-# One installation at a time; the lock goes away with the process, however it ends.
-exec 9<"$requirements"
-if command -v flock >/dev/null && ! flock --nonblock 9; then
-  echo "another tools/install.sh is at work on ${venv#"$root/"}; waiting for it"
-  flock 9
+# One installation at a time; the lock goes away with the process, however it ends. Opened to be written to, which NFS asks
+# for, and nothing is written.
+exec 9>>"$requirements"
+if command -v flock >/dev/null; then
+  locked=0
+  flock --nonblock 9 2>/dev/null || locked=$?
+  case $locked in
+    0) ;;
+    1) echo "another tools/install.sh is at work on ${venv#"$root/"}; waiting for it"; flock 9 ;;
+    *) echo "$root is on a file system without locks: start no second tools/install.sh until this one has ended" ;;
+  esac
 fi
 
 python=$venv/bin/python
