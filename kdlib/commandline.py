@@ -87,7 +87,7 @@ def load_test_sets(args: argparse.Namespace, lang: Lang, chunk_size: int) -> Lis
 
 def summary_path(folder: PathLike, names: Sequence[str], suffix: str, tried: bool) -> Path:
     """Where a decoding's summary belongs: tables and model cards are made from ``summary.json``, which is for the recipe's
-    own settings; what else is tried gets a file of its own name.
+    own settings; what else is tried gets a file of its own name. What a step of a run.sh wrote, nothing else replaces.
 
     Args:
         names: of the test sets; by hand, others than those of the ``summary.json`` that is there are a trial.
@@ -95,9 +95,11 @@ def summary_path(folder: PathLike, names: Sequence[str], suffix: str, tried: boo
         tried: whether a call by hand would be a trial; a step of a run.sh never is.
     """
     own = Path(folder) / "summary.json"
+    if STEP in os.environ:
+        return own
     known = read_json(own, "delete it") if own.exists() else {}
     there = list(known.get("test_sets", names)) if isinstance(known, dict) else names
-    if STEP in os.environ or not (tried or there != list(names)):
+    if not tried and there == list(names) and not (isinstance(known, dict) and known.get("step")):
         return own
     return own.with_name(f"summary-{'-'.join(names)}-{suffix}.json")
 
@@ -111,9 +113,11 @@ def search_setting(config: DecodeConfig) -> str:
 def decoding_summary(model: Mapping[str, Any], config: DecodeConfig, chunk_size: int, left_context: int) -> Dict[str, Any]:
     """The beginning of a decoding summary (see :mod:`kdlib.comparison`), for the test sets to be added.
 
-    ``model`` has ``model`` (its name), ``parameters``, ``updates``, ``epoch`` and ``avg``.
+    ``model`` has ``model`` (its name), ``parameters``, ``updates``, ``epoch`` and ``avg``. ``step`` says which step of a
+    run.sh decoded, None: a call by hand.
     """
-    return {**{key: model[key] for key in ("model", "parameters", "updates", "epoch", "avg")}, "method": config.method,
+    return {**{key: model[key] for key in ("model", "parameters", "updates", "epoch", "avg")},
+            "step": os.environ.get(STEP), "method": config.method,
             "max_sym_per_frame": config.max_sym_per_frame if config.method == "greedy_search" else 1,
             "chunk_ms": chunk_size * FRAME_MS, "left_context_ms": left_context * FRAME_MS, "test_sets": {}}
 

@@ -7,7 +7,8 @@ A *summary* is what decoding leaves behind: a dict with ``model``, ``parameters`
 ``errors_by_take`` and ``words_by_take`` (see :func:`kdlib.scoring.read_takes`), which the bootstrap then draws in place of
 utterances, and ``latency`` (see :class:`kdlib.latency.LatencyMeter`). A test set in Chinese or Japanese also has
 ``characters``: the same figures counted over characters, whose ``wer`` is the character error rate (CER); models are
-compared by these. An optional ``training`` holds what is known of the training (``seconds``, ``torch``, ...).
+compared by these. An optional ``step`` names the step of a run.sh that decoded, an optional ``training`` holds what is
+known of the training (``seconds``, ``torch``, ...).
 """
 
 import math

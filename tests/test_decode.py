@@ -71,7 +71,7 @@ def test_long_utterances_are_decoded_in_chunks_to_the_same_words(monkeypatch, op
 
 
 def test_what_is_tried_leaves_the_recipe_s_summary_alone(monkeypatch, options, corpus):
-    """Tables are made from summary.json: a step of run.sh writes it, and a call by hand that changes nothing."""
+    """Tables are made from summary.json: a step of run.sh writes it, and before that a call by hand that changes nothing."""
     folder = options["--exp"] / "decode"
 
     def decode(*more):
@@ -97,6 +97,19 @@ def test_what_is_tried_leaves_the_recipe_s_summary_alone(monkeypatch, options, c
         again, now = decode("method=modified_beam_search", "--test-sets", "dev other")
     assert again == names and list(json.loads(now)["test_sets"]) == ["dev", "other"]
     assert json.loads(now)["method"] == "modified_beam_search"
+    # By hand with another config or other data: neither shows in the options.
+    (options["--fbank"] / "decode.yaml").write_text("method: modified_beam_search\nbeam: 3\n")
+    names, after = decode("--test-sets", "dev other")
+    assert names - again == {f"summary-dev-other-{sure}-modified_beam_search-beam-3.json"} and after == now
+
+
+def test_a_step_writes_a_damaged_summary_anew(monkeypatch, options):
+    (options["--exp"] / "decode").mkdir()
+    (options["--exp"] / "decode" / "summary.json").write_text("{")
+    with pytest.raises(RecipeError, match="summary.json is not valid JSON"):
+        decode_here(monkeypatch, options, 300.0)
+    monkeypatch.setenv("RECIPE_STEP", "stage 5, decode")
+    assert decode_here(monkeypatch, options, 300.0)[1]["step"] == "stage 5, decode"
 
 
 @pytest.mark.parametrize("script", ["decode", "streaming_decode"])
