@@ -185,6 +185,17 @@ class TestInstall:
         again = run(checkout / "tools" / "install.sh")
         assert again.returncode == 0 and "installing" in again.stdout
 
+    def test_an_installation_that_leaves_nothing_that_serves(self, tmp_path):
+        """install.sh asks for less than the tests do, and takes the k2 that it has installed for one that can be imported."""
+        tools = self.checkout(tmp_path) / "tools"
+        shutil.copy(ROOT / "tools" / "activate.sh", tools)
+        python = self.fake_python(tools / "venv" / "bin" / "python", "3.11", code=1)
+        (tools / "install.sh").write_text("#!/bin/bash\necho is ready\n")
+        done = run("bash", "-c", f"source {tools}/activate.sh; activate_environment --tests --python {python} && echo goes on")
+        assert done.returncode == 1 and done.stdout == "is ready\n"
+        assert done.stderr == (f"error: {python} does not serve either (see above): rm -r {python.parents[1]}, and this command "
+                               "makes it anew\n")
+
     @pytest.mark.parametrize("codes, said", [("71", "is on a file system without locks"), ("1 0", "waiting for it")])
     def test_a_lock_that_cannot_be_had(self, tmp_path, codes, said):
         """By what flock(1) ends with: 1 where another has it, else that there is no such thing here."""
@@ -256,6 +267,7 @@ def test_the_scripts_find_their_folder_whatever_cdpath_is(tmp_path, script, said
         (checkout / "tools" / "activate.sh").write_text("activate_environment() { PYTHON=echo; }\n")
     call = ["bash", script, *words]
     if script == "tools/activate.sh":
+        TestInstall.fake_python(checkout / "tools" / "venv" / "bin" / "python", "3.11")
         (checkout / "tools" / "install.sh").write_text("#!/bin/bash\necho found it\n")
         call = ["bash", "-c", f"source {script}; activate_environment --python /no/such/python"]
     done = run(*call, cwd=checkout, env={**os.environ, "CDPATH": str(checkout)})
@@ -305,17 +317,35 @@ def test_the_benchmark_ends_with_an_error_that_leaves_the_gpu_dead(monkeypatch, 
         assert f"torchaudio cannot take (2, 6, 3, 5, 2): {error}" in capsys.readouterr().out
 
 
+# A Python that has nothing of ours.
+BARE = [Path(sys.base_prefix) / "bin" / "python3", "-E", "-s"]
+
+
 @pytest.mark.parametrize("tool", ["bench_rnnt.py", "bench_streaming.py", "bench_training.py", "new_recipe.py",
                                   "transcribe.py"])
 def test_the_tools_find_their_environment(tool, tmp_path):
     """With a Python that has nothing of ours: in the environment beside the tool, or one line that says how to make it."""
-    bare = [Path(sys.base_prefix) / "bin" / "python3", "-E", "-s"]
-    if run(*bare, "-c", "import kdlib", cwd=tmp_path).returncode == 0:
+    if run(*BARE, "-c", "import kdlib", cwd=tmp_path).returncode == 0:
         pytest.skip("kdlib is installed for every Python here")
     if (ROOT / "tools" / "venv" / "bin" / "python").exists():
-        assert "usage: " + tool in run(*bare, ROOT / "tools" / tool, "--help").stdout
+        assert "usage: " + tool in run(*BARE, ROOT / "tools" / tool, "--help").stdout
     for name in (tool, "environment.py"):
         shutil.copy(ROOT / "tools" / name, tmp_path)
-    alone = run(*bare, tmp_path / tool, "--help")
+    alone = run(*BARE, tmp_path / tool, "--help")
     assert alone.returncode == 1 and alone.stderr.startswith("error: kdlib is not installed: tools/install.sh")
     assert "Traceback" not in alone.stderr
+
+
+@pytest.mark.parametrize("mode, said", [(0o755, "finds no kdlib"), (0o644, "does not start (Permission denied)")])
+def test_an_environment_that_does_not_serve_is_tried_once(tmp_path, mode, said):
+    if run(*BARE, "-c", "import kdlib", cwd=tmp_path).returncode == 0:
+        pytest.skip("kdlib is installed for every Python here")
+    for name in ("new_recipe.py", "environment.py"):
+        shutil.copy(ROOT / "tools" / name, tmp_path)
+    python, starts = tmp_path / "venv" / "bin" / "python", tmp_path / "starts"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/bash\necho >>{starts}; (($(wc -l <{starts}) < 5)) && exec {BARE[0]} -E -s "$@"\n')
+    python.chmod(mode)
+    done = run(*BARE, tmp_path / "new_recipe.py", "--help", cwd=tmp_path)
+    assert done.returncode == 1 and done.stderr == f"error: {python} {said}: tools/install.sh mends it\n"
+    assert len(starts.read_text()) == 1 if mode == 0o755 else not starts.exists()
