@@ -13,7 +13,11 @@ from kdlib.config import LangConfig, TrainConfig, load_config
 from kdlib.lang import Lang, train_lang
 from kdlib.planning import measure_model
 
-SCRIPT = Path(__file__).resolve().parents[1] / "local" / "plan.py"
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPT = ROOT / "local" / "plan.py"
+# conf/ of each recipe, and the folders in it that --settings names.
+SETTINGS = [(recipe, name) for recipe in ("aishell", "fsdd", "librispeech", "voice_commands")
+            for name in (".", *sorted(path.name for path in (ROOT / "egs" / recipe / "conf").iterdir() if path.is_dir()))]
 TEACHER = {"model": {"num_layers": 4, "encoder_dim": 32, "head_dim": 8, "feedforward_dim": 96, "dropout": 0.2},
            "training": {"num_epochs": 10, "updates_per_epoch": 5}, "data": {"curriculum": {"updates": 7}}}
 PLAN = {"target_compression": 40,
@@ -222,3 +226,17 @@ def test_sizes_follow_from_a_target(folder):
     assert sizes["teacher"] == 100.0 and 50 < sizes["stage1"] < 60 and 32 < sizes["stage2"] <= 35
     done = plan(folder, stages={**stages, "plan": {"stages": 1, "target": "65%"}})
     assert done.returncode == 1 and "2 stages are listed, plan.stages is 1" in done.stderr
+
+
+@pytest.mark.parametrize("recipe, settings", SETTINGS)
+def test_every_recipes_settings_have_a_plan_for_a_smoke_run(folder, recipe, settings):
+    """What stage 6 of `run.sh --smoke --settings NAME` does, and no curriculum that would take as long as a real run's."""
+    conf = ROOT / "egs" / recipe / "conf"
+    files = {name: path if (path := conf / settings / name).exists() else conf / name
+             for name in ("smoke.conf", "teacher.yaml", "progressive.yaml")}
+    smoke = [line for line in files["smoke.conf"].read_text().splitlines()
+             if not line.startswith(("#", "fbank.", "lang.", "decode."))]
+    done = run_script(SCRIPT, "--config", files["progressive.yaml"], "--teacher-config", files["teacher.yaml"], "--lang",
+                      folder / "lang", "--output", folder / "conf", *smoke)
+    assert done.returncode == 0, done.stderr
+    assert load_config(TrainConfig, files["teacher.yaml"], smoke).data.curriculum.updates == 0
