@@ -71,7 +71,7 @@ usage() {
     "--force" "run the stages again even where they are done" \
     "--settings NAME" "conf/NAME/ before conf/, with data-NAME/ and exp-NAME/${folders:+ (there is $folders)}" \
     "--jobs N" "processes that work side by side on data (the number of cores)" \
-    "--world-size N" "processes that train a model together (the number of GPUs; on a CPU of cores, up to 4)" \
+    "--world-size N" "processes that train a model together (the number of GPUs; on a CPU that of cores, up to 4)" \
     "--python PATH" "the Python to use, or to make tools/venv from when it lacks packages" \
     "--data DIR" "where data goes (data)" \
     "--exp DIR" "where models and results go (exp)" \
@@ -84,7 +84,8 @@ usage() {
   done
   echo
   echo "key=value changes a setting of the files in conf/: fbank.KEY of fbank.yaml, lang.KEY of lang.yaml, decode.KEY of"
-  echo "decode.yaml; any other key belongs to every training, for example training.num_epochs=2."
+  echo "decode.yaml; model.KEY of the teacher, and of the students what their stages do not set; any other key belongs to"
+  echo "every training, for example training.num_epochs=2."
 }
 
 # A path that the user gave: a relative one starts from the folder that run.sh was called in. However it is written, the
