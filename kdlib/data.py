@@ -1,5 +1,6 @@
 """Batches from Lhotse cuts: bucketed by duration, augmented reproducibly, resumable in the middle of an epoch."""
 
+import math
 import queue
 import random
 import warnings
@@ -20,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_worker_info
 
-from kdlib.config import DataConfig
+from kdlib.config import DataConfig, SpecAugmentConfig
 from kdlib.conformer import subsampled_length
 from kdlib.cuts import TrainCuts, nbest_of, total_seconds, transcript
 from kdlib.errors import RecipeError, in_one_line, with_its_type
@@ -118,6 +119,17 @@ def _padded(labels: List[List[int]]) -> Tuple[Tensor, Tensor]:
     return symbols, torch.tensor([len(label) for label in labels])
 
 
+def _spec_augment(s: SpecAugmentConfig, frames: int, bins: int) -> SpecAugment:
+    """For features (N, frames, bins). Lhotse's masks are of fewer bins or frames than their size, which it takes for 1 or more,
+    as it does the number of frame masks: where there is room for none, one of size 1 masks nothing."""
+    most = s.max_frames_fraction * frames
+    count = min(s.num_frame_masks, math.ceil(most / s.frame_mask_size))
+    count, size, fraction = (count, s.frame_mask_size, s.max_frames_fraction) if 0 < count <= most else (1, 1, 1.0)
+    return SpecAugment(time_warp_factor=s.time_warp, num_feature_masks=s.num_feature_masks,
+                       features_mask_size=min(s.feature_mask_size, bins), num_frame_masks=count, frames_mask_size=size,
+                       max_frames_mask_fraction=fraction)
+
+
 class TransducerDataset(Dataset):
     """Planned batches to :class:`Batch`: reads the features, mixes in noise, masks (SpecAugment)."""
 
@@ -125,13 +137,7 @@ class TransducerDataset(Dataset):
         self.lang = lang
         self.config = config
         self.noise = noise if train and config.noise_probability > 0 else None
-        self.spec_augment = None
-        if train and config.spec_augment.enabled:
-            s = config.spec_augment
-            self.spec_augment = SpecAugment(
-                time_warp_factor=s.time_warp, num_feature_masks=s.num_feature_masks,
-                features_mask_size=s.feature_mask_size, num_frame_masks=s.num_frame_masks,
-                frames_mask_size=s.frame_mask_size, max_frames_mask_fraction=s.max_frames_fraction)
+        self.masks = train and config.spec_augment.enabled
 
     def __getitem__(self, planned: PlannedBatch) -> Union[Batch, RecipeError]:
         """The batch; or what is wrong with its features: as a value, since a worker's exceptions become tracebacks."""
@@ -152,8 +158,8 @@ class TransducerDataset(Dataset):
             except Exception as error:  # each storage has exceptions of its own
                 return RecipeError(f"the features of {ids[0]} or of another utterance in its batch cannot be read "
                                    f"({with_its_type(error)}): run stage 2 again with --force")
-            if self.spec_augment is not None and planned.progress >= self.config.spec_augment.start:
-                features = self.spec_augment(features)
+            if self.masks and planned.progress >= self.config.spec_augment.start:
+                features = _spec_augment(self.config.spec_augment, *features.shape[1:])(features)
         # The subsampling needs seven frames even to say that there is nothing.
         features = F.pad(features, (0, 0, 0, max(0, 7 - features.size(1))))
         return Batch(features, lengths.to(torch.int64), *_padded([self.lang.encode(text) for text in texts]), texts, ids,

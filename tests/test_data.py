@@ -160,6 +160,28 @@ def test_features_are_masked_from_where_the_config_says(corpus):
         assert torch.equal(learning[planned].features, other[planned].features) != masked
 
 
+@pytest.mark.parametrize("words, frames_masked, bins_masked", [
+    ("num_frame_masks=2 num_feature_masks=2", True, True),
+    ("num_frame_masks=0 num_feature_masks=2", False, True),
+    ("num_frame_masks=1 num_feature_masks=0", True, False),
+    ("num_frame_masks=0 num_feature_masks=0", False, False),
+    ("max_frames_fraction=0 num_feature_masks=1", False, True),
+    ("max_frames_fraction=0.005 num_feature_masks=0", False, False),  # of these utterances less than a frame
+    ("frame_mask_size=1 max_frames_fraction=0.02 num_feature_masks=0", False, False),
+    ("num_frame_masks=0 num_feature_masks=1 feature_mask_size=99", False, True),  # of 16 bins
+])
+def test_masks_of_frames_and_of_bins_and_none(corpus, words, frames_masked, bins_masked):
+    _, lang, train, _ = corpus
+    config = settings("data.spec_augment.max_frames_fraction=0.3",
+                      *(f"data.spec_augment.{word}" for word in words.split())).data
+    learning, other = (TransducerDataset(lang, config, train=train) for train in (True, False))
+    planned = plan_batch(list(train)[:20], seed=1, progress=1.0)
+    changed = learning[planned].features != other[planned].features
+    assert changed.all(2).any() == frames_masked and changed.all(1).any() == bins_masked
+    assert not changed.flatten(1).all(1).any()  # something is left of each utterance
+    assert changed.any() == (frames_masked or bins_masked)
+
+
 def test_cut_manifests_that_cannot_be_read(tmp_path):
     with pytest.raises(RecipeError, match="cuts.jsonl.gz is missing: run stage 2"):
         load_cuts(tmp_path / "cuts.jsonl.gz")
