@@ -1,8 +1,9 @@
 """The one exception that recipes show to people, and how scripts show it."""
 
 import errno
+import os
 import sys
-from typing import Callable, Optional
+from typing import Callable, Optional, Union
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -21,6 +22,13 @@ def with_its_type(error: BaseException, most: int = 200) -> str:
     return f"{type(error).__name__}: {in_one_line(error, most)}"
 
 
+def link_to_nothing(path: Union[str, os.PathLike]) -> Optional[str]:
+    """What to tell the user where ``path`` is a link to what is not there (a disk that is not mounted, for one), or None."""
+    if os.path.islink(path) and not os.path.exists(path):
+        return f"{path} is a link to {os.readlink(path)}, which is not there"
+    return None
+
+
 def known_failure(error: BaseException) -> Optional[str]:
     """What to tell the user of an error that is no defect of the program, or None."""
     if isinstance(error, RecipeError):
@@ -32,11 +40,14 @@ def known_failure(error: BaseException) -> Optional[str]:
         if error.errno in DISK_FULL:
             full = "no space left on the disk" if error.errno == errno.ENOSPC else "the quota of the disk is used up"
             return f"{full} while writing {error.filename or 'a file'}; free some space and run the same command again"
+        dangling = None if error.filename is None else link_to_nothing(error.filename)
+        if error.errno == errno.EEXIST and dangling:
+            return f"{dangling}: make or mount that, or name another"
         if error.errno == errno.EEXIST:  # only making a folder says so
             return f"{error.filename} is a file: a folder is to stand there; name another"
         if error.errno in (errno.ENOENT, errno.EACCES, errno.EISDIR, errno.ENOTDIR, errno.EROFS, errno.EPERM,
-                           errno.ENAMETOOLONG) and error.filename is not None:
-            return f"{error.filename}: {error.strerror}"
+                           errno.ENAMETOOLONG, errno.ELOOP, errno.EIO, errno.ESTALE) and error.filename is not None:
+            return dangling if error.errno == errno.ENOENT and dangling else f"{error.filename}: {error.strerror}"
     return None
 
 

@@ -213,7 +213,10 @@ def step(args: argparse.Namespace, command: Sequence[str]) -> int:
 
     try:
         stamp.parent.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
+    except (FileExistsError, NotADirectoryError) as error:
+        if os.path.islink(error.filename) and not os.path.exists(error.filename):
+            raise StepError(f"{error.filename} is a link to {os.readlink(error.filename)}, which is not there: make or mount "
+                            "that, or name another folder") from None
         raise StepError(f"a file stands where the folder {stamp.parent.parent} is to be: move it, or name another "
                         "folder") from None
     lock(stamp.parent)

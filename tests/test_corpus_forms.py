@@ -184,6 +184,16 @@ class TestForms:
         with pytest.raises(RecipeError, match=r"the parts a.b-c and a.b_c of .*corpus would both be called 'a.b-c': rename"):
             self.read("kaldi", tmp_path / "corpus")
 
+    @pytest.mark.parametrize("form, name", [("kaldi", "segments"), ("kaldi", "utt2spk"), ("kaldi", "wav.scp"),
+                                            ("manifests", "supervisions_dev.jsonl.gz")])
+    def test_a_link_to_nothing_is_no_file_that_was_left_out(self, tmp_path, form, name):
+        """Without its segments, for one, each recording would pass for an utterance."""
+        folder = {"kaldi": kaldi_corpus, "manifests": manifests_corpus}[form](tmp_path / "corpus")
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).symlink_to("/no/disk/file")
+        with pytest.raises(RecipeError, match=f"{name} is a link to /no/disk/file, which is not there: copy what it leads to"):
+            self.read(form, folder)
+
     def test_a_part_of_manifests_that_is_there_twice_is_refused(self, tmp_path):
         folder = manifests_corpus(tmp_path / "corpus")
         for kind in ("recordings", "supervisions"):

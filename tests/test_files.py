@@ -108,6 +108,15 @@ def test_folders_that_cannot_be(tmp_path):
         with pytest.raises(OSError) as failure:
             write_text(path, "text")
         assert said in known_failure(failure.value)
+    (tmp_path / "link").symlink_to("disk")
+    (tmp_path / "loop").symlink_to("loop")
+    for path, fails, said in (
+            ("link/exp", write_text, "link is a link to disk, which is not there: make or mount that, or name another"),
+            ("link", Path.read_text, "link is a link to disk, which is not there"),
+            ("loop", Path.read_text, "loop: Too many levels of symbolic links")):
+        with pytest.raises(OSError) as failure:
+            fails(tmp_path / path, *(["text"] if fails is write_text else []))
+        assert known_failure(failure.value) == f"{tmp_path}/{said}"
     assert known_failure(OSError(errno.EROFS, os.strerror(errno.EROFS), "/ro/x")) == "/ro/x: Read-only file system"
 
 

@@ -198,6 +198,7 @@ def test_empty_and_half_copied_folders_are_one_line(made_up, tmp_path):
     half = copy_of(made_up, tmp_path / "half")
     for path in (half / "recordings").glob("[5-9]_*.wav"):
         path.unlink()
+        path.symlink_to("nowhere.wav")  # no take either
     line = refused(run("get_corpus.py", "--corpus-dir", half, cwd=tmp_path, check=False))
     assert "1500 of 3000" in line and "5_george_0.wav" in line
     assert str(tmp_path / "nowhere") in refused(run("get_corpus.py", "--corpus-dir", tmp_path / "nowhere", cwd=tmp_path,

@@ -210,10 +210,14 @@ class TestStages0And1:
                      "(dev-clean is whole)", "--partial", "--test-sets"):
             assert said in line
         assert not (tree.parent / "data" / "corpus.json").exists()
+        (tree / "dev-clean" / "84" / "121123" / "84-121123-0001.flac").unlink()
+        (tree / "dev-clean" / "84" / "121123" / "84-121123-0001.flac").symlink_to("nowhere.flac")
+        line = refused(find(tree, "--parts", "dev-clean", check=False))
+        assert "dev-clean (4 utterances in 1 chapters; 1 more" in line and "dev-clean/84/121123/84-121123-0001.flac" in line
         # What CHAPTERS.TXT lists is missed, too.
         write_chapters(tree, {"dev-clean": ["84/121123", "84/999"]})
         line = refused(find(tree, "--parts", "dev-clean", check=False))
-        assert "only half of dev-clean (4 utterances in 1 chapters; 1 more" in line and "dev-clean/84/999" in line
+        assert "only half of dev-clean (4 utterances in 1 chapters; 2 more" in line and "dev-clean/84/999" in line
 
     def test_wrong_names_and_folders_are_one_line(self, tree):
         cwd = tree.parent
@@ -281,7 +285,10 @@ class TestSplittingAPart:
         audio.write_bytes(b"fLaC")
         choice = ["--speakers", "test-clean=2"]
         assert "19-198-0000.flac cannot be read" in refused(self.split(tree, *choice, check=False))
+        line = refused(self.split(tree, *choice, "--shortest", "1", output="others", check=False))
+        assert "19-198-0000.flac cannot be read" in line
         audio.unlink()
+        audio.symlink_to("nowhere.flac")
         line = refused(self.split(tree, *choice, output="others", check=False))
         assert "names 19-198-0000, of which there is no" in line
 

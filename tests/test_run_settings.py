@@ -38,6 +38,14 @@ class TestSettings:
             assert result.returncode == 1
             assert result.stderr.startswith(f"error: a file stands where the folder {folder} is to be")
 
+    def test_a_link_to_nothing_in_a_folders_place(self, toy, tmp_path):
+        """Such as a disk that is not mounted."""
+        (tmp_path / "link").symlink_to("/no/disk")
+        for folder in (tmp_path / "link", tmp_path / "link" / "below"):
+            result = toy("--data", folder)
+            assert result.returncode == 1 and result.stderr == (
+                f"error: {tmp_path}/link is a link to /no/disk, which is not there: make or mount that, or name another folder\n")
+
     def test_the_report_names_the_options_and_no_path_of_this_machine(self, toy, tmp_path):
         toy("--size", "20", "--corpus-dir", tmp_path, "training.seed=5")
         assert (toy.folder / "RESULTS.md").read_text() == "egs/toy/run.sh --size 20 --corpus-dir DIR training.seed=5"

@@ -6,14 +6,14 @@ from typing import Any, Dict, Iterator, List, Optional, Tuple
 from lhotse import Recording, RecordingSet, SupervisionSegment, SupervisionSet
 from tqdm import tqdm
 
-from kdlib.corpus_forms.shared import WHOLE, Part, all_channels, audio_base, read_text, recording_of
+from kdlib.corpus_forms.shared import WHOLE, Part, all_channels, audio_base, is_there, read_text, recording_of
 from kdlib.errors import RecipeError
 from kdlib.manifests import BadAudio, Skipped
 
 
 def read_kaldi(folder: Path, skipped: Skipped) -> Dict[str, Part]:
     """A Kaldi data folder (wav.scp, text, utt2spk and segments, the last two if there are any), or a folder of such."""
-    if (folder / "wav.scp").is_file():
+    if is_there(folder / "wav.scp"):
         return {WHOLE: _read_part(folder, skipped)}
     parts = sorted(path.parent for path in folder.glob("*/wav.scp"))
     if not parts:
@@ -45,9 +45,9 @@ def _read_part(folder: Path, skipped: Skipped) -> Part:
             skipped.add(name, f"{folder / 'text'}, line {number}: a second transcript of this id")
         texts.setdefault(name, text)
     speakers = {}
-    if (folder / "utt2spk").is_file():
+    if is_there(folder / "utt2spk"):
         speakers = {name: speaker for _, name, speaker in _entries(folder / "utt2spk")}
-    if (folder / "segments").is_file():
+    if is_there(folder / "segments"):
         times = list(_read_segments(folder / "segments", recordings, skipped))
     else:  # an utterance is a whole recording
         times = [(name, name, 0.0, recordings[name].duration, None) for name in texts if name in recordings]

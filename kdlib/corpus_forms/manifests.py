@@ -8,7 +8,7 @@ from lhotse import Recording, RecordingSet, SupervisionSegment, SupervisionSet
 from lhotse.audio import AudioSource
 from lhotse.utils import fastcopy
 
-from kdlib.corpus_forms.shared import WHOLE, Part, audio_base
+from kdlib.corpus_forms.shared import WHOLE, Part, audio_base, is_there
 from kdlib.errors import RecipeError, with_its_type
 from kdlib.manifests import Skipped
 
@@ -24,7 +24,7 @@ def read_manifests(folder: Path, skipped: Skipped) -> Dict[str, Part]:
             continue
         others = [folder / f"{match['prefix']}supervisions{match['part']}{suffix}"
                   for suffix in (match["suffix"], *{".jsonl", ".jsonl.gz"} - {match["suffix"]})]
-        other = next((some for some in others if some.is_file()), None)
+        other = next((some for some in others if is_there(some)), None)
         if other is None:
             skipped.add(path.name, f"{others[0].name} is not beside it, so it has no transcripts")
             continue

@@ -8,7 +8,7 @@ from typing import Any, Iterable, Tuple
 from lhotse import Recording, RecordingSet, SupervisionSet
 from lhotse.audio import AudioSource
 
-from kdlib.errors import RecipeError
+from kdlib.errors import RecipeError, link_to_nothing
 from kdlib.manifests import BadAudio, read_header
 
 Part = Tuple[RecordingSet, SupervisionSet]
@@ -29,6 +29,14 @@ def read_text(path: Path) -> str:
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path} is not UTF-8 (byte {error.start}): convert it, for example with "
                           "iconv -f latin1 -t utf-8") from None
+
+
+def is_there(path: Path) -> bool:
+    """Whether a file that need not be there is; :class:`RecipeError` for a link to nothing, which is no file left out."""
+    dangling = link_to_nothing(path)
+    if dangling:
+        raise RecipeError(f"{dangling}: copy what it leads to, or remove it")
+    return path.is_file()
 
 
 def audio_base(paths: Iterable[str], folder: Path) -> Path:

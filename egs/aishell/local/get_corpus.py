@@ -22,7 +22,7 @@ def silent_speakers(data: Path, transcript: Path) -> Tuple[List[str], int]:
     lines = transcript.read_text(encoding="utf-8-sig", errors="replace").splitlines()
     named = {found[1] for found in (re.match(r"\S*(S\d{4})W\d+\s", line) for line in lines) if found}
     heard = {folder.name for part in PARTS for folder in (data / "wav" / part).iterdir()
-             if next(folder.glob("*.wav"), None) is not None}
+             if any(path.is_file() for path in folder.glob("*.wav"))}
     return sorted(named - heard), len(named)
 
 
@@ -45,7 +45,7 @@ def find_corpus(folder: Path, partial: bool) -> Path:
     packed = len(list((data / "wav").glob("*.tar.gz")))
     remedy = f"unpack the {packed} archives of speakers in {data / 'wav'}" if packed else "unpack data_aishell.tgz again"
     for part in PARTS:
-        if next((data / "wav" / part).glob("*/*.wav"), None) is None:
+        if not any(path.is_file() for path in (data / "wav" / part).glob("*/*.wav")):
             raise RecipeError(f"{data / 'wav' / part} holds no recordings (SPEAKER/ID.wav): {remedy}")
     silent, speakers = silent_speakers(data, transcript)
     if silent and not partial:

@@ -30,7 +30,7 @@ def check_recordings(folder: Path) -> Path:
     if not folder.is_dir():
         raise RecipeError(f"{folder} is no folder: give the dataset's as --corpus-dir, or none to download it")
     recordings = folder / "recordings" if (folder / "recordings").is_dir() else folder
-    there = {entry.name for entry in os.scandir(recordings)}
+    there = {entry.name for entry in os.scandir(recordings) if entry.is_file()}  # a link to nothing is none
     wanted = [take.file_name for take in all_takes()]
     missing = [name for name in wanted if name not in there]
     if len(missing) == len(wanted):

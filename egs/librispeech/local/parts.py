@@ -64,7 +64,7 @@ def look_at(part: Path, listed: Set[str]) -> PartState:
     for folder in sorted(path for path in part.glob("*/*") if path.is_dir()):
         chapter = f"{folder.parent.name}/{folder.name}"
         there.add(chapter)
-        files = set(os.listdir(folder))
+        files = {entry.name for entry in os.scandir(folder) if entry.is_file()}  # a link to nothing is none
         transcript = folder / f"{folder.parent.name}-{folder.name}.trans.txt"
         if transcript.name not in files:
             lacks.append(f"{part.name}/{chapter}/{transcript.name}")

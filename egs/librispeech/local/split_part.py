@@ -6,7 +6,7 @@ import argparse
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Dict, List, Tuple
+from typing import Any, Callable, Dict, List, Tuple
 
 import soundfile
 
@@ -41,28 +41,34 @@ def read_shares(words: str) -> Dict[str, int]:
     return dict(zip(split_names(" ".join(name for name, _, _ in pairs)), (int(count) for _, _, count in pairs)))
 
 
+def read(reader: Callable[[Path], Any], audio: Path) -> Any:
+    """What a function of soundfile finds in a file; a RecipeError names one that it cannot read."""
+    try:
+        return reader(audio)
+    except soundfile.LibsndfileError as error:
+        raise RecipeError(f"{audio} cannot be read ({error.error_string.rstrip('.')}): copy it again") from None
+
+
 def utterances(speaker: Path, shortest: int) -> List[Tuple[Path, str]]:
     """(audio file, transcript) of a speaker."""
     found = []
     for transcript in sorted(speaker.glob("*/*.trans.txt")):
-        files = {path.stem: path for path in transcript.parent.iterdir() if path.suffix in (".flac", ".mp3")}
+        files = {path.stem: path for path in transcript.parent.iterdir()
+                 if path.suffix in (".flac", ".mp3") and path.is_file()}  # a link to nothing is none
         for id_, text in read_transcript(transcript):
             audio = files.get(id_)
             if audio is None:
                 raise RecipeError(f"{transcript} names {id_}, of which there is no .flac or .mp3 beside it")
             found.append((audio, text))
     if shortest:
-        found = sorted(found, key=lambda pair: soundfile.info(pair[0]).frames)[:shortest]
+        found = sorted(found, key=lambda pair: read(soundfile.info, pair[0]).frames)[:shortest]
     return found
 
 
 def write_flac(folder: Path, audio: Path) -> None:
     """The utterance as FLAC in its chapter's folder below ``folder``."""
     output = folder / audio.parent.parent.name / audio.parent.name / f"{audio.stem}.flac"
-    try:
-        samples, rate = soundfile.read(audio)
-    except soundfile.LibsndfileError as error:
-        raise RecipeError(f"{audio} cannot be read ({error.error_string.rstrip('.')}): copy it again") from None
+    samples, rate = read(soundfile.read, audio)
     output.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(output) as temporary:
         soundfile.write(temporary, samples, rate, format="FLAC", subtype="PCM_16")
