@@ -1,11 +1,12 @@
 """Tables, a plot of error against size, and a description of the machine, for the reports of recipes."""
 
+import datetime
 import math
 import os
 import platform
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, List, Mapping, Optional, Sequence
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence
 
 from kdlib.errors import RecipeError
 from kdlib.files import PathLike, atomic_path
@@ -84,6 +85,24 @@ def describe_machine() -> Dict[str, object]:
 def name_processor(machine: Mapping[str, object]) -> str:
     """Of what :func:`describe_machine` returns, such as "AMD EPYC, 2 cores"."""
     return f"{machine['processor']}, {machine['cores']} core{'' if machine['cores'] == 1 else 's'}"
+
+
+def describe_trainings(trainings: Iterable[Mapping[str, Any]]) -> List[str]:
+    """On what and by how many processes models were trained, as far as their done.json say, each way once."""
+    return list(dict.fromkeys(_describe_training(training) for training in trainings if training.get("device")))
+
+
+def _describe_training(training: Mapping[str, Any]) -> str:
+    machine, processes = training.get("machine"), training.get("processes")
+    return (training["device"] + (f" of {name_processor(machine)}" if machine else "")
+            + (f", {processes} process{'' if processes == 1 else 'es'}" if processes else "")
+            + (f", in {training['precision']}" if training.get("precision", "float32") != "float32" else ""))
+
+
+def newest_date(paths: Iterable[Path]) -> str:
+    """The day (UTC) on which the last of these files was written."""
+    newest = max(path.stat().st_mtime for path in paths)
+    return datetime.datetime.fromtimestamp(newest, datetime.timezone.utc).date().isoformat()
 
 
 def plot_wer_against_size(path: PathLike, chain: Sequence[SizedModel], others: Sequence[SizedModel],

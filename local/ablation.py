@@ -21,11 +21,11 @@ from typing import Any, Dict, List
 from kdlib.comparison import ablation_table, drawn_over, headline, rate_name, rate_names, read_summary, reference_words
 from kdlib.config import TrainConfig, config_to_dict, load_config, merge_config, save_config
 from kdlib.errors import RecipeError, run_main
-from kdlib.files import write_text
+from kdlib.files import read_record, write_text
 from kdlib.lang import Lang
 from kdlib.plan_config import ProgressiveConfig
 from kdlib.planning import check_chain, stage_configs
-from kdlib.report import describe_machine, markdown_table, name_processor, plain_table
+from kdlib.report import describe_trainings, markdown_table, newest_date, plain_table
 
 ARMS = "arms.txt"  # a line for each arm: its name and how many stages it has
 
@@ -106,7 +106,7 @@ def write_tables(args, config: AblationConfig) -> None:
     if unplanned:
         raise RecipeError(f"{args.exp / ARMS} knows no arm {unplanned[0]!r} of {args.config}: run stage 10 again")
     arms = {name: read_arm(args.exp, name, int(stages[name])) for name in config.arms}
-    machine, (first, *others) = describe_machine(), arms
+    first, *others = arms
     for name in others:
         if reference_words(arms[name]) != reference_words(arms[first]):
             raise RecipeError(f"arm {name!r} was decoded on other test data than {first!r}: run stage 10 again")
@@ -114,9 +114,14 @@ def write_tables(args, config: AblationConfig) -> None:
     teacher = read_summary(args.teacher, "teacher", "run stage 5 again")
     taught = ", ".join(f"{rate_name(test)} {name} {headline(test)['wer']:.2f}"
                        for name, test in teacher["test_sets"].items())
+    models = [args.exp / f"{name}-stage{number}" for name in arms for number in range(1, int(stages[name]) + 1)]
+    done = [model / "done.json" for model in models if (model / "done.json").exists()]
+    trained = describe_trainings(read_record(path, "run stage 10 again") for path in done)
     text = (f"# Ablation of {args.recipe}\n\nWritten by `{args.command}`, with `conf/ablation.yaml`; every figure comes "
-            f"from the files of one run, one seed. Machine: {name_processor(machine)}.\n\n"
-            f"Their teacher: {teacher['parameters']:,} parameters, {teacher['updates']:,} updates, {taught}.\n\n"
+            "from the files of one run, one seed.\n\n"
+            f"- Date of the run: {newest_date(model / 'decode' / 'summary.json' for model in models)}\n"
+            + (f"- Trained on {'; '.join(trained)}\n" if trained else "")
+            + f"\nTheir teacher: {teacher['parameters']:,} parameters, {teacher['updates']:,} updates, {taught}.\n\n"
             f"{rate_names(tests)} in per cent; in brackets the difference to the first row and its p-value (paired "
             f"bootstrap over {drawn_over(tests)}, two-sided; it knows nothing of other seeds). Updates are those of all stages. "
             "delay / 90%: milliseconds from a word's end to the frame that emits it, mean and 90th percentile, as in "

@@ -7,7 +7,6 @@ from anywhere else.
 """
 
 import argparse
-import datetime
 import shlex
 from pathlib import Path
 from typing import Any, Dict, List, Optional
@@ -19,8 +18,8 @@ from kdlib.config import load_config
 from kdlib.errors import RecipeError, run_main
 from kdlib.files import read_json, write_json, write_text
 from kdlib.plan_config import ProgressiveConfig
-from kdlib.report import (SizedModel, describe_machine, format_duration, markdown_table, name_processor, plain_table,
-                          plot_wer_against_size)
+from kdlib.report import (SizedModel, describe_machine, describe_trainings, format_duration, markdown_table, name_processor,
+                          newest_date, plain_table, plot_wer_against_size)
 
 # The baselines and how the plot calls them.
 BASELINES = {
@@ -119,26 +118,17 @@ def check_same_test_sets(exp: Path, summaries: Dict[str, Dict[str, Any]]) -> Non
 
 def describe_run(args: argparse.Namespace, summaries: Dict[str, Dict[str, Any]]) -> Dict[str, Any]:
     """What the run was: its command, when its last decoding ended (UTC), on what machine and with what software."""
-    newest = max((args.exp / model / "decode" / "summary.json").stat().st_mtime for model in summaries)
     trainings = [summary["training"] for summary in summaries.values()]
     return {
         "recipe": args.recipe,
         "command": args.command or f"egs/{args.recipe}/run.sh",
         "config": shown(args.config),
-        "date": datetime.datetime.fromtimestamp(newest, datetime.timezone.utc).date().isoformat(),
+        "date": newest_date(args.exp / model / "decode" / "summary.json" for model in summaries),
         "machine": summaries["teacher"]["training"].get("machine") or describe_machine(),
         "software": {key: list(dict.fromkeys(str(training[key]) for training in trainings if training.get(key)))
                      for key in ("torch", "k2", "rnnt_backend", "device")},
-        "trained_on": list(dict.fromkeys(describe_training(training) for training in trainings if training.get("device"))),
+        "trained_on": describe_trainings(trainings),
     }
-
-
-def describe_training(training: Dict[str, Any]) -> str:
-    """On what and by how many processes a model was trained, as far as its done.json says."""
-    machine, processes = training.get("machine"), training.get("processes")
-    return (training["device"] + (f" of {name_processor(machine)}" if machine else "")
-            + (f", {processes} process{'' if processes == 1 else 'es'}" if processes else "")
-            + (f", in {training['precision']}" if training.get("precision", "float32") != "float32" else ""))
 
 
 def report(args: argparse.Namespace, results: Dict[str, Any], table_text: str, late: str) -> str:

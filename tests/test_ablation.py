@@ -1,6 +1,7 @@
 """local/ablation.py: arms to configs, and their summaries to tables."""
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -85,6 +86,26 @@ def test_tables_compare_with_the_first_row(tmp_path):
     assert f"12.50 (+2.50, p {p:.3f})" in rows["two"]
     assert report.index("## Losses") < report.index("20.00") < report.index("10.00 (-10.00, p <0.0002)")
     assert "`egs/toy/run.sh --stage 10`" in report and "Losses" in done.stdout
+
+
+def test_the_report_says_when_and_on_what_the_arms_were_trained(tmp_path):
+    """Not where stage 10 wrote it."""
+    recipe = Recipe(tmp_path)
+    recipe("plan")
+    for model in ("mixture-stage1", "rnnt-stage1", "two-stage1", "two-stage2", "teacher"):
+        recipe.decoded(model, [1, 0, 2])
+        os.utime(tmp_path / "exp" / model / "decode" / "summary.json", (0, 86400 * (model == "two-stage1")))
+    assert recipe("table").returncode == 0
+    report = (tmp_path / "ABLATION.md").read_text()
+    assert "\n\n- Date of the run: 1970-01-02\n\nTheir teacher" in report and "achine" not in report
+    for model, cores in (("mixture-stage1", 8), ("rnnt-stage1", 8), ("two-stage2", 1)):
+        (tmp_path / "exp" / model / "done.json").write_text(json.dumps(
+            {"device": "cpu", "machine": {"processor": "Abacus", "cores": cores}, "processes": 2}))
+    assert recipe("table").returncode == 0
+    assert ("- Trained on cpu of Abacus, 8 cores, 2 processes; cpu of Abacus, 1 core, 2 processes\n\nTheir teacher"
+            in (tmp_path / "ABLATION.md").read_text())
+    (tmp_path / "exp" / "two-stage2" / "done.json").write_text("{")
+    assert "two-stage2/done.json is not valid JSON" in refused(recipe("table"))
 
 
 @pytest.mark.parametrize("change, said", [
