@@ -37,10 +37,11 @@ def add_decoding_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lang", type=Path, required=True, help="folder of stage 3")
     parser.add_argument("--config", type=Path, required=True, help="conf/decode.yaml")
     parser.add_argument("--test-sets", required=True, help="names, separated by spaces")
-    parser.add_argument("--epoch", type=int, help="the last one unless given")
+    parser.add_argument("--epoch", type=int, help="the epoch to decode with; the last one unless given")
     parser.add_argument("--avg", type=int, help="epochs to average; as the training's config says unless given")
-    parser.add_argument("--method", help="greedy_search, modified_beam_search or, with k2, fast_beam_search")
-    parser.add_argument("--beam", type=int, help="hypotheses of modified_beam_search")
+    parser.add_argument("--method", help="greedy_search, modified_beam_search or, with k2, fast_beam_search; "
+                        "as the config says unless given")
+    parser.add_argument("--beam", type=int, help="hypotheses of modified_beam_search; as the config says unless given")
     parser.add_argument("--chunk-size", type=int, help="frames of 40 ms; the model's unless given")
     parser.add_argument("--left-context", type=int, help="frames of 40 ms before the chunk; the "
                         "model's unless given; below 0, in local/decode.py alone: all there are")

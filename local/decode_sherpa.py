@@ -24,8 +24,8 @@ def get_args():
     parser.add_argument("--int8", action="store_true", help="the quantised files")
     parser.add_argument("--cuts", type=Path, required=True, help="folder with cuts_<test set>.jsonl.gz and their audio")
     parser.add_argument("--test-sets", required=True, help="names, separated by spaces")
-    parser.add_argument("--method", choices=METHODS, default=METHODS[0])
-    parser.add_argument("--beam", type=int, default=4, help="hypotheses of modified_beam_search")
+    parser.add_argument("--method", choices=METHODS, default=METHODS[0], help="the search (greedy_search)")
+    parser.add_argument("--beam", type=int, default=4, help="hypotheses of modified_beam_search (4)")
     return parser.parse_args()
 
 

@@ -21,10 +21,10 @@ def get_args():
     parser.add_argument("--lang", type=Path, required=True, help="folder of stage 3")
     parser.add_argument("--fbank-config", type=Path, required=True, help="conf/fbank.yaml")
     parser.add_argument("--output", type=Path, required=True, help="folder for the exported model")
-    parser.add_argument("--epoch", type=int, default=-1, help="the last one unless given")
+    parser.add_argument("--epoch", type=int, default=-1, help="the epoch to export; the last one unless given")
     parser.add_argument("--avg", type=int, default=-1, help="epochs to average; as the training's config says unless given")
     parser.add_argument("--chunk-size", type=int, help="frames of 40 ms; the model's unless given")
-    parser.add_argument("--left-context", type=int, help="frames of 40 ms; the model's unless given")
+    parser.add_argument("--left-context", type=int, help="frames of 40 ms before the chunk; the model's unless given")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for conf/fbank.yaml")
     return parser.parse_args()
 

@@ -20,7 +20,7 @@ def main():
     form.add_argument("--lhotse", metavar="NAME", help="a corpus that Lhotse prepares; with --corpus-dir")
     parser.add_argument("--corpus-dir", type=Path, help="folder of the corpus that Lhotse is to prepare")
     parser.add_argument("--output", type=Path, required=True, help="folder of the manifests")
-    parser.add_argument("--jobs", type=int, default=1, help="processes, where Lhotse's recipe uses several")
+    parser.add_argument("--jobs", type=int, default=1, help="processes, where Lhotse's recipe uses several (1)")
     args = parser.parse_args()
     require_positive(jobs=args.jobs)
     name, source = next((name, value) for name, value in vars(args).items()

@@ -37,7 +37,7 @@ def get_args():
     parser.add_argument("--part", type=parse_part, metavar="K/N", help="do the K-th of N parts of each cut set")
     parser.add_argument("--dask", metavar="ADDRESS", help="of a Dask scheduler, whose workers stand in this same folder; or "
                         "'local', for a cluster of JOBS processes on this machine")
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for conf/fbank.yaml")
     args = parser.parse_args()
     require_positive(jobs=args.jobs)
     return args

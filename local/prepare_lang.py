@@ -55,7 +55,7 @@ def main():
                         help="other cuts, whose characters that no token holds are counted")
     parser.add_argument("--proposed", type=int, default=0, metavar="SIZE",
                         help="while vocab_size is still this, it is the most: less text makes fewer")
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for conf/lang.yaml")
     args = parser.parse_args()
     config = load_config(LangConfig, args.config, args.overrides)
     named = read_texts(args.cuts)

@@ -75,7 +75,7 @@ def parse_args(argv: Optional[List[str]]) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True, help="folder for results.json, table.md and the plot")
     parser.add_argument("--report", type=Path, required=True, help="the report to write, such as RESULTS.md")
     parser.add_argument("--published", type=Path, help="Markdown to end the report with: figures of others to compare with")
-    parser.add_argument("--command", help="the command to name in the report (default: egs/RECIPE/run.sh)")
+    parser.add_argument("--command", help="the command to name in the report (egs/RECIPE/run.sh)")
     return parser.parse_args(argv)
 
 

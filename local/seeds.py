@@ -20,7 +20,7 @@ from kdlib.seeds import pool_seeds, seed_differences_table, seeds_table
 def get_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("exp", nargs="+", type=Path, help="folders of finished runs, one a seed")
-    parser.add_argument("--output", type=Path, help="a file for the report, in Markdown")
+    parser.add_argument("--output", type=Path, help="a file for the report, in Markdown, which is printed in any case")
     return parser.parse_args()
 
 

@@ -41,8 +41,8 @@ def get_args():
     parser.add_argument("--teacher", type=Path, help="folder of a finished model to distil from")
     parser.add_argument("--first-teacher", type=Path, help="the one to distil from where loss.distill_from is 'first'")
     parser.add_argument("--world-size", type=int, default=default_world_size(),
-                        help="processes that share each batch: one for each GPU, or for each core up to four")
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
+                        help="processes that share each batch (one for each GPU, or for each core up to four)")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for the config")
     return parser.parse_args()
 
 

@@ -44,10 +44,10 @@ OURS = "ours"
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--threads", type=int, default=2, help="of torch, on the CPU (default: 2)")
-    parser.add_argument("--repeats", type=int, default=9, help="of each candidate (default: 9)")
-    parser.add_argument("--only", choices=("loss", "growth", "fused", "bandwidth"), help="one of the tables")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to measure (cpu)")
+    parser.add_argument("--threads", type=int, default=2, help="of torch, on the CPU (2)")
+    parser.add_argument("--repeats", type=int, default=9, help="of each candidate (9)")
+    parser.add_argument("--only", choices=("loss", "growth", "fused", "bandwidth"), help="one of the tables (all)")
     parser.add_argument("--skip-torchaudio", action="store_true", help="whose full lattice takes seconds a call")
     args = parser.parse_args()
     if args.device == "cuda" and not torch.cuda.is_available():

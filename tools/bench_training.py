@@ -60,7 +60,7 @@ def get_args() -> argparse.Namespace:
     parser.add_argument("--vocab-size", type=int, help="tokens (as in the recipe's lang.yaml)")
     parser.add_argument("--world-size", type=int, default=default_world_size(), help="processes (as local/train.py)")
     parser.add_argument("--output", type=Path, help="a file for the tables in Markdown")
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for every training")
     args = parser.parse_args()
     require_positive(**{name: getattr(args, name) for name in ("hours", "updates", "warm_up", "tokens_per_second",
                                                                "vocab_size", "world_size")})

@@ -72,9 +72,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--corpus-dir", type=Path, help="folder that holds data_aishell, when it is on this machine already")
     parser.add_argument("--partial", action="store_true", help="take a corpus that lacks speakers")
-    parser.add_argument("--url", default=URL, help="where OpenSLR's resources are")
-    parser.add_argument("--download", type=Path, default=Path("data/download"), help="where the download goes")
-    parser.add_argument("--output", type=Path, default=Path("data/corpus.json"), help="says where the corpus is")
+    parser.add_argument("--url", default=URL, help="where OpenSLR's resources are (%(default)s)")
+    parser.add_argument("--download", type=Path, default=Path("data/download"),
+                        help="where the download goes (data/download)")
+    parser.add_argument("--output", type=Path, default=Path("data/corpus.json"),
+                        help="says where the corpus is (data/corpus.json)")
     options = parser.parse_args()
     data = find_corpus(options.corpus_dir or download(options.download, options.url), options.partial)
     print(f"read {data}: transcripts, and recordings of {', '.join(PARTS)}")

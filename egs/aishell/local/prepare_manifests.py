@@ -98,11 +98,13 @@ def evenly(segments: List[SupervisionSegment], hours: float) -> List[Supervision
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--corpus", type=Path, default=Path("data/corpus.json"), help="what stage 0 left")
-    parser.add_argument("--output", type=Path, default=Path("data/manifests"), help="folder of the manifests")
-    parser.add_argument("--hours", type=float, default=0, help="hours of training speech, chosen evenly; 0 for all")
-    parser.add_argument("--test-hours", type=float, default=0, help="the same of dev and of test")
-    parser.add_argument("--jobs", type=int, default=2, help="processes at once")
+    parser.add_argument("--corpus", type=Path, default=Path("data/corpus.json"),
+                        help="what stage 0 left (data/corpus.json)")
+    parser.add_argument("--output", type=Path, default=Path("data/manifests"),
+                        help="folder of the manifests (data/manifests)")
+    parser.add_argument("--hours", type=float, default=0, help="hours of training speech, chosen evenly; 0 for all (0)")
+    parser.add_argument("--test-hours", type=float, default=0, help="the same of dev and of test (0)")
+    parser.add_argument("--jobs", type=int, default=2, help="processes at once (2)")
     options = parser.parse_args()
     require_not_negative(hours=options.hours, test_hours=options.test_hours)
     require_positive(jobs=options.jobs)

@@ -97,9 +97,11 @@ def unpack(archive: Path, recordings: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Find or download the Free Spoken Digit Dataset.")
     parser.add_argument("--corpus-dir", type=Path, help="the dataset's folder, when it is on this machine already")
-    parser.add_argument("--url", default=URL, help="where the release archive is")
-    parser.add_argument("--download", type=Path, default=Path("data/download"), help="where the download goes")
-    parser.add_argument("--output", type=Path, default=Path("data/corpus.json"), help="says where the recordings are")
+    parser.add_argument("--url", default=URL, help="where the release archive is (%(default)s)")
+    parser.add_argument("--download", type=Path, default=Path("data/download"),
+                        help="where the download goes (data/download)")
+    parser.add_argument("--output", type=Path, default=Path("data/corpus.json"),
+                        help="says where the recordings are (data/corpus.json)")
     options = parser.parse_args()
     if options.corpus_dir is not None:
         recordings = check_recordings(options.corpus_dir)

@@ -80,17 +80,20 @@ def render(string: Dict, folder: Path, spread: float, seed: int) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Digit strings and their Lhotse manifests.")
-    parser.add_argument("--corpus", type=Path, default=Path("data/corpus.json"), help="what stage 0 left")
-    parser.add_argument("--output", type=Path, default=Path("data/manifests"), help="folder of the manifests")
-    parser.add_argument("--strings", type=Path, default=Path("data/strings"), help="folder of the audio")
-    parser.add_argument("--hours", type=float, default=3.4, help="hours of training strings")
-    parser.add_argument("--test-words", type=int, default=2100, help="reference digits in each test set, at least")
+    parser.add_argument("--corpus", type=Path, default=Path("data/corpus.json"),
+                        help="what stage 0 left (data/corpus.json)")
+    parser.add_argument("--output", type=Path, default=Path("data/manifests"),
+                        help="folder of the manifests (data/manifests)")
+    parser.add_argument("--strings", type=Path, default=Path("data/strings"), help="folder of the audio (data/strings)")
+    parser.add_argument("--hours", type=float, default=3.4, help="hours of training strings (3.4)")
+    parser.add_argument("--test-words", type=int, default=2100, help="reference digits in each test set, at least (2100)")
     parser.add_argument("--unseen-speaker", default="theo", choices=SPEAKERS + ("none",),
-                        help="whose takes training never hears")
+                        help="whose takes training never hears (theo)")
     parser.add_argument("--voice-spread", type=float, default=0.12,
-                        help="training strings are spoken this much faster or slower, pitch included; 0 for not at all")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--jobs", type=int, default=2, help="processes at once; the result does not depend on it")
+                        help="training strings are spoken this much faster or slower, pitch included; 0 for not at all "
+                             "(0.12)")
+    parser.add_argument("--seed", type=int, default=1, help="of the draw of the strings (1)")
+    parser.add_argument("--jobs", type=int, default=2, help="processes at once; the result does not depend on it (2)")
     options = parser.parse_args()
     require_positive(hours=options.hours, test_words=options.test_words, jobs=options.jobs)
     require_not_negative(seed=options.seed)

@@ -91,14 +91,15 @@ def find_librispeech(options: argparse.Namespace, parts: List[str]) -> Path:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Find or download LibriSpeech, and MUSAN where it is asked for.")
-    parser.add_argument("--parts", required=True, help="all that are wanted, separated by blanks")
+    parser.add_argument("--parts", required=True, help="all that are wanted, separated by spaces")
     parser.add_argument("--corpus-dir", type=Path, help="the corpus's folder, when it is on this machine already")
     parser.add_argument("--partial", action="store_true", help="take parts that are half there")
     parser.add_argument("--musan-dir", type=Path, help="MUSAN's folder, when it is on this machine already")
     parser.add_argument("--musan", action="store_true", help="download it without --musan-dir")
-    parser.add_argument("--url", default=URL, help="where openslr.org's resources are")
-    parser.add_argument("--download", type=Path, default=Path("data/download"), help="where downloads go")
-    parser.add_argument("--output", type=Path, default=Path("data/corpus.json"), help="says where the corpora are")
+    parser.add_argument("--url", default=URL, help="where openslr.org's resources are (%(default)s)")
+    parser.add_argument("--download", type=Path, default=Path("data/download"), help="where downloads go (data/download)")
+    parser.add_argument("--output", type=Path, default=Path("data/corpus.json"),
+                        help="says where the corpora are (data/corpus.json)")
     options = parser.parse_args()
     parts = split_names(options.parts)
     root = find_librispeech(options, parts)

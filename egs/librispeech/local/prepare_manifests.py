@@ -110,13 +110,15 @@ def write_noise(musan: Path, output: Path, jobs: int, file: SkippedFile) -> None
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Lhotse manifests of LibriSpeech.")
-    parser.add_argument("--corpus", type=Path, default=Path("data/corpus.json"), help="what stage 0 left")
-    parser.add_argument("--train-parts", required=True, help="parts to train on, separated by blanks")
+    parser.add_argument("--corpus", type=Path, default=Path("data/corpus.json"),
+                        help="what stage 0 left (data/corpus.json)")
+    parser.add_argument("--train-parts", required=True, help="parts to train on, separated by spaces")
     parser.add_argument("--dev-parts", required=True, help="parts for the dev loss, or held-out")
     parser.add_argument("--test-sets", required=True, help="parts to test on")
-    parser.add_argument("--max-utterances", type=int, default=0, help="of each part, evenly spaced; 0 for all")
-    parser.add_argument("--output", type=Path, default=Path("data/manifests"), help="folder of the manifests")
-    parser.add_argument("--jobs", type=int, default=2, help="processes or threads at once")
+    parser.add_argument("--max-utterances", type=int, default=0, help="of each part, evenly spaced; 0 for all (0)")
+    parser.add_argument("--output", type=Path, default=Path("data/manifests"),
+                        help="folder of the manifests (data/manifests)")
+    parser.add_argument("--jobs", type=int, default=2, help="processes or threads at once (2)")
     options = parser.parse_args()
     require_positive(jobs=options.jobs)
     require_not_negative(max_utterances=options.max_utterances)

@@ -50,9 +50,10 @@ def check(entry: Dict, corpus: Path, rate: int, noise: bool) -> Tuple[int, Optio
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Lhotse manifests of the spoken commands.")
-    parser.add_argument("--corpus", type=Path, default=Path("data/corpus"), help="what stage 0 made")
-    parser.add_argument("--output", type=Path, default=Path("data/manifests"), help="folder of the manifests")
-    parser.add_argument("--jobs", type=int, default=2, help="files checked at once")
+    parser.add_argument("--corpus", type=Path, default=Path("data/corpus"), help="what stage 0 made (data/corpus)")
+    parser.add_argument("--output", type=Path, default=Path("data/manifests"),
+                        help="folder of the manifests (data/manifests)")
+    parser.add_argument("--jobs", type=int, default=2, help="files checked at once (2)")
     options = parser.parse_args()
     require_positive(jobs=options.jobs)
     about = read_record(options.corpus / "corpus.json", _REMEDY, "sampling_rate")
