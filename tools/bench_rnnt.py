@@ -2,7 +2,7 @@
 """Times the transducer losses: ours, k2's (where it can be imported) and torchaudio's, side by side in one process.
 
     tools/bench_rnnt.py                   on the CPU: the losses, how they grow, and the fused losses
-    tools/bench_rnnt.py --device cuda     on a GPU: the losses with their joiner, and the bandwidth of the kernels
+    tools/bench_rnnt.py --device cuda     on a GPU: the losses with their joiner, the same, and the bandwidth of the kernels
 
 Every candidate of a row runs in turn, again and again, and the medians stand in the table; a ratio is the other's time
 or memory over ours, so above 1 means that ours is better. Memory is the peak during a call above what was held before
@@ -47,7 +47,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to measure (cpu)")
     parser.add_argument("--threads", type=int, default=2, help="of torch, on the CPU (2)")
     parser.add_argument("--repeats", type=int, default=9, help="of each candidate (9)")
-    parser.add_argument("--only", choices=("loss", "growth", "fused", "bandwidth"), help="one of the tables (all)")
+    parser.add_argument("--only", choices=("loss", "growth", "fused", "bandwidth"),
+                        help="one of the tables (all; bandwidth is of a GPU alone)")
     parser.add_argument("--skip-torchaudio", action="store_true", help="whose full lattice takes seconds a call")
     args = parser.parse_args()
     if args.device == "cuda" and not torch.cuda.is_available():
