@@ -17,19 +17,21 @@ VOCAB, UNK = 5, 2
 
 
 def model_of(seed: int) -> Transducer:
+    """Of a predictor that sees one to three labels, and with its blank at one of three places, all by the seed."""
     torch.manual_seed(seed)
-    model = Transducer(ModelConfig(num_features=16, encoder_dim=8, num_layers=1, num_heads=1, head_dim=4,
-                                   feedforward_dim=8, predictor_dim=8, joiner_dim=8), VOCAB).eval()
+    model = Transducer(ModelConfig(num_features=16, encoder_dim=8, num_layers=1, num_heads=1, head_dim=4, feedforward_dim=8,
+                                   predictor_dim=8, context_size=1 + seed % 3, joiner_dim=8), VOCAB, (0, 3, 4, 0)[seed % 4])
     with torch.no_grad():  # random outputs that prefer blank a little, so that all things happen
         model.joiner.out.weight.normal_(0, 2.0)
         model.joiner.out.bias.zero_()
-        model.joiner.out.bias[0] = 0.5
-    return model
+        model.joiner.out.bias[model.blank_id] = 0.5
+    return model.eval()
 
 
 def log_probs(model, frame, tokens):
     """(V,) of one encoder frame (C,) after the labels so far."""
-    context = torch.tensor([([-1, 0] + list(tokens))[-2:]])
+    size = model.config.context_size
+    context = torch.tensor([([-1] * (size - 1) + [model.blank_id] + list(tokens))[-size:]])
     predicted = model.joiner.predictor_proj(model.predictor(context))[0, 0]
     return model.joiner(model.joiner.encoder_proj(frame), predicted).log_softmax(-1)
 
@@ -47,7 +49,7 @@ def test_greedy_search_frame_by_frame(seed, cap):
                 found = log_probs(model, frame, tokens).detach()
                 best = int(found.argmax())
                 score += float(found[best])
-                if best in (0, UNK):
+                if best in (model.blank_id, UNK):
                     break
                 tokens.append(best)
         assert result == tokens
@@ -67,17 +69,18 @@ def test_a_beam_that_holds_everything_finds_the_best_label_sequence(seed):
             tokens, score = [], 0.0
             for frame, symbol in zip(frames[0], path):
                 score += float(log_probs(model, frame, tokens)[symbol])
-                if symbol not in (0, UNK):
+                if symbol not in (model.blank_id, UNK):
                     tokens.append(symbol)
             totals.setdefault(tuple(tokens), []).append(score)
     totals = {tokens: float(torch.tensor(scores, dtype=torch.float64).logsumexp(0)) for tokens, scores in totals.items()}
     ranked = nbest_search(model, frames, torch.tensor([4]), beam=1000, unk_id=UNK)[0]
     assert {hyp.tokens: hyp.score for hyp in ranked} == pytest.approx(totals, abs=1e-4)
     assert [hyp.score for hyp in ranked] == sorted((hyp.score for hyp in ranked), reverse=True)
-    best = max(totals, key=lambda tokens: totals[tokens] / (len(tokens) + 2))
+    size = model.config.context_size
+    best = max(totals, key=lambda tokens: totals[tokens] / (len(tokens) + size))
     found = tuple(modified_beam_search(model, frames, torch.tensor([4]), beam=1000, unk_id=UNK)[0])
     # Two sequences may be equally good to float32.
-    assert found == best or totals[found] / (len(found) + 2) == pytest.approx(totals[best] / (len(best) + 2), abs=1e-5)
+    assert found == best or totals[found] / (len(found) + size) == pytest.approx(totals[best] / (len(best) + size), abs=1e-5)
 
 
 @given(st.integers(0, 10 ** 6))
@@ -92,7 +95,7 @@ def test_where_paths_meet_the_likelier_one_says_when_labels_were_heard(seed):
             found = {}
             for tokens, (score, heard) in beam.items():
                 for token, more in enumerate(log_probs(model, frame, tokens).double().tolist()):
-                    new = token not in (0, UNK)
+                    new = token not in (model.blank_id, UNK)
                     found.setdefault(tokens + (token,) * new, []).append((score + more, heard + (place,) * new))
             beam = {tokens: (float(torch.tensor([score for score, _ in ways], dtype=torch.float64).logsumexp(0)), max(ways)[1])
                     for tokens, ways in found.items()}

@@ -153,12 +153,13 @@ def test_the_joiner_adds_what_it_is_given():
     torch.testing.assert_close(joiner(ours, theirs), want)
 
 
-def test_a_new_model_says_blank_nine_times_in_ten():
+@pytest.mark.parametrize("blank", [0, 4])
+def test_a_new_model_says_blank_nine_times_in_ten(blank):
     """Of every output layer; of the simple joiner both sides together."""
-    model = model_of(tiny())
+    model = Transducer(tiny(), VOCAB, blank)
     simple = model.simple_am(torch.zeros(24)) + model.simple_lm(torch.zeros(20))
     for logits in (model.joiner.out(torch.zeros(18)), model.ctc(torch.zeros(24)), simple):
-        assert logits.softmax(-1)[0].item() == pytest.approx(0.9, abs=0.01)
+        assert logits.softmax(-1)[blank].item() == pytest.approx(0.9, abs=0.01)
 
 
 def test_parameter_count_leaves_training_heads_out():

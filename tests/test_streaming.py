@@ -19,7 +19,7 @@ def model_of(seed: int) -> Transducer:
     torch.manual_seed(seed)
     model = Transducer(ModelConfig(num_features=16, subsampling_channels=4, encoder_dim=24, num_layers=2, num_heads=2,
                                    head_dim=8, feedforward_dim=32, kernel_size=5, chunk_size=4, left_context=8,
-                                   predictor_dim=20, joiner_dim=18), VOCAB).eval()
+                                   predictor_dim=20, context_size=1 + seed % 3, joiner_dim=18), VOCAB).eval()
     with torch.no_grad():  # outputs that differ from frame to frame and prefer blank a little
         model.joiner.out.weight.normal_(0, 2.0)
         model.joiner.out.bias.zero_()
@@ -34,10 +34,11 @@ def test_streams_hear_what_the_full_pass_hears(data):
     chunk = data.draw(st.sampled_from([2, 4, 8, 16]))
     left = data.draw(st.integers(0, 20))
     lengths = data.draw(st.lists(st.integers(0, 150), min_size=1, max_size=4))
-    method, search = data.draw(st.sampled_from([("greedy_search", greedy_search),
-                                                ("modified_beam_search", modified_beam_search)]))
+    # A beam of 20 is wider than what a young stream has to choose from.
+    method, search, options = data.draw(st.sampled_from([
+        ("greedy_search", greedy_search, {}), *(("modified_beam_search", modified_beam_search, {"beam": n}) for n in (4, 20))]))
     audio = [torch.randn(length, 16) for length in lengths]
-    recogniser = StreamingRecogniser(model, chunk, left, DecodeConfig(method))
+    recogniser = StreamingRecogniser(model, chunk, left, DecodeConfig(method, **options))
     streams = [recogniser.create_stream() for _ in audio]
     places = [0] * len(audio)
     while not all(stream.ended for stream in streams):  # pieces of any length, in any order
@@ -55,7 +56,7 @@ def test_streams_hear_what_the_full_pass_hears(data):
     for features, stream in zip(audio, streams):
         padded = torch.nn.functional.pad(features, (0, 0, 0, max(0, 7 - len(features))))
         encoded, frames, _ = model.encoder(padded[None], torch.tensor([len(features)]), chunk, left)
-        assert list(stream.result.tokens) == search(model, encoded, frames)[0]
+        assert list(stream.result.tokens) == search(model, encoded, frames, **options)[0]
         assert stream.search.num_frames == frames.item()
         assert len(stream.result.frames) == len(stream.result.tokens)
         assert list(stream.result.frames) == sorted(stream.result.frames) and \
@@ -101,12 +102,20 @@ def test_what_a_stream_refuses():
     recogniser.decode([])
     young, same = recogniser.create_stream(), recogniser.create_stream()
     features = torch.randn(40, 16)
-    young.accept(features[:5])
+    young.accept(features[:18])
     with pytest.raises(ValueError, match="a stream has no chunk to run"):
         recogniser.decode([young])
-    young.accept(features[5:])  # what it had is not lost
+    young.accept(features[18:19])
+    assert recogniser.ready(young)  # no sooner and no later
+    young.accept(features[19:])  # what it had is not lost
     same.accept(features)
     recogniser.run([young, same])
     assert young.result.tokens == same.result.tokens and young.search.num_frames == 8
+    short = recogniser.create_stream()
+    short.accept(features[:6])
+    short.end()
+    assert not recogniser.ready(short)  # the subsampling makes nothing of them
     with pytest.raises(ValueError, match="streams need chunks: chunk_size is 0"):
         StreamingRecogniser(model_of(0), chunk_size=0)
+    with pytest.raises(ValueError, match="streams need chunks: chunk_size is 4, left_context -1"):
+        StreamingRecogniser(model_of(0), left_context=-1)
