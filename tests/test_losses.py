@@ -47,7 +47,8 @@ def test_agreement_costs_nothing_and_has_no_gradient(seed, vocab):
         assert gradient.abs().max() < 1e-12
 
 
-def test_values_by_their_definitions():
+@pytest.mark.parametrize("blank", [0, 3])
+def test_values_by_their_definitions(blank):
     student, teacher, labels, mask = lattice(3)
     tau = 2.0
     p, q = (student / tau).softmax(-1), (teacher / tau).softmax(-1)
@@ -57,14 +58,14 @@ def test_values_by_their_definitions():
         for t, r in mask[n].nonzero().tolist():
             a, b, y = q[n, t, r], p[n, t, r], int(labels[n, t, r])
             f.append((a * (a / b).log()).sum())
-            classes = [a[0], b[0]], [1 - a[0], 1 - b[0]]
-            if y != 0:
-                classes = [a[0], b[0]], [a[y], b[y]], [1 - a[0] - a[y], 1 - b[0] - b[y]]
+            classes = [a[blank], b[blank]], [1 - a[blank], 1 - b[blank]]
+            if y != blank:
+                classes = [a[blank], b[blank]], [a[y], b[y]], [1 - a[blank] - a[y], 1 - b[blank] - b[y]]
             c.append(sum(x * (x / z).log() for x, z in classes))
         full.append(torch.stack(f).mean())
         collapsed.append(torch.stack(c).mean())
     torch.testing.assert_close(lattice_kl(student, teacher, mask, tau), tau ** 2 * torch.stack(full).mean())
-    torch.testing.assert_close(collapsed_kl(student, teacher, labels, mask, 0, tau),
+    torch.testing.assert_close(collapsed_kl(student, teacher, labels, mask, blank, tau),
                                tau ** 2 * torch.stack(collapsed).mean())
 
 
@@ -85,7 +86,8 @@ def test_the_teacher_gets_no_gradient():
     student.requires_grad_()
     encoder = torch.randn(2, 4, 3, requires_grad=True)
     target = torch.randn(2, 4, 3, requires_grad=True)
-    (lattice_kl(student, teacher, mask) + collapsed_kl(student, teacher, labels, mask)
+    other = lattice_kl_at(student, teacher.float()).sum()  # of two dtypes, which the compiled loops do not take
+    (lattice_kl(student, teacher, mask) + collapsed_kl(student, teacher, labels, mask) + other
      + encoder_mse(encoder, target, torch.tensor([4, 2]))).backward()
     assert teacher.grad is None and target.grad is None
     assert student.grad is not None and encoder.grad is not None
@@ -202,7 +204,10 @@ def test_gradients_of_the_encoder_losses(name):
 
 @pytest.mark.parametrize("filler", [float("nan"), INF])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_what_padding_holds_reaches_neither_loss_nor_gradient(filler, dtype):
+@pytest.mark.parametrize("compiled", [True, False])
+def test_what_padding_holds_reaches_neither_loss_nor_gradient(filler, dtype, compiled, monkeypatch):
+    if not compiled:
+        monkeypatch.setattr(losses.cpu, "available", lambda: False)
     student, teacher, labels, mask = lattice(3)
     student, teacher, lengths = student.to(dtype), teacher.to(dtype), torch.tensor([4, 2])
     frames = torch.arange(4) < lengths.unsqueeze(1)
@@ -323,6 +328,7 @@ def test_weights_without_a_path_are_the_plain_ones():
     boundary = torch.tensor([[0, 0, 2, 1]])  # two labels in one frame: not in a modified lattice
     weights = losses.occupancy_weights(label, blank, ranges, boundary, mask, "modified")
     torch.testing.assert_close(weights, losses.node_weights(mask))
+    assert not losses.node_weights(~mask).any()  # nothing, and no nan
 
 
 @given(st.data())
