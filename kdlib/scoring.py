@@ -169,10 +169,10 @@ def read_recogs(path: PathLike) -> List[Tuple[str, List[str], List[str]]]:
                 cut_id, hyp_mark, hyp = line.rstrip("\n").partition(":\thyp=")
             try:
                 if ref_mark:
-                    references[cut_id] = ast.literal_eval(ref)
+                    references[cut_id] = _words(ref)
                 else:
-                    results.append((cut_id, references.pop(cut_id), ast.literal_eval(hyp)))
-            except (KeyError, SyntaxError, ValueError):
+                    results.append((cut_id, references.pop(cut_id), _words(hyp)))
+            except (KeyError, SyntaxError, TypeError, ValueError):
                 raise RecipeError(f"{path}, line {number}: expected 'id:\\tref=[...]' followed by 'id:\\thyp=[...]'; "
                                   "decode again") from None
     if references:
@@ -182,6 +182,13 @@ def read_recogs(path: PathLike) -> List[Tuple[str, List[str], List[str]]]:
     except RecipeError as error:
         raise RecipeError(f"{path}: {error}") from None
     return results
+
+
+def _words(text: str) -> List[str]:
+    words = ast.literal_eval(text)
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        raise ValueError("no list of words")
+    return words
 
 
 def write_error_stats(path: PathLike, test_set_name: str, results: Iterable[Result]) -> ErrorCounts:

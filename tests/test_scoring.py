@@ -158,7 +158,8 @@ def test_a_string_is_not_taken_for_a_word_list():
 
 
 @pytest.mark.parametrize("text", ["u1:\thyp=['A']\n", "nonsense\n", "u1:\tref=['A'\nu1:\thyp=[]\n", "u1:\tref=['A']\n",
-                                  "u1:\tref=['A']\nu1:\thyp=['A']\n" * 2, "\xff\xfe\n"])
+                                  "u1:\tref=['A']\nu1:\thyp=['A']\n" * 2, "\xff\xfe\n",
+                                  "u1:\tref='A'\nu1:\thyp=[]\n", "u1:\tref=[1]\nu1:\thyp=[]\n", "u1:\tref={[]: 1}\n"])
 def test_a_damaged_recogs_file_is_named(tmp_path, text):
     (tmp_path / "recogs.txt").write_text(text, encoding="latin-1")
     with pytest.raises(RecipeError, match="recogs.txt"):
@@ -177,6 +178,9 @@ def test_errors_are_counted_by_take_over_all_utterances():
     assert errors_by_take(results, takes) == ([1, 3], [2, 2])
     with pytest.raises(RecipeError, match="b has 1 takes and 2 words"):
         errors_by_take(results, {**takes, "b": ["1_ann_0"]})
+    assert errors_by_take([("d", ["ONE", "TWO"], ["SIX", "ONE", "TWO"])], {"d": ["y", "x"]}) == ([0, 1], [1, 1])
+    with pytest.raises(RecipeError, match="e has 0 takes and 0 words"):
+        errors_by_take([("e", [], ["ONE"])], {"e": []})
 
 
 def test_takes_are_those_of_all_cuts_or_of_none():
