@@ -45,7 +45,8 @@ def test_stage_1_of_a_recipe_that_was_written(tmp_path, given, said):
     ("egs/aishell/local/prepare_manifests.py --test-hours inf", "--test-hours inf"),
     ("egs/fsdd/local/prepare_manifests.py --seed -1", "--seed -1"),
     ("egs/librispeech/local/prepare_manifests.py --train-parts a --dev-parts b --test-sets c --jobs 0", "--jobs 0"),
-    ("egs/voice_commands/local/prepare_manifests.py --jobs 0", "--jobs 0")])
+    ("egs/voice_commands/local/prepare_manifests.py --jobs 0", "--jobs 0"),
+    ("tools/bench_rnnt.py --threads 0", "--threads 0"), ("tools/bench_rnnt.py --repeats -1", "--repeats -1")])
 def test_scripts_say_so_in_one_line(tmp_path, command, said):
     script, *words = command.split()
     done = run_script(ROOT / script, *words, cwd=tmp_path)

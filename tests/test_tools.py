@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from scripts import load, run
+from scripts import load, refused, run
 
 ROOT = Path(__file__).resolve().parent.parent
 INSTALL = ROOT / "tools" / "install.sh"
@@ -292,6 +292,21 @@ def test_the_benchmark_takes_what_torchaudio_can_index_on_a_gpu():
         n, t, u, v, r = bench_rnnt.indexable(*size)
         nodes = t * (u + 1) * v
         assert (t, u, v, r) == size[1:] and n * nodes < 2**31 and (n == size[0] or (n + 1) * nodes >= 2**31)
+
+
+@pytest.mark.parametrize("words, said", [(["--only", "bandwidth"], "it is a GPU's"), (["--device", "cuda"], "torch sees no GPU")])
+def test_the_benchmark_refuses_what_cannot_be_measured_here(words, said):
+    if "cuda" in words and torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    assert refused(run(sys.executable, ROOT / "tools" / "bench_rnnt.py", *words)).startswith(f"error: {' '.join(words)}: {said}")
+
+
+def test_the_benchmark_says_that_there_is_no_torchaudio(monkeypatch, capsys):
+    import bench_rnnt
+
+    monkeypatch.setitem(sys.modules, "torchaudio.functional", None)
+    assert bench_rnnt.torchaudio_call(bench_rnnt.Batch(2, 6, 3, 5, 2, "cpu"), "cpu") is None
+    assert capsys.readouterr().out.startswith("torchaudio cannot be imported, so there is no row of it: ")
 
 
 @pytest.mark.parametrize("device, error, ends", [

@@ -31,8 +31,10 @@ from torch import Tensor  # noqa: E402
 
 from kdlib import rnnt  # noqa: E402
 from kdlib.config import ModelConfig  # noqa: E402
+from kdlib.errors import RecipeError, in_one_line, run_main  # noqa: E402
 from kdlib.joiner import Joiner  # noqa: E402
 from kdlib.losses import lattice_kl, lattice_kl_at, node_weights  # noqa: E402
+from kdlib.options import require_positive  # noqa: E402
 from kdlib.report import markdown_table  # noqa: E402
 
 SIZES = ((8, 250, 40, 500, 5), (8, 400, 80, 500, 5))  # N, T, U, V, R
@@ -51,8 +53,11 @@ def parse_args() -> argparse.Namespace:
                         help="one of the tables (all; bandwidth is of a GPU alone)")
     parser.add_argument("--skip-torchaudio", action="store_true", help="whose full lattice takes seconds a call")
     args = parser.parse_args()
+    require_positive(threads=args.threads, repeats=args.repeats)
     if args.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: torch sees no GPU here")
+        raise RecipeError("--device cuda: torch sees no GPU here; without it the CPU is measured")
+    if args.only == "bandwidth" and args.device == "cpu":
+        raise RecipeError("--only bandwidth: it is a GPU's that is measured, with --device cuda")
     return args
 
 
@@ -163,10 +168,11 @@ def floor_call(batch: Batch, device: str) -> Callable[[], None]:
 
 
 def torchaudio_call(batch: Batch, device: str, joiner: Optional[Joiner] = None) -> Optional[Callable[[], None]]:
-    """The full lattice, from given logits or through a joiner; None without torchaudio."""
+    """The full lattice, from given logits or through a joiner; None, and a line, without torchaudio."""
     try:
         from torchaudio.functional import rnnt_loss
-    except (ImportError, OSError):
+    except (ImportError, OSError) as error:
+        print(f"torchaudio cannot be imported, so there is no row of it: {in_one_line(error)}\n")
         return None
     n, t, u, v, _ = batch.size
     symbols, lengths = batch.symbols.int(), [batch.boundary[:, i].int().contiguous() for i in (3, 2)]
@@ -368,4 +374,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)
