@@ -218,14 +218,16 @@ def test_the_benchmark_measures_each_runtime(finished, exported, tmp_path):
     bench = LOCAL.parent / "tools" / "bench_streaming.py"
     words = [sys.executable, str(bench), "--recipe", str(tmp_path), "--models", "tiny", "--test-set", "test", "--repeats",
              "1"]
-    done = subprocess.run([*words, "--output", str(tmp_path / "table.md")], capture_output=True, text=True)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    done = subprocess.run([*words, "--output", "table.md"], capture_output=True, text=True, cwd=elsewhere)
     assert done.returncode == 0, done.stderr
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in (tmp_path / "table.md").read_text().splitlines()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in (elsewhere / "table.md").read_text().splitlines()
             if " float32 " in line or " int8 " in line or " features " in line]
     assert [row[:2] for row in rows] == [["tiny", "sherpa-onnx float32"], ["tiny", "sherpa-onnx int8"],
                                          ["tiny", "torch float32"], ["", "sherpa-onnx features"]]
     assert rows[3][5:] == ["", "", ""] and 0 < float(rows[3][4]) < float(rows[2][4])  # of no model
-    assert (tmp_path / "table.md").read_text().startswith("6 utterances of test, ")  # of the 100 that were asked for
+    assert (elsewhere / "table.md").read_text().startswith("6 utterances of test, ")  # of the 100 that were asked for
     assert rows[0][3] == rows[0][6] == "1.00" and rows[0][7] == rows[2][7]
     assert 0 < float(rows[0][4]) < float(rows[2][4])  # a device needs no torch
     done = subprocess.run([*words[:-1], "0"], capture_output=True, text=True)

@@ -50,6 +50,7 @@ def get_args():
     if not args.recipe.is_dir():
         raise RecipeError(f"{args.recipe} is no folder: give a recipe's, such as egs/voice_commands")
     args.recipe = args.recipe.resolve()
+    args.output = args.output and args.output.absolute()  # since main goes to another folder
     args.exp, args.data = ((given or args.recipe / name).resolve() for given, name in ((args.exp, "exp"), (args.data, "data")))
     if not (args.exp / "export").is_dir():
         raise RecipeError(f"{args.exp / 'export'} is missing: run stage 9 of the recipe")
