@@ -76,6 +76,16 @@ def label(cut: Cut, nbest: List[Tuple[str, float]], pseudo_label: bool, least: f
     return ""
 
 
+def check_output(output: Path, cuts: Path) -> None:
+    """A RecipeError, before anything is decoded, where no manifest can be written or it would take the place of the cuts."""
+    if not output.name.endswith(".jsonl.gz"):
+        raise RecipeError(f"--output {output}: the manifest is called something.jsonl.gz, which is how Lhotse knows its form")
+    if output.is_dir():
+        raise RecipeError(f"--output {output} is a folder: name a file in it")
+    if output.exists() and output.samefile(cuts):
+        raise RecipeError(f"--output {output} is the file that --cuts names: give it a name of its own")
+
+
 def main():
     args = get_args()
     if not 0 <= args.min_confidence <= 1:
@@ -83,6 +93,7 @@ def main():
     config = load_config(DecodeConfig, args.config, args.overrides)
     lang = Lang(args.lang)
     cuts = load_cuts(args.cuts)
+    check_output(args.output, args.cuts)
     usable, skipped = [], {}
     for cut in cuts:
         reason = "" if cut.has_features else "no features"

@@ -107,6 +107,20 @@ def test_what_is_heard_without_confidence_is_left_out(corpus, teacher_folder, fb
     assert done.returncode == 1 and "--min-confidence 1.5: a posterior lies between 0 and 1" in done.stderr
 
 
+@pytest.mark.parametrize("output, said", [("out.txt", "out.txt: the manifest is called something.jsonl.gz"),
+                                          ("folder.jsonl.gz", "folder.jsonl.gz is a folder"),
+                                          ("link.jsonl.gz", "link.jsonl.gz is the file that --cuts names")])
+def test_where_no_manifest_can_be_written(corpus, teacher_folder, fbank, decode_config, tmp_path, output, said):
+    """Told before anything is decoded."""
+    cuts = tmp_path / "cuts.jsonl.gz"
+    load_cuts(fbank[0] / "cuts_more.jsonl.gz").to_file(cuts)
+    before = cuts.read_bytes()
+    (tmp_path / "folder.jsonl.gz").mkdir()
+    (tmp_path / "link.jsonl.gz").symlink_to(cuts)
+    done = nbest(corpus, teacher_folder, cuts, tmp_path / output, decode_config)
+    assert said in refused(done) and "n best" not in done.stderr and cuts.read_bytes() == before
+
+
 def test_a_batch_holds_the_hypotheses_that_fit(corpus):
     _, lang, train, _ = corpus
     cuts = [copy.deepcopy(cut) for cut in list(train)[:3]]
