@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import tempfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Dict, Iterator, Union
 
@@ -27,7 +27,8 @@ def atomic_path(path: PathLike) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".tmp-", suffix="".join(path.suffixes[-2:]))
+    with _failing_as(path):
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".tmp-", suffix="".join(path.suffixes[-2:]))
     os.close(handle)
     temporary = Path(name)
     try:
@@ -38,11 +39,24 @@ def atomic_path(path: PathLike) -> Iterator[Path]:
             error.filename = str(path)
         raise
     else:
-        # mkstemp makes private files; give the result the permissions that the user's umask asks for.
-        os.chmod(temporary, 0o666 & ~_UMASK)
-        os.replace(temporary, path)
+        # mkstemp makes private files; give the result the permissions that the user's umask asks for. A file system whose
+        # files all have those of its mount may refuse.
+        with suppress(PermissionError):
+            os.chmod(temporary, 0o666 & ~_UMASK)
+        with _failing_as(path):
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _failing_as(path: Path) -> Iterator[None]:
+    """An error names the file that the user knows, not the temporary one."""
+    try:
+        yield
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None
+        raise
 
 
 def write_text(path: PathLike, text: str) -> None:

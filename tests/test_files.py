@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+import tempfile
 import threading
 from pathlib import Path
 
@@ -99,6 +100,32 @@ def test_json_of_another_shape_is_named(tmp_path, content, said):
         read_record(tmp_path / "done.json", "train it again", "epoch", "seconds")
     write_json(tmp_path / "done.json", {"epoch": 2, "seconds": 1.0, "updates": 3})
     assert read_record(tmp_path / "done.json", "train it again", "epoch", "seconds")["updates"] == 3
+
+
+def test_what_cannot_be_written_is_named_and_not_a_temporary_file(tmp_path, monkeypatch):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(IsADirectoryError) as failure:
+        write_text(tmp_path / "folder", "text")
+    assert known_failure(failure.value) == f"{tmp_path}/folder: Is a directory"
+
+    def refused(**_):
+        raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / ".tmp-x"))
+
+    monkeypatch.setattr(tempfile, "mkstemp", refused)
+    with pytest.raises(PermissionError) as failure:
+        write_text(tmp_path / "a.json", "text")
+    assert known_failure(failure.value) == f"{tmp_path}/a.json: Permission denied"
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_a_file_system_without_permissions(tmp_path, monkeypatch):
+    """Of which a mount of Windows's, for one, gives all files the same."""
+    def refused(path, _):
+        raise PermissionError(errno.EPERM, "Operation not permitted", str(path))
+
+    monkeypatch.setattr(os, "chmod", refused)
+    write_text(tmp_path / "a", "text")
+    assert (tmp_path / "a").read_text() == "text" and len(list(tmp_path.iterdir())) == 1
 
 
 def test_folders_that_cannot_be(tmp_path):
