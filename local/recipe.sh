@@ -140,7 +140,7 @@ parse_options() {
   stage=$((10#${given[stage]-0}))
   stop_stage=$((10#${given[stop-stage]-$((stage > last_stage ? stage : last_stage))}))
   ((stage <= stop_stage)) || usage_error "--stage $stage comes after --stop-stage $stop_stage"
-  jobs=${given[jobs]-$(nproc 2>/dev/null || echo 1)}
+  jobs=${given[jobs]-$(usable_cores)}
   [[ $jobs =~ ^[1-9][0-9]*$ ]] || usage_error "--jobs $jobs: give the number of processes"
   world_size=${given[world-size]-}
   [[ ! $world_size || $world_size =~ ^[1-9][0-9]*$ ]] || usage_error "--world-size $world_size: give the number of processes"

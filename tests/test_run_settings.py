@@ -6,6 +6,8 @@ import shutil
 from scripts import run
 from toy_recipe import CHAIN
 
+from kdlib.processes import usable_cores
+
 
 class TestSettings:
     def test_smoke_has_folders_sizes_and_settings_of_its_own(self, toy):
@@ -37,6 +39,13 @@ class TestSettings:
             result = toy("--data", folder)
             assert result.returncode == 1
             assert result.stderr.startswith(f"error: a file stands where the folder {folder} is to be")
+
+    def test_as_many_jobs_as_cores(self, toy):
+        """Whatever the number of threads that a process may have."""
+        toy("--stop-stage", "1")
+        for threads in ("1", "64"):
+            result = run("env", f"OMP_NUM_THREADS={threads}", toy.folder / "run.sh", "--stage", "2", "--stop-stage", "2", "--force")
+            assert f" --jobs {usable_cores()}\n" in result.stdout, result.stdout
 
     def test_a_link_to_nothing_in_a_folders_place(self, toy, tmp_path):
         """Such as a disk that is not mounted."""

@@ -9,6 +9,8 @@ import pytest
 import torch
 from scripts import load, refused, run
 
+from kdlib.processes import usable_cores
+
 ROOT = Path(__file__).resolve().parent.parent
 INSTALL = ROOT / "tools" / "install.sh"
 
@@ -272,6 +274,16 @@ def test_the_scripts_find_their_folder_whatever_cdpath_is(tmp_path, script, said
         call = ["bash", "-c", f"source {script}; activate_environment --python /no/such/python"]
     done = run(*call, cwd=checkout, env={**os.environ, "CDPATH": str(checkout)})
     assert said in done.stdout, done.stderr
+
+
+def test_the_tests_run_on_all_cores(tmp_path):
+    (tmp_path / "tools").mkdir()
+    shutil.copy(ROOT / "tools" / "test.sh", tmp_path / "tools")
+    activate = (ROOT / "tools" / "activate.sh").read_text()
+    (tmp_path / "tools" / "activate.sh").write_text(f"{activate}\nactivate_environment() {{ PYTHON=echo; }}\n")
+    for threads in ("1", "64"):
+        done = run(tmp_path / "tools" / "test.sh", env={**os.environ, "OMP_NUM_THREADS": threads})
+        assert f" --numprocesses {usable_cores()} " in done.stdout, done.stderr
 
 
 def test_the_benchmark_of_the_losses_prints_its_table():

@@ -105,7 +105,8 @@ def make_toy(folder):
     for name in ("recipe.sh", "stages.sh", "stage_stamp.py"):
         shutil.copy(ROOT / "local" / name, folder / "local" / name)
     (folder / "tools").mkdir()
-    (folder / "tools" / "activate.sh").write_text(f"activate_environment() {{ PYTHON={sys.executable}; }}\n")
+    activate = (ROOT / "tools" / "activate.sh").read_text()
+    (folder / "tools" / "activate.sh").write_text(f"{activate}\nactivate_environment() {{ PYTHON={sys.executable}; }}\n")
     recipe = folder / "egs" / "toy"
     (recipe / "conf").mkdir()
     for name, text in (("fbank.yaml", ""), ("lang.yaml", ""), ("teacher.yaml", "t"), ("decode.yaml", ""),

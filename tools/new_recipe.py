@@ -21,6 +21,7 @@ from kdlib.corpus_parts import (check_apart, check_trainable, checked_role, desc
 from kdlib.errors import RecipeError, run_main
 from kdlib.manifests import Skipped
 from kdlib.options import require_positive
+from kdlib.processes import usable_cores
 from kdlib.proposal import Proposal, propose, propose_rate
 from kdlib.survey import Speech, describe_survey, rates
 
@@ -50,7 +51,7 @@ def get_args():
     form.add_argument("--lhotse", metavar="NAME", help="a corpus that Lhotse prepares; with --corpus-dir")
     parser.add_argument("--corpus-dir", type=Path, help="folder of the corpus that Lhotse is to prepare")
     parser.add_argument("--output", type=Path, default=TARGET, help="where the recipe's folder goes (egs)")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes that decode audio (all cores)")
+    parser.add_argument("--jobs", type=int, default=usable_cores(), help="processes that decode audio (all cores)")
     return parser.parse_args()
 
 

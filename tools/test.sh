@@ -19,6 +19,6 @@ else
 fi
 cd "$root"
 # All of them: on all cores, each file in one process, since its tests share what it made, in the order of conftest.py.
-if ((!$#)); then set -- --numprocesses "$(nproc)" --dist loadfile --no-loadscope-reorder --durations 15; fi
+if ((!$#)); then set -- --numprocesses "$(usable_cores)" --dist loadfile --no-loadscope-reorder --durations 15; fi
 echo "testing with $PYTHON"
 exec "$PYTHON" -m pytest "${selection[@]}" "$@"
