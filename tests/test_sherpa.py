@@ -95,6 +95,19 @@ def test_int8_is_smaller_and_decodes(finished, exported):
     assert 1e-4 < (got - want).abs().mean() / want.abs().mean() < 0.05
 
 
+def test_the_program_of_the_documentation_hears_the_same(finished, exported):
+    program = re.search(r"```python\n(.*?)```", (LOCAL.parent / "docs" / "deploy.md").read_text(), re.DOTALL)[1]
+    assert "\nchunk_size = 16 " in program
+    program = program.replace("\nchunk_size = 16 ", f"\nchunk_size = {CHUNK} ")
+    done = script("decode_sherpa.py", "--model", exported, "--cuts", finished[0], "--test-sets", "test", "--int8")
+    assert done.returncode == 0, done.stderr
+    want = {id_: words for id_, _, words in read_recogs(next((exported / "decode-int8").glob("recogs-*greedy_search*")))}
+    for cut in finished[3]:
+        heard = subprocess.run([sys.executable, "-c", program, str(exported), str(finished[0] / f"{cut.id}.wav")],
+                               stdout=subprocess.PIPE, text=True, check=True).stdout
+        assert heard.split("\n")[-2].split() == want[cut.id]  # universal newlines: what is shown on the way ends in \r
+
+
 def test_streaming_decode_of_the_same_audio(finished, exported):
     """By its own command the words of sherpa-onnx, and a command that says so."""
     folder = finished[0]
