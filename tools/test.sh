@@ -6,6 +6,7 @@
 #                                           egs/voice_commands that trains with it; and what depends on the
 #                                           version of torch
 set -euo pipefail
+if [[ ${1-} == -h || ${1-} == --help ]]; then sed -n '2,/^set/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit; fi
 root=$(CDPATH='' cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 source "$root/tools/activate.sh"
 
