@@ -1,16 +1,19 @@
 """What a training reads: its batches, which utterances make them, noise and masks, and what cannot be read."""
 
 import os
+import random
 import signal
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from lhotse import CutSet
 from made_up import make_cuts, make_noise, settings
 from torch.utils.data import DataLoader, IterableDataset
 
-from kdlib.cuts import describe_skipped, feature_statistics, load_cuts, select_cuts
-from kdlib.data import Phase, TransducerDataset, checked, eval_loader, plan_batch, train_loader
+from kdlib.cuts import describe_skipped, feature_statistics, load_cuts, mixed, select_cuts
+from kdlib.data import Phase, TransducerDataset, checked, eval_loader, plan_batch, seeded, train_loader
 from kdlib.errors import RecipeError
 from kdlib.training.loop import Trainer
 from kdlib.transducer import Transducer
@@ -33,7 +36,8 @@ def test_a_reading_process_that_is_killed_is_told():
 
 def test_batches_do_not_depend_on_workers_or_on_where_one_resumes(corpus):
     folder, lang, train, _ = corpus
-    dataset = TransducerDataset(lang, settings("data.noise_probability=0.5").data, make_noise(folder), train=True)
+    config = settings("data.noise_probability=0.5", "data.spec_augment.time_warp=5").data
+    dataset = TransducerDataset(lang, config, make_noise(folder), train=True)
 
     def batches(skip, workers):
         config = settings(f"data.num_workers={workers}").data
@@ -102,6 +106,39 @@ def test_an_epoch_of_so_many_updates(corpus):
     assert epochs[0][-1].progress == 1.0 and epochs[0][0].progress == pytest.approx(1 / 25)
     assert [b.ids for b in epochs[0]] != [b.ids for b in epochs[1]]
     assert {i for b in epochs[0] for i in b.ids} == {c.id for c in train}
+    once = next(n for n in range(25) if len({i for b in epochs[0][:n] for i in b.ids}) == len(train))
+    assert [b.ids for b in epochs[0][once:]] != [b.ids for b in epochs[1][:25 - once]]  # nor is its second round the next epoch
+
+
+def test_the_seed_of_a_training_orders_its_batches(corpus):
+    _, lang, train, _ = corpus
+    dataset = TransducerDataset(lang, settings().data, train=True)
+    first, again, other = (
+        [list(planned.cuts.ids) for planned in train_loader(train, dataset, settings().data, Phase(1, seed)).sampler]
+        for seed in (1, 1, 2))
+    assert first == again != other
+
+
+def test_a_seeded_block_leaves_no_trace():
+    def draw():
+        return random.random(), np.random.rand(), torch.rand(1).item()
+
+    with seeded(3):
+        want = draw()
+    for generator in (random.seed, np.random.seed, torch.manual_seed):
+        generator(7)
+    after = draw(), draw()
+    for generator in (random.seed, np.random.seed, torch.manual_seed):
+        generator(7)
+    first = draw()
+    with seeded(3):
+        assert draw() == want
+    assert (first, draw()) == after
+
+
+def test_training_cuts_are_mixed_alike_whatever_their_order(corpus):
+    ids = [cut.id for cut in mixed(corpus[2])]
+    assert ids == [cut.id for cut in mixed(reversed(list(corpus[2])))] and sorted(ids) == sorted(corpus[2].ids) != ids
 
 
 def test_utterances_that_cannot_be_learnt_from_are_counted(corpus):
@@ -149,6 +186,9 @@ def test_noise_is_as_frequent_and_as_loud_as_the_config_says(corpus):
 
     (some, _), (every, much), (_, little) = noise(0.5, 0.0), noise(1.0, 0.0), noise(1.0, 30.0)
     assert 0.25 < some < 0.75 and every == 1.0 and much > 3 * little > 0
+    config = settings("data.noise_probability=1", "data.spec_augment.enabled=false").data
+    dataset = TransducerDataset(lang, config, make_noise(folder), train=True)
+    assert not torch.equal(*(dataset[replace(planned, seed=seed)].features for seed in (1, 2)))
 
 
 def test_features_are_masked_from_where_the_config_says(corpus):

@@ -39,6 +39,18 @@ def test_equal_systems_are_equal_and_different_ones_differ():
     assert paired_p_value(errors, worse, words) == paired_p_value(worse, errors, words) == 1 / RESAMPLES
 
 
+def test_draws_that_tell_nothing_speak_for_both():
+    """Of two utterances that contradict each other a quarter of the draws is for each system, half for neither."""
+    assert paired_p_value([1, 0], [0, 1], [1, 1]) == 1.0
+
+
+def test_every_utterance_is_drawn_and_one_without_words_has_a_rate():
+    assert wer_interval([0, 0, 0, 4], [4, 4, 4, 4])[1] > 0.0 < wer_interval([4, 0, 0, 0], [4, 4, 4, 4])[1]
+    assert np.isfinite(wer_interval([1, 1], [0, 5])).all()  # a quarter of the draws is of the first alone
+    intervals = {wer_interval([0, 1, 0, 2, 0, 3, 1], [5, 4, 6, 3, 2, 7, 3], level=0.9, seed=seed) for seed in range(3)}
+    assert len(intervals) > 1  # other seeds draw others
+
+
 def test_p_agrees_with_the_matched_pairs_test():
     """For many utterances, the normal theory of Gillick and Cox 1989 says the same."""
     generator = np.random.default_rng(4)
