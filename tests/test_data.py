@@ -107,7 +107,8 @@ def test_an_epoch_of_so_many_updates(corpus):
     assert [b.ids for b in epochs[0]] != [b.ids for b in epochs[1]]
     assert {i for b in epochs[0] for i in b.ids} == {c.id for c in train}
     once = next(n for n in range(25) if len({i for b in epochs[0][:n] for i in b.ids}) == len(train))
-    assert [b.ids for b in epochs[0][once:]] != [b.ids for b in epochs[1][:25 - once]]  # nor is its second round the next epoch
+    again = [b.ids for b in epochs[0][once:]]  # the second round, which is not the next epoch
+    assert again != [b.ids for b in epochs[1][:25 - once]]
 
 
 def test_the_seed_of_a_training_orders_its_batches(corpus):
