@@ -125,7 +125,8 @@ def test_test_sets_in_characters_are_compared_by_these(run, capsys):
     assert cells[-1][1:] == ["-0.75", "<0.0002", "-1.50", "<0.0002"]
     report = (run.folder / "RESULTS.md").read_text()
     assert "## Error rate and size" in report and "CER counts errors over characters" in report
-    assert "CER and WER in per cent" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "CER and WER in per cent" in printed and "Reference words or characters: test-clean 2,000 in 400 utt" in printed
     foreign = summary("single")["test_sets"]
     foreign["test-clean"]["characters"] = {**foreign["test-clean"], "errors": 1}
     run.write("single", test_sets=foreign)
@@ -337,4 +338,11 @@ def test_tables_are_aligned(rows):
 def test_p_values_have_the_digits_that_they_have():
     from kdlib.comparison import format_p
 
-    assert [format_p(p) for p in (1e-4, 4e-4, 0.0123, 1.0)] == ["<0.0002", "0.0004", "0.012", "1.000"]
+    assert [format_p(p) for p in (1e-4, 4e-4, 0.0056, 0.0123, 1.0)] == ["<0.0002", "0.0004", "0.006", "0.012", "1.000"]
+
+
+def test_a_delay_of_nothing_is_one():
+    from kdlib.comparison import latency_table
+
+    timed = {"delay_ms": 0.0, "delay_p90_ms": -0.4, "first_token_ms": None}
+    assert latency_table([{"model": "teacher", "test_sets": {"test": {"latency": timed}}}])[1] == [["teacher", "0", "0", "-"]]

@@ -67,6 +67,28 @@ def test_columns_are_the_teachers_test_sets_whatever_their_order_in_other_models
     assert (seeds_table(pool_seeds(runs)), seed_differences_table(pool_seeds(runs))) == wanted
 
 
+def test_takes_and_characters_are_pooled_where_they_are():
+    runs = two_runs()
+    for run in runs:
+        for one in run.values():
+            clean, other = one["test_sets"].values()
+            clean.update(errors_by_take=[clean["errors"] - 7, 7], words_by_take=[1500, 500])
+            other["characters"] = dict(other)
+            other.update(wer=80.0, errors=320, words=400, words_by_utterance=[1] * 400, errors_by_utterance=[1] * 320 + [0] * 80)
+    clean, other = pool_seeds(runs)["teacher"]["test_sets"].values()
+    assert clean == {"rate": "WER", "wers": [6.0, 5.5], "errors_by_take": [120 + 110 - 14, 14], "words_by_take": [3000, 1000]}
+    assert (other["rate"], other["wers"], sum(other["words_by_utterance"])) == ("CER", [18.0, 18.0], 4800)
+
+
+def test_a_few_updates_more_are_no_other_training():
+    runs = two_runs()
+    runs[1]["stage1"]["updates"] = 812  # of 800
+    pool_seeds(runs)
+    runs[1]["stage1"]["updates"] = 820
+    with pytest.raises(RecipeError, match="stage1 was trained for 820 updates in run 2 and for 800 in the first one"):
+        pool_seeds(runs)
+
+
 def test_runs_of_other_models_or_test_sets_are_not_pooled():
     runs = two_runs()
     less = {model: one for model, one in runs[1].items() if model != "stage2"}
