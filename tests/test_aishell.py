@@ -179,7 +179,7 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
         pass
 
 
-def test_the_corpus_is_downloaded_and_unpacked(corpus, tmp_path):
+def test_the_corpus_is_downloaded_and_unpacked(corpus, tmp_path, monkeypatch):
     folder = tmp_path / "server" / "33"
     folder.mkdir(parents=True)
     for speaker in {speaker for part in mandarin.SPEAKERS.values() for speaker in part}:
@@ -202,6 +202,12 @@ def test_the_corpus_is_downloaded_and_unpacked(corpus, tmp_path):
     assert "skipped" not in script("prepare_manifests.py", cwd=tmp_path)
     assert len(cuts(tmp_path, "train")) == mandarin.UTTERANCES["train"]
     script("get_corpus.py", "--url", url, cwd=tmp_path)  # there already: no server is asked
+    # By run.sh it is made again when it was removed.
+    words = tmp_path, "--stop-stage", "0"
+    assert "done before" not in run("aishell", *words) and "done before" in run("aishell", *words)
+    shutil.rmtree(tmp_path / "data" / "download" / "aishell" / "data_aishell")
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nothing is fetched
+    assert "cannot be downloaded" in run("aishell", *words, code=1)
 
 
 def test_thousands_of_characters_are_tokens_and_no_others(tmp_path):

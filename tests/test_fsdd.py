@@ -260,6 +260,26 @@ def test_download_of_the_release(made_up, server, tmp_path):
     assert "downloaded already" in run("get_corpus.py", "--url", f"{address}/release.tar.gz", cwd=cwd).stdout
 
 
+def test_a_download_that_was_removed_is_made_again(made_up, tmp_path):
+    """As the message of the stage that needs it says."""
+    def recipe(*words):
+        env = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+        return subprocess.run([LOCAL.parent / "run.sh", "--smoke", "--data", tmp_path / "data", "--exp", tmp_path / "exp", *words],
+                              env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+
+    recordings = copy_of(made_up, tmp_path / "data" / "download") / "recordings"
+    for _ in range(2):
+        done = recipe("--stop-stage", "0")
+        assert done.returncode == 0, done.stderr
+    assert "done before, skipped" in done.stdout
+    pack(made_up, tmp_path / "data" / "download" / "fsdd.tar.gz")
+    shutil.rmtree(recordings)
+    done = recipe("--stage", "1", "--stop-stage", "1")
+    assert f"needs {recordings}, which stage 0 makes: " in done.stderr and done.stderr.endswith("--stage 0 --stop-stage 0\n")
+    done = recipe("--stage", "0", "--stop-stage", "0")
+    assert done.returncode == 0 and len(list(recordings.iterdir())) == 3000, done.stderr
+
+
 def test_failed_downloads_are_one_line_and_leave_nothing(made_up, server, tmp_path):
     folder, address = server
     pack(made_up, folder / "whole.tar.gz")

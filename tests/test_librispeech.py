@@ -324,6 +324,23 @@ class TestDownload:
         assert found == {"librispeech": "data/download/LibriSpeech", "musan": ""}
         assert len(list(root.rglob("*.flac"))) == 12 and not list(root.rglob("*.tar.gz"))
 
+    def test_a_part_that_was_removed_is_downloaded_again(self, tree):
+        """As the message of the stage that needs it says."""
+        words = ["--stop-stage", "0", "--parts", "train-clean-100", "--dev-parts", "dev-clean", "--test-sets", "test-clean"]
+        cwd = tree.parent / "run"
+        (cwd / "data" / "download").mkdir(parents=True)
+        tree.rename(cwd / "data" / "download" / "LibriSpeech")
+        parts = [cwd / "data" / "download" / "LibriSpeech" / words[place] for place in (3, 5, 7)]
+        for part in parts:
+            (part / ".completed").touch()  # as Lhotse marks what it has unpacked
+        run_recipe("librispeech", cwd, *words)
+        assert "done before, skipped" in run_recipe("librispeech", cwd, *words)
+        shutil.rmtree(parts[0])
+        with pytest.MonkeyPatch.context() as patch:  # nothing is fetched
+            for name in ("http_proxy", "https_proxy"):
+                patch.setenv(name, "http://127.0.0.1:9")
+            assert "train-clean-100.tar.gz cannot be downloaded" in run_recipe("librispeech", cwd, *words, code=1)
+
     def test_a_failed_download_is_one_line(self, tree, server):
         line = refused(run("get_corpus.py", "--url", server, "--parts", "test-clean", cwd=tree.parent, check=False))
         assert "test-clean.tar.gz is damaged" in line and "--corpus-dir" in line

@@ -10,9 +10,10 @@ option hours 3.4 0.15 "hours of training strings to make"
 option test-words 2100 150 "reference digits in each test set, at least"
 
 get_corpus() {
-  local folder=()
+  local folder=() downloaded=("$data/download/recordings")
+  if [[ $corpus_dir ]]; then downloaded=(); fi
   if [[ -d $corpus_dir ]]; then folder=(--conf "$corpus_dir"); fi
-  step corpus "${folder[@]}" --makes "$data/corpus.json" -- \
+  step corpus "${folder[@]}" --makes "$data/corpus.json" "${downloaded[@]}" -- \
     python local/get_corpus.py --download "$data/download" --output "$data/corpus.json" \
     ${corpus_dir:+--corpus-dir "$corpus_dir"}
 }

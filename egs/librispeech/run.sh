@@ -27,14 +27,17 @@ settle() {
 }
 
 get_corpus() {
-  local name path inputs=() wanted="$parts ${dev_parts/#held-out/} $test_sets"
+  local name path inputs=() downloaded=() wanted="$parts ${dev_parts/#held-out/} $test_sets"
   for name in $wanted CHAPTERS.TXT; do
     for path in "$corpus_dir/$name" "$corpus_dir/LibriSpeech/$name"; do
       if [[ $corpus_dir && -e $path ]]; then inputs+=("$path"); fi
     done
   done
+  if [[ ! $corpus_dir ]]; then
+    for name in $wanted; do downloaded+=("$data/download/LibriSpeech/$name/.completed"); done
+  fi
   if [[ -d $musan_dir ]]; then inputs+=("$musan_dir"); fi
-  step corpus ${inputs:+--conf "${inputs[@]}"} --makes "$data/corpus.json" -- \
+  step corpus ${inputs:+--conf "${inputs[@]}"} --makes "$data/corpus.json" "${downloaded[@]}" -- \
     python local/get_corpus.py --parts "$wanted" --download "$data/download" ${musan:+--musan} \
     ${partial:+--partial} --output "$data/corpus.json" ${corpus_dir:+--corpus-dir "$corpus_dir"} \
     ${musan_dir:+--musan-dir "$musan_dir"}
