@@ -17,7 +17,7 @@ from kdlib.conformer import subsampled_length
 from kdlib.errors import RecipeError, with_its_type
 from kdlib.files import PathLike
 from kdlib.lang import Lang
-from kdlib.shar import SharCuts
+from kdlib.shar import REMAKE, SharCuts
 
 TrainCuts = Union[CutSet, SharCuts]
 
@@ -75,8 +75,7 @@ def load_features(cut: Cut) -> Tensor:
     try:
         return torch.from_numpy(cut.load_features())
     except Exception as error:  # each storage has exceptions of its own
-        raise RecipeError(f"the features of {cut.id} cannot be read ({with_its_type(error)}): run stage 2 again "
-                          "with --force") from None
+        raise RecipeError(f"the features of {cut.id} cannot be read ({with_its_type(error)}): {REMAKE}") from None
 
 
 def shar_index(path: PathLike) -> Path:
@@ -179,6 +178,6 @@ def feature_statistics(cuts: TrainCuts, max_cuts: int = 300) -> Tuple[Tensor, Te
     for cut, part in zip(chosen, features):
         if not bool(torch.isfinite(part).all()):
             raise RecipeError(f"the features of {cut.id} hold nan or infinity, with which nothing can be learned: mend its "
-                              "audio, and run stage 2 again with --force")
+                              f"audio, and {REMAKE}")
     frames = torch.cat(features)
     return frames.mean(0), frames.std(0)

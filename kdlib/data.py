@@ -26,7 +26,7 @@ from kdlib.conformer import subsampled_length
 from kdlib.cuts import TrainCuts, nbest_of, total_seconds, transcript
 from kdlib.errors import RecipeError, in_one_line, with_its_type
 from kdlib.lang import Lang
-from kdlib.shar import SharCuts
+from kdlib.shar import REMAKE, SharCuts
 
 # Attention over a whole utterance at once takes memory that grows with the square of its length: some 3 GiB for so many
 # seconds. Longer ones are decoded chunk by chunk, and not aligned.
@@ -157,7 +157,7 @@ class TransducerDataset(Dataset):
                 features, lengths = collate_features(cuts)
             except Exception as error:  # each storage has exceptions of its own
                 return RecipeError(f"the features of {ids[0]} or of another utterance in its batch cannot be read "
-                                   f"({with_its_type(error)}): run stage 2 again with --force")
+                                   f"({with_its_type(error)}): {REMAKE}")
             if self.masks and planned.progress >= self.config.spec_augment.start:
                 features = _spec_augment(self.config.spec_augment, *features.shape[1:])(features)
         # The subsampling needs seven frames even to say that there is nothing.

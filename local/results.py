@@ -7,6 +7,7 @@ from anywhere else.
 """
 
 import argparse
+import os
 import shlex
 from pathlib import Path
 from typing import Any, Dict, List, Optional
@@ -20,6 +21,8 @@ from kdlib.files import read_json, write_json, write_text
 from kdlib.plan_config import ProgressiveConfig
 from kdlib.report import (SizedModel, describe_machine, describe_trainings, format_duration, markdown_table, name_processor,
                           newest_date, plain_table, plot_wer_against_size)
+
+RERUN = os.environ.get("RECIPE_RERUN", "run.sh")  # how the user called it: local/stage_stamp.py says so
 
 # The baselines and how the plot calls them.
 BASELINES = {
@@ -80,7 +83,7 @@ def parse_args(argv: Optional[List[str]]) -> argparse.Namespace:
 
 
 def read_stage_count(exp: Path) -> int:
-    path, remedy = exp / "conf" / "plan.json", "run stage 6, which plans the distillation stages (run.sh --stage 6)"
+    path, remedy = exp / "conf" / "plan.json", f"run stage 6, which plans the distillation stages ({RERUN} --stage 6)"
     plan = read_json(path, remedy)
     stages = plan.get("stages") if isinstance(plan, dict) else None
     if not isinstance(stages, int) or isinstance(stages, bool) or stages < 1:
@@ -92,10 +95,10 @@ def read_summary(exp: Path, model: str) -> Dict[str, Any]:
     """The decoding summary of ``model``, checked, with what is known of its training under ``training``."""
     path, done = exp / model / "decode" / "summary.json", exp / model / "done.json"
     if model == "teacher":
-        remedy = "train and decode it with stages 4 and 5 (run.sh --stage 4 --stop-stage 5)"
+        remedy = f"train and decode it with stages 4 and 5 ({RERUN} --stage 4 --stop-stage 5)"
     else:
         stage = 7 if model in BASELINES else 6
-        remedy = f"train and decode it with stage {stage} (run.sh --stage {stage} --stop-stage {stage})"
+        remedy = f"train and decode it with stage {stage} ({RERUN} --stage {stage} --stop-stage {stage})"
     summary = read_decoding_summary(path, model, remedy)
     summary["training"] = read_json(done, remedy) if done.exists() else {}
     if not isinstance(summary["training"], dict) or not is_number(summary["training"].get("seconds", 0)):
@@ -113,7 +116,7 @@ def check_same_test_sets(exp: Path, summaries: Dict[str, Dict[str, Any]]) -> Non
         if reference_words(summaries[model]) != reference_words(summaries["teacher"]):
             path = exp / model / "decode" / "summary.json"
             raise RecipeError(f"{path} was decoded on other test data than the teacher (words {words(model)}, "
-                              f"not {words('teacher')}): run from stage 5 again (run.sh --stage 5)")
+                              f"not {words('teacher')}): run from stage 5 again ({RERUN} --stage 5)")
 
 
 def describe_run(args: argparse.Namespace, summaries: Dict[str, Dict[str, Any]]) -> Dict[str, Any]:

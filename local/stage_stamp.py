@@ -162,11 +162,13 @@ def die_with_parent() -> None:
         pass  # elsewhere a run.sh that is killed leaves this process to end its step, and to hold the lock until then
 
 
-def run(command: Sequence[str], title: str) -> int:
+def run(command: Sequence[str], title: str, rerun: str) -> int:
     """The exit code of the command, which finds the step's title in its environment as RECIPE_STEP: so it knows that its
-    results are the recipe's. Signals that end this process reach the command first."""
+    results are the recipe's; and as RECIPE_RERUN how the user called that, for messages. Signals that end this process
+    reach the command first."""
     words = [sys.executable, *command[1:]] if command[0] == "python" else list(command)
-    child = subprocess.Popen(words, preexec_fn=die_with_parent, env={**os.environ, "RECIPE_STEP": title})
+    child = subprocess.Popen(words, preexec_fn=die_with_parent, env={
+        **os.environ, "RECIPE_STEP": title, "RECIPE_RERUN": rerun})
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda received, _: child.send_signal(received))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to the command as well
@@ -231,7 +233,7 @@ def step(args: argparse.Namespace, command: Sequence[str]) -> int:
         print(f"[{title}] reads {', '.join(inputs)}")
     sys.stdout.flush()
     started = time.monotonic()
-    code = run(command, title)
+    code = run(command, title, args.rerun)
     seconds = time.monotonic() - started
     if code:
         print(f"[{title}] stopped with exit code {code} after {seconds:.1f} s; what it has made so far is kept",
@@ -239,7 +241,8 @@ def step(args: argparse.Namespace, command: Sequence[str]) -> int:
         return code
     for pattern in args.makes:
         if not expand(pattern):
-            raise StepError(f"{title} ended without making {pattern}; run {args.rerun} --stage {args.stage} --force")
+            raise StepError(f"{title} ended without making {pattern}; run "
+                            f"{args.rerun} --stage {args.stage} --stop-stage {args.stage} --force")
     partial = stamp.with_name(stamp.name + ".part")
     partial.write_text(json.dumps({**now, MADE: digests(args.makes)}, indent=2) + "\n", encoding="utf-8")
     os.replace(partial, stamp)

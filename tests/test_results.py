@@ -310,12 +310,13 @@ def test_a_bad_plan_or_config_is_named(run, name, text, words):
     assert str(path) in str(error.value) and words in str(error.value)
 
 
-def test_the_script_ends_in_one_line_without_a_traceback(run):
+def test_the_script_ends_in_one_line_without_a_traceback(run, monkeypatch):
     run.path("scratch").write_text("{")
+    monkeypatch.setenv("RECIPE_RERUN", "run.sh --settings tiny")  # as local/stage_stamp.py says how it was called
     done = run_script(SCRIPT, *run.arguments())
     assert done.returncode == 1
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
-    assert str(run.path("scratch")) in done.stderr and "--stage 7" in done.stderr
+    assert str(run.path("scratch")) in done.stderr and "(run.sh --settings tiny --stage 7 --stop-stage 7)" in done.stderr
 
 
 def test_relative_changes_and_durations():

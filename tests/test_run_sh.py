@@ -181,7 +181,8 @@ class TestStages:
     def test_a_script_that_forgets_its_output_is_not_done(self, toy):
         (toy.folder / "local" / "corpus.py").write_text("")
         result = toy("--stop-stage", "0")
-        assert result.returncode == 1 and "ended without making data/corpus" in result.stderr
+        assert result.returncode == 1 and result.stderr == (
+            "error: stage 0, corpus ended without making data/corpus; run run.sh --stage 0 --stop-stage 0 --force\n")
 
 
 class TestKilled:

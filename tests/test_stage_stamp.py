@@ -32,10 +32,10 @@ class TestStamp:
         call.folder = tmp_path
         return call
 
-    def test_the_command_knows_its_step(self, step):
-        write = "import os; open('out', 'w').write(os.environ['RECIPE_STEP'])"
+    def test_the_command_knows_its_step_and_how_it_was_called(self, step):
+        write = "import os; open('out', 'w').write(os.environ['RECIPE_STEP'] + os.environ['RECIPE_RERUN'])"
         assert step(command=("python", "-c", write)).returncode == 0
-        assert (step.folder / "out").read_text() == "s"
+        assert (step.folder / "out").read_text() == "srun.sh"
 
     def test_small_files_are_known_by_content(self, step):
         assert step("in/a").times == 1
