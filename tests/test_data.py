@@ -4,6 +4,7 @@ import os
 import random
 import signal
 from dataclasses import replace
+from itertools import zip_longest
 
 import numpy as np
 import pytest
@@ -79,6 +80,17 @@ def test_batches_of_a_test_set_are_as_large_as_may_be(corpus):
     assert longest == sorted(longest, reverse=True) and len(batches) > 3
     assert all(seconds * len(batch.ids) <= 2.0 for seconds, batch in zip(longest, batches))
     assert all(seconds * (len(batch.ids) + 1) > 2.0 for seconds, batch in list(zip(longest, batches))[:-1])
+
+
+def test_a_batch_is_dealt_out_evenly(corpus):
+    cuts = list(corpus[2])[:31]
+    shares = [plan_batch(cuts, 1, 0.5, rank, 3) for rank in range(3)]
+    dealt = [cut for turn in zip_longest(*(share.cuts for share in shares)) for cut in turn if cut is not None]
+    assert sorted(cut.id for cut in dealt) == sorted(cut.id for cut in cuts)
+    lengths = [cut.duration for cut in dealt]
+    assert lengths == sorted(lengths, reverse=True) and len(set(lengths)) > 1
+    frames = sum((cut.num_frames - 3) // 4 for cut in cuts)
+    assert {(share.total_frames, share.total_utterances) for share in shares} == {(frames, 31)}
 
 
 def test_statistics_of_the_features(corpus):

@@ -69,9 +69,27 @@ def test_metadata_is_what_the_runtime_asks_for(finished, exported):
                                                                           "processed_lens"]
 
 
+def test_how_weights_become_integers(exported):
+    """The encoder's are signed and keep to 7 bits, the others' are unsigned and have all 8; a scale for each output."""
+    onnx = pytest.importorskip("onnx")
+    for part in PARTS:
+        graph = onnx.load(str(exported / f"{part}.int8.onnx")).graph
+        tensors = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+        weights = {name: x for name, x in tensors.items() if x.dtype in ("int8", "uint8") and x.ndim == 2}
+        assert not [name for name, x in tensors.items() if x.dtype == "float32" and x.ndim == 2]
+        assert {str(x.dtype) for x in weights.values()} == {"int8" if part == "encoder" else "uint8"}
+        if part == "encoder":
+            assert all(abs(x.astype(int)).max() <= 64 for x in weights.values())
+        else:
+            assert any(x.max() - x.min() > 128 for x in weights.values())
+        scales = [tensors[name.replace("_quantized", "_scale")] for name in weights]
+        assert any(scale.size > 1 for scale in scales)
+
+
 def test_what_cannot_be_exported(finished, exported, tmp_path):
-    with pytest.raises(RecipeError, match="chunk_size 0 and left_context 8 cannot be exported"):
-        export_onnx(finished[1], tmp_path, 0, LEFT)
+    for chunk, left in ((0, LEFT), (CHUNK, 0)):
+        with pytest.raises(RecipeError, match=f"chunk_size {chunk} and left_context {left} cannot be exported"):
+            export_onnx(finished[1], tmp_path, chunk, left)
     other = random_model(len(finished[2]))
     with torch.no_grad():
         other.joiner.out.bias += 0.01

@@ -124,14 +124,17 @@ def test_where_no_manifest_can_be_written(corpus, teacher_folder, fbank, decode_
 def test_a_batch_holds_the_hypotheses_that_fit(corpus):
     _, lang, train, _ = corpus
     cuts = [copy.deepcopy(cut) for cut in list(train)[:3]]
-    for cut, found in zip(cuts, ([["A", -0.5], ["A B", -1.0]], [], [["A " * 60, -0.1], ["B", -3.0]])):
+    frames = (cuts[0].num_frames - 3) // 4
+    exact, more = (next("A" * n for n in range(99) if len(lang.encode("A" * n)) == count) for count in (frames, frames + 1))
+    for cut, found in zip(cuts, ([["A", -0.5], ["A B", -1.0], [exact, -2.0], [more, -2.5]], [],
+                                 [["A " * 60, -0.1], ["B", -3.0]])):
         cut.supervisions[0].custom = {NBEST: found}
     batch = next(iter(eval_loader(CutSet.from_cuts(cuts), lang, DataConfig(), 100.0)))
     order = [batch.ids.index(cut.id) for cut in cuts]
     got = sorted(zip(batch.nbest.rows.tolist(), batch.nbest.log_probs.tolist(),
                      (lang.decode(row[:length].tolist()) for row, length in zip(batch.nbest.symbols,
                                                                                  batch.nbest.symbol_lengths))))
-    want = [(order[0], -0.5, "A"), (order[0], -1.0, "A B"), (order[2], -3.0, "B")]
+    want = [(order[0], -0.5, "A"), (order[0], -1.0, "A B"), (order[0], -2.0, exact), (order[2], -3.0, "B")]
     assert [(row, text) for row, _, text in got] == [(row, text) for row, _, text in sorted(want)]
     assert [score for _, score, _ in got] == pytest.approx([score for _, score, _ in sorted(want)])
     assert TransducerDataset(lang, DataConfig())[next(iter(eval_loader(train, lang, DataConfig(), 9.0).sampler))].nbest is None

@@ -226,6 +226,15 @@ def test_the_weights_of_the_warm_up(update, first, simple, pruned, ctc):
     torch.testing.assert_close(parts["total"], total)
 
 
+def test_without_a_warm_up_and_without_a_head_there_is_nothing_to_wait_for():
+    objective, batch = make(ctc_first_updates=5), make_batch()
+    objective.config.warmup_updates, objective.student.ctc = 0, None
+    frames = int(outputs(objective.student, batch)[1].sum())
+    total, parts, _ = results(objective, dataclasses.replace(batch, total_frames=frames, total_utterances=3), 0)
+    torch.testing.assert_close(total, 0.5 * parts["simple"] + parts["pruned"])
+    assert "ctc" not in parts
+
+
 @pytest.mark.parametrize("fused", ["never", "always"])
 def test_both_lattices_have_the_delay_penalty(fused):
     objective, batch = make(fused=fused, delay_penalty=0.2), make_batch()
