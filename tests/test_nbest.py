@@ -125,7 +125,8 @@ def test_a_batch_holds_the_hypotheses_that_fit(corpus):
     _, lang, train, _ = corpus
     cuts = [copy.deepcopy(cut) for cut in list(train)[:3]]
     frames = (cuts[0].num_frames - 3) // 4
-    exact, more = (next("A" * n for n in range(99) if len(lang.encode("A" * n)) == count) for count in (frames, frames + 1))
+    exact, more = (next("A" * n for n in range(99) if len(lang.encode("A" * n)) == labels)
+                   for labels in (frames, frames + 1))
     for cut, found in zip(cuts, ([["A", -0.5], ["A B", -1.0], [exact, -2.0], [more, -2.5]], [],
                                  [["A " * 60, -0.1], ["B", -3.0]])):
         cut.supervisions[0].custom = {NBEST: found}

@@ -74,9 +74,11 @@ def test_takes_and_characters_are_pooled_where_they_are():
             clean, other = one["test_sets"].values()
             clean.update(errors_by_take=[clean["errors"] - 7, 7], words_by_take=[1500, 500])
             other["characters"] = dict(other)
-            other.update(wer=80.0, errors=320, words=400, words_by_utterance=[1] * 400, errors_by_utterance=[1] * 320 + [0] * 80)
+            other.update(wer=80.0, errors=320, words=400, words_by_utterance=[1] * 400,
+                         errors_by_utterance=[1] * 320 + [0] * 80)
     clean, other = pool_seeds(runs)["teacher"]["test_sets"].values()
-    assert clean == {"rate": "WER", "wers": [6.0, 5.5], "errors_by_take": [120 + 110 - 14, 14], "words_by_take": [3000, 1000]}
+    assert clean == {"rate": "WER", "wers": [6.0, 5.5], "errors_by_take": [120 + 110 - 14, 14],
+                     "words_by_take": [3000, 1000]}
     assert (other["rate"], other["wers"], sum(other["words_by_utterance"])) == ("CER", [18.0, 18.0], 4800)
 
 
