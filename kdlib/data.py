@@ -120,8 +120,8 @@ def _padded(labels: List[List[int]]) -> Tuple[Tensor, Tensor]:
 
 
 def _spec_augment(s: SpecAugmentConfig, frames: int, bins: int) -> SpecAugment:
-    """For features (N, frames, bins). Lhotse's masks are of fewer bins or frames than their size, which must be 1 or more,
-    as must the number of frame masks: where there is room for none, one of size 1 masks nothing."""
+    """For features (N, frames, bins). Lhotse's masks are of fewer bins or frames than their size, which must be 1 or
+    more, as must the number of frame masks: where there is room for none, one of size 1 masks nothing."""
     most = s.max_frames_fraction * frames
     count = min(s.num_frame_masks, math.ceil(most / s.frame_mask_size))
     count, size, fraction = (count, s.frame_mask_size, s.max_frames_fraction) if 0 < count <= most else (1, 1, 1.0)

@@ -142,7 +142,7 @@ def test_predictor_reads_no_symbol_as_zero_and_sees_two_labels():
     assert states.shape == (1, 4, 20)
     torch.testing.assert_close(states[:, 3:], predictor(torch.tensor([[4, 5]])))
     torch.testing.assert_close(states[:, :1], predictor(torch.tensor([[-1, 0]])))
-    blank = predictor.embedding.weight[0] * predictor.conv.weight[:, 0, 1] + predictor.conv.bias  # and nothing before it
+    blank = predictor.embedding.weight[0] * predictor.conv.weight[:, 0, 1] + predictor.conv.bias
     torch.testing.assert_close(states[0, 0], blank.relu())
 
 
