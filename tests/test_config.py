@@ -2,7 +2,7 @@
 
 import pytest
 
-from kdlib.config import DecodeConfig, DistillTerm, TrainConfig, load_config, merge_config
+from kdlib.config import DataConfig, DecodeConfig, DistillTerm, TrainConfig, load_config, merge_config
 from kdlib.errors import RecipeError
 from kdlib.plan_config import ProgressiveConfig
 
@@ -60,6 +60,12 @@ def test_configs_name_what_is_wrong(tmp_path):
         load_config(TrainConfig, tmp_path / "b.yaml")
     assert load_config(TrainConfig, write(path, "loss: {distill: [{name: encoder_mse, weight: 2}]}")).loss.distill == [
         DistillTerm("encoder_mse", 2.0)]
+
+
+@pytest.mark.parametrize("seconds, said", [(0.19, "shorter than 0.2 s"), (0.2, None), (30.0, None),
+                                           (30.01, "longer than 30 s"), (float("nan"), "shorter than 0.2 s")])
+def test_utterances_of_a_wrong_length(seconds, said):
+    assert DataConfig().wrong_length(seconds) == said
 
 
 @pytest.mark.parametrize("content, words, said", [

@@ -162,13 +162,17 @@ def test_utterances_that_cannot_be_learnt_from_are_counted(corpus):
     long = make_cuts(folder, "labels", 1, 4)[0]
     long.supervisions[0].text = "A B C D " * 5  # more characters than frames after subsampling
     full = make_cuts(folder, "full", 1, 4)[0]
-    full.supervisions[0].text = next("A" * n for n in range(99) if len(lang.encode("A" * n)) == (full.num_frames - 3) // 4)
+    frames = (full.num_frames - 3) // 4
+    full.supervisions[0].text = next("A" * n for n in range(99) if len(lang.encode("A" * n)) == frames)
     bare = make_cuts(folder, "bare", 1, 5)[0]
     bare.features = None
-    kept, skipped = select_cuts(CutSet.from_cuts(cuts + [full, empty, long, bare]), lang, settings().data, modified=True)
+    every = CutSet.from_cuts([*cuts, full, empty, long, bare])
+    kept, skipped = select_cuts(every, lang, settings().data, modified=True)
     assert [c.id for c in kept] == [*(c.id for c in cuts), "full-0"]
     assert skipped == {"empty transcript": ["empty-0"], "too short for its labels": ["labels-0"], "no features": ["bare-0"]}
     assert "skipped 1 utterances (empty transcript): empty-0" in describe_skipped(skipped)
+    assert describe_skipped({"why": list("abcdef"), "how": list("abcde")}) == [
+        "skipped 5 utterances (how): a, b, c, d, e", "skipped 6 utterances (why): a, b, c, d, e ..."]
     kept, _ = select_cuts(CutSet.from_cuts([long]), lang, settings().data, modified=False)
     assert len(kept) == 1  # the regular lattice takes several labels a frame
 
