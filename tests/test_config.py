@@ -97,6 +97,20 @@ def test_chains_with_lists_and_mappings_in_each_others_place(content, said):
         merge_config(ProgressiveConfig, content, source="conf")
 
 
+@pytest.mark.parametrize("content, said", [
+    ({"plan": {"stages": 0}}, "plan.stages is 0; it must be at least 1"),
+    ({"plan": {"stages": 2, "parts": [0.7, 0.5]}}, "plan.parts is .*; it must be one for each stage but the last"),
+    ({"plan": {"stages": 3, "parts": [0.7, 0.7]}}, "plan.parts is .*; it must be falling, from below 1"),
+    ({"plan": {"stages": 2, "parts": [1.0]}}, "plan.parts is .*; it must be falling, from below 1"),
+    ({"plan": {"proportions": {"num_layers": -0.5}}}, "plan.proportions is .*; it must be 0 or more each"),
+    ({"target_compression": 0}, "target_compression is 0.0; it must be between 0 and 100 per cent"),
+    ({"scratch": {"model": {}}}, "scratch.model is {}; it must be left out"),
+])
+def test_plans_that_mean_nothing(content, said):
+    with pytest.raises(RecipeError, match=said):
+        merge_config(ProgressiveConfig, content)
+
+
 def write(path, text):
     path.write_text(text)
     return path

@@ -304,6 +304,15 @@ def test_a_larger_student_is_refused():
         init_from_teacher(student, teacher)
 
 
+@pytest.mark.parametrize("changes", [dict(num_features=24), dict(head_dim=4), dict(context_size=1)])
+def test_what_cannot_be_cut_is_refused(changes):
+    (name, ours), teacher = *changes.items(), model_of(tiny())
+    with pytest.raises(RecipeError, match=f"model.{name} is {ours} in the student and {getattr(tiny(), name)} in its"):
+        init_from_teacher(model_of(tiny(**changes)), teacher)
+    with pytest.raises(RecipeError, match="the student has 7 tokens, its teacher 11"):
+        init_from_teacher(Transducer(tiny(), 7), teacher)
+
+
 def test_the_first_units_may_be_kept_instead():
     teacher, student = model_of(tiny(), seed=1), model_of(tiny(feedforward_dim=8, joiner_dim=12), seed=2)
     init_from_teacher(student, teacher, units="first")
