@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -187,6 +188,27 @@ def test_bad_recordings_are_skipped_named_and_counted(copy):
     assert "skipped data/corpus/train/metadata.jsonl:9" in ended.stdout and "skipped 6 in all" in ended.stdout
     kept = gzip.decompress((copy / "data" / "manifests" / "cuts_train.jsonl.gz").read_bytes()).splitlines()
     assert len(kept) == len(lines) - 6 and len(listed(copy / "data" / "manifests")) == 6
+
+
+def test_manifests_are_made_again_of_a_corpus_that_was_spoiled(copy):
+    """Lists and recordings, which corpus.json says nothing of."""
+    def stage_1():
+        env = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+        done = subprocess.run([LOCAL.parent / "run.sh", "--data", copy / "data", "--stage", "1", "--stop-stage", "1"], env=env,
+                              stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    lines = (copy / "data" / "corpus" / "train" / "metadata.jsonl").read_text()
+    recording = next((copy / "data" / "corpus" / "train").rglob("*.flac"))
+    sound = recording.read_bytes()
+    assert "skipped 1" not in stage_1() and "done before, skipped" in stage_1()
+    for path, whole in ((copy / "data" / "corpus" / "train" / "metadata.jsonl", lines.encode()), (recording, sound)):
+        path.write_bytes(whole[: len(whole) // 2])
+        assert "skipped 1 in all of" in stage_1()
+        path.write_bytes(whole)
+        printed = stage_1()
+        assert "done before" not in printed and "skipped 1" not in printed
 
 
 def test_half_made_corpus_and_empty_part_are_one_line(copy, tmp_path):

@@ -19,7 +19,9 @@ make_corpus() {
 }
 
 make_manifests() {
-  step manifests --from 0 "$data/corpus/corpus.json" --makes "${manifests[@]}" -- \
+  local part folders=()
+  for part in train dev $test_sets $noise_cuts; do folders+=("$data/corpus/$part"); done
+  step manifests --from 0 "$data/corpus/corpus.json" "${folders[@]}" --makes "${manifests[@]}" -- \
     python local/prepare_manifests.py --corpus "$data/corpus" --output "$data/manifests" --jobs "$jobs"
 }
 
