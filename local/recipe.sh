@@ -144,7 +144,7 @@ parse_options() {
   [[ $jobs =~ ^[1-9][0-9]*$ ]] || usage_error "--jobs $jobs: give the number of processes"
   world_size=${given[world-size]-}
   [[ ! $world_size || $world_size =~ ^[1-9][0-9]*$ ]] || usage_error "--world-size $world_size: give the number of processes"
-  settings=${given[settings]-}
+  settings=${given[settings]-} settings=${settings%/}  # as a shell completes the name of a folder
   python=${given[python]-}
   if [[ $python == */* ]]; then python=$(user_path "$python"); fi
 

@@ -89,6 +89,7 @@ class TestSettings:
         shared = toy("--settings", "tiny", "training.seed=5", "--data", "data-tiny", "--exp", "exp-tiny",
                      "--stop-stage", "7")
         assert not shared.ran  # the folders that it has by itself
+        assert not toy("--settings", "tiny/", "training.seed=5", "--stop-stage", "7").ran
         assert toy("--half", "--stop-stage", "4", "training.seed=5").ran == []  # a recipe may choose them itself
         assert "(there is tiny)" in toy("--help").stdout
         missing = toy("--settings", "none")
