@@ -16,6 +16,9 @@ from kdlib.files import read_json, write_text
 from kdlib.report import markdown_table, name_processor, plain_table
 from kdlib.seeds import pool_seeds, seed_differences_table, seeds_table
 
+# With other options it would be another run, whose models are trained anew.
+FINISH = "finish that run with the call of run.sh, its options and settings, that it was begun with"
+
 
 def get_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -30,22 +33,21 @@ def read_run(exp: Path):
         models = ("teacher", *(f"stage{k}" for k in range(1, read_stage_count(exp) + 1)), *BASELINES)
         return {model: read_summary(exp, model) for model in models}
     except RecipeError as error:
-        raise RecipeError(f"{error}; finish that run (run.sh --exp {exp}) or leave it out") from None
+        raise RecipeError(f"{error}; {FINISH}, or leave it out") from None
 
 
 def describe_runs(exps):
     """The title and what each run was, in Markdown, from what its stage 8 has written."""
     lines = []
     for exp in exps:
-        results = read_json(exp / "results" / "results.json", f"finish that run's stage 8 (run.sh --exp {exp} --stage 8)")
+        results = read_json(exp / "results" / "results.json", FINISH)
         try:
             recipe, machine, software = results["recipe"], results["machine"], results["software"]
             lines.append(f"- `{results['command']}`, with `{results['config']}`: {results['date']}, {name_processor(machine)}; "
                          f"torch {', '.join(software['torch'])}, RNN-T {', '.join(software['rnnt_backend'])}, on "
                          f"{', '.join(software['device'])}\n")
         except (KeyError, TypeError):
-            raise RecipeError(f"{exp}/results/results.json is not stage 8's: run it again (run.sh --exp {exp} --stage 8)") \
-                from None
+            raise RecipeError(f"{exp}/results/results.json is not stage 8's: {FINISH}") from None
     return (f"# {recipe} from {len(exps)} seeds\n\nWritten by `local/seeds.py` from the files of these runs of the "
             f"recipe:\n\n{''.join(lines)}\n")
 
