@@ -59,6 +59,11 @@ def _failing_as(path: Path) -> Iterator[None]:
         raise
 
 
+def folder_name(folder: PathLike) -> str:
+    """The last part of a folder's path; of ``.`` and ``..`` that of the folder they stand for."""
+    return os.path.basename(os.path.abspath(folder))
+
+
 def write_text(path: PathLike, text: str) -> None:
     """Write UTF-8 ``text`` to ``path`` atomically."""
     with atomic_path(path) as temporary:

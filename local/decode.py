@@ -13,7 +13,7 @@ from kdlib.config import DataConfig, DecodeConfig
 from kdlib.data import LONGEST_SECONDS, checked, eval_loader
 from kdlib.decoding import best_hypotheses
 from kdlib.errors import RecipeError, run_main
-from kdlib.files import write_json
+from kdlib.files import folder_name, write_json
 from kdlib.lang import Lang
 from kdlib.streaming import StreamingRecogniser
 from kdlib.training.checkpoint import load_averaged
@@ -82,18 +82,19 @@ def main():
     folder.mkdir(parents=True, exist_ok=True)
     tried = bool(args.overrides) or any(getattr(args, option) is not None for option in TRIED)
     path = summary_path(folder, [test.name for test in test_sets], suffix, tried)
-    about = {"model": args.exp.name, "parameters": model.parameter_counts()["total"], **which}
+    name = folder_name(args.exp)
+    about = {"model": name, "parameters": model.parameter_counts()["total"], **which}
     summary = decoding_summary(about, config, model.config.chunk_size, model.config.left_context)
     begin, busy, audio_seconds = time.monotonic(), 0.0, 0.0
     for test in test_sets:
         loader = eval_loader(test.cuts, lang, DataConfig(), config.max_duration)
         results, took = decode(model, loader, config, device, test.name)
         busy, audio_seconds = busy + took, audio_seconds + sum(cut.duration for cut in test.cuts)
-        summary["test_sets"][test.name] = write_test_set(args.exp.name, folder, test, setting, suffix, lang, results)
+        summary["test_sets"][test.name] = write_test_set(name, folder, test, setting, suffix, lang, results)
     summary["seconds"] = round(time.monotonic() - begin, 1)
     summary["real_time_factor"] = round(busy / audio_seconds, 5)
     write_json(path, summary)
-    print(f"{args.exp.name}: {about['parameters']:,} parameters, real-time factor {busy / audio_seconds:.4f} in batches of "
+    print(f"{name}: {about['parameters']:,} parameters, real-time factor {busy / audio_seconds:.4f} in batches of "
           f"{config.max_duration:g} s and {torch.get_num_threads()} threads")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from kdlib.config import FbankConfig, load_config
 from kdlib.errors import RecipeError, run_main
 from kdlib.export import export_onnx, quantise
-from kdlib.files import atomic_path, read_record, write_json
+from kdlib.files import atomic_path, folder_name, read_record, write_json
 from kdlib.lang import Lang
 from kdlib.model_card import DECODINGS, write_model_card
 from kdlib.sherpa import PARTS, seal, unfit
@@ -67,7 +67,8 @@ def main():
     sizes = {suffix: sum((args.output / f"{part}{suffix}.onnx").stat().st_size for part in PARTS)
              for suffix in ("", ".int8")}
     parameters = model.parameter_counts()["total"]
-    about = {"model": args.exp.name, "parameters": parameters, **which, "chunk_size": chunk, "left_context": left,
+    name = folder_name(args.exp)
+    about = {"model": name, "parameters": parameters, **which, "chunk_size": chunk, "left_context": left,
              **fbank.heard(), "vocab_size": len(lang), "float32_bytes": sizes[""], "int8_bytes": sizes[".int8"],
              "seed": trained.training.seed,
              "distillation": dict(zip(trained.loss.distill_names(), (term.weight for term in trained.loss.distill))),
@@ -75,7 +76,7 @@ def main():
     forget_decodings(args.output)
     write_json(args.output / "model.json", seal(args.output, about))  # last: a folder with it is whole
     write_model_card(args.output)
-    print(f"{args.exp.name}: {parameters:,} parameters, {sizes['']:,} bytes in float32, {sizes['.int8']:,} in int8; "
+    print(f"{name}: {parameters:,} parameters, {sizes['']:,} bytes in float32, {sizes['.int8']:,} in int8; "
           f"largest difference to torch {worst:.1e} -> {args.output}")
 
 

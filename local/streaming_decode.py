@@ -20,7 +20,7 @@ from kdlib.conformer import SUBSAMPLING
 from kdlib.cuts import load_features, load_samples, transcript
 from kdlib.errors import RecipeError, run_main
 from kdlib.features import fbank_extractor
-from kdlib.files import write_json
+from kdlib.files import folder_name, write_json
 from kdlib.lang import Lang
 from kdlib.options import require_positive
 from kdlib.sherpa import tail
@@ -134,16 +134,17 @@ def main():
     tried = bool(args.overrides) or any(getattr(args, option) is not None for option in (*TRIED, "tail"))
     path = summary_path(folder, [test.name for test in test_sets], suffix, tried)
     parameters = model.parameter_counts()["total"]
-    about = {"model": args.exp.name, "parameters": parameters, **which}
+    name = folder_name(args.exp)
+    about = {"model": name, "parameters": parameters, **which}
     summary = decoding_summary(about, config, recogniser.chunk_size, recogniser.left_context)
     busy = seconds = 0.0
     for test in test_sets:
         results, took = decode(recogniser, test.cuts, read, args.streams, test.name, args.tail == RUNTIME)
-        summary["test_sets"][test.name] = write_test_set(args.exp.name, folder, test, setting, suffix, lang, results)
+        summary["test_sets"][test.name] = write_test_set(name, folder, test, setting, suffix, lang, results)
         busy, seconds = busy + took, seconds + sum(cut.duration for cut in test.cuts)
     summary["real_time_factor"] = round(busy / seconds, 5)
     write_json(path, summary)
-    print(f"{args.exp.name}: {parameters:,} parameters, real-time factor {busy / seconds:.4f} with {args.streams} streams "
+    print(f"{name}: {parameters:,} parameters, real-time factor {busy / seconds:.4f} with {args.streams} streams "
           f"and {torch.get_num_threads()} threads")
 
 

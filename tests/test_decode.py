@@ -166,6 +166,15 @@ def test_another_chunk_is_heard_and_timed(options, corpus, teacher_folder, scrip
 
 
 @pytest.mark.parametrize("script", ["decode", "streaming_decode"])
+def test_a_model_has_its_folder_s_name_where_the_user_stands_in_it(options, script):
+    words = words_of({**options, "--exp": "."})
+    done = run_script(LOCAL / f"{script}.py", *words, cwd=options["--exp"])
+    assert done.returncode == 0, done.stderr
+    assert json.loads((options["--exp"] / script / "summary.json").read_text())["model"] == "tiny"
+    assert "\ntiny: " in done.stdout
+
+
+@pytest.mark.parametrize("script", ["decode", "streaming_decode"])
 def test_what_is_missing_is_said_before_anything_is_decoded(options, script, corpus):
     corpus[3].to_file(options["--fbank"] / "cuts_other.jsonl.gz")
     (options["--fbank"] / "align").mkdir()
