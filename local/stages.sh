@@ -185,7 +185,7 @@ write_results() {  # stage 8
   fi
   if [[ -e $exp/conf/plan.json ]]; then stages=$(json_value "$exp/conf/plan.json" stages int 6); fi
   for ((k = 1; k <= stages; k++)); do students+=("$exp/stage$k/decode/summary.json"); done
-  step results --conf "$(conf progressive.yaml)" $published --from 5 "$exp/teacher/decode/summary.json" \
+  step results --conf "$(conf progressive.yaml)" ${published:+"$published"} --from 5 "$exp/teacher/decode/summary.json" \
     --from 6 "$exp/conf/plan.json" "${students[@]}" --from 7 "$exp"/{scratch,single}{,-matched}/decode/summary.json \
     --makes "$exp/results/results.json" "$exp/results/table.md" "$exp/results/wer_vs_size.png" "$report" -- \
     python "$scripts/results.py" --exp "$exp" --config "$(conf progressive.yaml)" --recipe "$recipe" \

@@ -95,6 +95,14 @@ class TestSettings:
         missing = toy("--settings", "none")
         assert missing.returncode == 2 and "there is no folder conf/none" in missing.stderr
 
+    def test_a_folder_of_settings_whose_name_has_a_space(self, toy):
+        (toy.folder / "conf" / "my own").mkdir()
+        (toy.folder / "conf" / "my own" / "published.md").write_text("Of the whole corpus.\n")
+        result = toy("--settings", "my own")
+        assert result.returncode == 0 and result.ran == CHAIN, result.stderr
+        assert "--published conf/my own/published.md" in result.stdout
+        assert toy("--settings", "my own").ran == []
+
     def test_a_flag_has_no_value(self, toy):
         refused = toy("--half=no")
         assert refused.returncode == 2 and "--half takes no value" in refused.stderr
