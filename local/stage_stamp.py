@@ -40,7 +40,8 @@ def expand(pattern: str) -> List[Path]:
     the folders are the user's."""
     folder, name = os.path.split(pattern)
     if glob.has_magic(name) and not os.path.exists(pattern):
-        return [Path(found) for found in sorted(glob.glob(os.path.join(glob.escape(folder), name)))]
+        found = sorted(glob.glob(os.path.join(glob.escape(folder), name)))
+        return [Path(path) for path in found if os.path.exists(path)]  # links to nothing are found too
     return [Path(pattern)] if os.path.exists(pattern) else []
 
 
@@ -71,7 +72,7 @@ def describe(path: Path) -> Iterator[Tuple[str, str]]:
             for name in sorted(name for name in names if not name.startswith(".")):
                 yield os.path.join(folder, name), size_and_time(os.path.join(folder, name))
         return
-    if path.exists() and path.stat().st_size < HASHED_BELOW:
+    if path.is_file() and path.stat().st_size < HASHED_BELOW:
         yield str(path), hashlib.sha256(path.read_bytes()).hexdigest()
     else:
         yield str(path), size_and_time(path)

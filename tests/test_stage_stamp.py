@@ -76,6 +76,16 @@ class TestStamp:
             assert step(pattern).times == times + 1
             (step.folder / "in" / "later").unlink()
 
+    def test_a_pattern_of_links_to_nothing_is_missing(self, step):
+        assert step("in/a").times == 1
+        (step.folder / "made").mkdir()
+        (step.folder / "made" / "link").symlink_to("/no/disk/file")
+        result = step("made/*")
+        assert result.returncode == 1 and "needs made/*" in result.stderr and result.times == 1
+        result = step("in/a", makes="made/*")
+        assert result.returncode == 1 and "ended without making made/*" in result.stderr
+        assert step("in/a", makes="made/*").times == 3  # so it is not done
+
     def test_links_to_a_folder_above_have_an_end(self, step):
         for name in ("back", "again"):
             (step.folder / "in" / name).symlink_to(step.folder / "in")
