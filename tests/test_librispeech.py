@@ -324,6 +324,20 @@ class TestDownload:
         assert found == {"librispeech": "data/download/LibriSpeech", "musan": ""}
         assert len(list(root.rglob("*.flac"))) == 12 and not list(root.rglob("*.tar.gz"))
 
+    def test_musan_that_was_removed_is_downloaded_again(self, tree, server):
+        """Lhotse's mark of what it has unpacked stands beside it, and stays."""
+        cwd = tree.parent
+        noise = cwd / "musan" / "noise" / "free-sound" / "noise-free-sound-0000.wav"
+        noise.parent.mkdir(parents=True)
+        soundfile.write(noise, sound(0.5, 1), RATE, subtype="PCM_16")
+        (cwd / "served" / "17").mkdir()
+        with tarfile.open(cwd / "served" / "17" / "musan.tar.gz", "w:gz") as tar:
+            tar.add(cwd / "musan", "musan")
+        for _ in range(2):
+            run("get_corpus.py", "--url", server, "--parts", "dev-clean", "--musan", cwd=cwd)
+            assert (cwd / "data" / "download" / noise.relative_to(cwd)).exists()
+            shutil.rmtree(cwd / "data" / "download" / "musan")
+
     def test_a_part_that_was_removed_is_downloaded_again(self, tree):
         """As the message of the stage that needs it says."""
         words = ["--stop-stage", "0", "--parts", "train-clean-100", "--dev-parts", "dev-clean", "--test-sets", "test-clean"]

@@ -36,6 +36,7 @@ get_corpus() {
   if [[ ! $corpus_dir ]]; then
     for name in $wanted; do downloaded+=("$data/download/LibriSpeech/$name/.completed"); done
   fi
+  if [[ $musan && ! $musan_dir ]]; then downloaded+=("$data/download/musan"); fi
   if [[ -d $musan_dir ]]; then inputs+=("$musan_dir"); fi
   step corpus ${inputs:+--conf "${inputs[@]}"} --makes "$data/corpus.json" "${downloaded[@]}" -- \
     python local/get_corpus.py --parts "$wanted" --download "$data/download" ${musan:+--musan} \

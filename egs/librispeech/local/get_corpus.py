@@ -109,6 +109,8 @@ def main() -> None:
     if options.musan_dir is not None:
         musan = str(find_musan(options.musan_dir))
     elif options.musan:
+        if not (options.download / "musan").is_dir():  # Lhotse's mark that it is there stands beside it
+            (options.download / ".musan_completed").unlink(missing_ok=True)
         fetched(lambda: download_musan(options.download, url=f"{options.url}/17/musan.tar.gz"),
                 options.download / "musan.tar.gz", "--musan-dir")
         musan = str(find_musan(options.download))
