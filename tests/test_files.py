@@ -84,6 +84,32 @@ def test_a_full_disk_for_what_a_training_tells(tmp_path, monkeypatch, capfd):
     assert capfd.readouterr().err == ""
 
 
+def test_a_resumed_training_is_told_once(tmp_path, monkeypatch):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    monkeypatch.setattr(threading, "excepthook", threading.__excepthook__)
+    for update, values in ((0, {1: 5.0, 2: 4.0, 3: 3.0}), (2, {2: 4.5})):
+        board = Board(tmp_path, update)
+        for step, value in values.items():
+            board.add("train", {"loss": value}, step)
+        board.close()
+    told = EventAccumulator(str(tmp_path)).Reload().Scalars("train/loss")
+    assert [(event.step, event.value) for event in told] == [(1, 5.0), (2, 4.5)]
+
+
+def test_a_thread_that_fails_otherwise_is_told_as_ever(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(threading, "excepthook", threading.__excepthook__)
+    Board(tmp_path, 0).close()
+
+    def fail():
+        raise ValueError("a defect")
+
+    thread = threading.Thread(target=fail)
+    thread.start()
+    thread.join()
+    assert "ValueError: a defect" in capfd.readouterr().err
+
+
 def test_brackets_without_end_are_no_json(tmp_path):
     (tmp_path / "a.json").write_text("[" * 200000)
     with pytest.raises(RecipeError, match="a.json is not valid JSON .*: make it again"):
