@@ -182,8 +182,8 @@ class SpecAugmentConfig:
 
     def __post_init__(self) -> None:
         require_above_0(self, "data.spec_augment", "feature_mask_size", "frame_mask_size")
-        require_amounts(self, "data.spec_augment", "num_feature_masks", "num_frame_masks")
-        require_amounts(self, "data.spec_augment", "max_frames_fraction", most=1)
+        require_amounts(self, "data.spec_augment", "num_feature_masks", "num_frame_masks", "time_warp")
+        require_amounts(self, "data.spec_augment", "start", "max_frames_fraction", most=1)
 
 
 @dataclass
