@@ -166,6 +166,9 @@ class CurriculumConfig:
     updates: int = 0
     max_words: int = 2
 
+    def __post_init__(self) -> None:
+        require_amounts(self, "data.curriculum", "updates", "max_words")
+
 
 @dataclass
 class SpecAugmentConfig:
