@@ -66,8 +66,8 @@ if [[ $chosen ]]; then
 fi
 
 # One installation at a time; the lock goes away with the process, however it ends. Opened to be written to, which NFS asks
-# for, and nothing is written.
-exec 9>>"$requirements"
+# for, and nothing is written; where that may not be, it may still be seen that all is ready.
+if [[ -w $requirements ]]; then exec 9>>"$requirements"; else exec 9<"$requirements"; fi
 if command -v flock >/dev/null; then
   locked=0
   flock --nonblock 9 2>/dev/null || locked=$?
