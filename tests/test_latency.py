@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -106,20 +107,22 @@ def test_what_is_said_is_shown_when_its_chunk_has_come(frame, chunk, duration, e
 
 def test_the_meter_counts_aligned_utterances(corpus, tmp_path):
     _, lang, _, dev = corpus
-    cut, other = list(dev)[:2]
-    text = cut.supervisions[0].text
+    (cut, other), text = list(dev)[:2], "AB CD"
     aligned = cut.with_id("seen")
     aligned.supervisions = [cut.supervisions[0].with_alignment(
         "word", [AlignmentItem(word, 0.0, 0.2) for word in text.split()])]
     CutSet.from_cuts([aligned, other]).to_file(tmp_path / "cuts.jsonl.gz")
     tokens = tuple(lang.encode(text))
-    meter = LatencyMeter(tmp_path / "cuts.jsonl.gz", lang, 8)
-    meter.add("seen", Hypothesis(0.0, tokens, tuple([9] * len(tokens))))
+    meter = LatencyMeter(tmp_path / "cuts.jsonl.gz", lang, 2)
+    meter.add("seen", Hypothesis(0.0, tokens, tuple(range(3, 3 + len(tokens)))))
     meter.add(other.id, Hypothesis(0.0, tokens, tuple([0] * len(tokens))))  # not aligned
     meter.add("unseen", Hypothesis(0.0, tokens, tuple([0] * len(tokens))))
-    count = len(text.split())
-    assert meter.summary() == {"words": count, "delay_ms": 200.0, "delay_p90_ms": 200.0,
-                               "first_token_ms": pytest.approx(1000 * min(cut.duration, 0.67), abs=0.1)}
+    words = text.split()
+    heard = [3 + len(lang.encode(" ".join(words[:count]))) for count in range(1, 1 + len(words))]  # frames, by their end
+    delays = [40 * frames - 200 for frames in heard]
+    assert meter.summary() == {"words": len(words), "delay_ms": pytest.approx(sum(delays) / len(words), abs=0.1),
+                               "delay_p90_ms": pytest.approx(np.percentile(delays, 90), abs=0.1),
+                               "first_token_ms": 190.0}  # frame 3 is in the chunk of 2 and 3, which reads 11 more
     meter.delays, meter.first_tokens = [*(0.1 * n for n in range(10)), 2.1], [0.3, 0.4, 0.8]
     assert meter.summary() == {"words": 11, "delay_ms": 600.0, "delay_p90_ms": 900.0, "first_token_ms": 500.0}
     empty = LatencyMeter(tmp_path / "cuts.jsonl.gz", lang, 8)
