@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -85,6 +86,17 @@ def test_a_label_belongs_to_the_word_that_it_changes(corpus):
     ends = [len(lang.encode(first)), len(tokens)]
     assert [last for _, _, last in found] == [9 + end for end in ends]
     assert word_frames(lang, [], []) == []
+    spoken = lang.encode("AB CD")
+    at = {part: 9 + len(lang.encode(part)) for part in ("A", "AB", "AB C", "AB CD")}
+    assert word_frames(lang, spoken, list(range(10, 10 + len(spoken)))) == [("AB", at["A"], at["AB"]),
+                                                                          ("CD", at["AB C"], at["AB CD"])]
+
+
+def test_characters_without_spaces_are_words_and_a_label_may_join_two():
+    pieces = SimpleNamespace(decode=lambda tokens: "".join("今天好"[token] for token in tokens))
+    assert word_frames(pieces, [0, 1, 2], [4, 5, 9]) == [("今", 4, 4), ("天", 5, 5), ("好", 9, 9)]
+    joining = SimpleNamespace(decode=lambda tokens: {1: "well k", 2: "wellknown"}[len(tokens)])
+    assert word_frames(joining, [7, 8], [4, 6]) == [("wellknown", 4, 6)]
 
 
 def test_only_words_that_are_right_are_timed():
