@@ -261,6 +261,12 @@ def test_both_lattices_have_the_delay_penalty(fused):
     assert ((want - without).abs() > 0.01 * want).all()
 
 
+def test_the_teacher_neither_learns_nor_drops_out():
+    objective = make(distill=TERMS).train()
+    assert objective.student.training and not any(module.training for module in objective.teacher.modules())
+    assert not any(parameter.requires_grad for parameter in objective.teacher.parameters())
+
+
 def test_means_over_batches_are_of_utterances_and_without_dropout():
     objective, batch = make(distill=TERMS), make_batch()
     one = dataclasses.replace(batch, ids=["a"], texts=[""], **{
