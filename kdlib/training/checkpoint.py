@@ -96,7 +96,8 @@ def load_averaged(exp: PathLike, epoch: int = -1, avg: int = -1,
     for number in range(epoch - 1, epoch - avg, -1):
         paths.append(exp / f"epoch-{number}.pt")
         contents.append(load_checkpoint(paths[-1], f"choose a smaller avg than {avg}, which is another model, or train it "
-                                                   f"again: run.sh --force with the stage that trains {exp}"))
+                                                   "again: run.sh --stage N --stop-stage N --force, N being the stage that "
+                                                   f"trains {exp}"))
     for path, content in zip(paths, contents):
         if tokens is not None and content["tokens"] != tokens:
             raise RecipeError(f"{path} was trained with other tokens ({len(content['tokens'])} of them) than the lang "
