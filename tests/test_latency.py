@@ -130,7 +130,7 @@ def test_the_meter_counts_aligned_utterances(corpus, tmp_path):
     meter.add(other.id, Hypothesis(0.0, tokens, tuple([0] * len(tokens))))  # not aligned
     meter.add("unseen", Hypothesis(0.0, tokens, tuple([0] * len(tokens))))
     words = text.split()
-    heard = [3 + len(lang.encode(" ".join(words[:count]))) for count in range(1, 1 + len(words))]  # frames, by their end
+    heard = [3 + len(lang.encode(part)) for part in ("AB", "AB CD")]  # frames, when each word has ended
     delays = [40 * frames - 200 for frames in heard]
     assert meter.summary() == {"words": len(words), "delay_ms": pytest.approx(sum(delays) / len(words), abs=0.1),
                                "delay_p90_ms": pytest.approx(np.percentile(delays, 90), abs=0.1),

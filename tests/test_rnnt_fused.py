@@ -139,12 +139,31 @@ def test_frozen_parts_and_no_bias():
     student, _, lattice = make_batch(7)
     student.joiner.out = torch.nn.Linear(5, 11, bias=False).double()
     student.joiner.out.weight.requires_grad_(False)
+    student.joiner.encoder_proj.requires_grad_(False)
     side = student._replace(lm=student.lm.detach())
     got, want = (
         torch.autograd.grad(loss, side.am)[0]
         for loss in (rnnt.rnnt_loss_fused(*side, **lattice),
                      rnnt.rnnt_loss_pruned(all_logits(side, lattice["ranges"]), **lattice, backend="native")))
     torch.testing.assert_close(got, want, rtol=1e-8, atol=1e-10)
+
+
+def test_a_term_that_is_constant_to_the_student():
+    student, teacher, lattice = make_batch(8)
+    _, mask = rnnt.node_symbols(*(lattice[key] for key in ("symbols", "ranges", "boundary", "termination_symbol")))
+    term = rnnt.NodeTerm(lambda s, t, y: t.sum(-1), node_weights(mask, torch.float64), 3.0)
+    plain, more = (rnnt.lattice_losses_fused(*student, **lattice, teacher=teacher, terms=terms)
+                   for terms in ((), (term,)))
+    torch.testing.assert_close(more.total, plain.total + 3.0 * more.terms[0])
+    for one, other in zip(gradients(more.total, student), gradients(plain.total, student)):
+        torch.testing.assert_close(one, other)
+
+
+def test_nodes_that_few_paths_visit_count_in_many_chunks():
+    student, _, lattice = make_batch(9, frames=20, labels=8, dtype=torch.float32)
+    few, whole = (rnnt.lattice_losses_fused(*student, **lattice, logits_at_once=most).total for most in (22, None))
+    for one, other in zip(gradients(few, student), gradients(whole, student)):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
 def test_half_precision_of_the_joiner():
