@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdlib.config import DecodeConfig, ModelConfig
-from kdlib.decoding import greedy_search, modified_beam_search
+from kdlib.decoding import best_hypotheses, greedy_search, modified_beam_search
 from kdlib.streaming import StreamingRecogniser
 from kdlib.transducer import Transducer
 
@@ -58,6 +58,8 @@ def test_streams_hear_what_the_full_pass_hears(data):
         padded = torch.nn.functional.pad(features, (0, 0, 0, max(0, 7 - len(features))))
         encoded, frames, _ = model.encoder(padded[None], torch.tensor([len(features)]), chunk, left)
         assert list(stream.result.tokens) == search(model, encoded, frames, **options)[0]
+        (whole,) = best_hypotheses(model, encoded, frames, DecodeConfig(method, **options))
+        assert stream.result.frames == whole.frames and stream.result.score == pytest.approx(whole.score, abs=1e-3)
         assert stream.search.num_frames == frames.item()
         assert len(stream.result.frames) == len(stream.result.tokens)
         assert list(stream.result.frames) == sorted(stream.result.frames) and \
