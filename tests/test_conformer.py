@@ -92,4 +92,4 @@ def test_every_dropout_takes_part_in_a_training():
 def test_a_new_subsampling_keeps_the_variance_of_its_features():
     model = model_of(tiny(num_features=80, subsampling_channels=32, encoder_dim=96))
     out = model.encoder.subsampling(torch.randn(4, 100, 80))
-    assert 0.5 < out.std().item() < 2.0  # torch's own initialisation: a tenth
+    assert 0.75 < out.std().item() < 1.33  # torch's own initialisation: a tenth
