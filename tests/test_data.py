@@ -132,6 +132,16 @@ def test_the_seed_of_a_training_orders_its_batches(corpus):
     assert first == again != other
 
 
+def test_how_few_utterances_make_batches(corpus):
+    _, lang, train, _ = corpus
+    dataset = TransducerDataset(lang, settings().data, train=True)
+    few, fewer = (CutSet.from_cuts(list(train)[:count]) for count in (3, 2))
+    heard = [id_ for batch in train_loader(few, dataset, settings().data, Phase(1, seed=1)) for id_ in batch.ids]
+    assert sorted(heard) == sorted(few.ids)
+    with pytest.raises(RecipeError, match="2 training utterances are too few to make batches of: use more data"):
+        train_loader(fewer, dataset, settings().data, Phase(1, seed=1))
+
+
 def test_a_seeded_block_leaves_no_trace():
     def draw():
         return random.random(), np.random.rand(), torch.rand(1).item()
