@@ -35,12 +35,12 @@ def known_failure(error: BaseException) -> Optional[str]:
         return str(error)
     if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
         return (f"out of memory ({in_one_line(error, 120)}): set training.micro_batches of a training higher, "
-                "decode.max_duration of decoding lower, and run the same command again")
+                "decode.max_duration (by hand max_duration) of decoding lower, and run the same command again")
     if isinstance(error, OSError):
         if error.errno in DISK_FULL:
             full = "no space left on the disk" if error.errno == errno.ENOSPC else "the quota of the disk is used up"
             return f"{full} while writing {error.filename or 'a file'}; free some space and run the same command again"
-        dangling = None if error.filename is None else link_to_nothing(error.filename)
+        dangling = link_to_nothing(error.filename) if isinstance(error.filename, (str, os.PathLike)) else None
         if error.errno == errno.EEXIST and dangling:
             return f"{dangling}: make or mount that, or name another"
         if error.errno == errno.EEXIST:  # only making a folder says so

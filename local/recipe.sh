@@ -91,13 +91,17 @@ usage() {
 # A path that the user gave: a relative one starts from the folder that run.sh was called in. However it is written, the
 # steps' commands have it in one way, since one that has changed runs its step again.
 user_path() {
-  local path=${1%"${1##*[!/]}"}  # without slashes at its end
-  case $path in
-    '') printf '/\n' ;;
-    "$PWD"/*) printf '%s\n' "${path#"$PWD"/}" ;;
-    /*) printf '%s\n' "$path" ;;
-    *) realpath --canonicalize-missing --relative-to=. "$invoked_from/$1" ;;
-  esac
+  local path=$1
+  if [[ $path != /* ]]; then path=$invoked_from/$path; fi
+  if [[ /$1/ != */../* ]]; then  # with one, only the links that it goes through say where it leads
+    path=$(realpath --canonicalize-missing --no-symlinks -- "$path")
+    if [[ $path == "$PWD"/* ]]; then printf '%s\n' "${path#"$PWD"/}"; return; fi
+  fi
+  if [[ $1 == /* ]]; then
+    printf '%s\n' "$path"
+  else
+    realpath --canonicalize-missing --relative-to=. -- "$path"
+  fi
 }
 
 parse_options() {

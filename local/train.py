@@ -14,6 +14,7 @@ from kdlib.compression import init_from_teacher, least_missed_layers
 from kdlib.config import TrainConfig, load_config, save_config
 from kdlib.cuts import (TrainCuts, describe_skipped, feature_statistics, has_nbest, load_cuts, mixed, select_cuts,
                         shar_index, total_seconds)
+from kdlib.data import eval_loader
 from kdlib.errors import RecipeError, run_main
 from kdlib.files import content_digest, read_record, write_json
 from kdlib.lang import Lang
@@ -22,7 +23,7 @@ from kdlib.options import require_positive
 from kdlib.planning import check_student
 from kdlib.shar import SharCuts
 from kdlib.training.checkpoint import begin_run, check_features, finished, load_averaged
-from kdlib.training.loop import Trainer, dev_loader
+from kdlib.training.loop import Trainer
 from kdlib.training.objective import loss_with_layers
 from kdlib.training.parallel import default_world_size, launch, require_devices, training_device
 from kdlib.training.records import log_messages
@@ -73,7 +74,7 @@ def layers_to_start_from(args, config: TrainConfig, start: Transducer, lang: Lan
         return []  # of a training that has begun the checkpoint holds all weights
     if not chosen.exists():
         device = training_device(0, args.world_size)
-        loader = dev_loader(dev_cuts, lang, config, args.world_size)
+        loader = eval_loader(dev_cuts, lang, config.data, config.data.max_duration)
         start.to(device)
         layers = least_missed_layers(start.config.num_layers, config.model.num_layers,
                                      lambda kept: loss_with_layers(start, kept, config.loss, loader, device))
@@ -103,10 +104,10 @@ def train(config, exp, lang, model, train_cuts, dev_cuts, noise, teacher, rank, 
 def main():
     args = get_args()
     require_positive(world_size=args.world_size)
-    require_devices(args.world_size)
     # Processes are forked from this one, which is safe as long as it has not started threads.
     torch.set_num_threads(1)
     config = load_config(TrainConfig, args.config, args.overrides)
+    require_devices(args.world_size, config.training.precision)
     if args.teacher is not None and config.loss.distill_from == "first":
         if args.first_teacher is None:
             raise RecipeError(f"{args.config}: loss.distill_from is 'first': give --first-teacher")

@@ -31,7 +31,7 @@ class Deadly(IterableDataset):
 
 
 def test_a_reading_process_that_is_killed_is_told():
-    with pytest.raises(RecipeError, match="a process that reads the data was killed .*: set data.num_workers or"):
+    with pytest.raises(RecipeError, match="a process that reads the data was killed .*: set data.num_workers lower or"):
         list(checked(DataLoader(Deadly(), batch_size=None, num_workers=1)))
 
 

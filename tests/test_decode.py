@@ -262,7 +262,8 @@ def test_features_that_are_gone_are_named(options):
     CutSet.from_cuts(cuts).to_file(options["--fbank"] / "cuts_dev.jsonl.gz")
     done = run("streaming_decode", options)
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert f"the features of {cuts[1].id} cannot be read" in done.stderr and "again (run.sh --stage 2 --stop-stage 2 --force)" in done.stderr
+    assert f"the features of {cuts[1].id} cannot be read" in done.stderr
+    assert "again (this run's run.sh with --stage 2 --stop-stage 2 --force)" in done.stderr
 
 
 def test_a_cut_without_transcript_is_decoded(options, corpus):

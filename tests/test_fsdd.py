@@ -264,8 +264,9 @@ def test_a_download_that_was_removed_is_made_again(made_up, tmp_path):
     """As the message of the stage that needs it says."""
     def recipe(*words):
         env = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-        return subprocess.run([LOCAL.parent / "run.sh", "--smoke", "--data", tmp_path / "data", "--exp", tmp_path / "exp", *words],
-                              env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        folders = "--data", tmp_path / "data", "--exp", tmp_path / "exp"
+        return subprocess.run([LOCAL.parent / "run.sh", "--smoke", *folders, *words], env=env,
+                              stdin=subprocess.DEVNULL, capture_output=True, text=True)
 
     recordings = copy_of(made_up, tmp_path / "data" / "download") / "recordings"
     for _ in range(2):
@@ -276,8 +277,10 @@ def test_a_download_that_was_removed_is_made_again(made_up, tmp_path):
     shutil.rmtree(recordings)
     done = recipe("--stage", "1", "--stop-stage", "1")
     assert f"needs {recordings}, which stage 0 makes: " in done.stderr and done.stderr.endswith("--stage 0 --stop-stage 0\n")
-    done = recipe("--stage", "0", "--stop-stage", "0")
-    assert done.returncode == 0 and len(list(recordings.iterdir())) == 3000, done.stderr
+    for _ in range(2):
+        done = recipe("--stage", "0", "--stop-stage", "0")
+        assert done.returncode == 0 and len(list(recordings.iterdir())) == 3000, done.stderr
+        next(recordings.iterdir()).unlink()  # some of it is enough
 
 
 def test_failed_downloads_are_one_line_and_leave_nothing(made_up, server, tmp_path):

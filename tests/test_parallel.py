@@ -70,13 +70,19 @@ def test_threads_are_as_many_as_the_environment_allows(monkeypatch):
     assert found == [1] + 3 * [usable_cores()]
 
 
-def test_no_training_on_the_cpu_beside_too_few_gpus(monkeypatch):
-    require_devices(64)
+def test_no_training_on_the_cpu_beside_too_few_gpus_or_in_a_precision_that_they_lack(monkeypatch):
+    require_devices(64, "bfloat16")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    require_devices(2)
+    require_devices(2, "float32")
     with pytest.raises(RecipeError, match="--world-size 3: there are 2 GPUs"):
-        require_devices(3)
+        require_devices(3, "float32")
+    for has in (True, False):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: has)
+        if has:
+            require_devices(2, "bfloat16")
+    with pytest.raises(RecipeError, match="training.precision=bfloat16: the GPU here has none"):
+        require_devices(2, "bfloat16")
 
 
 def alive(pid: int) -> bool:

@@ -44,7 +44,8 @@ class TestSettings:
         """Whatever the number of threads that a process may have."""
         toy("--stop-stage", "1")
         for threads in ("1", "64"):
-            result = run("env", f"OMP_NUM_THREADS={threads}", toy.folder / "run.sh", "--stage", "2", "--stop-stage", "2", "--force")
+            result = run("env", f"OMP_NUM_THREADS={threads}", toy.folder / "run.sh", "--stage", "2", "--stop-stage", "2",
+                         "--force")
             assert f" --jobs {usable_cores()}\n" in result.stdout, result.stdout
 
     def test_a_link_to_nothing_in_a_folders_place(self, toy, tmp_path):
@@ -183,13 +184,18 @@ class TestSettings:
         checkout = toy.folder.parents[1]
         (tmp_path / "elsewhere" / "egs" / "toy").mkdir(parents=True)
         for searched in (checkout, tmp_path / "elsewhere"):
-            result = run("env", f"CDPATH={searched}", "bash", "egs/toy/run.sh", "--stop-stage", "0", "--data", "here", cwd=checkout)
+            result = run("env", f"CDPATH={searched}", "bash", "egs/toy/run.sh", "--stop-stage", "0", "--data", "here",
+                         cwd=checkout)
             assert result.returncode == 0, result.stderr
             assert result.stdout.startswith("toy, stages 0 to 0") and (checkout / "here" / "corpus").exists()
             shutil.rmtree(checkout / "here")
 
     def test_a_folder_is_the_same_however_it_is_written(self, toy, tmp_path):
-        for data, *others in ((toy.folder / "data", f"{toy.folder}/data/", "data", "data/", "../toy/data//"),
+        (tmp_path / "disk").mkdir()
+        (toy.folder / "link").symlink_to(tmp_path / "disk")
+        for data, *others in ((toy.folder / "data", f"{toy.folder}/data/", "data", "data/", "../toy/data//",
+                               f"{toy.folder}//data", f"{toy.folder}/./data"),
+                              ("link", f"{toy.folder}/link/", "./link"),
                               (tmp_path / "data", f"{tmp_path}/data/")):
             assert len(toy("--data", data, "--stop-stage", "3").ran) == 4
             for other in others:

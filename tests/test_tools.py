@@ -195,8 +195,8 @@ class TestInstall:
         (tools / "install.sh").write_text("#!/bin/bash\necho is ready\n")
         done = run("bash", "-c", f"source {tools}/activate.sh; activate_environment --tests --python {python} && echo goes on")
         assert done.returncode == 1 and done.stdout == "is ready\n"
-        assert done.stderr == (f"error: {python} does not serve either (see above): rm -r {python.parents[1]}, and this command "
-                               "makes it anew\n")
+        assert done.stderr == (f"error: {python} does not serve either (see above): rm -r {python.parents[1]}, and this "
+                               "command makes it anew\n")
 
     @pytest.mark.parametrize("codes, said", [("71", "is on a file system without locks"), ("1 0", "waiting for it")])
     def test_a_lock_that_cannot_be_had(self, tmp_path, codes, said):
@@ -306,11 +306,13 @@ def test_the_benchmark_takes_what_torchaudio_can_index_on_a_gpu():
         assert (t, u, v, r) == size[1:] and n * nodes < 2**31 and (n == size[0] or (n + 1) * nodes >= 2**31)
 
 
-@pytest.mark.parametrize("words, said", [(["--only", "bandwidth"], "it is a GPU's"), (["--device", "cuda"], "torch sees no GPU")])
+@pytest.mark.parametrize("words, said", [
+    (["--only", "bandwidth"], "it is a GPU's"), (["--device", "cuda"], "torch sees no GPU")])
 def test_the_benchmark_refuses_what_cannot_be_measured_here(words, said):
     if "cuda" in words and torch.cuda.is_available():
         pytest.skip("there is a GPU here")
-    assert refused(run(sys.executable, ROOT / "tools" / "bench_rnnt.py", *words)).startswith(f"error: {' '.join(words)}: {said}")
+    done = run(sys.executable, ROOT / "tools" / "bench_rnnt.py", *words)
+    assert refused(done).startswith(f"error: {' '.join(words)}: {said}")
 
 
 def test_the_benchmark_says_that_there_is_no_torchaudio(monkeypatch, capsys):

@@ -211,6 +211,17 @@ def test_a_last_epoch_that_was_lost_is_written_anew(corpus, teacher_folder, tmp_
         assert all(torch.equal(after[part][name], value) for name, value in before[part].items())
 
 
+def test_the_record_of_a_finished_training_is_written_anew_where_it_is_damaged(corpus, teacher_folder, tmp_path):
+    exp = tmp_path / "exp"
+    shutil.copytree(teacher_folder, exp)
+    before = json.loads((exp / "done.json").read_text())
+    (exp / "done.json").write_text("{")
+    config = settings("training.num_epochs=12", "data.curriculum.updates=10", "data.curriculum.max_words=1")
+    trainer(config, exp, corpus).train()
+    after = json.loads((exp / "done.json").read_text())
+    assert after.pop("seconds") == pytest.approx(before.pop("seconds"), abs=1.5) and after == before
+
+
 def test_epochs_of_other_models_are_not_averaged(teacher_folder, tmp_path):
     for name in ("epoch-11.pt", "epoch-12.pt", "done.json"):
         shutil.copy(teacher_folder / name, tmp_path)

@@ -6,7 +6,7 @@
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
 
 # The cores that this process may use. OMP_NUM_THREADS, which nproc would go by, is of the threads of one process.
-usable_cores() { env --unset=OMP_NUM_THREADS --unset=OMP_THREAD_LIMIT nproc 2>/dev/null || echo 1; }
+usable_cores() { env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc 2>/dev/null || echo 1; }
 
 # activate_environment [--k2] [--tests] [--python PATH]: sets PYTHON and puts its folder first on PATH.
 activate_environment() {

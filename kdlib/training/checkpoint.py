@@ -96,8 +96,8 @@ def load_averaged(exp: PathLike, epoch: int = -1, avg: int = -1,
     for number in range(epoch - 1, epoch - avg, -1):
         paths.append(exp / f"epoch-{number}.pt")
         contents.append(load_checkpoint(paths[-1], f"choose a smaller avg than {avg}, which is another model, or train it "
-                                                   "again: run.sh --stage N --stop-stage N --force, N being the stage that "
-                                                   f"trains {exp}"))
+                                                   "again: this run's run.sh with --stage N --stop-stage N --force, N being "
+                                                   f"the stage that trains {exp}"))
     for path, content in zip(paths, contents):
         if tokens is not None and content["tokens"] != tokens:
             raise RecipeError(f"{path} was trained with other tokens ({len(content['tokens'])} of them) than the lang "
@@ -132,7 +132,7 @@ def check_features(exp: PathLike, model: Transducer, heard: Dict[str, Any], sour
                               "settings of its stage 2")
 
 
-# Settings of which the weights do not depend: another value is no other training.
+# Settings that change the weights no more than another machine would: another value is no other training.
 NO_EFFECT = (("training", "save_every_updates"), ("training", "log_every_updates"), ("data", "num_workers"),
              ("data", "shar_root"), ("training", "micro_batches"))
 

@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import time
+from contextlib import nullcontext
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Dict, Optional, Sequence, Tuple
@@ -11,7 +12,6 @@ from typing import Any, Dict, Optional, Sequence, Tuple
 import torch
 from lhotse import CutSet
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from kdlib import rnnt
@@ -63,13 +63,6 @@ class MovingAverage:
             self.state[name].lerp_(value, weight)
 
 
-def dev_loader(cuts: CutSet, lang: Lang, config: TrainConfig, processes: int) -> DataLoader:
-    """The dev set's batches for one of the ``processes`` of a training: without gradients it has room for four times what it
-    computes of a training batch at once."""
-    at_once = config.data.max_duration / (processes * config.training.micro_batches)
-    return eval_loader(cuts, lang, config.data, max_duration=4 * at_once)
-
-
 class Trainer:
     """Trains one model in the folder ``exp`` and resumes from what it finds there.
 
@@ -85,7 +78,9 @@ class Trainer:
                  rank: int = 0):
         self.config, self.exp, self.lang, self.device, self.rank = config, exp, lang, device, rank
         self.train_cuts = train_cuts
-        self.dev = dev_loader(dev_cuts, lang, config, world_size())
+        # Without gradients a process has room for four times what it computes of a training batch at once.
+        at_once = config.data.max_duration / (world_size() * config.training.micro_batches)
+        self.dev = eval_loader(dev_cuts, lang, config.data, max_duration=4 * at_once)
         self.dataset = TransducerDataset(lang, config.data, noise=noise, train=True)
         self.model = model.to(device)
         self.objective = Objective(model, config.loss, None if teacher is None else teacher.to(device),
@@ -101,9 +96,12 @@ class Trainer:
     def train(self) -> Dict[str, Any]:
         """Train to the end and return what ``done.json`` holds."""
         self._resume()
-        if self.epoch > self.config.training.num_epochs and (self.exp / "done.json").exists():
+        if self.epoch > self.config.training.num_epochs:
             self._keep_last_epoch()
-            return finished(self.exp)  # unwritten: what was made from this model stays up to date
+            try:
+                return finished(self.exp)  # unwritten: what was made from this model stays up to date
+            except RecipeError:
+                pass  # it was never written, or is damaged
         self.clock = time.monotonic()
         self.board = Board(self.exp / "tensorboard", self.updates) if self.rank == 0 else None
         while self.epoch <= self.config.training.num_epochs:
@@ -157,7 +155,7 @@ class Trainer:
         self.board.add("train", values, self.updates)
 
     def _update(self, shares: Sequence[Batch]) -> Tuple[Dict[str, Tensor], float]:
-        """One step on what this process computes of a batch; the loss's parts, of one of its shares, and the gradient's norm."""
+        """One step on what this process computes of a batch; the parts of the loss, of one share, and the gradient's norm."""
         rate = learning_rate(self.config.optim, self.updates, shares[0].progress)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -167,8 +165,9 @@ class Trainer:
             # Dropout draws from a seed of the update's own, so that a resumed training goes on as if never stopped.
             torch.manual_seed((self.config.training.seed * 1000003 + self.updates) * 1009 + number)
             if share.ids:  # the smallest batches do not make so many
-                with torch.autocast(self.device.type, dtype=torch.bfloat16,
-                                    enabled=self.config.training.precision == "bfloat16"):
+                # Older torch refuses to have it named, even switched off, on a GPU that lacks it.
+                half = self.config.training.precision == "bfloat16"
+                with torch.autocast(self.device.type, dtype=torch.bfloat16) if half else nullcontext():
                     loss, told = self.objective(share.to(self.device), self.updates)
                 loss.backward()
                 parts = parts or told

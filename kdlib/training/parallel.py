@@ -28,8 +28,8 @@ def default_world_size() -> int:
     return min(MAX_CPU_PROCESSES, usable_cores())
 
 
-def require_devices(world_size: int) -> None:
-    """Refuse to train on the CPU beside GPUs, of which there are too few.
+def require_devices(world_size: int, precision: str) -> None:
+    """Refuse to train on the CPU beside GPUs, of which there are too few, or in a precision that they do not have.
 
     Raises:
         RecipeError
@@ -38,6 +38,8 @@ def require_devices(world_size: int) -> None:
     if 0 < count < world_size:
         raise RecipeError(f"--world-size {world_size}: there are {count} GPUs, for as many processes; to train on the CPU hide "
                           "them with CUDA_VISIBLE_DEVICES=")
+    if count and precision == "bfloat16" and not torch.cuda.is_bf16_supported():
+        raise RecipeError("training.precision=bfloat16: the GPU here has none; leave it at float32")
 
 
 def launch(work: Callable[[int, torch.device], None], world_size: int) -> None:

@@ -108,10 +108,10 @@ def main() -> None:
         print(f"read {recordings}: all 3000 takes are there")
     else:
         recordings = options.download / "recordings"
-        if recordings.is_dir():
+        try:
             check_recordings(recordings)
             print(f"{recordings}: downloaded already, all 3000 takes are there")
-        else:
+        except RecipeError:  # not there, or some of it was removed
             archive = options.download / "fsdd.tar.gz"
             if not archive.exists():
                 download(options.url, archive)

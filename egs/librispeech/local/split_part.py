@@ -25,7 +25,7 @@ def get_args():
     parser.add_argument("--shortest", type=int, default=0, metavar="N",
                         help="take the N shortest utterances of each speaker (all)")
     parser.add_argument("--output", type=Path, required=True, help="a folder without parts")
-    parser.add_argument("--jobs", type=int, default=1, help="processes at once (1)")
+    parser.add_argument("--jobs", type=int, default=1, help="threads at once (1)")
     args = parser.parse_args()
     require_positive(jobs=args.jobs)
     require_not_negative(shortest=args.shortest)
