@@ -19,6 +19,16 @@ os.umask(_UMASK)
 
 
 @contextmanager
+def naming(path: PathLike) -> Iterator[None]:
+    """An OSError of the block names ``path``, which the user knows, and no temporary file, or none at all."""
+    try:
+        yield
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None
+        raise
+
+
+@contextmanager
 def atomic_path(path: PathLike) -> Iterator[Path]:
     """Yield a temporary path beside ``path`` that takes its place when the block ends without an error.
 
@@ -27,7 +37,7 @@ def atomic_path(path: PathLike) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _failing_as(path):
+    with naming(path):
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=".tmp-", suffix="".join(path.suffixes[-2:]))
     os.close(handle)
     temporary = Path(name)
@@ -43,20 +53,10 @@ def atomic_path(path: PathLike) -> Iterator[Path]:
         # files all have those of its mount may refuse.
         with suppress(PermissionError):
             os.chmod(temporary, 0o666 & ~_UMASK)
-        with _failing_as(path):
+        with naming(path):
             os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def _failing_as(path: Path) -> Iterator[None]:
-    """An error names the file that the user knows, not the temporary one."""
-    try:
-        yield
-    except OSError as error:
-        error.filename, error.filename2 = str(path), None
-        raise
 
 
 def folder_name(folder: PathLike) -> str:

@@ -160,13 +160,13 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
+        half = self.config.training.precision == "bfloat16"
         parts: Dict[str, Tensor] = {}
         for number, share in enumerate(shares, start=self.rank * len(shares)):
             # Dropout draws from a seed of the update's own, so that a resumed training goes on as if never stopped.
             torch.manual_seed((self.config.training.seed * 1000003 + self.updates) * 1009 + number)
             if share.ids:  # the smallest batches do not make so many
                 # Older torch refuses to have it named, even switched off, on a GPU that lacks it.
-                half = self.config.training.precision == "bfloat16"
                 with torch.autocast(self.device.type, dtype=torch.bfloat16) if half else nullcontext():
                     loss, told = self.objective(share.to(self.device), self.updates)
                 loss.backward()

@@ -6,11 +6,12 @@ Where they cannot be written, for a full disk for instance, the training ends wi
 import logging
 import sys
 import threading
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Dict, Iterator, Optional
+from typing import Dict, Optional
 
 from torch.utils.tensorboard import SummaryWriter
+
+from kdlib.files import naming
 
 
 def log_messages(exp: Optional[Path] = None) -> None:
@@ -31,7 +32,7 @@ class TrainLog(logging.FileHandler):
         error = sys.exc_info()[1]
         if not isinstance(error, OSError):
             return super().handleError(record)
-        with _named(self.baseFilename):
+        with naming(self.baseFilename):
             raise error
 
 
@@ -43,25 +44,17 @@ class Board:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         threading.excepthook = _thread_failed
-        with _named(folder):
+        with naming(folder):
             self.writer = SummaryWriter(str(folder), purge_step=update)
 
     def add(self, group: str, values: Dict[str, float], update: int) -> None:
-        with _named(self.folder):
+        with naming(self.folder):
             for name, value in values.items():
                 self.writer.add_scalar(f"{group}/{name}", value, update)
 
     def close(self) -> None:
-        with _named(self.folder):
+        with naming(self.folder):
             self.writer.close()
-
-
-@contextmanager
-def _named(path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _thread_failed(failed: threading.ExceptHookArgs) -> None:
