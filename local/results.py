@@ -3,10 +3,12 @@
 
 Reads exp/<model>/decode/summary.json of the teacher, of each stage of exp/conf/plan.json and of the baselines;
 writes results.json, table.md and wer_vs_size.png into --output and the report that is kept with the recipe. No figure comes
-from anywhere else.
+from anywhere else. summaries.json beside them is what local/seeds.py needs of the run: what it was, and every model's
+summary with the errors of each utterance.
 """
 
 import argparse
+import json
 import os
 import shlex
 from pathlib import Path
@@ -40,7 +42,8 @@ def main(argv: Optional[List[str]] = None) -> None:
     summaries = {model: read_summary(args.exp, model) for model in [*chain, *BASELINES]}
     check_same_test_sets(args.exp, summaries)
     matched = {"scratch-matched": chain, "single-matched": chain[1:]}
-    results = {**describe_run(args, summaries), **compare(summaries, chain, list(BASELINES), matched, target)}
+    run = describe_run(args, summaries)
+    results = {**run, **compare(summaries, chain, list(BASELINES), matched, target)}
 
     header, rows = table(results)
     notes = legend(results) + [f"**Warning:** {warning}" for warning in results["warnings"]]
@@ -57,12 +60,14 @@ def main(argv: Optional[List[str]] = None) -> None:
               for row in results["rows"]}
     plot = args.output / "wer_vs_size.png"
     write_json(args.output / "results.json", results)
+    # Thousands of small numbers, a line for each of which would be no easier to read.
+    write_text(args.output / "summaries.json", json.dumps({**run, "models": summaries}, separators=(",", ":")) + "\n")
     write_text(args.output / "table.md", table_text)
     plot_wer_against_size(plot, [points[model] for model in chain], [points[model] for model in BASELINES],
                           {name: full_rate_name({name: test}) for name, test in tests.items()},
                           f"{args.recipe}: {full_rate_name(tests)} against size")
     write_text(args.report, report(args, results, table_text, late))
-    for path in (args.output / "results.json", args.output / "table.md", plot, args.report):
+    for path in (*(args.output / name for name in ("results.json", "summaries.json", "table.md")), plot, args.report):
         print(f"wrote {path}")
     print("\n" + plain_table(header, rows) + "\n" + plain_table(*differences))
     if late:
@@ -75,7 +80,7 @@ def parse_args(argv: Optional[List[str]]) -> argparse.Namespace:
     parser.add_argument("--exp", type=Path, required=True, help="folder with one folder a model")
     parser.add_argument("--config", type=Path, required=True, help="progressive.yaml, for target_compression")
     parser.add_argument("--recipe", required=True, help="name of the recipe, for titles")
-    parser.add_argument("--output", type=Path, required=True, help="folder for results.json, table.md and the plot")
+    parser.add_argument("--output", type=Path, required=True, help="folder for results.json, summaries.json, table.md and the plot")
     parser.add_argument("--report", type=Path, required=True, help="the report to write, such as RESULTS.md")
     parser.add_argument("--published", type=Path, help="Markdown to end the report with: figures of others to compare with")
     parser.add_argument("--command", help="the command to name in the report (egs/RECIPE/run.sh)")

@@ -187,7 +187,7 @@ write_results() {  # stage 8
   for ((k = 1; k <= stages; k++)); do students+=("$exp/stage$k/decode/summary.json"); done
   step results --conf "$(conf progressive.yaml)" ${published:+"$published"} --from 5 "$exp/teacher/decode/summary.json" \
     --from 6 "$exp/conf/plan.json" "${students[@]}" --from 7 "$exp"/{scratch,single}{,-matched}/decode/summary.json \
-    --makes "$exp/results/results.json" "$exp/results/table.md" "$exp/results/wer_vs_size.png" "$report" -- \
+    --makes "$exp"/results/{results.json,summaries.json,table.md,wer_vs_size.png} "$report" -- \
     python "$scripts/results.py" --exp "$exp" --config "$(conf progressive.yaml)" --recipe "$recipe" \
     --output "$exp/results" --report "$report" --command "egs/$recipe/$reported" ${published:+--published "$published"}
 }

@@ -102,7 +102,8 @@ def test_report_names_the_run_and_no_place_on_this_machine(run):
     assert "torch 2.11.0; RNN-T backend native" in text
     assert (run.folder / "out" / "table.md").read_text() in text
     assert "6 min 05 s" in text
-    for written in (run.folder / "RESULTS.md", run.folder / "out" / "table.md", run.folder / "out" / "results.json"):
+    out = run.folder / "out"
+    for written in (run.folder / "RESULTS.md", out / "table.md", out / "results.json", out / "summaries.json"):
         assert str(run.folder.parent) not in written.read_text()
 
 

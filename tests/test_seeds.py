@@ -1,6 +1,8 @@
 """local/seeds.py on made-up runs of several seeds: what they have together, and which runs do not fit."""
 
 import copy
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -20,9 +22,7 @@ def test_seeds_are_pooled(tmp_path):
     better = summary("stage3")["test_sets"]
     better["test-clean"].update(wer=6.0, errors=120, errors_by_utterance=[1] * 120 + [0] * 280, sub=117)
     second.write("stage3", test_sets=better)
-    for one in (run, second):
-        one.results()
-        (one.folder / "out").rename(one.folder / "exp" / "results")
+    finish(run, second)
     done = run_script(SEEDS, run.folder / "exp", second.folder / "exp", "--output", tmp_path / "seeds.md")
     assert done.returncode == 0, done.stderr
     rows = {line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]]
@@ -38,10 +38,21 @@ def test_seeds_are_pooled(tmp_path):
     report = (tmp_path / "seeds.md").read_text()
     assert report.startswith("# commands from 2 seeds\n") and \
         report.count("- `egs/commands/run.sh`, with `second/progressive.yaml`: ") == 1
-    (second.folder / "exp" / "results" / "results.json").write_text("{}")
-    done = run_script(*done.args)
-    assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert "results.json is not stage 8's: finish that run with the call of" in done.stderr
+    # A kept copy does as well as the folder, and can be kept: it is small.
+    kept = shutil.move(summaries(second), tmp_path / "kept.json")
+    shutil.rmtree(second.folder)
+    run_script(SEEDS, run.folder / "exp", kept, "--output", tmp_path / "again.md")
+    assert (tmp_path / "again.md").read_text() == report and kept.stat().st_size < 40_000
+
+
+def finish(*runs):
+    for run in runs:
+        run.results()
+        (run.folder / "out").rename(run.folder / "exp" / "results")
+
+
+def summaries(run):
+    return run.folder / "exp" / "results" / "summaries.json"
 
 
 def two_runs():
@@ -105,22 +116,39 @@ def test_runs_of_other_models_or_test_sets_are_not_pooled():
 
 def test_runs_that_do_not_fit_are_named(tmp_path):
     run, second = Run(tmp_path), Run(tmp_path / "second")
-    second.write("stage2", parameters=7)
-    done = run_script(SEEDS, run.folder / "exp", second.folder / "exp")
-    assert done.returncode == 1 and "stage2 has 7 parameters in run 2" in done.stderr
-    second.write("stage2")
+    finish(run, second)
+    whole = json.loads(summaries(second).read_text())
+
+    def pooled_with(model, **changes):
+        """What is said of both runs after these changes of one model in the second."""
+        changed = {**whole, "models": {**whole["models"], model: {**whole["models"][model], **changes}}}
+        summaries(second).write_text(json.dumps(changed))
+        done = run_script(SEEDS, run.folder / "exp", second.folder / "exp")
+        assert done.returncode == 1 and "Traceback" not in done.stderr
+        return done.stderr
+
+    assert "stage2 has 7 parameters in run 2" in pooled_with("stage2", parameters=7)
     other = summary("stage1")["test_sets"]
     other["test-other"]["words_by_utterance"] = [5, 7, *[6] * 398]
-    second.write("stage1", test_sets=other)
-    done = run_script(SEEDS, run.folder / "exp", second.folder / "exp")
-    assert done.returncode == 1 and "stage1 was decoded on another test-other in run 2" in done.stderr
-    for changed, said in (({"updates": 9999}, "stage1 was trained for 9,999 updates in run 2"),
-                          ({"method": "modified_beam_search"}, "decoded otherwise in run 2 than in the first one: method")):
-        second.write("stage1", **changed)
-        done = run_script(SEEDS, run.folder / "exp", second.folder / "exp")
-        assert done.returncode == 1 and said in done.stderr, done.stderr
-    done = run_script(SEEDS, run.folder / "exp", run.folder / "exp")
-    assert done.returncode == 1 and "runs 1 and 2 make the same errors with every model" in done.stderr
+    assert "stage1 was decoded on another test-other in run 2" in pooled_with("stage1", test_sets=other)
+    assert "stage1 was trained for 9,999 updates in run 2" in pooled_with("stage1", updates=9999)
+    assert "decoded otherwise in run 2 than in the first one: method" in pooled_with("stage1", method="beam_search")
+    assert "runs 1 and 2 make the same errors with every model" in pooled_with("stage1")
+    other["test-other"]["errors"] += 1
+    assert "summaries.json, stage1: has no errors_by_utterance that add up" in pooled_with("stage1", test_sets=other)
+
+
+def test_files_that_are_no_finished_runs_are_named(tmp_path):
+    run = Run(tmp_path)
+    finish(run)
+    whole = json.loads(summaries(run).read_text())
+    for content, said in (("{", "is not valid JSON"), ("{}", "says nothing of recipe, command"),
+                          (json.dumps({**whole, "models": []}), "is not stage 8's"),
+                          (json.dumps({**whole, "models": {"teacher": whole["models"]["teacher"]}}), "is not stage 8's")):
+        summaries(run).write_text(content)
+        done = run_script(SEEDS, run.folder / "exp")
+        assert done.returncode == 1 and "Traceback" not in done.stderr
+        assert f"summaries.json {said}" in done.stderr and "finish that run with the call of run.sh, its" in done.stderr
     done = run_script(SEEDS, tmp_path / "none")
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert "finish that run with the call of run.sh, its options" in done.stderr
+    assert "none is missing: finish that run with the call of run.sh, its options" in done.stderr

@@ -39,7 +39,7 @@ for name in [f"stage{k + 1}" for k in range(count)] + ["scratch", "scratch-match
 write(value("--output") / "plan.json", json.dumps({"stages": count}))
 """,
     "local/results.py": """
-for name in ("results.json", "table.md", "wer_vs_size.png"): write(value("--output") / name, "")
+for name in ("results.json", "summaries.json", "table.md", "wer_vs_size.png"): write(value("--output") / name, "")
 write(value("--report"), words[words.index("--command") + 1])
 """,
     "local/export_onnx.py": """
