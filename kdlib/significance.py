@@ -8,7 +8,6 @@ N utterances; their errors and reference words are int arrays (N,) in one order.
 from typing import Iterator, Sequence, Tuple
 
 import numpy as np
-from scipy import stats
 
 from kdlib.errors import RecipeError
 
@@ -83,6 +82,8 @@ def p_value_over_seeds(differences: Sequence[float]) -> float:
         nan for fewer than two seeds, and where all differences are the same, as those of few errors may be by chance: t
         is without bounds then and says nothing. 1.0 where no seed tells the systems apart.
     """
+    from scipy import stats  # half a second, which whoever compares two models need not wait
+
     if not np.any(differences):
         return 1.0 if len(differences) > 1 else float("nan")
     if len(differences) < 2 or np.ptp(differences) < 1e-9:  # percentages, equal but for rounding

@@ -56,6 +56,8 @@ def launch(work: Callable[[int, torch.device], None], world_size: int) -> None:
         return
     # Forking spares each process the seconds of the imports; CUDA cannot be used in a forked process.
     method = "spawn" if training_device(0, world_size).type == "cuda" else "fork"
+    if method == "fork":
+        torch.optim.AdamW([torch.zeros(1)])  # the first optimizer of a process has torch import what it had put off
     # All processes are on this machine: its name need not resolve.
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     with tempfile.TemporaryDirectory() as folder:
