@@ -32,7 +32,7 @@ def fetched(download: Callable[[], object], archive: Path, option: str) -> None:
     archive.unlink(missing_ok=True)  # unpacked; kept, it would double what the corpus takes on the disk
 
 
-def check_parts(root: Path, parts: List[str], partial: bool, listed: Dict[str, Set[str]]) -> None:
+def check_parts(root: Path, parts: List[str], partial: bool, listed: Dict[str, Set[str]], downloaded: bool) -> None:
     """Print what is there of each part; a RecipeError that names all that are missing or half there.
 
     ``listed`` are the chapters that each part should have, as far as is known.
@@ -57,9 +57,10 @@ def check_parts(root: Path, parts: List[str], partial: bool, listed: Dict[str, S
         problems.append(f"has only half of {'; '.join(half)}")
     if problems:
         there = f" ({', '.join(whole)} {'is' if len(whole) == 1 else 'are'} whole)" if whole else ""
-        remedy = ", or take it as it is with --partial" if half else ""
-        raise RecipeError(f"{root} {' and '.join(problems)}{there}: copy what is missing, or choose from what is there with "
-                          f"--parts, --dev-parts and --test-sets{remedy}")
+        # Of what it has unpacked once Lhotse keeps a mark inside.
+        remedy = "remove its folder and run stage 0 again to download it anew" if downloaded else "copy what is missing"
+        raise RecipeError(f"{root} {' and '.join(problems)}{there}: {remedy}, or choose from what is there with --parts, "
+                          f"--dev-parts and --test-sets{', or take it as it is with --partial' if half else ''}")
 
 
 def find_musan(folder: Path) -> Path:
@@ -104,7 +105,7 @@ def main() -> None:
     parts = split_names(options.parts)
     root = find_librispeech(options, parts)
     # Of what it has unpacked Lhotse knows that it is whole.
-    check_parts(root, parts, options.partial, listed_chapters(root) if options.corpus_dir else {})
+    check_parts(root, parts, options.partial, listed_chapters(root) if options.corpus_dir else {}, not options.corpus_dir)
     musan = ""
     if options.musan_dir is not None:
         musan = str(find_musan(options.musan_dir))
