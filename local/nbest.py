@@ -52,27 +52,31 @@ def hypotheses(model, cuts: CutSet, lang: Lang, config: DecodeConfig, device) ->
         for id_, ranked in zip(batch.ids, nbest_search(model, encoded, lengths, config.beam)):
             texts: Dict[str, float] = {}
             for hypothesis in ranked:
-                text = lang.decode(list(hypothesis.tokens)).strip()
-                if text:  # the same words in other tokens are one hypothesis
-                    texts[text] = float(np.logaddexp(texts.get(text, -math.inf), hypothesis.score))
+                text = lang.decode(list(hypothesis.tokens)).strip()  # the same words in other tokens are one hypothesis
+                texts[text] = float(np.logaddexp(texts.get(text, -math.inf), hypothesis.score))
             found[id_] = sorted(texts.items(), key=lambda item: -item[1])
     return found
 
 
 def label(cut: Cut, nbest: List[Tuple[str, float]], pseudo_label: bool, least: float) -> str:
-    """Give the cut its hypotheses and, where it needs one, its transcript; or return why it must be left out."""
+    """Give the cut its hypotheses and, where it needs one, its transcript; or return why it must be left out.
+
+    That nothing was said is a hypothesis too: where it is the best there are none to learn from, else it counts for the
+    confidence in the best.
+    """
+    heard = [[text, score] for text, score in nbest if text] if nbest[0][0] else []
     text = "" if pseudo_label or not cut.supervisions else (cut.supervisions[0].text or "").strip()
     if not text:
-        if not nbest:
+        if not heard:
             return "nothing heard"
-        text, best = nbest[0]
+        text, best = heard[0]
         if 1 / sum(math.exp(score - best) for _, score in nbest) < least:
             return f"confidence below {least:g}"
     if not cut.supervisions:
         cut.supervisions = [SupervisionSegment(cut.id, cut.recording_id if cut.has_recording else cut.id, 0.0, cut.duration)]
     supervision = cut.supervisions[0]
     supervision.text = text
-    supervision.custom = {**(supervision.custom or {}), NBEST: [[text, score] for text, score in nbest]}
+    supervision.custom = {**(supervision.custom or {}), NBEST: heard}
     return ""
 
 

@@ -9,7 +9,7 @@ import torch
 from lhotse import CutSet
 from lhotse.utils import fastcopy
 from made_up import BINS, WORDS, make_cuts, settings
-from scripts import refused, run_script
+from scripts import load, refused, run_script
 
 from kdlib.config import DataConfig, save_config
 from kdlib.cuts import NBEST, load_cuts, select_cuts
@@ -197,6 +197,24 @@ def test_a_teacher_that_hears_nothing(corpus, fbank, decode_config, teacher_fold
     for weights in (content["model"], content["average"]):
         weights["joiner.out.bias"][0] += 1000.0
     torch.save(content, silent / "epoch-12.pt")
-    done = nbest(corpus, silent, fbank[0] / "cuts_more.jsonl.gz", tmp_path / "x.jsonl.gz", decode_config, "beam=1")
+    done = nbest(corpus, silent, fbank[0] / "cuts_more.jsonl.gz", tmp_path / "x.jsonl.gz", decode_config)
     assert done.returncode == 1 and "hears nothing in" in done.stderr and "Traceback" not in done.stderr
     assert "skipped 24 utterances (nothing heard)" in done.stdout and not (tmp_path / "x.jsonl.gz").exists()
+
+
+def test_silence_is_a_hypothesis_too(corpus):
+    """The best one leaves nothing to learn; another takes its part of the confidence."""
+    label = load(LOCAL / "nbest.py").label
+    silent, doubtful = [("", -0.1), ("A", -2.5)], [("A", -0.5), ("", -1.0), ("B", -9.0)]
+
+    def labelled(nbest, pseudo_label, least):
+        cut = copy.deepcopy(corpus[2][0])
+        before = cut.supervisions[0].text
+        reason = label(cut, nbest, pseudo_label, least)
+        return reason or (cut.supervisions[0].text.replace(before, "before"), cut.supervisions[0].custom[NBEST])
+
+    assert labelled(silent, True, 0.0) == "nothing heard"
+    assert labelled(silent, False, 0.0) == ("before", [])
+    assert labelled(doubtful, True, 0.7) == "confidence below 0.7"  # 0.62
+    assert labelled(doubtful, True, 0.6) == ("A", [["A", -0.5], ["B", -9.0]])
+    assert labelled(doubtful, False, 0.7) == ("before", [["A", -0.5], ["B", -9.0]])
