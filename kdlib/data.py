@@ -12,7 +12,7 @@ from typing import Iterable, Iterator, List, Optional, Tuple, Union
 import numpy as np
 import torch
 from lhotse import CutSet
-from lhotse.cut import Cut
+from lhotse.cut import Cut, MixedCut
 from lhotse.dataset import CutMix, DynamicBucketingSampler, SpecAugment
 from lhotse.dataset.collation import collate_features
 from lhotse.dataset.sampling import dynamic_bucketing
@@ -31,6 +31,8 @@ from kdlib.shar import REMAKE, SharCuts
 # Attention over a whole utterance at once takes memory that grows with the square of its length: some 3 GiB for so many
 # seconds. Longer ones are decoded chunk by chunk, and not aligned.
 LONGEST_SECONDS = 300.0
+
+NOISE = "data.noise"  # the tag of what was mixed in
 
 
 @dataclass
@@ -130,6 +132,16 @@ def _spec_augment(s: SpecAugmentConfig, frames: int, bins: int) -> SpecAugment:
                        max_frames_mask_fraction=fraction)
 
 
+def _set_mean_ratio(cuts: CutSet) -> CutSet:
+    """Make the ratio at which CutMix's noise was mixed in one of mean powers. Lhotse takes it for one of energies added up
+    over frames, by which a noise shorter than its utterance would be the louder the shorter it is."""
+    for cut in cuts:
+        for track in cut.tracks[1:] if isinstance(cut, MixedCut) else ():
+            if track.tag == NOISE:
+                track.snr += 10 * math.log10(cut.tracks[0].cut.num_frames / max(1, track.cut.num_frames))
+    return cuts
+
+
 class TransducerDataset(Dataset):
     """Planned batches to :class:`Batch`: reads the features, mixes in noise, masks (SpecAugment)."""
 
@@ -150,21 +162,29 @@ class TransducerDataset(Dataset):
         ids = [cut.id for cut in cuts]
         with seeded(planned.seed):
             if self.noise is not None:
-                cuts = CutMix(self.noise, snr=tuple(self.config.noise_snr), p=self.config.noise_probability,
-                              preserve_id=True, pad_to_longest=False, random_mix_offset=True,
-                              seed=random.Random(planned.seed))(cuts)
+                cuts = _set_mean_ratio(CutMix(
+                    self.noise, snr=tuple(self.config.noise_snr), p=self.config.noise_probability, preserve_id=True,
+                    pad_to_longest=False, random_mix_offset=True, seed=random.Random(planned.seed), tag=NOISE)(cuts))
             try:
                 features, lengths = collate_features(cuts)
             except Exception as error:  # each storage has exceptions of its own
                 return RecipeError(f"the features of {ids[0]} or of another utterance in its batch cannot be read "
                                    f"({with_its_type(error)}): {REMAKE}")
             if self.masks and planned.progress >= self.config.spec_augment.start:
-                features = _spec_augment(self.config.spec_augment, *features.shape[1:])(features)
+                features = _spec_augment(self.config.spec_augment, *features.shape[1:])(
+                    features, self._to_warp(lengths))
         # The subsampling needs seven frames even to say that there is nothing.
         features = F.pad(features, (0, 0, 0, max(0, 7 - features.size(1))))
         return Batch(features, lengths.to(torch.int64), *_padded([self.lang.encode(text) for text in texts]), texts, ids,
                      planned.progress, planned.total_frames, planned.total_utterances,
                      self._nbest(planned.cuts, lengths))
+
+    def _to_warp(self, lengths: Tensor) -> Optional[Tensor]:
+        """Where Lhotse is to warp: within each utterance, whose end it would move into the padding, or away from it, if it
+        warped the padded one. None where nothing is warped."""
+        if not self.config.spec_augment.time_warp:
+            return None
+        return torch.stack([torch.arange(len(lengths)), torch.zeros_like(lengths), lengths], 1)
 
     def _nbest(self, cuts: CutSet, lengths: Tensor) -> Optional[NBest]:
         """The hypotheses that fit into their utterance's frames (lengths before subsampling)."""

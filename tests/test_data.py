@@ -220,6 +220,30 @@ def test_noise_is_as_frequent_and_as_loud_as_the_config_says(corpus):
     assert not torch.equal(*(dataset[replace(planned, seed=seed)].features for seed in (1, 2)))
 
 
+@pytest.mark.parametrize("seconds", [0.2, 0.7, 2.0])
+def test_the_ratio_to_noise_is_one_of_mean_powers_however_short_the_noise(corpus, seconds):
+    folder, lang, train, _ = corpus
+    planned = plan_batch(list(train)[:40], seed=1, progress=1.0)
+    noise = CutSet.from_cuts(cut.truncate(duration=seconds) for cut in make_noise(folder))
+    config = settings("data.noise_probability=1", "data.noise_snr=[6,6]", "data.spec_augment.enabled=false").data
+    noisy, clean = (TransducerDataset(lang, config, noise, train=train)[planned] for train in (True, False))
+    for mixed, alone, length in zip(noisy.features.exp(), clean.features.exp(), clean.feature_lengths):
+        added = (mixed - alone)[:length].sum(1)
+        power = added[added > 1e-4 * added.max()].mean() / alone[:length].sum(1).mean()  # where there is noise
+        assert -10 * power.log10().item() == pytest.approx(6.0, abs=0.5)
+
+
+def test_time_is_warped_within_each_utterance(corpus):
+    _, lang, train, _ = corpus
+    none = "data.spec_augment={num_frame_masks: 0, num_feature_masks: 0, time_warp: 10}"
+    warped, plain = (TransducerDataset(lang, settings(none).data, train=train) for train in (True, False))
+    planned = plan_batch(list(train)[:40], seed=1, progress=1.0)
+    changed = warped[planned].features != plain[planned].features
+    inside = torch.arange(changed.size(1)) < plain[planned].feature_lengths.unsqueeze(1)
+    assert not changed[~inside].any() and (~inside).any()
+    assert changed.flatten(1).any(1).float().mean() > 0.5
+
+
 def test_features_are_masked_from_where_the_config_says(corpus):
     _, lang, train, _ = corpus
     config = settings("data.spec_augment.start=0.5").data
