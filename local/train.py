@@ -14,7 +14,7 @@ from kdlib.compression import init_from_teacher, least_missed_layers
 from kdlib.config import TrainConfig, load_config, save_config
 from kdlib.cuts import (TrainCuts, describe_skipped, feature_statistics, has_nbest, load_cuts, mixed, select_cuts,
                         shar_index, total_seconds)
-from kdlib.data import eval_loader
+from kdlib.data import eval_loader, seeded
 from kdlib.errors import RecipeError, run_main
 from kdlib.files import content_digest, read_record, write_json
 from kdlib.lang import Lang
@@ -76,8 +76,9 @@ def layers_to_start_from(args, config: TrainConfig, start: Transducer, lang: Lan
         device = training_device(0, args.world_size)
         loader = eval_loader(dev_cuts, lang, config.data, config.data.max_duration)
         start.to(device)
-        layers = least_missed_layers(start.config.num_layers, config.model.num_layers,
-                                     lambda kept: loss_with_layers(start, kept, config.loss, loader, device))
+        with seeded(config.training.seed):  # what a training draws does not depend on whether they were measured before
+            layers = least_missed_layers(start.config.num_layers, config.model.num_layers,
+                                         lambda kept: loss_with_layers(start, kept, config.loss, loader, device))
         start.to("cpu")
         write_json(chosen, {"layers": [number + 1 for number in layers]})
     return [number - 1 for number in read_record(chosen, "remove it", "layers")["layers"]]

@@ -77,9 +77,10 @@ def test_no_training_on_the_cpu_beside_too_few_gpus_or_in_a_precision_that_they_
     require_devices(2, "float32")
     with pytest.raises(RecipeError, match="--world-size 3: there are 2 GPUs"):
         require_devices(3, "float32")
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda number: (8, 0))
     require_devices(2, "bfloat16")
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda number: ((8, 0), (7, 5))[number])
+    require_devices(1, "bfloat16")
     with pytest.raises(RecipeError, match="training.precision=bfloat16: the GPU here has none"):
         require_devices(2, "bfloat16")
 

@@ -81,21 +81,27 @@ def test_the_teacher_may_be_the_first_of_the_chain(train, teacher_folder, studen
     assert run["inputs"]["teacher"] == content_digest(teacher_folder / "done.json") != run["inputs"]["init-from"]
 
 
-def test_spawned_processes_write_the_same_log(corpus, fbank, tmp_path):
-    """As they are beside GPUs, where a forked process could not use them."""
-    save_config(settings("training.num_epochs=1", "training.updates_per_epoch=2"), tmp_path / "config.yaml")
+def test_spawned_processes_train_what_forked_ones_do(train, corpus, fbank, teacher_folder, tmp_path):
+    """Spawned ones are those beside GPUs, where a forked process could not use them. Each draws the projection of a narrower
+    student for itself. What is given to them needs no file for each tensor."""
+    assert train(tmp_path / "forked", settings(*SMALLER, "model.encoder_dim=12"), "--world-size", "2", init_from=teacher_folder,
+                 teacher=teacher_folder).returncode == 0
     code = """
-import runpy, sys
-import torch.multiprocessing as mp
-start = mp.start_processes
-mp.start_processes = lambda *words, **options: start(*words, **{**options, "start_method": "spawn"})
+import resource, runpy, sys
+import torch
+from kdlib.training import parallel
+parallel.training_device = lambda rank, world_size: torch.device("cuda")  # in this process alone
+resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
-    done = run(sys.executable, "-c", code, SCRIPT, "--config", tmp_path / "config.yaml", "--fbank", fbank, "--lang",
-               corpus[0] / "lang", "--exp", tmp_path / "model", "--world-size", "2")
+    done = run(sys.executable, "-c", code, SCRIPT, "--config", tmp_path / "forked" / "config.yaml", "--fbank", fbank, "--lang",
+               corpus[0] / "lang", "--exp", tmp_path / "spawned", "--world-size", "2", "--init-from", teacher_folder,
+               "--teacher", teacher_folder)
     assert done.returncode == 0, done.stderr
-    log = (tmp_path / "model" / "train.log").read_text()
+    weights, others = (load_averaged(tmp_path / name)[0].state_dict() for name in ("forked", "spawned"))
+    assert 2 * len(weights) > 100 and all(torch.equal(weights[name], others[name]) for name in weights)
+    log = (tmp_path / "spawned" / "train.log").read_text()
     assert log.count("INFO epoch 1 of 1: 2 updates") == 1 and log.count("done after 2 updates") == 1
     assert log.splitlines()[0] in done.stderr and "INFO epoch 1 of 1" in done.stderr
 
@@ -139,6 +145,18 @@ def test_important_layers_are_chosen_once(train, teacher_folder, tmp_path):
     chosen.unlink()  # as trainings were left once: all weights are in the checkpoint
     done = train(tmp_path / "student", config, **models)
     assert done.returncode == 0 and not chosen.exists() and not list(tmp_path.glob("student/before-*"))
+
+
+def test_a_training_that_ends_after_its_layers_were_measured_goes_on_the_same(train, teacher_folder, tmp_path):
+    config = settings(*SMALLER, "model.num_layers=1", "model.encoder_dim=12", "init.layers=importance")
+    models = dict(init_from=teacher_folder, teacher=teacher_folder)
+    assert train(tmp_path / "whole", config, **models).returncode == 0
+    (tmp_path / "ended").mkdir()
+    for name in ("run.json", "config.yaml", "layers.json"):
+        shutil.copy(tmp_path / "whole" / name, tmp_path / "ended")
+    assert train(tmp_path / "ended", config, **models).returncode == 0
+    weights, others = (load_averaged(tmp_path / name)[0].state_dict() for name in ("whole", "ended"))
+    assert all(torch.equal(weights[name], others[name]) for name in weights)
 
 
 @pytest.mark.parametrize("run, names", [

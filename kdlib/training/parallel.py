@@ -6,10 +6,11 @@ millions of parameters, alone on its machine, is faster in one process, where no
 """
 
 import os
+import pickle
 import sys
 import tempfile
 from pathlib import Path
-from typing import Callable, Iterable
+from typing import Callable, Iterable, Union
 
 import torch
 import torch.distributed as dist
@@ -38,7 +39,8 @@ def require_devices(world_size: int, precision: str) -> None:
     if 0 < count < world_size:
         raise RecipeError(f"--world-size {world_size}: there are {count} GPUs, for as many processes; to train on the CPU hide "
                           "them with CUDA_VISIBLE_DEVICES=")
-    if count and precision == "bfloat16" and not torch.cuda.is_bf16_supported():
+    # torch itself says that it supports what it emulates.
+    if precision == "bfloat16" and any(torch.cuda.get_device_capability(i) < (8, 0) for i in range(min(count, world_size))):
         raise RecipeError("training.precision=bfloat16: the GPU here has none; leave it at float32")
 
 
@@ -55,14 +57,18 @@ def launch(work: Callable[[int, torch.device], None], world_size: int) -> None:
         work(0, training_device(0, 1))
         return
     # Forking spares each process the seconds of the imports; CUDA cannot be used in a forked process.
-    method = "spawn" if training_device(0, world_size).type == "cuda" else "fork"
-    if method == "fork":
+    method, given = "fork", work
+    if training_device(0, world_size).type == "cuda":
+        # In bytes: each tensor by itself would come through a file of its own in shared memory, of which a process may open
+        # some hundreds and a container may have little. And all processes draw the same numbers, as forked ones do.
+        method, given = "spawn", pickle.dumps((work, torch.get_rng_state()))
+    else:
         torch.optim.AdamW([torch.zeros(1)])  # the first optimizer of a process has torch import what it had put off
     # All processes are on this machine: its name need not resolve.
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     with tempfile.TemporaryDirectory() as folder:
         try:
-            mp.start_processes(_process, args=(work, world_size, folder), nprocs=world_size, start_method=method)
+            mp.start_processes(_process, args=(given, world_size, folder), nprocs=world_size, start_method=method)
         except (mp.ProcessExitedException, mp.ProcessRaisedException) as error:  # the latter of one that misses the other
             told = sorted(Path(folder).glob("error-*"))
             if told:
@@ -87,9 +93,12 @@ def training_device(rank: int, world_size: int) -> torch.device:
     return torch.device("cpu")
 
 
-def _process(rank: int, work: Callable[[int, torch.device], None], world_size: int, folder: str) -> None:
+def _process(rank: int, work: Union[Callable[[int, torch.device], None], bytes], world_size: int, folder: str) -> None:
     # In place of torch's own way, a SIGINT, to which a shell's background jobs are born deaf.
     end_with_parent()
+    if isinstance(work, bytes):
+        work, state = pickle.loads(work)
+        torch.set_rng_state(state)
     device = training_device(rank, world_size)
     if device.type == "cpu":
         torch.set_num_threads(_threads(world_size))
