@@ -244,10 +244,11 @@ def _milliseconds(value: Optional[float]) -> str:
 
 def latency_legend(chunk_ms: float) -> str:
     """A sentence that says what the figures of :func:`latency_table` are."""
-    return (f"In milliseconds. Delay: from the end of a word to the frame that emitted it, mean and 90th percentile over "
+    heard = f"frame's chunk of {chunk_ms:g} ms is whole" if chunk_ms else "utterance has ended"
+    return ("In milliseconds. Delay: from the end of a word to the frame that emitted it, mean and 90th percentile over "
             "the words recognised rightly; a word ends where the teacher, given the whole utterance, emits it on its best "
             "path through the transcript (`local/align.py`). First token: from the beginning of the audio to when it can "
-            f"be shown. To the delay comes the wait until the frame's chunk of {chunk_ms:g} ms is whole.")
+            f"be shown. To the delay comes the wait until the {heard}.")
 
 
 def ablation_table(arms: Mapping[str, Summary]) -> Tuple[List[str], List[List[str]]]:
@@ -279,6 +280,9 @@ def legend(comparison: Mapping[str, Any]) -> List[str]:
     words = "; ".join(f"{name} {headline(test)['words']:,} in {test['utterances']:,} utterances"
                       for name, test in tests.items())
     rates = rate_names(tests)
+    chunks = f"chunks of {comparison['chunk_ms']:g} ms" if comparison["chunk_ms"] else "each utterance as a whole"
+    left = (f"{comparison['left_context_ms']:g} ms of left context" if comparison["left_context_ms"] >= 0
+            else "all that came before")
     units = "characters" if rates == "CER" else "words" if rates == "WER" else "words or characters"
     return [
         f"{rates} in per cent, with its bootstrap interval of 95% over {drawn_over(tests)}; rel. is the change against the "
@@ -287,7 +291,7 @@ def legend(comparison: Mapping[str, Any]) -> List[str]:
         *([CER_NOTE] if "CER" in rates else []),
         f"Decoding: {comparison['method']}, "
         + (f"at most {cap} symbol{'s' if cap != 1 else ''} a frame, " if cap else "no cap on the symbols a frame, ")
-        + f"chunks of {comparison['chunk_ms']:g} ms with {comparison['left_context_ms']:g} ms of left context.",
+        + (f"{chunks} with {left}." if comparison["chunk_ms"] else f"{chunks}."),
         "Params: encoder, predictor and joiner, as deployed; heads that only training uses are left out.",
         f"Updates: of that model alone. The last stage rests on {comparison['stage_updates']:,} updates, those of every "
         f"stage up to it, and on the teacher's {comparison['rows'][0]['updates']:,}. "

@@ -34,7 +34,7 @@ class ExportedEncoder(nn.Module):
     def __init__(self, model: Transducer):
         super().__init__()
         self.encoder, self.projection = model.encoder, model.joiner.encoder_proj
-        self.widths = [cache.size(-1) for cache in self.encoder.initial_caches(1, torch.zeros(()))]
+        self.widths = [cache.size(-1) for cache in self.encoder.initial_caches(1, torch.zeros(()), 1)]
 
     def initial_caches(self, num_streams: int, left_context: int) -> Tuple[Tensor, Tensor]:
         """Zeros, of the shapes that the runtime makes."""

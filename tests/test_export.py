@@ -46,6 +46,10 @@ def test_the_numbers_of_torch(finished, tmp_path, chunk, left):
     assert check_exported(finished[1], tmp_path, chunk, left, chunks=12) < 1e-4
 
 
+def test_a_model_that_hears_all_the_past_is_exported_with_what_is_asked_for(tmp_path):
+    assert export_onnx(random_model(20, left_context=-1), tmp_path, CHUNK, 8) < 1e-4
+
+
 @pytest.mark.parametrize("heads", [1, 2, 3])
 def test_caches_of_two_widths(tmp_path, heads):
     """Keys and values of one head of 8 are narrower than the model's 24 channels, those of two are wider, and a width that

@@ -170,9 +170,17 @@ def test_latency_is_shown_where_every_model_has_it(run, capsys):
     cells = [cell.strip() for cell in next(line for line in lines if line.startswith("| stage3")).split("|")[1:-1]]
     assert cells == ["stage3", "103", "200", "1012", "103", "201", "1012"]
     assert "chunk of 320 ms" in report and "first token" in capsys.readouterr().out
-    run.write("single")
+    for model in WERS:
+        run.write(model, chunk_ms=0.0, left_context_ms=-40.0, test_sets=json.loads(run.path(model).read_text())["test_sets"])
     run.results()
-    assert "## Latency" not in (run.folder / "RESULTS.md").read_text()
+    report = (run.folder / "RESULTS.md").read_text()
+    assert "symbol a frame, each utterance as a whole.\n" in report and "the wait until the utterance has ended.\n" in report
+    for model in WERS:
+        run.write(model, left_context_ms=-40.0)
+    run.results()
+    report = (run.folder / "RESULTS.md").read_text()
+    assert "symbol a frame, chunks of 320 ms with all that came before.\n" in report
+    assert "## Latency" not in report
 
 
 def test_plot_is_an_image(run):

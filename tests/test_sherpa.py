@@ -223,13 +223,13 @@ def test_more_than_the_machine_has(exported, option):
 
 def test_the_benchmark_measures_each_runtime(finished, exported, tmp_path):
     folder = finished[0]
-    for source, place in (("exp/tiny", "exp/tiny"), ("onnx", "exp/export/tiny"), ("lang", "data/lang")):
+    for source, place in (("exp/tiny", "exp/tiny"), ("onnx", "exp/export/tiny-again"), ("lang", "data/lang")):
         shutil.copytree(folder / source, tmp_path / place)
     (tmp_path / "data" / "fbank").mkdir()
     cuts = CutSet.from_cuts([finished[3][0].drop_supervisions(), *finished[3][1:]])  # of the first nobody knows the words
     cuts.to_file(tmp_path / "data" / "fbank" / "cuts_test.jsonl.gz")
     bench = LOCAL.parent / "tools" / "bench_streaming.py"
-    words = [sys.executable, str(bench), "--recipe", str(tmp_path), "--models", "tiny", "--test-set", "test", "--repeats",
+    words = [sys.executable, str(bench), "--recipe", str(tmp_path), "--models", "tiny-again", "--test-set", "test", "--repeats",
              "1"]
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
@@ -237,8 +237,8 @@ def test_the_benchmark_measures_each_runtime(finished, exported, tmp_path):
     assert done.returncode == 0, done.stderr
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in (elsewhere / "table.md").read_text().splitlines()
             if " float32 " in line or " int8 " in line or " features " in line]
-    assert [row[:2] for row in rows] == [["tiny", "sherpa-onnx float32"], ["tiny", "sherpa-onnx int8"],
-                                         ["tiny", "torch float32"], ["", "sherpa-onnx features"]]
+    assert [row[:2] for row in rows] == [["tiny-again", "sherpa-onnx float32"], ["tiny-again", "sherpa-onnx int8"],
+                                         ["tiny-again", "torch float32"], ["", "sherpa-onnx features"]]
     assert rows[3][5:] == ["", "", ""] and 0 < float(rows[3][4]) < float(rows[2][4])  # of no model
     assert (elsewhere / "table.md").read_text().startswith("6 utterances of test, ")  # of the 100 that were asked for
     assert rows[0][3] == rows[0][6] == "1.00" and rows[0][7] == rows[2][7]
@@ -250,7 +250,7 @@ def test_the_benchmark_measures_each_runtime(finished, exported, tmp_path):
     assert done.returncode == 1 and "run stage 9 of the recipe" in done.stderr
     # Beside the rates, which may agree by chance: the words themselves.
     np.savez(tmp_path / "audio.npz", *(cut.load_audio()[0] for cut in cuts))
-    heard = [subprocess.run([*words, "--measure", "tiny", runtime, tmp_path / "audio.npz"], capture_output=True, text=True)
+    heard = [subprocess.run([*words, "--measure", "tiny-again", runtime, tmp_path / "audio.npz"], capture_output=True, text=True)
              for runtime in ("sherpa-onnx float32", "torch float32")]
     own = own_words(finished, "greedy_search")
     assert [json.loads(done.stdout)["heard"] for done in heard] == 2 * [[own[cut.id] for cut in cuts]]

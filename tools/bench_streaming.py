@@ -59,8 +59,10 @@ def get_args():
     if args.test_set is None:
         from kdlib.comparison import read_summary  # here, since its statistics take 60 MiB, which would be measured too
 
-        path = args.exp / "export" / args.models[0] / "decode" / "summary.json"
-        args.test_set = next(iter(read_summary(path, args.models[0], "run stage 9 of the recipe")["test_sets"]))
+        folder = args.exp / "export" / args.models[0]
+        summary = read_summary(folder / "decode" / "summary.json", read_model(folder)["model"],
+                               f"run local/decode_sherpa.py --model {folder}, or give --test-set")
+        args.test_set = next(iter(summary["test_sets"]))
     return args
 
 
@@ -130,7 +132,7 @@ def measure(args, model, runtime, audio_path):
     folder, int8 = args.exp / "export" / model, runtime.endswith("int8")
     about = read_model(folder, int8)  # reads the files of this row alone: those of another would count as its memory
     if runtime == "torch float32":
-        recognise = torch_stream(args.exp / model, args.data / "lang", about)
+        recognise = torch_stream(args.exp / about["model"], args.data / "lang", about)
     else:
         recognise = sherpa_stream(folder, about, int8, runtime == FEATURES)
     with np.load(audio_path) as arrays:

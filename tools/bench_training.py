@@ -188,9 +188,12 @@ def report(args: argparse.Namespace, configs: Dict[str, TrainConfig], found: Dic
         training = config.training
         audio = training.num_epochs * (training.updates_per_epoch * figures["batch"] / 3600 if training.updates_per_epoch
                                        else heard)
+        curriculum = config.data.curriculum.updates  # an epoch of its own, before the others
+        audio += curriculum * figures["batch"] / 3600
         hours = audio / figures["audio"]
         total += hours
-        checkpoints += 2 * training.num_epochs * figures["state"]  # each epoch's weights and their moving average
+        epochs = training.num_epochs + (curriculum > 0)
+        checkpoints += 2 * epochs * figures["state"]  # each epoch's weights and their moving average
         rows.append([name, f"{measure_model(config.model, len(speech.lang), run=False).total:,}", f"{figures['audio']:,.1f}",
                      f"{figures['updates']:.3f}", f"{figures['batch']:,.0f}", f"{figures['memory'] / GIB:.2f}",
                      str(training.num_epochs), f"{audio:,.1f}", in_hours(hours), in_hours(hours * cores)])

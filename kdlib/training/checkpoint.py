@@ -81,9 +81,9 @@ def load_averaged(exp: PathLike, epoch: int = -1, avg: int = -1,
         RecipeError: a checkpoint is missing, damaged or of another model, or the tokens differ.
     """
     exp = Path(exp)
-    if epoch < -1:
-        raise RecipeError(f"epoch is {epoch}: choose one of {_epochs(exp)}, or -1 for the last one")
-    remedy = f"choose one of {_epochs(exp)} or train longer"
+    if epoch < -1 or epoch == 0:
+        raise RecipeError(f"epoch is {epoch}: choose {_epochs(exp)}, or -1 for the last one")
+    remedy = f"choose {_epochs(exp)} or train longer"
     if epoch == -1:
         epoch = finished(exp)["epoch"]
         remedy = f"run the stage that trains {exp} again, which writes its last epoch anew"
@@ -112,8 +112,9 @@ def load_averaged(exp: PathLike, epoch: int = -1, avg: int = -1,
 
 
 def _epochs(exp: Path) -> str:
-    found = sorted(int(p.stem[6:]) for p in exp.glob("epoch-*.pt") if p.stem[6:].isdigit())
-    return f"the epochs {', '.join(map(str, found))} in {exp}" if found else f"another folder ({exp} has no epochs)"
+    """Those that there are to choose from: not 0, the curriculum's, which ends before there is an average."""
+    found = sorted(int(p.stem[6:]) for p in exp.glob("epoch-*.pt") if p.stem[6:].isdigit() and int(p.stem[6:]) > 0)
+    return f"one of the epochs {', '.join(map(str, found))} in {exp}" if found else f"another folder ({exp} has no epochs)"
 
 
 def check_features(exp: PathLike, model: Transducer, heard: Dict[str, Any], source: PathLike) -> None:
