@@ -1,12 +1,15 @@
 """Training features in Lhotse Shar: files that are read from beginning to end, from a disk or from an object store.
 
 A *shard* is a file of cuts and a tar file of their features, in the same order. A small index lists them: JSON with
-``shards``, a list of ``cuts`` and ``features`` (names of files, relative to the folder of stage 2) and ``utterances``.
+``shards``, a list of ``cuts`` and ``features`` (names of files, relative to the folder of stage 2), ``utterances`` and a
+``digest`` of all that the two files say, so that other features are another index.
 """
 
+import hashlib
 import importlib.util
 import random
 import re
+import tarfile
 from itertools import chain
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
@@ -18,7 +21,7 @@ from lhotse.utils import fastcopy
 
 from kdlib.errors import RecipeError, in_one_line, with_its_type
 from kdlib.features import with_features
-from kdlib.files import PathLike, read_json, write_json
+from kdlib.files import PathLike, content_digest, read_json, write_json
 
 Shard = Dict[str, Any]
 # Why a cut is left out, or None.
@@ -46,8 +49,18 @@ def write_shard(cuts: Sequence[Cut], folder: PathLike, name: str, number: int, e
                 continue
             # Shards stand alone: where they are read there need be no audio.
             writer.write(fastcopy(done, recording=None))
-    return {"cuts": f"{name}/cuts.{number:06d}.jsonl.gz", "features": f"{name}/features.{number:06d}.tar",
-            "utterances": len(cuts) - len(broken)}, broken
+    shard = {"cuts": f"cuts.{number:06d}.jsonl.gz", "features": f"features.{number:06d}.tar"}
+    return {**{kind: f"{name}/{file}" for kind, file in shard.items()}, "utterances": len(cuts) - len(broken),
+            "digest": _digest(*(Path(folder) / file for file in shard.values())) if len(broken) < len(cuts) else ""}, broken
+
+
+def _digest(cuts: Path, features: Path) -> str:
+    """SHA-256 of what the two files of a shard say, without the times that are in them too."""
+    digest = hashlib.sha256(content_digest(cuts).encode())
+    with tarfile.open(features) as members:
+        for member in members:
+            digest.update(members.extractfile(member).read())
+    return digest.hexdigest()
 
 
 def write_index(path: PathLike, shards: Sequence[Shard]) -> None:

@@ -1,6 +1,7 @@
 """Stage 2 on audio of which some cannot be read: the rest goes on, and what was left out is named."""
 
 import argparse
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ from kdlib.errors import RecipeError
 from kdlib.features import fbank_extractor
 from kdlib.files import content_digest, read_json
 from kdlib.processes import executor
-from kdlib.shar import SharCuts
+from kdlib.shar import SharCuts, write_shard
 from kdlib.shares import finish_share, finished_shares, parse_part, share_folder
 
 SCRIPT = Path(__file__).resolve().parents[1] / "local" / "prepare_features.py"
@@ -206,6 +207,17 @@ def test_features_in_shards_are_those_in_files(manifests):
     assert list(found)[:8] != sorted(found)[:8]  # neighbours of the manifest are apart
     for name, features in expected.items():
         np.testing.assert_allclose(found[name], features, atol=0.1)  # both are compressed with a loss
+
+
+def test_the_index_of_other_features_or_transcripts_is_another(manifests):
+    """Though it names the same files: a training goes by it."""
+    cuts = list(CutSet.from_file(manifests / "manifests" / "cuts_train.jsonl.gz"))[:3]
+    corrected = [fastcopy(cuts[0], supervisions=[fastcopy(cuts[0].supervisions[0], text="B")]), *cuts[1:]]
+    entries = [write_shard(heard, manifests / str(number), "train", 0, fbank_extractor(FbankConfig(num_filters=23, **options)))[0]
+               for number, (heard, options) in enumerate([(cuts, {}), (cuts, {}), (corrected, {}), (cuts[::-1], {}),
+                                                          (cuts, {"low_freq": 100.0})])]
+    assert entries[0] == entries[1] and len({entry["digest"] for entry in entries}) == 4
+    assert len({json.dumps({**entry, "digest": ""}) for entry in entries}) == 1
 
 
 def test_parts_that_machines_share_are_joined(manifests):
