@@ -17,7 +17,7 @@
 #                                   by name), add to the key=value settings in words, and with subset=yes keep
 #                                   RESULTS.md, which is of the whole corpus, as it is (other_words helps to tell)
 #
-# In the stages stand $data and $exp (folders), $manifests (the cuts that stage 1 makes), $jobs, $smoke and the recipe's
+# In the stages stand $data, $downloads and $exp (folders), $manifests (the cuts that stage 1 makes), $jobs, $smoke and the recipe's
 # own options.
 
 set -euo pipefail
@@ -88,8 +88,9 @@ usage() {
   echo "every training, for example training.num_epochs=2."
 }
 
-# A path that the user gave: a relative one starts from the folder that run.sh was called in. However it is written, the
-# steps' commands have it in one way, since one that has changed runs its step again.
+# A path that the user gave: a relative one starts from the folder that run.sh was called in. One below the recipe's folder
+# stands in the steps' commands in one way, however it is written, since a command that has changed runs its step again;
+# elsewhere a relative one stays relative, so that it may move with the checkout, and an absolute one absolute.
 user_path() {
   local path=$1
   if [[ $path != /* ]]; then path=$invoked_from/$path; fi
@@ -150,7 +151,8 @@ parse_options() {
   [[ ! $world_size || $world_size =~ ^[1-9][0-9]*$ ]] || usage_error "--world-size $world_size: give the number of processes"
   settings=${given[settings]-} settings=${settings%/}  # as a shell completes the name of a folder
   python=${given[python]-}
-  if [[ $python == */* ]]; then python=$(user_path "$python"); fi
+  # An interpreter in a virtual environment is a link, which alone knows of its packages.
+  if [[ $python == */* && $python != /* ]]; then python=$invoked_from/$python; fi
 
   for name in "${option_names[@]}"; do
     value=${option_defaults[$name]}
@@ -183,6 +185,9 @@ parse_options() {
   data=data$suffix exp=exp$suffix
   if [[ ${given[data]-} ]]; then data=$(user_path "${given[data]}"); fi
   if [[ ${given[exp]-} ]]; then exp=$(user_path "${given[exp]}"); fi
+  # What is downloaded serves all settings, and --smoke; what one of them has of its own is not downloaded again.
+  downloads=data/download
+  if [[ ${given[data]-} || -d $data/download ]]; then downloads=$data/download; fi
   fbank=$data/fbank lang=$data/lang
   report=$exp/RESULTS.md ablation_report=$exp/ABLATION.md
   if [[ $exp == exp && ! $subset ]]; then report=RESULTS.md ablation_report=ABLATION.md; fi

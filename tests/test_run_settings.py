@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import sys
 
 from scripts import run
 from toy_recipe import CHAIN
@@ -179,6 +180,28 @@ class TestSettings:
         assert result.returncode == 0, result.stderr
         assert result.commands[0].endswith("--at ../../a folder/speech")
         assert (elsewhere / "here" / "corpus").exists() and not (toy.folder / "data").exists()
+
+    def test_an_interpreter_is_taken_for_what_it_is_called(self, toy, tmp_path):
+        """Not for what it is a link to: that knows nothing of the environment."""
+        (tmp_path / "env" / "bin").mkdir(parents=True)
+        (tmp_path / "env" / "bin" / "python").symlink_to(sys.executable)
+        for given, taken in (("env/bin/python", f"{tmp_path}/env/bin/python"), (f"{tmp_path}/env/bin/python",) * 2,
+                             ("python3.11", "python3.11")):
+            result = toy("--python", given, "--stop-stage", "0", "--data", "here", cwd=tmp_path)
+            assert result.returncode == 0 and result.stdout.startswith(f"asked for --python {taken}\n"), result.stdout
+
+    def test_a_download_serves_all_settings(self, toy, tmp_path):
+        script = (toy.folder / "run.sh").read_text()
+        (toy.folder / "run.sh").write_text(script.replace('--at "$corpus_dir"', '--at "$downloads"'))
+        (toy.folder / "conf" / "tiny").mkdir()
+
+        def downloads(*words):
+            return toy(*words, "--stop-stage", "0", "--force").commands[0].rpartition("--at ")[2]
+
+        assert [downloads(), downloads("--smoke"), downloads("--settings", "tiny")] == ["data/download"] * 3
+        assert downloads("--data", tmp_path) == downloads("--data", tmp_path, "--smoke") == f"{tmp_path}/download"
+        (toy.folder / "data-smoke" / "download").mkdir()  # as it was once
+        assert downloads("--smoke") == "data-smoke/download" and downloads() == "data/download"
 
     def test_the_folders_of_cdpath_are_not_searched(self, toy, tmp_path):
         checkout = toy.folder.parents[1]

@@ -231,6 +231,16 @@ def test_missing_wheel_is_one_line(tmp_path, copy):
     assert "espeakng-loader" in line and "tools/install.sh" in line
 
 
+def test_an_environment_deep_down_in_folders(tmp_path):
+    """Of a path of more than 159 characters espeak-ng takes no notice."""
+    deep = tmp_path / ("a" * 100) / ("b" * 100)
+    shutil.copytree(Path(pytest.importorskip("espeakng_loader").__file__).parent, deep / "espeakng_loader")
+    code = "import sys; sys.path[:0] = [{!r}, {!r}]; import espeak; print(len(espeak.Synthesizer(1)('one', 'en-us+f3')))"
+    lengths = [subprocess.run([sys.executable, "-c", code.format(str(folder), str(LOCAL))], capture_output=True,
+                              text=True).stdout for folder in (deep, tmp_path)]
+    assert lengths[0] == lengths[1] and int(lengths[0]) > 1000
+
+
 @pytest.mark.parametrize("arguments", [("--hours", "0"), ("--jobs", "-1"), ("--test-words", "0")])
 def test_senseless_sizes_are_refused(tmp_path, arguments):
     assert arguments[0] in refused(run("synthesize.py", "--output", tmp_path / "c", *arguments, check=False))

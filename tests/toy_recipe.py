@@ -106,7 +106,8 @@ def make_toy(folder):
         shutil.copy(ROOT / "local" / name, folder / "local" / name)
     (folder / "tools").mkdir()
     activate = (ROOT / "tools" / "activate.sh").read_text()
-    (folder / "tools" / "activate.sh").write_text(f"{activate}\nactivate_environment() {{ PYTHON={sys.executable}; }}\n")
+    (folder / "tools" / "activate.sh").write_text(f"{activate}\nactivate_environment() {{ PYTHON={sys.executable}; "
+                                                 'if (($#)); then echo "asked for $*"; fi; }\n')
     recipe = folder / "egs" / "toy"
     (recipe / "conf").mkdir()
     for name, text in (("fbank.yaml", ""), ("lang.yaml", ""), ("teacher.yaml", "t"), ("decode.yaml", ""),

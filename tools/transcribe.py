@@ -2,7 +2,7 @@
 """Transcribe audio with an exported model, streaming.
 
     tools/transcribe.py --model egs/voice_commands/exp/export/stage3 --int8 a.wav b.flac
-    arecord -q -f S16_LE -r 16000 -c 1 | tools/transcribe.py --model ... --live -
+    arecord -q -t raw -f S16_LE -r 16000 -c 1 | tools/transcribe.py --model ... --live -
 
 A file may have any rate and number of channels that soundfile reads; channels are averaged. '-' is raw PCM from standard
 input (16 bit, little endian, one channel), 'mic' the microphone, where the package sounddevice is there; Ctrl-C ends
@@ -150,7 +150,7 @@ def microphone(rate):
         import sounddevice
     except (ImportError, OSError):
         raise RecipeError("the microphone needs the package sounddevice and PortAudio: pip install sounddevice; or pipe "
-                          "raw PCM into '-', for instance from arecord") from None
+                          "raw PCM into '-', for instance from arecord -t raw") from None
     try:
         source = sounddevice.InputStream(channels=1, dtype="float32", samplerate=rate)
     except sounddevice.PortAudioError as error:

@@ -14,11 +14,11 @@ settle() {  # RESULTS.md is of the whole corpus
 }
 
 get_corpus() {
-  local folder=() downloaded=("$data/download/aishell/data_aishell/.completed")
+  local folder=() downloaded=("$downloads/aishell/data_aishell/.completed")
   if [[ $corpus_dir ]]; then downloaded=(); fi
   if [[ -d $corpus_dir ]]; then folder=(--conf "$corpus_dir"); fi
   step corpus "${folder[@]}" --makes "$data/corpus.json" "${downloaded[@]}" -- \
-    python local/get_corpus.py --download "$data/download" --output "$data/corpus.json" \
+    python local/get_corpus.py --download "$downloads" --output "$data/corpus.json" \
     ${partial:+--partial} ${corpus_dir:+--corpus-dir "$corpus_dir"}
 }
 

@@ -10,11 +10,11 @@ option hours 3.4 0.15 "hours of training strings to make"
 option test-words 2100 150 "reference digits in each test set, at least"
 
 get_corpus() {
-  local folder=() downloaded=("$data/download/recordings")
+  local folder=() downloaded=("$downloads/recordings")
   if [[ $corpus_dir ]]; then downloaded=(); fi
   if [[ -d $corpus_dir ]]; then folder=(--conf "$corpus_dir"); fi
   step corpus "${folder[@]}" --makes "$data/corpus.json" "${downloaded[@]}" -- \
-    python local/get_corpus.py --download "$data/download" --output "$data/corpus.json" \
+    python local/get_corpus.py --download "$downloads" --output "$data/corpus.json" \
     ${corpus_dir:+--corpus-dir "$corpus_dir"}
 }
 

@@ -34,12 +34,12 @@ get_corpus() {
     done
   done
   if [[ ! $corpus_dir ]]; then
-    for name in $wanted; do downloaded+=("$data/download/LibriSpeech/$name/.completed"); done
+    for name in $wanted; do downloaded+=("$downloads/LibriSpeech/$name/.completed"); done
   fi
-  if [[ $musan && ! $musan_dir ]]; then downloaded+=("$data/download/musan"); fi
+  if [[ $musan && ! $musan_dir ]]; then downloaded+=("$downloads/musan"); fi
   if [[ -d $musan_dir ]]; then inputs+=("$musan_dir"); fi
   step corpus ${inputs:+--conf "${inputs[@]}"} --makes "$data/corpus.json" "${downloaded[@]}" -- \
-    python local/get_corpus.py --parts "$wanted" --download "$data/download" ${musan:+--musan} \
+    python local/get_corpus.py --parts "$wanted" --download "$downloads" ${musan:+--musan} \
     ${partial:+--partial} --output "$data/corpus.json" ${corpus_dir:+--corpus-dir "$corpus_dir"} \
     ${musan_dir:+--musan-dir "$musan_dir"}
 }

@@ -1,6 +1,8 @@
 """Text to samples with the espeak-ng library that the espeakng-loader wheel bundles."""
 
 import ctypes
+import os
+import tempfile
 from typing import List
 
 import numpy as np
@@ -8,6 +10,8 @@ import numpy as np
 from kdlib.errors import RecipeError
 
 _SYNCHRONOUS = 2
+_DONT_EXIT = 0x8000
+_LONGEST_PATH = 159  # bytes: of a longer one the library takes no notice, and looks where its wheel was built
 _CHARS_UTF8 = 1
 _END_PAUSE = 0x1000
 _RATE, _VOLUME, _PITCH, _RANGE = 1, 2, 3, 4
@@ -36,10 +40,15 @@ class Synthesizer:
         self._chunks: List[bytes] = []
         # The engine keeps a bare pointer: this attribute keeps the callback alive.
         self._callback = _CALLBACK(self._collect)
-        data = espeakng_loader.get_data_path().encode()
-        self.rate = self._library.espeak_Initialize(_SYNCHRONOUS, 0, data, 0)
+        data = espeakng_loader.get_data_path()
+        if len(os.fsencode(data)) > _LONGEST_PATH:
+            self._folder = tempfile.TemporaryDirectory()  # as long as the engine, which reads voices when they are asked for
+            os.symlink(os.path.abspath(data), os.path.join(self._folder.name, "data"))
+            data = os.path.join(self._folder.name, "data")
+        self.rate = self._library.espeak_Initialize(_SYNCHRONOUS, 0, os.fsencode(data), _DONT_EXIT)
         if self.rate <= 0:
-            raise RecipeError(f"espeak-ng finds no data at {data.decode()}: reinstall espeakng-loader")
+            raise RecipeError(f"espeak-ng finds no data at {data}: reinstall espeakng-loader; a path of more than "
+                              f"{_LONGEST_PATH} characters needs a shorter TMPDIR")
         self._library.espeak_SetSynthCallback(self._callback)
         if self._library.espeak_ng_SetRandSeed(ctypes.c_long(seed)) != 0:
             raise RecipeError("espeak-ng refuses the random seed: install espeakng-loader 0.2 or later")
