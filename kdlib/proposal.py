@@ -36,8 +36,8 @@ _PERTURBED_UP_TO = 100.0
 # icefall's LibriSpeech recipes have 500 tokens; a token should be heard some 300 times in training, so that its row of the
 # output layer is learnt: one token for each 1,000 characters of text, a token being about three characters.
 _MOST_TOKENS, _LEAST_TOKENS, _CHARACTERS_A_TOKEN = 500, 50, 1000
-# So few different words, each said so often, are a closed vocabulary: every word becomes one token, as in egs/fsdd. A
-# handful of sentences has few different words too, but most of them once.
+# So few different words, each said so often, are a closed vocabulary: every word becomes one token, as in
+# egs/voice_commands. A handful of sentences has few different words too, but most of them once.
 _CLOSED, _SAID = 300, 10
 
 
