@@ -14,9 +14,11 @@ settle() {  # RESULTS.md is of the whole corpus
 }
 
 get_corpus() {
-  local folder=() downloaded=("$downloads/aishell/data_aishell/.completed")
+  local path folder=() downloaded=("$downloads/aishell/data_aishell/.completed")
   if [[ $corpus_dir ]]; then downloaded=(); fi
-  if [[ -d $corpus_dir ]]; then folder=(--conf "$corpus_dir"); fi
+  for path in "$corpus_dir/data_aishell" "$corpus_dir"; do  # not all corpora that stand beside it
+    if [[ $corpus_dir && -d $path ]]; then folder=(--conf "$path"); break; fi
+  done
   step corpus "${folder[@]}" --makes "$data/corpus.json" "${downloaded[@]}" -- \
     python local/get_corpus.py --download "$downloads" --output "$data/corpus.json" \
     ${partial:+--partial} ${corpus_dir:+--corpus-dir "$corpus_dir"}

@@ -10,9 +10,11 @@ option hours 3.4 0.15 "hours of training strings to make"
 option test-words 2100 150 "reference digits in each test set, at least"
 
 get_corpus() {
-  local folder=() downloaded=("$downloads/recordings")
+  local path folder=() downloaded=("$downloads/recordings")
   if [[ $corpus_dir ]]; then downloaded=(); fi
-  if [[ -d $corpus_dir ]]; then folder=(--conf "$corpus_dir"); fi
+  for path in "$corpus_dir/recordings" "$corpus_dir"; do  # not all corpora that stand beside it
+    if [[ $corpus_dir && -d $path ]]; then folder=(--conf "$path"); break; fi
+  done
   step corpus "${folder[@]}" --makes "$data/corpus.json" "${downloaded[@]}" -- \
     python local/get_corpus.py --download "$downloads" --output "$data/corpus.json" \
     ${corpus_dir:+--corpus-dir "$corpus_dir"}
