@@ -7,10 +7,13 @@ import runpy
 import subprocess
 import sys
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["kdlib.comparison", "kdlib.decoding", "kdlib.training.loop"])
+# The last is what the optimizers of torch 2 import when the first of them is made.
+SERVER.set_forkserver_preload(["kdlib.comparison", "kdlib.decoding", "kdlib.training.loop", "numba",
+                               *(["torch._dynamo"] if int(version("torch").split(".")[0]) >= 2 else [])])
 # What only the tests see.
 HIDDEN = ["", *(str(Path(__file__).resolve().parents[1] / folder) for folder in ("tests", "tools"))]
 

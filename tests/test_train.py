@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from made_up import settings
+from lhotse import CutSet
+from made_up import make_noise, settings
 from scripts import run, run_script
 
-from kdlib.config import FbankConfig, config_to_dict, save_config
+from kdlib.config import FbankConfig, LangConfig, config_to_dict, save_config
 from kdlib.cuts import feature_statistics
 from kdlib.files import content_digest, read_json, write_json
+from kdlib.lang import train_lang
 from kdlib.training.checkpoint import begin_run, load_averaged
 
 SCRIPT = Path(__file__).resolve().parents[1] / "local" / "train.py"
@@ -147,6 +149,39 @@ def test_important_layers_are_chosen_once(train, teacher_folder, tmp_path):
     assert done.returncode == 0 and not chosen.exists() and not list(tmp_path.glob("student/before-*"))
 
 
+NOISY = (*SHORT, "data.noise_probability=0.5", "optim.learning_rate=1e-9")
+
+
+@pytest.fixture(scope="module")
+def trained(train, corpus, fbank, tmp_path_factory):
+    """A finished training and what it was made of: the folders exp, fbank and lang."""
+    folder = tmp_path_factory.mktemp("trained")
+    shutil.copytree(fbank, folder / "fbank")
+    shutil.copytree(corpus[0] / "lang", folder / "lang")
+    make_noise(corpus[0]).to_file(folder / "fbank" / "cuts_noise.jsonl.gz")
+    done = train(folder / "exp", settings(*NOISY), f"--fbank={folder}/fbank")  # the last one given holds
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.mark.parametrize("what", ["train", "dev", "tokens", "noise", "seed"])
+def test_another_training_is_trained_and_the_old_one_set_aside(train, trained, corpus, tmp_path, what):
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    exp, fbank, lang = (tmp_path / name for name in ("exp", "fbank", "lang"))
+    if what == "tokens":
+        train_lang(["A B C", "D"] * 50, LangConfig(type="char", vocab_size=8), lang)
+    elif what != "seed":
+        cuts = make_noise(corpus[0]) if what == "noise" else corpus[2 if what == "train" else 3]
+        CutSet.from_cuts(list(cuts)[:-1]).to_file(fbank / f"cuts_{what}.jsonl.gz")
+    config = settings(*NOISY, *(["training.seed=7"] if what == "seed" else []))
+    done = train(exp, config, f"--fbank={fbank}", f"--lang={lang}")
+    assert done.returncode == 0 and "resuming" not in done.stderr and "INFO epoch 1 of 1: 2 updates" in done.stderr
+    assert {"done.json", "run.json", "checkpoint.pt", "epoch-1.pt"} <= {path.name for path in (exp / "before-1").iterdir()}
+    if what in ("train", "seed"):  # of a rate that changes no weight
+        weights = [load_averaged(folder)[0].joiner.out.weight for folder in (exp, trained / "exp")]
+        assert ((weights[0] - weights[1]).abs().max() > 0.01) == (what == "seed")
+
+
 def test_a_training_that_ends_after_its_layers_were_measured_goes_on_the_same(train, teacher_folder, tmp_path):
     config = settings(*SMALLER, "model.num_layers=1", "model.encoder_dim=12", "init.layers=importance")
     models = dict(init_from=teacher_folder, teacher=teacher_folder)
@@ -197,6 +232,25 @@ class TestTheSameTraining:
         assert not self.begin(exp, **change)
         assert (exp / "before-1" / "done.json").exists()
         assert json.loads((exp / "before-1" / "run.json").read_text())["inputs"] == self.INPUTS
+
+    def test_a_move_that_was_cut_short_is_ended_by_the_next_run(self, exp, monkeypatch):
+        """And a second change has a folder of its own."""
+        (exp / "checkpoint.pt").write_bytes(b"of the old training")
+        rename, moved = Path.rename, []
+
+        def dies(path, target):
+            if moved:
+                raise OSError("killed")
+            moved.append(path)
+            return rename(path, target)
+
+        other = settings("training.seed=7")
+        with monkeypatch.context() as patch, pytest.raises(OSError, match="killed"):
+            patch.setattr(Path, "rename", dies)
+            self.begin(exp, config=other)
+        self.begin(exp, config=other)
+        assert sorted(path.name for path in exp.iterdir()) == ["before-1", "before-2", "run.json"]
+        assert sorted(path.name for path in exp.glob("before-*/*")) == ["checkpoint.pt", "done.json", "run.json"]
 
     def test_one_of_the_same_inputs_goes_on(self, exp):
         assert self.begin(exp) and self.begin(exp, models={"init-from": "moved", "teacher": "moved"})

@@ -1,6 +1,7 @@
 """Training on a made-up language: it learns, resumes exactly, distils, and names what is wrong with its inputs."""
 
 import json
+import math
 import shutil
 from functools import partial
 from pathlib import Path
@@ -106,6 +107,33 @@ def test_resuming_gives_what_an_uninterrupted_training_gives(corpus, tmp_path, m
     for kind in ("model", "average"):
         for name, value in first[kind].items():
             assert torch.equal(value, second[kind][name]), (kind, name)
+
+
+def test_a_student_resumes_exactly_in_every_process(corpus, teacher_folder, tmp_path):
+    """With its projection to its teacher's width, and what the optimizer knows of it."""
+    config = settings("model.encoder_dim=20", "loss.distill=[{name: encoder_mse}]")
+
+    def work(exp, stop, rank, device):
+        run = trainer(config, exp, corpus, load_averaged(teacher_folder)[0])
+        run.rank = rank
+        update, calls = run._update, []
+
+        def dies(shares):
+            calls.append(1)
+            if len(calls) == stop:
+                raise RecipeError("killed")
+            return update(shares)
+
+        run._update = dies
+        run.train()
+
+    launch(partial(work, tmp_path / "whole", 0), 2)
+    with pytest.raises(RecipeError, match="killed"):
+        launch(partial(work, tmp_path / "resumed", 8), 2)  # saved after the fifth update
+    launch(partial(work, tmp_path / "resumed", 0), 2)
+    whole, resumed = (load_checkpoint(tmp_path / name / "checkpoint.pt", "")["objective"] for name in ("whole", "resumed"))
+    assert any("projections" in name for name in whole)
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
 
 
 def test_a_distilled_student_comes_closer_to_its_teacher(corpus, teacher_folder, tmp_path):
@@ -240,6 +268,45 @@ def test_learning_rate_warms_up_and_ends_low():
     # A quarter of the way down a cosine, not down a line.
     part = config.final_ratio + (1 - config.final_ratio) * (1 + 0.5 ** 0.5) / 2
     assert learning_rate(config, 10, 0.25) == pytest.approx(config.learning_rate * part)
+
+
+def test_a_training_follows_its_schedule(corpus, tmp_path, monkeypatch):
+    config = settings("training.num_epochs=2", "training.updates_per_epoch=6", "data.curriculum.updates=4",
+                      "optim.final_ratio=0.1", "optim.ema_decay=0.37")
+    seen, update = [], Trainer._update
+
+    def watch(self, shares):
+        told = update(self, shares)
+        seen.append((shares[0].progress, {group["lr"] for group in self.optimizer.param_groups}))
+        return told
+
+    monkeypatch.setattr(Trainer, "_update", watch)
+    run = trainer(config, tmp_path, corpus)
+    run.train()
+    progress = [0.0] * 4 + [number / 12 for number in range(1, 13)]  # the curriculum counts for nothing
+    assert [one for one, _ in seen] == pytest.approx(progress) and run.average.decay == 0.37
+    for number, (one, (_, rates)) in enumerate(zip(progress, seen)):
+        wanted = 0.01 * min(1, (number + 1) / 5) * (0.1 + 0.9 * (1 + math.cos(math.pi * one)) / 2)
+        assert list(rates) == [pytest.approx(wanted)]
+
+
+def test_another_seed_draws_other_batches_and_other_dropout(corpus, tmp_path, monkeypatch):
+    heard, seeds, seed_torch = [], [], torch.manual_seed
+    update = Trainer._update
+
+    def watch(self, shares):
+        heard.append(shares[0].ids)
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, "manual_seed", lambda seed: seeds.append(seed) or seed_torch(seed))
+            return update(self, shares)
+
+    monkeypatch.setattr(Trainer, "_update", watch)
+    drawn = []
+    for seed in (1, 2):
+        trainer(settings("training.num_epochs=1", f"training.seed={seed}"), tmp_path / str(seed), corpus).train()
+        drawn.append((heard[:], set(seeds)))
+        heard.clear(), seeds.clear()
+    assert drawn[0][0] != drawn[1][0] and drawn[0][1] and not drawn[0][1] & drawn[1][1]
 
 
 def test_moving_average_of_a_constant_is_that_constant():
