@@ -51,6 +51,15 @@ def pytest_collection_modifyitems(items):
                 item.add_marker(pytest.mark.skip(reason=reason))
 
 
+@pytest.fixture(autouse=True, scope="session")
+def servers_of_this_machine_need_no_proxy():
+    """And whatever proxies the user has, those that a test gives are asked for all others."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("no_proxy", "NO_PROXY"):
+            patch.setenv(name, "127.0.0.1,localhost")
+        yield
+
+
 @pytest.fixture
 def one_thread():
     """Tiny tensors: threads cost more than they give, and one thread sums in one order."""

@@ -13,8 +13,9 @@ from lhotse import CutSet
 from made_up import make_cuts, make_noise, settings
 from torch.utils.data import DataLoader, IterableDataset
 
+from kdlib.config import SpecAugmentConfig
 from kdlib.cuts import describe_skipped, feature_statistics, load_cuts, mixed, select_cuts
-from kdlib.data import Phase, TransducerDataset, checked, eval_loader, plan_batch, seeded, train_loader
+from kdlib.data import Phase, _spec_augment, TransducerDataset, checked, eval_loader, plan_batch, seeded, train_loader
 from kdlib.errors import RecipeError
 from kdlib.training.loop import Trainer
 from kdlib.transducer import Transducer
@@ -231,6 +232,40 @@ def test_the_ratio_to_noise_is_one_of_mean_powers_however_short_the_noise(corpus
         added = (mixed - alone)[:length].sum(1)
         power = added[added > 1e-4 * added.max()].mean() / alone[:length].sum(1).mean()  # where there is noise
         assert -10 * power.log10().item() == pytest.approx(6.0, abs=0.5)
+
+
+def test_noise_is_drawn_from_the_whole_range_and_begins_anywhere(corpus):
+    folder, lang, train, _ = corpus
+    noise = CutSet.from_cuts([max(make_noise(folder), key=lambda cut: cut.duration)])
+    short = [cut for cut in train if cut.duration < noise[0].duration][:40]
+    planned = plan_batch(short, seed=1, progress=1.0)
+
+    def features(ratios, planned, train=True):
+        config = settings("data.noise_probability=1", f"data.noise_snr={ratios}", "data.spec_augment.enabled=false").data
+        return TransducerDataset(lang, config, noise, train=train)[planned].features.exp()
+
+    alone = features([0, 20], planned, train=False)
+    ratios = [10 * (clean.sum() / (mixed - clean).sum()).log10().item()
+              for mixed, clean in zip(features([0, 20], planned), alone)]
+    assert len(ratios) == 40 and -1 < min(ratios) < 5 < 15 < max(ratios) < 21
+    first, second = (features([6, 6], replace(planned, seed=seed)) for seed in (1, 2))
+    assert not torch.allclose(first, second)
+
+
+def test_masks_are_as_many_and_as_wide_as_the_config_says():
+    """On average too: Lhotse masks nine utterances of ten."""
+    augment = _spec_augment(SpecAugmentConfig(num_feature_masks=2, feature_mask_size=5, num_frame_masks=3, frame_mask_size=30,
+                                              max_frames_fraction=0.25), 300, 80)
+    features = torch.randn(400, 300, 80)
+    with seeded(1):
+        changed = augment(features) != features
+    frames, bins = changed.all(2), changed.all(1)
+
+    def runs(rows):
+        return (rows[:, 1:] & ~rows[:, :-1]).sum(1) + rows[:, 0]
+
+    assert 50 < frames.sum(1).max() <= 75 and runs(frames).max() == 3 and 5 < bins.sum(1).max() <= 10 and runs(bins).max() == 2
+    assert 0.8 < changed.flatten(1).any(1).float().mean() < 0.98
 
 
 def test_time_is_warped_within_each_utterance(corpus):

@@ -167,6 +167,17 @@ def test_same_for_any_number_of_jobs_and_other_for_another_seed(dataset, prepare
             for cut in cuts(tmp_path, part)} == {str(path) for path in audio(tmp_path)}
 
 
+def test_only_training_strings_are_spoken_by_other_voices(dataset, prepared, tmp_path):
+    run("get_corpus.py", "--corpus-dir", dataset, cwd=tmp_path)
+    prepare(tmp_path, "--voice-spread", "0")
+
+    def sounds(cwd, part):
+        return {cut["id"]: (cwd / cut["recording"]["sources"][0]["source"]).read_bytes() for cut in cuts(cwd, part)}
+
+    for part in ("train", "dev", "test", "test-unseen"):
+        assert (sounds(tmp_path, part) == sounds(prepared, part)) == (part != "train")
+
+
 def test_every_speaker_may_train(dataset, tmp_path):
     run("get_corpus.py", "--corpus-dir", dataset, cwd=tmp_path)
     prepare(tmp_path)

@@ -45,6 +45,12 @@ def stage_1(folder: Path) -> Path:
     return folder / "data" / "manifests"
 
 
+def test_a_tenth_is_held_out_and_never_more_than_two_hours(tool):
+    assert tool.held_out_shares(0.0, ["dev"]) == {"dev": 0.1} and tool.held_out_shares(400, []) == {}
+    assert tool.held_out_shares(10, ["dev", "test"]) == {"dev": 0.1, "test": 0.1}
+    assert tool.held_out_shares(400, ["dev", "test"]) == {"dev": 0.005, "test": 0.005}
+
+
 class TestTheRecipe:
     @pytest.mark.parametrize("form", FORMS)
     def test_each_form_makes_a_small_folder_whose_settings_hold(self, new_recipe, tmp_path, form):

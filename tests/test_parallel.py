@@ -71,6 +71,7 @@ def test_threads_are_as_many_as_the_environment_allows(monkeypatch):
 
 
 def test_no_training_on_the_cpu_beside_too_few_gpus_or_in_a_precision_that_they_lack(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     require_devices(64, "bfloat16")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)

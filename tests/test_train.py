@@ -83,9 +83,10 @@ def test_the_teacher_may_be_the_first_of_the_chain(train, teacher_folder, studen
     assert run["inputs"]["teacher"] == content_digest(teacher_folder / "done.json") != run["inputs"]["init-from"]
 
 
-def test_spawned_processes_train_what_forked_ones_do(train, corpus, fbank, teacher_folder, tmp_path):
+def test_spawned_processes_train_what_forked_ones_do(train, corpus, fbank, teacher_folder, tmp_path, monkeypatch):
     """Spawned ones are those beside GPUs, where a forked process could not use them. Each draws the projection of a narrower
     student for itself. What is given to them needs no file for each tensor."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # a machine may have one GPU
     assert train(tmp_path / "forked", settings(*SMALLER, "model.encoder_dim=12"), "--world-size", "2", init_from=teacher_folder,
                  teacher=teacher_folder).returncode == 0
     code = """

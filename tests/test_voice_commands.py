@@ -137,6 +137,16 @@ def test_conditions_of_test_other_are_recorded(corpus):
     assert all("conditions" not in entry for entry in entries(corpus, "test-clean"))
 
 
+def test_training_hears_neither_the_tests_noises_nor_its_voices(corpus):
+    sounds, voices = (load(LOCAL / name) for name in ("sounds.py", "voices.py"))
+    assert not set(sounds.TRAIN_MAKERS.values()) & set(sounds.TEST_MAKERS.values())
+    assert {entry["noise"] for entry in entries(corpus, "noise")} <= {*sounds.TRAIN_MAKERS, "babble"}
+    for part, whose in (("noise", "train"), ("test-other", "test")):
+        crowd = json.loads((corpus / ".shards" / f"{part}-0000.json").read_text())["crowd"]
+        assert crowd and {one["voice"] for one in crowd} <= set(voices.voices_of(whose))
+    assert not set(voices.voices_of("train")) & set(voices.voices_of("test"))
+
+
 def test_grammar_has_what_a_curriculum_needs():
     stream = grammar.Sentences("train", 5)
     sentences = [next(stream) for _ in range(2000)]

@@ -109,6 +109,11 @@ def check_output(folder: Path) -> None:
                           "checkout of your own")
 
 
+def held_out_shares(hours, parts):
+    """What of so many hours of training speech is held out for each of the parts that the corpus lacks."""
+    return {part: round(min(_SHARE, _MOST_HOURS / max(hours, 0.01)), 4) for part in parts}
+
+
 def main():
     args = get_args()
     require_positive(jobs=args.jobs)
@@ -142,10 +147,9 @@ def main():
                               "what was skipped above, or leave the part out")
     for role in ("train", "dev"):
         check_trainable(cuts.get(role, []), role, str(source))
-    hours = Speech.of(trainable(cuts["train"])).hours
     tests = [role for role in roles if role not in ("train", "dev")]
-    shares = {part: round(min(_SHARE, _MOST_HOURS / max(hours, 0.01)), 4)
-              for part in (("dev",) if "dev" not in roles else ()) + (("test",) if not tests else ())}
+    shares = held_out_shares(Speech.of(trainable(cuts["train"])).hours,
+                             (("dev",) if "dev" not in roles else ()) + (("test",) if not tests else ()))
     if shares:
         dealt, by = hold_out(cuts["train"], shares)
         cuts.update(dealt)
