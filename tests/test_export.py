@@ -12,6 +12,7 @@ from kdlib.errors import RecipeError
 from kdlib.export import OnnxModel, check_exported, export_onnx
 from kdlib.files import write_json
 from kdlib.sherpa import PARTS, read_model
+from kdlib.training.checkpoint import load_averaged, load_checkpoint, save_checkpoint
 
 pytestmark = [pytest.mark.both, pytest.mark.usefixtures("one_thread")]
 
@@ -38,6 +39,27 @@ def test_a_loss_that_stands_twice_is_told_twice(finished, tmp_path):
     assert read_model(output)["distillation"] == {"encoder_mse": 0.5, "encoder_mse_2": 0.25, "encoder_l1": 2.0}
     assert ("distilled with `encoder_mse` (weight 0.5), `encoder_mse_2` (weight 0.25), `encoder_l1` (weight 2)\n"
             in (output / "model_card.md").read_text())
+
+
+def test_the_average_that_the_config_says_is_exported_or_the_one_that_is_asked_for(finished, tmp_path):
+    folder, model, lang, _ = finished
+    exp = tmp_path / "exp"
+    save_finished(exp, model, lang)
+    content = load_checkpoint(exp / "epoch-1.pt", "")
+    config = json.loads(content["config"])
+    config["training"].update(num_epochs=2, avg=2)
+    moved = {name: value + 0.1 for name, value in content["average"].items()}
+    save_checkpoint(exp / "epoch-2.pt", {**content, "average": moved, "epoch": 2, "config": json.dumps(config)})
+    write_json(exp / "done.json", {"updates": 5, "epoch": 2})
+    for words, part in ((), 0.05), (("--avg", 1), 0.1), (("--epoch", 1, "--avg", 1), 0.0):
+        wanted = random_model(len(lang))
+        wanted.load_state_dict({name: value + part for name, value in content["average"].items()})
+        done = script("export_onnx.py", "--exp", exp, "--lang", folder / "lang", "--fbank-config", folder / "fbank.yaml",
+                      "--output", tmp_path / "onnx", *words)
+        assert done.returncode == 0, done.stderr
+        check_exported(wanted, tmp_path / "onnx", CHUNK, LEFT)
+    # The weights themselves are never used where there is their moving average.
+    assert torch.equal(load_averaged(exp, avg=1)[0].joiner.out.weight, moved["joiner.out.weight"])
 
 
 @pytest.mark.parametrize("chunk, left", [(2, 4), (4, 8), (16, 64), (8, 3)])

@@ -102,6 +102,26 @@ class TestStages:
         assert "runs again because of: its command" in changed.stdout
         assert "runs again because of: data/corpus" in changed.stdout
 
+    @pytest.mark.parametrize("part, again", [("noise", ("train-",)), ("test", ("decode-", "sherpa-"))])
+    def test_what_reads_a_part_runs_again_where_that_changed(self, toy, part, again):
+        run_sh, maker = toy.folder / "run.sh", toy.folder / "local" / "manifests.py"
+        run_sh.write_text(run_sh.read_text().replace("recipe=toy", "recipe=toy noise_cuts=noise"))
+        maker.write_text(maker.read_text().replace('"more")', '"more", "noise")'))
+        toy()
+        maker.write_text(maker.read_text() + f'\nwrite(value("--output") / "cuts_{part}.jsonl.gz", "other")\n')
+        toy("--stage", "1", "--stop-stage", "1", "--force")
+        assert {name for name in CHAIN if name.startswith(again)} <= set(toy().ran)
+
+    def test_other_decodings_make_another_table(self, toy):
+        decode = toy.folder.parents[1] / "local" / "decode.py"
+        toy("--stop-stage", "8")
+        for stage, model in (("5", "teacher"), ("6", "stage2"), ("7", "single")):
+            decode.write_text(decode.read_text() + f"""
+if value("--exp").name == "{model}": write(value("--exp") / "decode" / "summary.json", "other")
+""")
+            toy("--stage", stage, "--stop-stage", stage, "--force")
+            assert toy("--stage", "8", "--stop-stage", "8").ran == ["results"], model
+
     def test_a_changed_config_trains_again(self, toy):
         toy("--stop-stage", "5")
         (toy.folder / "conf" / "teacher.yaml").write_text("larger")
