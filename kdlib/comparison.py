@@ -280,9 +280,9 @@ def legend(comparison: Mapping[str, Any]) -> List[str]:
     words = "; ".join(f"{name} {headline(test)['words']:,} in {test['utterances']:,} utterances"
                       for name, test in tests.items())
     rates = rate_names(tests)
-    chunks = f"chunks of {comparison['chunk_ms']:g} ms" if comparison["chunk_ms"] else "each utterance as a whole"
-    left = (f"{comparison['left_context_ms']:g} ms of left context" if comparison["left_context_ms"] >= 0
-            else "all that came before")
+    left = comparison["left_context_ms"]
+    left = f"{left:g} ms of left context" if left >= 0 else "all that came before"
+    heard = f"chunks of {comparison['chunk_ms']:g} ms with {left}" if comparison["chunk_ms"] else "each utterance as a whole"
     units = "characters" if rates == "CER" else "words" if rates == "WER" else "words or characters"
     return [
         f"{rates} in per cent, with its bootstrap interval of 95% over {drawn_over(tests)}; rel. is the change against the "
@@ -291,7 +291,7 @@ def legend(comparison: Mapping[str, Any]) -> List[str]:
         *([CER_NOTE] if "CER" in rates else []),
         f"Decoding: {comparison['method']}, "
         + (f"at most {cap} symbol{'s' if cap != 1 else ''} a frame, " if cap else "no cap on the symbols a frame, ")
-        + (f"{chunks} with {left}." if comparison["chunk_ms"] else f"{chunks}."),
+        + f"{heard}.",
         "Params: encoder, predictor and joiner, as deployed; heads that only training uses are left out.",
         f"Updates: of that model alone. The last stage rests on {comparison['stage_updates']:,} updates, those of every "
         f"stage up to it, and on the teacher's {comparison['rows'][0]['updates']:,}. "

@@ -26,7 +26,8 @@ from kdlib.files import PathLike, content_digest, read_json, write_json
 Shard = Dict[str, Any]
 # Why a cut is left out, or None.
 Reason = Callable[[Cut], Optional[str]]
-REMAKE = "run stage 2 again (this run's run.sh with --stage 2 --stop-stage 2 --force)"  # --force alone would train all models anew
+# Both stages are named, since --force alone would train all models anew.
+REMAKE = "run stage 2 again (this run's run.sh with --stage 2 --stop-stage 2 --force)"
 AGAIN = f"{REMAKE}, or copy its folder anew"
 
 

@@ -17,8 +17,8 @@
 #                                   by name), add to the key=value settings in words, and with subset=yes keep
 #                                   RESULTS.md, which is of the whole corpus, as it is (other_words helps to tell)
 #
-# In the stages stand $data, $downloads and $exp (folders), $manifests (the cuts that stage 1 makes), $jobs, $smoke and the recipe's
-# own options.
+# In the stages stand $data, $downloads and $exp (folders), $manifests (the cuts that stage 1 makes), $jobs, $smoke and the
+# recipe's own options.
 
 set -euo pipefail
 invoked_from=$PWD

@@ -80,7 +80,8 @@ def parse_args(argv: Optional[List[str]]) -> argparse.Namespace:
     parser.add_argument("--exp", type=Path, required=True, help="folder with one folder a model")
     parser.add_argument("--config", type=Path, required=True, help="progressive.yaml, for target_compression")
     parser.add_argument("--recipe", required=True, help="name of the recipe, for titles")
-    parser.add_argument("--output", type=Path, required=True, help="folder for results.json, summaries.json, table.md and the plot")
+    parser.add_argument("--output", type=Path, required=True,
+                        help="folder for results.json, summaries.json, table.md and the plot")
     parser.add_argument("--report", type=Path, required=True, help="the report to write, such as RESULTS.md")
     parser.add_argument("--published", type=Path, help="Markdown to end the report with: figures of others to compare with")
     parser.add_argument("--command", help="the command to name in the report (egs/RECIPE/run.sh)")

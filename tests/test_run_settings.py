@@ -55,7 +55,8 @@ class TestSettings:
         for folder in (tmp_path / "link", tmp_path / "link" / "below"):
             result = toy("--data", folder)
             assert result.returncode == 1 and result.stderr == (
-                f"error: {tmp_path}/link is a link to /no/disk, which is not there: make or mount that, or name another folder\n")
+                f"error: {tmp_path}/link is a link to /no/disk, which is not there: make or mount that, or name another "
+                "folder\n")
 
     def test_the_report_names_the_options_and_no_path_of_this_machine(self, toy, tmp_path):
         toy("--size", "20", "--corpus-dir", tmp_path, "training.seed=5")

@@ -250,8 +250,8 @@ def test_the_benchmark_measures_each_runtime(finished, exported, tmp_path):
     assert done.returncode == 1 and "run stage 9 of the recipe" in done.stderr
     # Beside the rates, which may agree by chance: the words themselves.
     np.savez(tmp_path / "audio.npz", *(cut.load_audio()[0] for cut in cuts))
-    heard = [subprocess.run([*words, "--measure", "tiny-again", runtime, tmp_path / "audio.npz"], capture_output=True, text=True)
-             for runtime in ("sherpa-onnx float32", "torch float32")]
+    heard = [subprocess.run([*words, "--measure", "tiny-again", runtime, tmp_path / "audio.npz"], capture_output=True,
+                            text=True) for runtime in ("sherpa-onnx float32", "torch float32")]
     own = own_words(finished, "greedy_search")
     assert [json.loads(done.stdout)["heard"] for done in heard] == 2 * [[own[cut.id] for cut in cuts]]
     CutSet.from_cuts([cut.resample(8000) for cut in cuts]).to_file(tmp_path / "data" / "fbank" / "cuts_test.jsonl.gz")

@@ -112,7 +112,7 @@ def load_averaged(exp: PathLike, epoch: int = -1, avg: int = -1,
 
 
 def _epochs(exp: Path) -> str:
-    """Those that there are to choose from: not 0, the curriculum's, which ends before there is an average."""
+    """Those that there are to choose from: not 0, the curriculum's, before the first that may be averaged."""
     found = sorted(int(p.stem[6:]) for p in exp.glob("epoch-*.pt") if p.stem[6:].isdigit() and int(p.stem[6:]) > 0)
     return f"one of the epochs {', '.join(map(str, found))} in {exp}" if found else f"another folder ({exp} has no epochs)"
 

@@ -10,7 +10,7 @@ import pickle
 import sys
 import tempfile
 from pathlib import Path
-from typing import Callable, Iterable, Union
+from typing import Callable, Iterable, Optional
 
 import torch
 import torch.distributed as dist
@@ -20,6 +20,7 @@ from kdlib.errors import RecipeError, known_failure
 from kdlib.processes import end_with_parent, usable_cores
 
 MAX_CPU_PROCESSES = 4
+WORK = "work"  # the file of what spawned processes do
 
 
 def default_world_size() -> int:
@@ -57,18 +58,20 @@ def launch(work: Callable[[int, torch.device], None], world_size: int) -> None:
         work(0, training_device(0, 1))
         return
     # Forking spares each process the seconds of the imports; CUDA cannot be used in a forked process.
-    method, given = "fork", work
-    if training_device(0, world_size).type == "cuda":
-        # In bytes: each tensor by itself would come through a file of its own in shared memory, of which a process may open
-        # some hundreds and a container may have little. And all processes draw the same numbers, as forked ones do.
-        method, given = "spawn", pickle.dumps((work, torch.get_rng_state()))
-    else:
+    method = "spawn" if training_device(0, world_size).type == "cuda" else "fork"
+    if method == "fork":
         torch.optim.AdamW([torch.zeros(1)])  # the first optimizer of a process has torch import what it had put off
     # All processes are on this machine: its name need not resolve.
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     with tempfile.TemporaryDirectory() as folder:
+        if method == "spawn":
+            # Through one file: else each tensor would have one in shared memory, of which a process may open some hundreds
+            # and a container may have little. And all processes draw the same numbers, as forked ones do.
+            with open(Path(folder, WORK), "wb") as file:
+                pickle.dump((work, torch.get_rng_state()), file)
+            work = None
         try:
-            mp.start_processes(_process, args=(given, world_size, folder), nprocs=world_size, start_method=method)
+            mp.start_processes(_process, args=(work, world_size, folder), nprocs=world_size, start_method=method)
         except (mp.ProcessExitedException, mp.ProcessRaisedException) as error:  # the latter of one that misses the other
             told = sorted(Path(folder).glob("error-*"))
             if told:
@@ -93,11 +96,12 @@ def training_device(rank: int, world_size: int) -> torch.device:
     return torch.device("cpu")
 
 
-def _process(rank: int, work: Union[Callable[[int, torch.device], None], bytes], world_size: int, folder: str) -> None:
+def _process(rank: int, work: Optional[Callable[[int, torch.device], None]], world_size: int, folder: str) -> None:
     # In place of torch's own way, a SIGINT, to which a shell's background jobs are born deaf.
     end_with_parent()
-    if isinstance(work, bytes):
-        work, state = pickle.loads(work)
+    if work is None:
+        with open(Path(folder, WORK), "rb") as file:
+            work, state = pickle.load(file)
         torch.set_rng_state(state)
     device = training_device(rank, world_size)
     if device.type == "cpu":
