@@ -58,8 +58,9 @@ def smoothed(case, device):
 
 
 def band(case, device, posteriors):
+    """Of posteriors in whole 4096ths, whose sums are exact in whatever order a device adds."""
     boundary = make(case)[3] if case["boundary"] != "none" else None
-    posteriors = [posterior.to(device) for posterior in posteriors]
+    posteriors = [posterior.mul(4096).round().div(4096).to(device) for posterior in posteriors]
     return rnnt.get_rnnt_prune_ranges(*posteriors, boundary, max(case["kept"], 2), backend="native").cpu()
 
 

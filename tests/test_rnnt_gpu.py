@@ -358,7 +358,7 @@ def compile_for_gpu(kernel, dtype, constants, **options):
 
     kinds = {"labels": "*i64", "starts": "*i64", "boundary": "*i64", "wanted": "*u8"}
     kinds.update(dict.fromkeys(("mantissas", "exponents"), "*fp64"))
-    kinds.update(dict.fromkeys(("rows", "tokens", "blank", "blocks", "count", "frames", "nodes"), "i32"))
+    kinds.update(dict.fromkeys(("rows", "units", "blank", "blocks", "count", "frames", "nodes"), "i32"))
     if kernel in (gpu_lattice._lattice, gpu_lattice._posteriors):
         kinds["score"] = "*fp64"
     kinds.update(dict.fromkeys(constants, "constexpr"))
@@ -386,11 +386,14 @@ def test_compiles_for_a_gpu(dtype, monkeypatch, tmp_path):
     lowest = torch.finfo(dtype).min
     for tokens in (2, 500, 5000):
         rows, block = gpu._tile(tokens)
-        tile = dict(ROWS=rows, BLOCK=block)
+        tile = dict(ROWS=rows, BLOCK=block, VECTOR=gpu._vector(tokens))
         blocks = -(-tokens // block)
-        compile_for_gpu(gpu._log_softmax_at, dtype, dict(tile, LOWEST=lowest, BLOCKS=blocks), num_warps=gpu.WARPS)
+        code = compile_for_gpu(gpu._log_softmax_at, dtype, dict(tile, LOWEST=lowest, BLOCKS=blocks), num_warps=gpu.WARPS)
+        wide = tokens > 2  # several logits at once
+        assert ("ld.global.v" in code) == wide
         for add in (False, True):
-            compile_for_gpu(gpu._logit_gradient, dtype, dict(tile, ADD=add), num_warps=gpu.WARPS)
+            code = compile_for_gpu(gpu._logit_gradient, dtype, dict(tile, ADD=add), num_warps=gpu.WARPS)
+            assert ("ld.global.v" in code) == ("st.global.v" in code) == wide
     for modified in (False, True):
         for block, warps in ((32, 1), (512, 4)):
             constants = dict(MODIFIED=modified, BLOCK=block)

@@ -132,6 +132,8 @@ def train(config: TrainConfig, teacher: Optional[TrainConfig], lang: Lang, cuts:
         noise = CutSet.from_cuts(cut.drop_supervisions() for cut in cuts.subset(first=POOL))
     gc.collect()
     if device.type == "cuda":
+        torch.cuda.init()  # before that it has no counters to reset
+        torch.cuda.empty_cache()  # what an earlier model held
         torch.cuda.reset_peak_memory_stats(device)
     else:
         try:

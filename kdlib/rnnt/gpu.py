@@ -55,10 +55,11 @@ def takes(tensor: Tensor) -> bool:
 
 @jit
 def _log_softmax_at(
-    logits, labels, wanted, normaliser, label_logp, blank_logp, rows, tokens, blank,
-    LOWEST: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
+    logits, labels, wanted, normaliser, label_logp, blank_logp, rows, units, blank,
+    VECTOR: tl.constexpr, LOWEST: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
 ):
     """A program: ROWS rows, BLOCK columns at a time. Each column of the block has a maximum and a sum of its own."""
+    tokens = units * VECTOR
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, BLOCK)
     read = (row < rows) & (tl.load(wanted + row, mask=row < rows, other=0) != 0)
@@ -94,10 +95,11 @@ def _log_softmax_at(
 
 @jit
 def _logit_gradient(
-    logits, labels, normaliser, label_weight, blank_weight, out, rows, tokens, blank, blocks,
-    ADD: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    logits, labels, normaliser, label_weight, blank_weight, out, rows, units, blank, blocks,
+    VECTOR: tl.constexpr, ADD: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):
     """A program: one tile of ROWS by BLOCK; ``blocks`` of them side by side."""
+    tokens = units * VECTOR
     program = tl.program_id(0)
     row = (program // blocks).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     column = (program % blocks) * BLOCK + tl.arange(0, BLOCK)
@@ -128,16 +130,23 @@ def _tile(tokens: int) -> Tuple[int, int]:
     return TILE // block, block
 
 
+def _vector(tokens: int) -> int:
+    """How many logits are read and written at once: by itself Triton knows no more of a number than that it is divisible by
+    16, as a vocabulary of 500 is not, and would take one at a time."""
+    return 4 if tokens % 4 == 0 else 1
+
+
 def log_softmax_at(logits: Tensor, labels: Tensor, blank: int, wanted: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
     """See ``kdlib.rnnt.plain.log_softmax_at``."""
     logits = logits.detach().contiguous()
     rows, tokens = logits.shape
     results = tuple(logits.new_empty(rows) for _ in range(3))
     tile_rows, block = _tile(tokens)
+    vector = _vector(tokens)
     with launching_on(logits):
         _log_softmax_at[(triton.cdiv(rows, tile_rows),)](
-            logits, labels.contiguous(), wanted.contiguous().view(torch.uint8), *results, rows, tokens, blank,
-            LOWEST=torch.finfo(logits.dtype).min, ROWS=tile_rows, BLOCK=block, BLOCKS=triton.cdiv(tokens, block),
+            logits, labels.contiguous(), wanted.contiguous().view(torch.uint8), *results, rows, tokens // vector, blank,
+            VECTOR=vector, LOWEST=torch.finfo(logits.dtype).min, ROWS=tile_rows, BLOCK=block, BLOCKS=triton.cdiv(tokens, block),
             num_warps=WARPS,
         )
     return results
@@ -156,13 +165,14 @@ def logit_gradient(
     """See ``kdlib.rnnt.plain.logit_gradient``."""
     rows, tokens = logits.shape
     tile_rows, block = _tile(tokens)
+    vector = _vector(tokens)
     blocks = triton.cdiv(tokens, block)
     columns = (labels, normaliser, label_weight, blank_weight)
     target = out.detach().contiguous()
     with launching_on(logits):
         _logit_gradient[(triton.cdiv(rows, tile_rows) * blocks,)](
             logits.detach().contiguous(), *(column.detach().contiguous() for column in columns), target,
-            rows, tokens, blank, blocks, ADD=add, ROWS=tile_rows, BLOCK=block, num_warps=WARPS,
+            rows, tokens // vector, blank, blocks, VECTOR=vector, ADD=add, ROWS=tile_rows, BLOCK=block, num_warps=WARPS,
         )
     if not out.is_contiguous():
         out.copy_(target)
