@@ -193,11 +193,11 @@ class SpecAugmentConfig:
 class DataConfig:
     max_duration: float = 25.0  # seconds of audio in a batch
     num_buckets: int = 10
-    num_workers: int = 1
+    num_workers: int = 1  # processes that read and augment, for each one that trains
     shar_root: str = ""  # folder or URL of the shards of Shar features, where that is not the folder of stage 2
     shar_buffer: int = 5000  # their utterances that each process holds, with features, to shuffle and to make batches of
     noise_probability: float = 0.0
-    noise_snr: List[float] = field(default_factory=lambda: [8.0, 25.0])
+    noise_snr: List[float] = field(default_factory=lambda: [8.0, 25.0])  # dB: mean powers, while there is noise
     min_seconds: float = 0.2
     max_seconds: float = 30.0
     spec_augment: SpecAugmentConfig = field(default_factory=SpecAugmentConfig)
