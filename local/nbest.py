@@ -44,7 +44,7 @@ def get_args():
 
 @torch.no_grad()
 def hypotheses(model, cuts: CutSet, lang: Lang, config: DecodeConfig, device) -> Dict[str, List[Tuple[str, float]]]:
-    """(text, log-probability) of the best of each cut by its id; one text is one hypothesis, and none is empty."""
+    """(text, log-probability) of the best of each cut by its id; one text is one hypothesis, and one may be empty."""
     found = {}
     loader = eval_loader(cuts, lang, DataConfig(), config.max_duration)
     for batch in checked(tqdm(loader, desc="n best", unit="batch", mininterval=5)):

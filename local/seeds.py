@@ -45,11 +45,14 @@ def read_run(path: Path):
 def describe_runs(runs):
     """The title and what each run was, in Markdown."""
     lines = []
-    for run in runs:
+    for number, run in enumerate(runs, start=1):
         software = run["software"]
-        lines.append(f"- `{run['command']}`, with `{run['config']}`: {run['date']}, {name_processor(run['machine'])}; "
-                     f"torch {', '.join(software['torch'])}, RNN-T {', '.join(software['rnnt_backend'])}, on "
-                     f"{', '.join(software['device'])}\n")
+        try:
+            lines.append(f"- `{run['command']}`, with `{run['config']}`: {run['date']}, {name_processor(run['machine'])}; "
+                         f"torch {', '.join(software['torch'])}, RNN-T {', '.join(software['rnnt_backend'])}, on "
+                         f"{', '.join(software['device'])}\n")
+        except (KeyError, TypeError):
+            raise RecipeError(f"what run {number} says of its machine and software is not stage 8's: {REMEDY}") from None
     return (f"# {runs[0]['recipe']} from {len(runs)} seeds\n\nWritten by `local/seeds.py` from the files of these runs of "
             f"the recipe:\n\n{''.join(lines)}\n")
 

@@ -72,6 +72,14 @@ def one_thread():
 
 
 @pytest.fixture
+def no_gpu(monkeypatch):
+    """Processes that a test starts are forked; spawned ones, as beside several GPUs, would know nothing of its functions."""
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+@pytest.fixture
 def toy(tmp_path):
     """A recipe of the shared stages whose scripts only write files; called, it returns what ran and what it said."""
     from toy_recipe import make_toy

@@ -352,8 +352,8 @@ class TestDownload:
         for reader in parts[1].glob("[0-9]*"):
             shutil.rmtree(reader)
         (cwd / "data" / "corpus.json").unlink()
-        assert "LibriSpeech has no dev-clean (train-clean-100, test-clean are whole): remove its folder and run stage 0 " \
-            "again to download it anew" in run_recipe("librispeech", cwd, *words, code=1)
+        assert "LibriSpeech has no dev-clean (train-clean-100, test-clean are whole): remove the folders of these parts " \
+            "and run stage 0 again to download them anew" in run_recipe("librispeech", cwd, *words, code=1)
         shutil.rmtree(parts[0])
         with pytest.MonkeyPatch.context() as patch:  # nothing is fetched
             for name in ("http_proxy", "https_proxy"):

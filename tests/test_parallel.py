@@ -13,7 +13,7 @@ from kdlib.errors import RecipeError
 from kdlib.processes import usable_cores
 from kdlib.training.parallel import launch, require_devices
 
-pytestmark = pytest.mark.both
+pytestmark = [pytest.mark.both, pytest.mark.usefixtures("no_gpu")]
 
 WAITS = """
 import os, sys, time
@@ -71,7 +71,6 @@ def test_threads_are_as_many_as_the_environment_allows(monkeypatch):
 
 
 def test_no_training_on_the_cpu_beside_too_few_gpus_or_in_a_precision_that_they_lack(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     require_devices(64, "bfloat16")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
@@ -82,7 +81,7 @@ def test_no_training_on_the_cpu_beside_too_few_gpus_or_in_a_precision_that_they_
     require_devices(2, "bfloat16")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda number: ((8, 0), (7, 5))[number])
     require_devices(1, "bfloat16")
-    with pytest.raises(RecipeError, match="training.precision=bfloat16: the GPU here has none"):
+    with pytest.raises(RecipeError, match="training.precision=bfloat16: a GPU here has none"):
         require_devices(2, "bfloat16")
 
 

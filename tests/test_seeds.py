@@ -149,6 +149,9 @@ def test_files_that_are_no_finished_runs_are_named(tmp_path):
         done = run_script(SEEDS, run.folder / "exp")
         assert done.returncode == 1 and "Traceback" not in done.stderr
         assert f"summaries.json {said}" in done.stderr and "finish that run with the call of run.sh, its" in done.stderr
+    summaries(run).write_text(json.dumps({**whole, "machine": {}}))
+    done = run_script(SEEDS, run.folder / "exp", "--output", tmp_path / "report.md")
+    assert done.returncode == 1 and "what run 1 says of its machine and software is not stage 8's" in done.stderr
     done = run_script(SEEDS, tmp_path / "none")
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "none is missing: finish that run with the call of run.sh, its options" in done.stderr

@@ -19,7 +19,7 @@ from kdlib.training.loop import Trainer
 from kdlib.training.parallel import launch
 from kdlib.transducer import Transducer
 
-pytestmark = [pytest.mark.both, pytest.mark.usefixtures("one_thread")]
+pytestmark = [pytest.mark.both, pytest.mark.usefixtures("one_thread", "no_gpu")]
 
 
 @pytest.fixture(scope="module")

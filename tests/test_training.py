@@ -23,7 +23,7 @@ from kdlib.training.objective import Objective
 from kdlib.training.parallel import launch, world_size
 from kdlib.transducer import Transducer
 
-pytestmark = [pytest.mark.both, pytest.mark.usefixtures("one_thread")]
+pytestmark = [pytest.mark.both, pytest.mark.usefixtures("one_thread", "no_gpu")]
 
 
 def test_an_utterance_too_short_for_a_frame_has_no_words(corpus):

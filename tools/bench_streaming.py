@@ -57,7 +57,7 @@ def get_args():
     require_positive(repeats=args.repeats, utterances=args.utterances)
     args.models = args.models or ["teacher", *last_stage(args.exp / "export")]
     if args.test_set is None:
-        from kdlib.comparison import read_summary  # here, since its statistics take 60 MiB, which would be measured too
+        from kdlib.comparison import read_summary  # here, since what it takes would be measured too
 
         folder = args.exp / "export" / args.models[0]
         summary = read_summary(folder / "decode" / "summary.json", read_model(folder)["model"],

@@ -20,8 +20,8 @@ except Exception:  # a binary for another Python or machine fails with whatever 
     triton = tl = None
 
 
-# What differs from batch to batch: Triton would compile a kernel anew for each kind of number, divisible by 16, 1 or other.
-OF_A_BATCH = ("rows", "blank", "blocks", "count", "frames", "nodes")
+# The sizes of a batch: Triton would compile a kernel anew for each kind of number, divisible by 16, 1 or other.
+OF_A_BATCH = ("rows", "count", "frames", "nodes")
 
 
 def jit(function):

@@ -40,9 +40,9 @@ def require_devices(world_size: int, precision: str) -> None:
     if 0 < count < world_size:
         raise RecipeError(f"--world-size {world_size}: there are {count} GPUs, for as many processes; to train on the CPU hide "
                           "them with CUDA_VISIBLE_DEVICES=")
-    # torch itself says that it supports what it emulates.
+    # torch's is_bf16_supported is true of what it only emulates, too.
     if precision == "bfloat16" and any(torch.cuda.get_device_capability(i) < (8, 0) for i in range(min(count, world_size))):
-        raise RecipeError("training.precision=bfloat16: the GPU here has none; leave it at float32")
+        raise RecipeError("training.precision=bfloat16: a GPU here has none; leave it at float32")
 
 
 def launch(work: Callable[[int, torch.device], None], world_size: int) -> None:
@@ -65,8 +65,9 @@ def launch(work: Callable[[int, torch.device], None], world_size: int) -> None:
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     with tempfile.TemporaryDirectory() as folder:
         if method == "spawn":
-            # Through one file: else each tensor would have one in shared memory, of which a process may open some hundreds
-            # and a container may have little. And all processes draw the same numbers, as forked ones do.
+            # Through one file. Otherwise each tensor would be a file in shared memory: a process may open only some hundreds
+            # of files, and a container may have little such memory. And all processes draw the same numbers, as forked ones
+            # do.
             with open(Path(folder, WORK), "wb") as file:
                 pickle.dump((work, torch.get_rng_state()), file)
             work = None

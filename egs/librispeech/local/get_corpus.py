@@ -57,8 +57,9 @@ def check_parts(root: Path, parts: List[str], partial: bool, listed: Dict[str, S
         problems.append(f"has only half of {'; '.join(half)}")
     if problems:
         there = f" ({', '.join(whole)} {'is' if len(whole) == 1 else 'are'} whole)" if whole else ""
-        # Of what it has unpacked once Lhotse keeps a mark inside.
-        remedy = "remove its folder and run stage 0 again to download it anew" if downloaded else "copy what is missing"
+        # Lhotse downloads no part again while its mark, .completed, is there.
+        remedy = ("remove the folders of these parts and run stage 0 again to download them anew" if downloaded
+                  else "copy what is missing")
         raise RecipeError(f"{root} {' and '.join(problems)}{there}: {remedy}, or choose from what is there with --parts, "
                           f"--dev-parts and --test-sets{', or take it as it is with --partial' if half else ''}")
 
