@@ -292,9 +292,8 @@ def checked(loader: DataLoader) -> Iterator[Batch]:
             if not str(error).startswith("DataLoader worker"):
                 raise
             raise RecipeError(f"a process that reads the data was killed ({in_one_line(error)}), most likely for want of "
-                              "memory: set data.num_workers lower or training.micro_batches higher, and run the same command "
-                              "again"
-                              ) from None
+                              "memory: set data.num_workers lower or training.micro_batches higher, and run the same "
+                              "command again") from None
         if isinstance(batch, RecipeError):
             raise batch
         yield batch

@@ -26,7 +26,7 @@ from kdlib.files import PathLike, content_digest, read_json, write_json
 Shard = Dict[str, Any]
 # Why a cut is left out, or None.
 Reason = Callable[[Cut], Optional[str]]
-# Both stages are named, since --force alone would train all models anew.
+# With the stage to stop at, since --force alone would train all models anew.
 REMAKE = "run stage 2 again (this run's run.sh with --stage 2 --stop-stage 2 --force)"
 AGAIN = f"{REMAKE}, or copy its folder anew"
 
@@ -50,9 +50,11 @@ def write_shard(cuts: Sequence[Cut], folder: PathLike, name: str, number: int, e
                 continue
             # Shards stand alone: where they are read there need be no audio.
             writer.write(fastcopy(done, recording=None))
-    shard = {"cuts": f"cuts.{number:06d}.jsonl.gz", "features": f"features.{number:06d}.tar"}
-    return {**{kind: f"{name}/{file}" for kind, file in shard.items()}, "utterances": len(cuts) - len(broken),
-            "digest": _digest(*(Path(folder) / file for file in shard.values())) if len(broken) < len(cuts) else ""}, broken
+    cuts_file, features_file = f"cuts.{number:06d}.jsonl.gz", f"features.{number:06d}.tar"
+    shard = {"cuts": f"{name}/{cuts_file}", "features": f"{name}/{features_file}", "utterances": len(cuts) - len(broken)}
+    if shard["utterances"]:  # else there are no such files
+        shard["digest"] = _digest(Path(folder) / cuts_file, Path(folder) / features_file)
+    return shard, broken
 
 
 def _digest(cuts: Path, features: Path) -> str:

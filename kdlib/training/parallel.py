@@ -17,6 +17,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from kdlib.errors import RecipeError, known_failure
+from kdlib.files import naming
 from kdlib.processes import end_with_parent, usable_cores
 
 MAX_CPU_PROCESSES = 4
@@ -68,7 +69,7 @@ def launch(work: Callable[[int, torch.device], None], world_size: int) -> None:
             # Through one file. Otherwise each tensor would be a file in shared memory: a process may open only some hundreds
             # of files, and a container may have little such memory. And all processes draw the same numbers, as forked ones
             # do.
-            with open(Path(folder, WORK), "wb") as file:
+            with naming(Path(folder, WORK)), open(Path(folder, WORK), "wb") as file:
                 pickle.dump((work, torch.get_rng_state()), file)
             work = None
         try:
