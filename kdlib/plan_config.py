@@ -1,5 +1,6 @@
 """The settings of a chain of students, ``conf/progressive.yaml``."""
 
+import re
 from dataclasses import dataclass, field
 from typing import Any, Dict, List, Optional
 
@@ -44,7 +45,9 @@ class PlanConfig:
 class ProgressiveConfig:
     """The chain of students. Settings not named here are the teacher's."""
 
-    target_compression: float = 60.0  # per cent that the last student must be smaller than the teacher
+    # Per cent that the last student must be smaller than the teacher: unless it is given, plan's target where that is one,
+    # else 60.
+    target_compression: Optional[float] = None
     plan: Optional[PlanConfig] = None  # the stages' sizes, unless each stage gives its own
     stages: List[StageConfig] = field(default_factory=list)
     student: Dict[str, Any] = field(default_factory=dict)  # settings of every student's training
@@ -54,6 +57,9 @@ class ProgressiveConfig:
     scratch: Dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if self.target_compression is None:
+            percent = re.fullmatch(r"\s*(\d{1,2}|\d{0,2}\.\d+)\s*%\s*", self.plan.target) if self.plan else None
+            self.target_compression = float(percent[1]) if percent else 60.0
         require(0 < self.target_compression < 100, "target_compression", self.target_compression,
                 "between 0 and 100 per cent")
         for name in ("single", "scratch"):

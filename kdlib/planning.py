@@ -305,6 +305,12 @@ def plan_stages(teacher: ModelConfig, plan: PlanConfig, vocab_size: int,
     return _by_grains([*(part * full for part in parts), wanted], ways, count)
 
 
+def of_trainings(overrides: Sequence[str]) -> List[str]:
+    """Of ``key=value`` words those for every training. The others are about the model: the teacher's, whose config has them
+    already, while a stage's sizes are its own."""
+    return [word for word in overrides if not re.match(r"model\b", word)]
+
+
 def stage_configs(chain: ProgressiveConfig, teacher: TrainConfig, vocab_size: int, overrides: Sequence[str],
                   source: str) -> List[TrainConfig]:
     """The training of each stage: the teacher's, changed by what all students share and by what the stage says.

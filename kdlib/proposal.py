@@ -17,22 +17,26 @@ from kdlib.plan_config import PlanConfig
 from kdlib.planning import measure_model, plan_stages
 from kdlib.survey import unspaced
 
-# Up to so many hours: layers, width, heads, feed-forward; seconds of a batch, epochs.
-# - 10: the sizes of egs/voice_commands and egs/fsdd, whose results this project has measured on 8 and 3.4 hours.
-# - 1000 and more: 12 layers of 512, the size that icefall's pruned_transducer_stateless4 has for LibriSpeech's 960 hours;
-#   the one before has the width and depth between these two.
-# - epochs: 30 is what icefall trains LibriSpeech's 100 and 960 hours for. Of less speech more epochs are needed to see as
-#   many updates: 60 hours heard are 10,800 updates of 20 s, three times those of the two recipes above, which say
-#   themselves that theirs are short.
+# Up to so many hours: layers, width, heads, feed-forward; seconds of a batch; how often training goes through the speech, each
+# speed counted.
+# - 10: the sizes of egs/voice_commands and egs/fsdd, whose results this project has measured on 8 and 3.4 hours. Short, for
+#   machines without a GPU.
+# - 1000: 12 layers of 512, the size that icefall's pruned_transducer_stateless4 has for LibriSpeech's 960 hours; those before
+#   have the width and depth between these two. 60 passes are the 20 epochs at three speeds of egs/librispeech; icefall's 30
+#   epochs of the 960 hours are 90 passes, its 50 epochs of 100 hours 150.
+# - more: an utterance heard once says nearly as much as one heard thrice.
 _TIERS = (
-    (10.0, (4, 144, 4, 432), 20.0),
-    (100.0, (8, 192, 4, 768), 60.0),
-    (500.0, (12, 256, 4, 1024), 300.0),
-    (math.inf, (12, 512, 8, 2048), 600.0),
+    (10.0, (4, 144, 4, 432), 20.0, 30),
+    (100.0, (8, 192, 4, 768), 60.0, 60),
+    (500.0, (12, 256, 4, 1024), 300.0, 60),
+    (1000.0, (12, 512, 8, 2048), 600.0, 60),
+    (math.inf, (12, 512, 8, 2048), 600.0, 20),
 )
-_HEARD, _LEAST_EPOCHS, _MOST_EPOCHS = 60.0, 30, 60
-# Speed perturbation (Ko et al., Audio augmentation for speech recognition, Interspeech 2015) pays where speech is scarce.
-_PERTURBED_UP_TO = 100.0
+# Of little speech more passes are needed to see as many updates: 60 hours heard are 10,800 updates of 20 s, three times those
+# of the two recipes above, which say themselves that theirs are short.
+_HEARD, _MOST_PASSES = 60.0, 60
+# Speed perturbation (Ko et al., Audio augmentation for speech recognition, Interspeech 2015) pays where speech is not plenty.
+_PERTURBED_UP_TO = 1000.0
 # icefall's LibriSpeech recipes have 500 tokens; a token should be heard some 300 times in training, so that its row of the
 # output layer is learnt: one token for each 1,000 characters of text, a token being about three characters.
 _MOST_TOKENS, _LEAST_TOKENS, _CHARACTERS_A_TOKEN = 500, 50, 1000
@@ -103,7 +107,7 @@ def propose(hours: float, texts: Sequence[str], found_rates: Counter) -> Proposa
     rate = propose_rate(found_rates)
     lang_type, vocab_size, why = propose_tokens(texts)
     reasons.append(f"tokens: {vocab_size}, {why}")
-    (layers, width, heads, feedforward), batch = next((size, batch) for limit, size, batch in _TIERS if hours <= limit)
+    (layers, width, heads, feedforward), batch, passes = next(tier[1:] for tier in _TIERS if hours <= tier[0])
     model = ModelConfig(num_features=80 if rate >= 16000 else 40, encoder_dim=width, num_layers=layers, num_heads=heads,
                         head_dim=width // heads, feedforward_dim=feedforward, predictor_dim=width, joiner_dim=width,
                         chunk_size=16, left_context=64)
@@ -116,7 +120,7 @@ def propose(hours: float, texts: Sequence[str], found_rates: Counter) -> Proposa
     factors = (0.9, 1.1) if hours <= _PERTURBED_UP_TO else ()
     # Epochs go over the perturbed speech, which is three times as much.
     heard = hours * (1 + len(factors))
-    passes = min(_MOST_EPOCHS, max(_LEAST_EPOCHS, math.ceil(_HEARD / max(hours, 0.01))))
+    passes = min(_MOST_PASSES, max(passes, math.ceil(_HEARD / max(hours, 0.01))))
     epochs = max(1, math.ceil(passes / (1 + len(factors))))
     updates = max(1, math.ceil(epochs * heard * 3600 / batch))
     reasons.append(f"training: {epochs} epochs{' at three speeds' if factors else ''}, about {updates:,} updates of "

@@ -24,7 +24,7 @@ from kdlib.errors import RecipeError, run_main
 from kdlib.files import read_record, write_text
 from kdlib.lang import Lang
 from kdlib.plan_config import ProgressiveConfig
-from kdlib.planning import check_chain, stage_configs
+from kdlib.planning import check_chain, of_trainings, stage_configs
 from kdlib.report import describe_trainings, markdown_table, newest_date, plain_table
 
 ARMS = "arms.txt"  # a line for each arm: its name and how many stages it has
@@ -76,7 +76,7 @@ def plan(args, config: AblationConfig) -> None:
     teacher = load_config(TrainConfig, args.teacher_config, args.overrides)
     chain = config_to_dict(load_config(ProgressiveConfig, args.progressive))
     vocab_size = len(Lang(args.lang))
-    overrides = [word for word in args.overrides if not word.startswith("model.")]
+    overrides = of_trainings(args.overrides)
     lines = []
     for name, change in config.arms.items():
         source = f"{args.config}, {name}"

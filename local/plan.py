@@ -11,7 +11,7 @@ from kdlib.errors import RecipeError, run_main
 from kdlib.files import write_json
 from kdlib.lang import Lang
 from kdlib.plan_config import ProgressiveConfig
-from kdlib.planning import check_chain, check_student, measure_model, size_table, stage_configs
+from kdlib.planning import check_chain, check_student, measure_model, of_trainings, size_table, stage_configs
 from kdlib.report import plain_table
 from kdlib.transducer import Transducer
 
@@ -21,15 +21,14 @@ def get_args():
     parser.add_argument("--config", type=Path, required=True, help="conf/progressive.yaml")
     parser.add_argument("--teacher-config", type=Path, required=True, help="conf/teacher.yaml")
     parser.add_argument("--lang", type=Path, required=True, help="folder of stage 3, for the vocabulary size")
-    parser.add_argument("--output", type=Path, required=True, help="folder for the configs and plan.json")
+    parser.add_argument("--output", type=Path, help="folder for the configs and plan.json; without it they are only checked")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for every training of the plan")
     return parser.parse_args()
 
 
 def make_configs(plan: ProgressiveConfig, teacher: TrainConfig, vocab_size: int, overrides, source: str):
     """The training config of every model by name, the stages first and in order."""
-    # The teacher's own sizes are in its config already; a stage's sizes are its own.
-    overrides = [word for word in overrides if not word.startswith("model.")]
+    overrides = of_trainings(overrides)
     stages = stage_configs(plan, teacher, vocab_size, overrides, source)
     configs = {f"stage{number}": config for number, config in enumerate(stages, start=1)}
     last = stages[-1]
@@ -39,16 +38,19 @@ def make_configs(plan: ProgressiveConfig, teacher: TrainConfig, vocab_size: int,
     # single as the last stage. 'matched' means as long as all that the last stage rests on: the stages, and for a model
     # that has no teacher the teacher's training too.
     final_model = {"model": config_to_dict(last)["model"]}
+    # These are of the training, not of the model that is deployed.
+    as_the_teacher = {"model": {"dropout": teacher.model.dropout, "ctc_head": teacher.model.ctc_head}}
     single = merge_config(TrainConfig, [config_to_dict(last), plan.single, final_model], overrides,
                           source=f"{source}, single")
     if len(stages) > 1:
         refuse_layers_of_another_teacher(plan, single, f"stage{len(stages) - 1}", source)
-    scratch = merge_config(TrainConfig, [config_to_dict(teacher), plan.scratch, final_model], overrides,
+    scratch = merge_config(TrainConfig, [config_to_dict(teacher), plan.scratch, final_model, as_the_teacher], overrides,
                            source=f"{source}, scratch")
     for name, alone, rests_on in (("scratch", scratch, [teacher, *stages]), ("single", single, stages)):
-        training = as_long_as(rests_on, alone, f"{source}, {name}")
+        matched = f"{source}, {name}-matched"
+        training = as_long_as(rests_on, alone, matched)
         configs[name] = alone
-        configs[f"{name}-matched"] = merge_config(TrainConfig, [config_to_dict(alone), {"training": training}], source=source)
+        configs[f"{name}-matched"] = merge_config(TrainConfig, [config_to_dict(alone), {"training": training}], source=matched)
     return configs
 
 
@@ -67,7 +69,10 @@ def as_long_as(others: List[TrainConfig], alone: TrainConfig, source: str) -> Di
                               "training.updates_per_epoch, or data: {curriculum: {updates: 0}} for the students")
         return {"num_epochs": sum(training.num_epochs for training in trainings), "updates_per_epoch": 0}
     updates = before + sum(training.num_epochs * training.updates_per_epoch for training in trainings)
-    count = max(1, round(updates / alone.training.updates_per_epoch))
+    if updates < 1:
+        raise RecipeError(f"{source}: its curriculum of {alone.data.curriculum.updates} updates is as long as all the "
+                          "trainings that it is to match: make data.curriculum.updates smaller")
+    count = max(alone.training.avg, round(updates / alone.training.updates_per_epoch))
     return {"num_epochs": count, "updates_per_epoch": math.ceil(updates / count)}
 
 
@@ -111,11 +116,15 @@ def main():
     check_chain(teacher, {"single": configs["single"]}, vocab_size, str(args.config))
     check_student(Transducer(configs["scratch"].model, vocab_size), configs["scratch"], None, None,
                   f"{args.config}, scratch")
+    summary = f"{len(stages)} stages, {reached:.1f}% smaller at the end"
+    if args.output is None:
+        print(summary)
+        return
     for name, config in configs.items():
         save_config(config, args.output / f"{name}.yaml")
     # Written last: the folder is whole when it is there.
     write_json(args.output / "plan.json", {"stages": len(stages), "compression": round(reached, 2)})
-    print(f"{len(stages)} stages, {reached:.1f}% smaller at the end -> {args.output}")
+    print(f"{summary} -> {args.output}")
 
 
 if __name__ == "__main__":

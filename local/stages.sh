@@ -123,9 +123,23 @@ decode() {
     --test-sets "$test_sets" --alignment "$exp/teacher/align" "${extra[@]}"
 }
 
-train_teacher() {  # stage 4
+# plan_students [OPTION...]: the call of local/plan.py into the array planning. The settings of the command line go into the
+# configs that the plan writes, since some follow from others.
+plan_students() {
   local extra
   mapfile -t extra < <(settings train)
+  planning=(python "$scripts/plan.py" --config "$(conf progressive.yaml)" --teacher-config "$(conf teacher.yaml)"
+            --lang "$lang" "$@" "${extra[@]}")
+}
+
+train_teacher() {  # stage 4
+  local extra planning
+  mapfile -t extra < <(settings train)
+  # Where stage 6 is to follow, students that cannot be had are refused now, not after days of training.
+  if ((stop_stage >= 6)) && [[ -e $lang/tokens.txt && ! -e $exp/teacher/done.json ]]; then
+    plan_students
+    "$PYTHON" "${planning[@]:1}"
+  fi
   train teacher --conf "$(conf teacher.yaml)" -- "${extra[@]}"
 }
 
@@ -154,13 +168,10 @@ train_chain() {
 }
 
 distil() {  # stage 6
-  local extra stages
-  mapfile -t extra < <(settings train)
-  # The settings of the command line go into the configs that the plan writes, since some follow from others.
+  local planning stages
+  plan_students --output "$exp/conf"
   step plan --conf "$(conf progressive.yaml)" "$(conf teacher.yaml)" --from 3 "$lang/tokens.txt" \
-    --makes "$exp/conf/plan.json" "$exp/conf/*.yaml" -- \
-    python "$scripts/plan.py" --config "$(conf progressive.yaml)" --teacher-config "$(conf teacher.yaml)" --lang "$lang" \
-    --output "$exp/conf" "${extra[@]}"
+    --makes "$exp/conf/plan.json" "$exp/conf/*.yaml" -- "${planning[@]}"
   stages=$(json_value "$exp/conf/plan.json" stages int 6)
   train_chain stage "$exp/conf/stage" "$stages"
 }

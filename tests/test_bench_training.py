@@ -73,13 +73,16 @@ def test_the_cost_of_a_run_follows_from_what_was_measured(recipe, tmp_path):
 
 def test_processes_share_the_batches(recipe, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # a machine may have one GPU
-    done = bench(recipe, "--models", "stage1", "--world-size", "2", "data.max_duration=6", "training.updates_per_epoch=90",
+    (recipe / "conf" / "longer").mkdir()
+    longer = {**PROGRESSIVE, "student": {**PROGRESSIVE["student"], "training": {"num_epochs": 3}}}
+    (recipe / "conf" / "longer" / "progressive.yaml").write_text(yaml.safe_dump(longer))
+    done = bench(recipe, "--settings", "longer", "--models", "stage1", "--world-size", "2", "data.max_duration=6", "training.updates_per_epoch=90",
                  "data.curriculum.updates=400", "training.micro_batches=2", "training.precision=bfloat16")
     assert done.returncode == 0, done.stderr
     assert list(rows(done.stdout)) == ["stage1", "together"] and "2 processes" in done.stdout
-    assert "data.max_duration=6" in done.stdout and float(rows(done.stdout)["stage1"]["s in a batch"]) <= 7
+    assert "--settings longer --hours 960 data.max_duration=6" in done.stdout and float(rows(done.stdout)["stage1"]["s in a batch"]) <= 7
     stage = rows(done.stdout)["stage1"]  # an epoch is so many updates, and so is the curriculum
-    assert float(stage["h of audio"]) == pytest.approx((2 * 90 + 400) * float(stage["s in a batch"]) / 3600, rel=0.1, abs=0.06)
+    assert float(stage["h of audio"]) == pytest.approx((3 * 90 + 400) * float(stage["s in a batch"]) / 3600, rel=0.1, abs=0.06)
 
 
 @pytest.mark.parametrize("options, said", [
@@ -88,7 +91,8 @@ def test_processes_share_the_batches(recipe, monkeypatch):
     (["--models", "stage7"], "--models stage7: the recipe has teacher, stage1, stage2, scratch, single"),
     (["--updates", "0"], "--updates 0 is not positive"),
     (["model.layers=3"], "key 'model.layers'"),
-    (["--recipe", "/nowhere"], "/nowhere is no recipe")])
+    (["--recipe", "/nowhere"], "/nowhere is no recipe"),
+    (["--settings", "none"], "--settings none: there is no folder")])
 def test_what_is_wrong_is_one_line(recipe, options, said):
     done = bench(recipe, *options)
     assert done.returncode == 1 and "Traceback" not in done.stderr

@@ -404,7 +404,9 @@ class TestOptions:
 
     @pytest.mark.parametrize("options, config, report", [
         (["--mini"], "conf/small/teacher.yaml", "exp-small/RESULTS.md"),
-        (["--parts", "train-clean-100"], "conf/teacher.yaml", "exp/RESULTS.md"),
+        (["--parts", "train-clean-100"], "conf/100h/teacher.yaml", "exp-100h/RESULTS.md"),
+        (["--parts", "train-clean-100", "--settings", "small"], "conf/small/teacher.yaml", "exp-small/RESULTS.md"),
+        (["--parts", "train-clean-360"], "conf/teacher.yaml", "exp/RESULTS.md"),
         (["--parts", "train-other-500 train-clean-100  train-clean-360"], "conf/teacher.yaml", "RESULTS.md"),
         (["--max-utterances", "100"], "conf/teacher.yaml", "exp/RESULTS.md"),
         (["--partial"], "conf/teacher.yaml", "exp/RESULTS.md"),
@@ -424,9 +426,10 @@ def test_the_report_keeps_the_published_figures():
     assert (RECIPE / "RESULTS.md").read_text().endswith("\n" + published)
 
 
-@pytest.mark.parametrize("folder, large", [("conf", (75e6, 85e6)), ("conf/small", (1e6, 2e6))])
+@pytest.mark.parametrize("folder, large", [("conf", (75e6, 85e6)), ("conf/100h", (75e6, 85e6)), ("conf/small", (1e6, 2e6))])
 def test_the_teachers_are_as_large_as_they_say(folder, large):
-    tokens = load_config(LangConfig, RECIPE / folder / "lang.yaml").vocab_size
+    lang = RECIPE / folder / "lang.yaml"
+    tokens = load_config(LangConfig, lang if lang.exists() else RECIPE / "conf" / "lang.yaml").vocab_size
     teacher = load_config(TrainConfig, RECIPE / folder / "teacher.yaml")
     chain = load_config(ProgressiveConfig, RECIPE / folder / "progressive.yaml")
     size = measure_model(teacher.model, tokens, run=False).total

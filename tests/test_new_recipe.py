@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ from toy_corpora import commonvoice_corpus, csv_corpus, kaldi_corpus, manifests_
 from kdlib.config import DecodeConfig, FbankConfig, LangConfig, TrainConfig, load_config
 from kdlib.errors import RecipeError
 from kdlib.plan_config import ProgressiveConfig
+from kdlib.planning import stage_configs
+from kdlib.proposal import propose
 
 soundfile = pytest.importorskip("soundfile")
 ROOT = Path(__file__).resolve().parents[1]
@@ -49,6 +52,24 @@ def test_a_tenth_is_held_out_and_never_more_than_two_hours(tool):
     assert tool.held_out_shares(0.0, ["dev"]) == {"dev": 0.1} and tool.held_out_shares(400, []) == {}
     assert tool.held_out_shares(10, ["dev", "test"]) == {"dev": 0.1, "test": 0.1}
     assert tool.held_out_shares(400, ["dev", "test"]) == {"dev": 0.005, "test": 0.005}
+
+
+@pytest.mark.parametrize("hours, masks, masks_of_students, average", [
+    (0.5, (2, 0.75), None, 1), (5, (2, 0.0), 2, 1), (50, (10, 0.0), 10, 5), (5000, (10, 0.0), 10, 5)])
+def test_more_speech_has_other_settings(tool, tmp_path, hours, masks, masks_of_students, average):
+    proposed = propose(hours, ["THE CAT SAT ON THE MAT", "A DOG RAN TO THE DOOR"] * 20, Counter({(8000, 1): 9}))
+    rest = dict.fromkeys(("name", "test_sets", "option", "variable", "source", "arguments", "import", "parts", "held_out"), "x")
+    tool.write_recipe(tmp_path / "x", {**tool.settings(proposed), **rest})
+    teacher = load_config(TrainConfig, tmp_path / "x/conf/teacher.yaml")
+    plan = load_config(ProgressiveConfig, tmp_path / "x/conf/progressive.yaml")
+    last = stage_configs(plan, teacher, proposed.vocab_size, [], "conf")[-1]
+    found = teacher.data.spec_augment
+    assert (found.num_frame_masks, found.start) == masks and found.feature_mask_size < proposed.num_filters
+    assert teacher.training.avg == average
+    heard = last.data.spec_augment
+    assert (heard.num_frame_masks if heard.enabled else None) == masks_of_students
+    updates = proposed.updates * last.training.num_epochs / teacher.training.num_epochs
+    assert 0 < last.optim.warmup_updates < 0.1 * updates
 
 
 class TestTheRecipe:

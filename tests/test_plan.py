@@ -11,6 +11,7 @@ from scripts import refused, run_script
 
 from kdlib.config import LangConfig, TrainConfig, load_config
 from kdlib.lang import Lang, train_lang
+from kdlib.plan_config import ProgressiveConfig
 from kdlib.planning import measure_model
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -64,6 +65,42 @@ def test_every_model_gets_its_config(folder):
     assert "single-matched" in done.stdout and "2 stages" in done.stdout
 
 
+def test_the_baselines_from_scratch_are_trained_as_the_teacher_is(folder):
+    """With its dropout and its CTC head, which no deployed model has."""
+    teacher = {**TEACHER, "loss": {"ctc_weight": 0.3}}
+    students = {**PLAN["student"], "model": {"dropout": 0.0, "ctc_head": False}}
+    students["loss"] = {**students["loss"], "ctc_weight": 0.0}
+    done = plan(folder, teacher=teacher, stages={**PLAN, "student": students})
+    assert done.returncode == 0, done.stderr
+    for name, expected in (("stage2", (0.0, False)), ("single-matched", (0.0, False)), ("scratch", (0.2, True)),
+                           ("scratch-matched", (0.2, True))):
+        model = config(folder, name).model
+        assert (model.dropout, model.ctc_head) == expected
+        assert replace(model, dropout=0.0, ctc_head=False) == config(folder, "stage2").model
+
+
+def test_a_curriculum_as_long_as_all_that_is_to_be_matched_is_refused(folder):
+    scratch = {"data": {"curriculum": {"updates": 10 * 5 + 7 + 4 * 9}}}
+    said = refused(plan(folder, stages={**PLAN, "scratch": scratch}))
+    assert "scratch-matched: its curriculum of 93 updates is as long as all the trainings" in said
+
+
+def test_a_matched_baseline_has_the_epochs_that_are_averaged(folder):
+    single = {"training": {"num_epochs": 3, "avg": 3, "updates_per_epoch": 30}}
+    done = plan(folder, stages={**PLAN, "single": single})
+    assert done.returncode == 0, done.stderr
+    matched = config(folder, "single-matched")
+    assert matched.training.num_epochs == 3 and updates_of(matched) == 4 * 9
+
+
+def test_the_target_is_the_plan_s_own(folder):
+    for planned, target in (("55.5%", 55.5), ("4k", 60.0)):
+        stages = {"plan": {"stages": 1, "target": planned}, "student": PLAN["student"]}
+        (folder / "progressive.yaml").write_text(yaml.safe_dump(stages))
+        assert load_config(ProgressiveConfig, folder / "progressive.yaml").target_compression == target
+    assert plan(folder, stages={"plan": {"stages": 2, "target": "75%"}, "student": PLAN["student"]}).returncode == 0
+
+
 def test_the_baselines_from_scratch_have_settings_of_their_own(folder):
     scratch = {"training": {"num_epochs": 30}, "optim": {"learning_rate": 3e-4}}
     assert plan(folder, stages={**PLAN, "scratch": scratch}).returncode == 0
@@ -98,8 +135,9 @@ def test_matched_is_by_updates_whatever_the_stages_epochs_are(folder):
         assert wanted <= updates < wanted + matched.training.num_epochs
 
 
-def test_words_of_the_command_line_reach_trainings_but_not_the_students_sizes(folder):
-    done = plan(folder, "model.num_layers=8", "optim.clip_norm=3")
+@pytest.mark.parametrize("word", ["model.num_layers=8", "model={num_layers: 8}", "model[num_layers]=8"])
+def test_words_of_the_command_line_reach_trainings_but_not_the_students_sizes(folder, word):
+    done = plan(folder, word, "optim.clip_norm=3")
     assert done.returncode == 0, done.stderr
     assert config(folder, "stage1").model.num_layers == 3
     assert config(folder, "stage1").optim.clip_norm == config(folder, "scratch").optim.clip_norm == 3

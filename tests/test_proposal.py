@@ -19,9 +19,12 @@ class TestProposals:
         last = measure_model(proposed.students[-1], proposed.vocab_size, run=False).total
         assert last <= 0.4 * proposed.parameters and proposed.epochs >= 1 and proposed.student_epochs >= 1
 
-    def test_less_speech_is_heard_more_often(self):
-        often = [propose(hours, self.TEXTS, {(16000, 1): 9}) for hours in (0.5, 5, 50)]
-        assert often[0].epochs > often[1].epochs >= often[2].epochs
+    def test_little_speech_is_heard_more_often_and_plenty_less(self):
+        def passes(hours):
+            proposed = propose(hours, self.TEXTS, {(16000, 1): 9})
+            return proposed.epochs * (1 + len(proposed.speed_factors))
+
+        assert [passes(hours) for hours in (0.5, 1.5, 5, 50, 200, 960, 5000)] == [60, 42, 30, 60, 60, 60, 20]
 
     def test_tokens_fit_the_text(self):
         kind, size, _ = propose_tokens(self.TEXTS)

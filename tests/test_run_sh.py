@@ -187,6 +187,18 @@ if value("--exp").name == "{model}": write(value("--exp") / "decode" / "summary.
         assert refused.returncode == 1 and refused.ran == []
         assert (toy.folder / "exp" / "teacher" / "done.json").exists()
 
+    def test_a_plan_that_cannot_be_had_is_refused_before_the_teacher_is_trained(self, toy):
+        plan = toy.folder / "conf" / "progressive.yaml"
+        good = plan.read_text()
+        plan.write_text("smaller than nothing")
+        refused = toy()
+        assert refused.returncode == 1 and refused.stderr.startswith("error: no plan can be made of this")
+        assert refused.ran == CHAIN[:4] and not (toy.folder / "exp" / "teacher").exists()
+        assert toy("--stop-stage", "5").returncode == 0  # the teacher alone needs no plan
+        plan.write_text(good)
+        ended = toy()
+        assert ended.returncode == 0 and "planned" not in ended.stdout  # nor is one checked when it is trained
+
     def test_a_failed_stage_keeps_what_is_made_and_goes_on_when_mended(self, toy):
         train = toy.folder / ".." / ".." / "local" / "train.py"
         good = train.read_text()

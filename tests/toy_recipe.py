@@ -33,7 +33,11 @@ for name in words[words.index("--test-sets") + 1].split():
 """,
     "local/decode.py": 'write(value("--exp") / "decode" / "summary.json", (value("--exp") / "done.json").read_text())',
     "local/plan.py": """
-count = int(value("--config").read_text())
+try:
+    count = int(value("--config").read_text())
+except ValueError:
+    raise SystemExit("error: no plan can be made of this")
+if "--output" not in words: raise SystemExit(print("planned"))
 for name in [f"stage{k + 1}" for k in range(count)] + ["scratch", "scratch-matched", "single", "single-matched"]:
     write(value("--output") / f"{name}.yaml", value("--teacher-config").read_text() + " ".join(w for w in words if "=" in w))
 write(value("--output") / "plan.json", json.dumps({"stages": count}))

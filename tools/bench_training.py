@@ -50,6 +50,7 @@ LONGER = "-matched"  # ends the name of a baseline that is trained as another is
 def get_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", type=Path, required=True, help="folder of a recipe, such as egs/librispeech")
+    parser.add_argument("--settings", metavar="NAME", help="conf/NAME/ before conf/, as for the recipe's run.sh")
     parser.add_argument("--hours", type=float, default=960.0, help="of speech to train on, at one speed (960)")
     parser.add_argument("--models", nargs="+", help="of teacher, stage1, ..., scratch, single (all)")
     parser.add_argument("--updates", type=int, default=20, help="measured, of each model (20)")
@@ -66,15 +67,22 @@ def get_args() -> argparse.Namespace:
                                                                "vocab_size", "world_size")})
     if not (args.recipe / "conf").is_dir():
         raise RecipeError(f"{args.recipe} is no recipe: give its folder, such as egs/librispeech")
+    if args.settings and not (args.recipe / "conf" / args.settings).is_dir():
+        raise RecipeError(f"--settings {args.settings}: there is no folder {args.recipe / 'conf' / args.settings}")
     return args
+
+
+def conf(args: argparse.Namespace, name: str) -> Path:
+    """That file of the recipe's settings, as run.sh chooses it."""
+    special = args.recipe / "conf" / (args.settings or "") / name
+    return special if special.exists() else args.recipe / "conf" / name
 
 
 def read_configs(args: argparse.Namespace, folder: Path) -> Dict[str, TrainConfig]:
     """The trainings of the teacher and of all that local/plan.py plans, by name and in order."""
-    conf = args.recipe / "conf"
-    teacher = load_config(TrainConfig, conf / "teacher.yaml", args.overrides)
-    done = subprocess.run([sys.executable, str(PLAN), "--config", str(conf / "progressive.yaml"), "--teacher-config",
-                           str(conf / "teacher.yaml"), "--lang", str(folder / "lang"), "--output", str(folder / "conf"),
+    teacher = load_config(TrainConfig, conf(args, "teacher.yaml"), args.overrides)
+    done = subprocess.run([sys.executable, str(PLAN), "--config", str(conf(args, "progressive.yaml")), "--teacher-config",
+                           str(conf(args, "teacher.yaml")), "--lang", str(folder / "lang"), "--output", str(folder / "conf"),
                            *args.overrides], capture_output=True, text=True)
     if done.returncode:
         raise RecipeError((done.stderr.strip().splitlines() or ["error: local/plan.py failed"])[-1].replace("error: ", ""))
@@ -203,7 +211,8 @@ def report(args: argparse.Namespace, configs: Dict[str, TrainConfig], found: Dic
     header = ["Model", "Params", "s of audio / s", "updates / s", "s in a batch", "GiB", "epochs", "h of audio", "hours",
               "GPU hours" if on_gpu else "core hours"]
     cuts = heard * 3600 / (sum(cut.duration for cut in speech.cuts) / len(speech.cuts))
-    command = " ".join([f"--hours {args.hours:g}", *args.overrides])
+    settings = [f"--settings {args.settings}"] if args.settings else []
+    command = " ".join([*settings, f"--hours {args.hours:g}", *args.overrides])
     each = speech.features_per_hour
     return (f"{device}; torch {torch.__version__}; {args.updates} updates of each model after {args.warm_up}; "
             f"{command}. GiB: the most that a {'GPU' if on_gpu else 'process'} held.\n\n{markdown_table(header, rows)}\n"
@@ -217,9 +226,9 @@ def report(args: argparse.Namespace, configs: Dict[str, TrainConfig], found: Dic
 def main() -> None:
     args = get_args()
     torch.set_num_threads(1)  # processes are forked from this one
-    fbank = load_config(FbankConfig, args.recipe / "conf" / "fbank.yaml")
-    vocab_size = args.vocab_size or load_config(LangConfig, args.recipe / "conf" / "lang.yaml").vocab_size
-    teacher = load_config(TrainConfig, args.recipe / "conf" / "teacher.yaml", args.overrides)
+    fbank = load_config(FbankConfig, conf(args, "fbank.yaml"))
+    vocab_size = args.vocab_size or load_config(LangConfig, conf(args, "lang.yaml")).vocab_size
+    teacher = load_config(TrainConfig, conf(args, "teacher.yaml"), args.overrides)
     # Enough for all updates and for what the buckets hold back.
     seconds = teacher.data.max_duration * (args.warm_up + args.updates + 2 * teacher.data.num_buckets)
     with tempfile.TemporaryDirectory() as temporary:

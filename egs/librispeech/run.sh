@@ -6,7 +6,8 @@ recipe=librispeech
 path_option corpus-dir "folder of LibriSpeech, where it is on this machine; without it stage 0 downloads the parts"
 path_option musan-dir "folder of MUSAN, whose sounds training mixes in; without it training goes on without noise"
 flag musan "stage 0 downloads MUSAN (11 GB)"
-option parts "train-clean-100 train-clean-360 train-other-500" "" "parts to train on"
+option parts "train-clean-100 train-clean-360 train-other-500" "" \
+  "parts to train on; with train-clean-100 alone --settings 100h where no others are given"
 option dev-parts "dev-clean dev-other" "" "parts for the dev loss; or held-out, a twentieth of the training speech"
 option test-sets "test-clean test-other" "" "parts to test on"
 flag mini "mini LibriSpeech: train-clean-5, dev-clean-2 and --settings small where no others are given"
@@ -20,6 +21,8 @@ settle() {
     # With mini LibriSpeech alone, which has no test set, dev-clean-2 may be that.
     if [[ " $test_sets " == *" dev-clean-2 "* ]]; then dev_parts=held-out; else dev_parts=dev-clean-2; fi
     dev_parts=${given[dev-parts]-$dev_parts}
+  elif [[ $parts == train-clean-100 ]]; then
+    settings=${settings:-100h}
   fi
   # RESULTS.md and the published figures beside it are of all utterances of all parts.
   if [[ $partial || $max_utterances != 0 ]] || other_words parts dev-parts test-sets; then subset=yes; fi
