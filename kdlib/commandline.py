@@ -120,6 +120,7 @@ def decoding_summary(model: Mapping[str, Any], config: DecodeConfig, chunk_size:
     return {**{key: model[key] for key in ("model", "parameters", "updates", "epoch", "avg")},
             "step": os.environ.get(STEP), "method": config.method,
             "max_sym_per_frame": config.max_sym_per_frame if config.method == "greedy_search" else 1,
+            "beam": config.beam if config.method == "modified_beam_search" else None,
             "chunk_ms": chunk_size * FRAME_MS, "left_context_ms": left_context * FRAME_MS, "test_sets": {}}
 
 

@@ -7,8 +7,8 @@ A *summary* is what decoding leaves behind: a dict with ``model``, ``parameters`
 ``errors_by_take`` and ``words_by_take`` (see :func:`kdlib.scoring.read_takes`), which the bootstrap then draws in place of
 utterances, and ``latency`` (see :class:`kdlib.latency.LatencyMeter`). A test set in Chinese or Japanese also has
 ``characters``: the same figures counted over characters, whose ``wer`` is the character error rate (CER); models are
-compared by these. An optional ``step`` names the step of a run.sh that decoded, an optional ``training`` holds what is
-known of the training (``seconds``, ``torch``, ...).
+compared by these. ``beam`` is there where the search has one. An optional ``step`` names the step of a run.sh that decoded,
+an optional ``training`` holds what is known of the training (``seconds``, ``torch``, ...).
 """
 
 import math
@@ -132,12 +132,14 @@ def compare(summaries: Mapping[str, Summary], chain: Sequence[str], baselines: S
         "percent_of_teacher": 100.0 * summary["parameters"] / teacher["parameters"],
         "updates": summary["updates"],
         **{key: summary[key] for key in ("epoch", "avg", *SETTINGS)},
+        "beam": summary.get("beam"),
         "decode_seconds": summary.get("seconds"),
         "training": dict(summary.get("training", {})),
         "test_sets": {name: _figures(summary["test_sets"][name], test) for name, test in teacher["test_sets"].items()},
     } for model, summary in summaries.items()]
     return {
         **{key: teacher[key] for key in SETTINGS},
+        "beam": teacher.get("beam"),
         "target_compression": target,
         "reached_compression": 100.0 - 100.0 * summaries[chain[-1]]["parameters"] / teacher["parameters"],
         "stages": len(students),
@@ -197,7 +199,8 @@ def table(comparison: Mapping[str, Any]) -> Tuple[List[str], List[List[str]]]:
             test = row["test_sets"][name]
             low, high = test["interval"]
             p = "" if row is comparison["rows"][0] else format_p(test["p_teacher"])
-            cells += [f"{headline(test)['wer']:.2f}", f"{low:.1f}-{high:.1f}", format_relative(test["relative"]), p]
+            cells += [f"{headline(test)['wer']:.2f}", f"{low:.1f}-{high:.1f}" if low < high else "",
+                      format_relative(test["relative"]), p]
             if "characters" in test:
                 cells.append(f"{test['wer']:.2f}")
         rows.append(cells)
@@ -217,6 +220,14 @@ def differences_table(comparison: Mapping[str, Any]) -> Tuple[List[str], List[Li
             cells += [f"{test['difference']:+.2f}", format_p(test["p"])]
         rows.append(cells)
     return header, rows
+
+
+def errors_table(comparison: Mapping[str, Any]) -> Tuple[List[str], List[List[str]]]:
+    """Header and cells: what the errors of each model are, on each test set."""
+    names = comparison["test_sets"]
+    return (["Model", *(f"{kind} {name}" for name in names for kind in ("insertions", "deletions", "substitutions"))],
+            [[row["model"], *(f"{headline(row['test_sets'][name])[kind]:,}" for name in names
+                              for kind in ("ins", "del", "sub"))] for row in comparison["rows"]])
 
 
 def has_latency(summary: Summary) -> bool:
@@ -275,7 +286,7 @@ def ablation_table(arms: Mapping[str, Summary]) -> Tuple[List[str], List[List[st
 
 def legend(comparison: Mapping[str, Any]) -> List[str]:
     """Sentences that say how the figures of :func:`table` were come by."""
-    cap = comparison["max_sym_per_frame"]
+    cap, beam = comparison["max_sym_per_frame"], comparison.get("beam")
     tests = comparison["rows"][0]["test_sets"]
     words = "; ".join(f"{name} {headline(test)['words']:,} in {test['utterances']:,} utterances"
                       for name, test in tests.items())
@@ -285,11 +296,11 @@ def legend(comparison: Mapping[str, Any]) -> List[str]:
     heard = f"chunks of {comparison['chunk_ms']:g} ms with {left}" if comparison["chunk_ms"] else "each utterance as a whole"
     units = "characters" if rates == "CER" else "words" if rates == "WER" else "words or characters"
     return [
-        f"{rates} in per cent, with its bootstrap interval of 95% over {drawn_over(tests)}; rel. is the change against the "
-        "teacher, p that of a paired bootstrap against it (two-sided, one training each: it knows nothing of other seeds). "
-        f"Reference {units}: {words}.",
+        f"{rates} in per cent, with its bootstrap interval of 95% over {drawn_over(tests)} (none where no draw differs); "
+        "rel. is the change against the teacher, p that of a paired bootstrap against it (two-sided, one training each: it "
+        f"knows nothing of other seeds). Reference {units}: {words}.",
         *([CER_NOTE] if "CER" in rates else []),
-        f"Decoding: {comparison['method']}, "
+        f"Decoding: {comparison['method']}{f' with a beam of {beam}' if beam else ''}, "
         + (f"at most {cap} symbol{'s' if cap != 1 else ''} a frame, " if cap else "no cap on the symbols a frame, ")
         + f"{heard}.",
         "Params: encoder, predictor and joiner, as deployed; heads that only training uses are left out.",
@@ -339,8 +350,8 @@ def _part(chain: Sequence[str]) -> str:
 
 def decoded_otherwise(summary: Summary, reference: Summary) -> str:
     """Which settings of its decoding differ from the other's, in words; empty where none does."""
-    return ", ".join(f"{key} {summary[key]} instead of {reference[key]}" for key in SETTINGS
-                     if summary[key] != reference[key])
+    return ", ".join(f"{key} {summary.get(key)} instead of {reference.get(key)}" for key in (*SETTINGS, "beam")
+                     if summary.get(key) != reference.get(key))
 
 
 def _floor(percent: float) -> str:

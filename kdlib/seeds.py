@@ -77,7 +77,8 @@ def seeds_table(pooled: Mapping[str, Mapping[str, Any]]) -> Tuple[List[str], Lis
             mean = 100 * sum(errors) / sum(words)
             base = 100 * sum(reference[count_lists(reference)[0]]) / sum(words)
             spread = statistics.stdev(test["wers"]) if len(test["wers"]) > 1 else math.nan
-            cells += [f"{mean:.2f}", f"{spread:.2f}", " ".join(f"{wer:.2f}" for wer in test["wers"]),
+            cells += [f"{mean:.2f}", "" if math.isnan(spread) else f"{spread:.2f}",
+                      " ".join(f"{wer:.2f}" for wer in test["wers"]),
                       format_relative(relative_change(mean, base))]
             cells += ["" if other == model else
                       format_p(paired_p(test, pooled[other]["test_sets"][name]))

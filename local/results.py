@@ -14,17 +14,20 @@ import shlex
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
-from kdlib.comparison import (compare, differences_table, has_latency, headline, is_number, latency_legend, latency_table,
-                              legend, rate_names, reference_words, full_rate_name, table)
+from kdlib.comparison import (compare, differences_table, errors_table, full_rate_name, has_latency, headline, is_number,
+                              latency_legend, latency_table, legend, rate_name, rate_names, reference_words,
+                              summary_problem, table)
 from kdlib.comparison import read_summary as read_decoding_summary
 from kdlib.config import load_config
 from kdlib.errors import RecipeError, run_main
 from kdlib.files import read_json, write_json, write_text
+from kdlib.model_card import DECODINGS, read_decodings
 from kdlib.plan_config import ProgressiveConfig
 from kdlib.report import (SizedModel, describe_machine, describe_trainings, format_duration, markdown_table, name_processor,
                           newest_date, plain_table, plot_wer_against_size)
 
 RERUN = os.environ.get("RECIPE_RERUN", "run.sh")  # how the user called it: local/stage_stamp.py says so
+EXPORT = f"export it again with stage 9 ({RERUN} --stage 9)"
 
 # The baselines and how the plot calls them.
 BASELINES = {
@@ -43,14 +46,17 @@ def main(argv: Optional[List[str]] = None) -> None:
     check_same_test_sets(args.exp, summaries)
     matched = {"scratch-matched": chain, "single-matched": chain[1:]}
     run = describe_run(args, summaries)
-    results = {**run, **compare(summaries, chain, list(BASELINES), matched, target)}
+    results = {**run, **compare(summaries, chain, list(BASELINES), matched, target),
+               "exports": read_exports(args.exp, summaries)}
 
     header, rows = table(results)
     notes = legend(results) + [f"**Warning:** {warning}" for warning in results["warnings"]]
     differences = differences_table(results)
     tests = results["rows"][0]["test_sets"]
     table_text = (markdown_table(header, rows) + f"\nThe last stage beside the others, in points of {rate_names(tests)}:\n\n"
-                  + markdown_table(*differences) + "\n" + "".join(f"- {note}\n" for note in notes))
+                  + markdown_table(*differences) + "\nThe errors:\n\n" + markdown_table(*errors_table(results))
+                  + "\n" + "".join(f"- {note}\n" for note in notes))
+    sherpa = exports_text(results["exports"], tests)
     late = ""
     if all(map(has_latency, results["rows"])):
         late = (f"## Latency\n\n{markdown_table(*latency_table(results['rows']))}\n"
@@ -66,7 +72,7 @@ def main(argv: Optional[List[str]] = None) -> None:
     plot_wer_against_size(plot, [points[model] for model in chain], [points[model] for model in BASELINES],
                           {name: full_rate_name({name: test}) for name, test in tests.items()},
                           f"{args.recipe}: {full_rate_name(tests)} against size")
-    write_text(args.report, report(args, results, table_text, late))
+    write_text(args.report, report(args, results, table_text, sherpa + late))
     for path in (*(args.output / name for name in ("results.json", "summaries.json", "table.md")), plot, args.report):
         print(f"wrote {path}")
     print("\n" + plain_table(header, rows) + "\n" + plain_table(*differences))
@@ -113,6 +119,27 @@ def read_summary(exp: Path, model: str) -> Dict[str, Any]:
     return summary
 
 
+def read_exports(exp: Path, summaries: Dict[str, Dict[str, Any]]) -> List[Dict[str, Any]]:
+    """What stage 9 has exported of these very models and decoded by sherpa-onnx: a row for each kind of files of each model.
+    What an earlier training left there is not of this run."""
+    rows = []
+    for model, own in summaries.items():
+        folder, done = exp / "export" / model, exp / model / "done.json"
+        about, found = folder / "model.json", read_decodings(folder)
+        if not found or not done.exists() or about.stat().st_mtime < done.stat().st_mtime:
+            continue
+        sizes = read_json(about, EXPORT)
+        for kind, summary in found.items():
+            path = folder / dict(map(reversed, DECODINGS))[kind] / "summary.json"
+            if path.stat().st_mtime < about.stat().st_mtime or summary_problem(summary, model) \
+                    or reference_words(summary) != reference_words(own):
+                continue
+            rows.append({"model": model, "files": kind, "bytes": sizes[f"{kind}_bytes"], "method": summary["method"],
+                         "real_time_factor": summary["real_time_factor"],
+                         "test_sets": {name: headline(test)["wer"] for name, test in summary["test_sets"].items()}})
+    return rows
+
+
 def check_same_test_sets(exp: Path, summaries: Dict[str, Dict[str, Any]]) -> None:
     """Error rates may be compared only when they were counted over the same words, utterance by utterance."""
     def words(model: str) -> Dict[str, Any]:
@@ -140,7 +167,18 @@ def describe_run(args: argparse.Namespace, summaries: Dict[str, Dict[str, Any]])
     }
 
 
-def report(args: argparse.Namespace, results: Dict[str, Any], table_text: str, late: str) -> str:
+def exports_text(rows: List[Dict[str, Any]], tests: Dict[str, Any]) -> str:
+    """The section on the exported files; nothing before stage 9 has made them."""
+    if not rows:
+        return ""
+    cells = [[row["model"], row["files"], f"{row['bytes']:,}", *(f"{row['test_sets'][name]:.2f}" for name in tests),
+              f"{row['real_time_factor']:.3f}"] for row in rows]
+    header = ["Model", "Files", "Bytes", *(f"{rate_name(test)} {name}" for name, test in tests.items()), "Real-time factor"]
+    return (f"## On a device\n\nThe files that stage 9 exports, decoded by sherpa-onnx, streaming, {rows[0]['method']}, on one "
+            f"thread of this machine:\n\n{markdown_table(header, cells)}\n")
+
+
+def report(args: argparse.Namespace, results: Dict[str, Any], table_text: str, more: str) -> str:
     machine, software = results["machine"], results["software"]
     published = "\n" + args.published.read_text(encoding="utf-8") if args.published else ""
     error_rate = full_rate_name(results["rows"][0]["test_sets"])
@@ -163,11 +201,12 @@ def report(args: argparse.Namespace, results: Dict[str, Any], table_text: str, l
         + f"\n## {error_rate.capitalize()} and size\n\n{table_text}\n"
         f"The plot of {error_rate} against size is `{shown(args.output / 'wer_vs_size.png')}`, the same figures for "
         f"programs are `{shown(args.output / 'results.json')}`.\n\n"
-        f"{late}## Time\n\n{times}\n"
+        f"{more}## Time\n\n{times}\n"
         "## How to reproduce\n\n"
         f"```\n{results['command']}\n```\n\n"
         "Stages that are done are skipped; `--stage 8 --stop-stage 8` writes this report again from a finished run. "
-        "Other processors and thread counts round otherwise, so figures differ a little between machines.\n"
+        "The number of processes is part of what trainings draw at random (`--world-size`, \"Trained on\" above), and other "
+        "processors round otherwise: figures differ between machines by about as much as between seeds.\n"
         f"{published}"
     )
 

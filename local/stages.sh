@@ -189,15 +189,20 @@ train_baselines() {  # stage 7
 }
 
 write_results() {  # stage 8
-  local k stages=1 students=() published=''
+  local k path stages=1 students=() published='' exports=()
   # Published figures are of the whole corpus, unless those settings have some of their own.
   if [[ -e $(conf published.md) ]] && [[ ! $subset || $(conf published.md) == conf/*/* ]]; then
     published=$(conf published.md)
   fi
   if [[ -e $exp/conf/plan.json ]]; then stages=$(json_value "$exp/conf/plan.json" stages int 6); fi
   for ((k = 1; k <= stages; k++)); do students+=("$exp/stage$k/decode/summary.json"); done
+  # What stage 9 has left, this time or before.
+  for path in "$exp"/export/*/decode{,-int8}/summary.json; do
+    if [[ -e $path ]]; then exports+=("$path"); fi
+  done
   step results --conf "$(conf progressive.yaml)" ${published:+"$published"} --from 5 "$exp/teacher/decode/summary.json" \
     --from 6 "$exp/conf/plan.json" "${students[@]}" --from 7 "$exp"/{scratch,single}{,-matched}/decode/summary.json \
+    ${exports:+--from 9 "${exports[@]}"} \
     --makes "$exp"/results/{results.json,summaries.json,table.md,wer_vs_size.png} "$report" -- \
     python "$scripts/results.py" --exp "$exp" --config "$(conf progressive.yaml)" --recipe "$recipe" \
     --output "$exp/results" --report "$report" --command "egs/$recipe/$reported" ${published:+--published "$published"}
@@ -228,6 +233,8 @@ export_models() {  # stage 9
   stages=$(json_value "$exp/conf/plan.json" stages int 6)
   export_model teacher 4
   export_model "stage$stages" 6
+  # The report again, with what sherpa-onnx made of these files.
+  if ((stage <= 8)); then current=8 write_results; fi
 }
 
 ablate() {  # stage 10

@@ -97,6 +97,7 @@ def test_what_is_tried_leaves_the_recipe_s_summary_alone(monkeypatch, options, c
         again, now = decode("method=modified_beam_search", "--test-sets", "dev other")
     assert again == names and list(json.loads(now)["test_sets"]) == ["dev", "other"]
     assert json.loads(now)["method"] == "modified_beam_search"
+    assert (json.loads(own)["beam"], json.loads(now)["beam"]) == (None, 4)
     # By hand with another config or other data: neither shows in the options.
     (options["--fbank"] / "decode.yaml").write_text("method: modified_beam_search\nbeam: 3\n")
     names, after = decode("--test-sets", "dev other")

@@ -367,6 +367,10 @@ def test_chunks_are_drawn_for_each_update_of_a_training_alone():
     assert set(drawn) == {(size, left) for size in (0, 2, 4) for left in (-1, 3)}
     results(objective, batch, 7)
     assert seen[-1] == drawn[7]  # a resumed training draws the same
+    objective.seed = 1
+    for update in range(40):
+        results(objective, batch, update)
+    assert [pair for pair in seen[-80::2]] != drawn  # another seed does not
     objective.student.eval()
     results(objective, batch, 7)
     assert seen[-1] == seen[-2] == (None, None)

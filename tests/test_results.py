@@ -1,6 +1,7 @@
 """Stage 8 on made-up runs: the figures that go in come out, and what is unfair, missing or foreign is said."""
 
 import json
+import os
 import struct
 
 import pytest
@@ -46,7 +47,7 @@ def test_every_figure_of_the_run_comes_out(run):
 def test_published_figures_end_the_report(run):
     (run.folder / "published.md").write_text("## Published figures\n\nNone.\n")
     stage8.main([*run.arguments(), "--published", str(run.folder / "published.md")])
-    assert (run.folder / "RESULTS.md").read_text().endswith("machines.\n\n## Published figures\n\nNone.\n")
+    assert (run.folder / "RESULTS.md").read_text().endswith("seeds.\n\n## Published figures\n\nNone.\n")
 
 
 def test_markdown_table_has_one_row_a_model(run, capsys):
@@ -67,10 +68,13 @@ def test_markdown_table_has_one_row_a_model(run, capsys):
     low, high = map(float, cells[2][5].split("-"))
     assert 5.0 < low < 6.0 < high < 7.0
     # The second table: the last stage beside the teacher and each baseline.
-    assert [row[0] for row in cells[2 + len(WERS):]] == [
+    assert [row[0] for row in cells[2 + len(WERS):9 + len(WERS)]] == [
         "Compared", cells[1 + len(WERS) + 2][0], "stage3 - teacher", "stage3 - scratch", "stage3 - scratch-matched",
         "stage3 - single", "stage3 - single-matched"]
-    assert cells[-1][1:] == ["-0.75", "<0.0002", "-1.50", "<0.0002"] and cells[-5][1] == "+3.00"
+    assert cells[8 + len(WERS)][1:] == ["-0.75", "<0.0002", "-1.50", "<0.0002"] and cells[4 + len(WERS)][1] == "+3.00"
+    # The third: insertions, deletions and substitutions.
+    assert cells[9 + len(WERS)][:3] == ["Model", "insertions test-clean", "deletions test-clean"]
+    assert cells[-len(WERS)] == ["teacher", "1", "2", "117", "1", "2", "429"] and cells[-1][0] == "single-matched"
     text = "\n".join(lines)
     assert "greedy_search, at most 1 symbol a frame, chunks of 320 ms with 1280 ms of left context" in text
     assert "test-clean 2,000 in 400 utterances" in text
@@ -123,7 +127,7 @@ def test_test_sets_in_characters_are_compared_by_these(run, capsys):
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
     assert cells[0][4:] == ["CER test-clean", "95%", "rel.", "p", "WER test-clean", "WER test-other", "95%", "rel.", "p"]
     assert cells[5][4] == "9.00" and cells[5][6:10] == ["+50.0%", "<0.0002", "80.00", "22.50"]
-    assert cells[-1][1:] == ["-0.75", "<0.0002", "-1.50", "<0.0002"]
+    assert ["stage3 - single-matched", "-0.75", "<0.0002", "-1.50", "<0.0002"] in cells
     report = (run.folder / "RESULTS.md").read_text()
     assert "## Error rate and size" in report and "CER counts errors over characters" in report
     printed = capsys.readouterr().out
@@ -134,6 +138,29 @@ def test_test_sets_in_characters_are_compared_by_these(run, capsys):
     run.write("single", test_sets=foreign)
     with pytest.raises(RecipeError, match="add up to the errors of test set test-clean"):
         run.results()
+
+
+def test_the_exported_files_stand_in_the_report_once_they_are_there(run):
+    assert "exports" in run.results() and "On a device" not in (run.folder / "RESULTS.md").read_text()
+    for model in ("teacher", "stage3"):
+        folder = run.folder / "exp" / "export" / model
+        for name in ("decode", "decode-int8"):
+            (folder / name).mkdir(parents=True)
+            (folder / name / "summary.json").write_text(json.dumps(summary(model, real_time_factor=0.0312)))
+        (folder / "model.json").write_text(json.dumps({"float32_bytes": 2_650_123, "int8_bytes": 812_345}))
+        for at, path in enumerate(("model.json", "decode/summary.json", "decode-int8/summary.json")):
+            os.utime(folder / path, (2e9 + at, 2e9 + at))
+    rows = run.results()["exports"]
+    assert [(row["model"], row["files"]) for row in rows] == [
+        (model, kind) for model in ("teacher", "stage3") for kind in ("float32", "int8")]
+    written = (run.folder / "RESULTS.md").read_text().split("## On a device")[1].split("##")[0]
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in written.splitlines() if line.startswith("|")]
+    assert lines[0] == ["Model", "Files", "Bytes", "WER test-clean", "WER test-other", "Real-time factor"]
+    assert lines[-1] == ["stage3", "int8", "812,345", "9.00", "22.50", "0.031"]
+    # Trained anew since, exported anew since, or of other words: no figure of this model's.
+    os.utime(run.folder / "exp" / "stage3" / "done.json", (2.1e9, 2.1e9))
+    os.utime(run.folder / "exp" / "export" / "teacher" / "decode" / "summary.json", (1e9, 1e9))
+    assert [(row["model"], row["files"]) for row in run.results()["exports"]] == [("teacher", "int8")]
 
 
 def test_takes_that_utterances_share_are_drawn_in_their_place(run, tmp_path, capsys):
@@ -217,8 +244,9 @@ def test_one_stage_one_test_set_and_a_faultless_teacher(run):
     assert all(row["test_sets"]["test"]["relative"] is None for row in results["rows"])
     assert results["reached_compression"] == pytest.approx(60.0) and results["warnings"] == []
     table = (run.folder / "out" / "table.md").read_text().splitlines()
-    assert [cell.strip() for cell in table[3].split("|")[1:-1]] == ["stage1", "400", "40.0", "10", "1.50",
-                                                                      "1.0-2.0", "-", "<0.0002"]
+    teacher, student = ([cell.strip() for cell in line.split("|")[1:-1]] for line in table[2:4])
+    assert student == ["stage1", "400", "40.0", "10", "1.50", "1.0-2.0", "-", "<0.0002"]
+    assert teacher[4:] == ["0.00", "", "-", ""]  # nothing that could be drawn otherwise
 
 
 @pytest.mark.parametrize("model, changes, words", [
@@ -226,6 +254,7 @@ def test_one_stage_one_test_set_and_a_faultless_teacher(run):
     ("scratch-matched", {"updates": 2600}, "scratch-matched had 2,600 updates and teacher to stage3 together had 5,000"),
     ("scratch", {"parameters": 659_999}, "scratch has 659,999 parameters and stage3 has 660,000"),
     ("stage2", {"max_sym_per_frame": 10}, "stage2 was decoded otherwise than the teacher: max_sym_per_frame 10"),
+    ("stage2", {"beam": 4}, "stage2 was decoded otherwise than the teacher: beam 4 instead of None"),
 ])
 def test_unfair_comparisons_are_said(run, capsys, model, changes, words):
     run.write(model, **changes)

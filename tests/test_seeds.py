@@ -70,6 +70,11 @@ def test_what_is_relative_is_so_to_the_teacher_of_all_seeds():
     assert cells["stage3"]["rel."] == f"{100 * (9.0 / 5.75 - 1):+.1f}%"
 
 
+def test_one_run_has_no_spread():
+    header, rows = seeds_table(pool_seeds(two_runs()[:1]))
+    assert all(row[header.index("sd")] == "" and "nan" not in row for row in rows)
+
+
 def test_columns_are_the_teachers_test_sets_whatever_their_order_in_other_models():
     runs = two_runs()
     wanted = seeds_table(pool_seeds(runs)), seed_differences_table(pool_seeds(runs))
@@ -133,6 +138,7 @@ def test_runs_that_do_not_fit_are_named(tmp_path):
     assert "stage1 was decoded on another test-other in run 2" in pooled_with("stage1", test_sets=other)
     assert "stage1 was trained for 9,999 updates in run 2" in pooled_with("stage1", updates=9999)
     assert "decoded otherwise in run 2 than in the first one: method" in pooled_with("stage1", method="beam_search")
+    assert "decoded otherwise in run 2 than in the first one: beam 8 instead of None" in pooled_with("stage1", beam=8)
     assert "runs 1 and 2 make the same errors with every model" in pooled_with("stage1")
     other["test-other"]["errors"] += 1
     assert "summaries.json, stage1: has no errors_by_utterance that add up" in pooled_with("stage1", test_sets=other)

@@ -57,8 +57,9 @@ def test_it_learns_and_leaves_its_files(corpus, teacher_folder):
 
 
 def test_the_chunks_of_a_training_are_those_of_its_config(corpus, tmp_path):
-    objective = trainer(settings("training.chunk_sizes=[2,0]", "training.left_contexts=[8,-1]"), tmp_path, corpus).objective
-    assert (objective.chunk_sizes, objective.left_contexts) == ([2, 0], [8, -1])
+    words = ["training.chunk_sizes=[2,0]", "training.left_contexts=[8,-1]", "training.seed=7"]
+    objective = trainer(settings(*words), tmp_path, corpus).objective
+    assert (objective.chunk_sizes, objective.left_contexts, objective.seed) == ([2, 0], [8, -1], 7)
 
 
 @pytest.mark.parametrize("words", [(), ("training.precision=bfloat16", "training.micro_batches=3")])

@@ -98,7 +98,8 @@ run_recipe "$@"
 CHAIN = ["corpus", "manifests", "fbank", "lang", "train-teacher", "align", "decode-teacher", "plan", "train-stage1",
          "decode-stage1", "train-stage2", "decode-stage2", "train-scratch", "decode-scratch", "train-scratch-matched",
          "decode-scratch-matched", "train-single", "decode-single", "train-single-matched", "decode-single-matched", "results",
-         "export-teacher", "sherpa-teacher", "sherpa-int8-teacher", "export-stage2", "sherpa-stage2", "sherpa-int8-stage2"]
+         "export-teacher", "sherpa-teacher", "sherpa-int8-teacher", "export-stage2", "sherpa-stage2", "sherpa-int8-stage2",
+         "results"]
 
 
 def make_toy(folder):

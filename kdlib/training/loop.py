@@ -84,7 +84,8 @@ class Trainer:
         self.dataset = TransducerDataset(lang, config.data, noise=noise, train=True)
         self.model = model.to(device)
         self.objective = Objective(model, config.loss, None if teacher is None else teacher.to(device),
-                                   config.training.chunk_sizes, config.training.left_contexts).to(device)
+                                   config.training.chunk_sizes, config.training.left_contexts,
+                                   config.training.seed).to(device)
         self.optimizer = make_optimizer(self.objective, config.optim)
         self.average = MovingAverage(model, config.optim.ema_decay)
         self.epoch = 0 if config.data.curriculum.updates > 0 else 1

@@ -25,14 +25,15 @@ class Objective(nn.Module):
     total = RNN-T + ctc_weight * CTC + sum over the configured distillation losses of weight * loss. RNN-T, on the
     references and on the teacher's hypotheses, and CTC are sums of nats over the batch divided by its frames after
     subsampling; the other distillation losses are means over its utterances. In training each update draws one of
-    ``chunk_sizes`` and one of ``left_contexts``, for student and teacher, and the same in all processes; the model's own
-    stand where there are none. Of a batch dealt out to several processes each computes its part, and the parts add up to
-    the whole.
+    ``chunk_sizes`` and one of ``left_contexts`` by ``seed``, for student and teacher, and the same in all processes; the
+    model's own stand where there are none. Of a batch dealt out to several processes each computes its part, and the parts
+    add up to the whole.
     """
 
     def __init__(self, student: Transducer, config: LossConfig, teacher: Optional[Transducer] = None,
-                 chunk_sizes: Sequence[int] = (), left_contexts: Sequence[int] = ()):
+                 chunk_sizes: Sequence[int] = (), left_contexts: Sequence[int] = (), seed: int = 0):
         super().__init__()
+        self.seed = seed
         self.chunk_sizes, self.left_contexts = list(chunk_sizes), list(left_contexts)
         self.student = student
         self._teacher = (teacher,)  # in a tuple, so that it is no submodule: neither trained nor saved
@@ -141,7 +142,7 @@ class Objective(nn.Module):
         """The chunk size and the left context of this update; None is the model's."""
         if not self.student.training:
             return None, None
-        draw = random.Random(update)
+        draw = random.Random(f"{self.seed} {update}")
         return tuple(draw.choice(sizes) if sizes else None for sizes in (self.chunk_sizes, self.left_contexts))
 
     def _simple(self, encoded: Tensor, lengths: Tensor, predicted: Tensor, symbols: Tensor,
