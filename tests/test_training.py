@@ -1,7 +1,9 @@
 """Training on a made-up language: it learns, resumes exactly, distils, and names what is wrong with its inputs."""
 
 import json
+import logging
 import math
+import re
 from functools import partial
 from pathlib import Path
 
@@ -132,6 +134,43 @@ def test_a_distilled_student_comes_closer_to_its_teacher(corpus, teacher_folder,
     assert len(run.objective.projections) == 1  # widths differ, and the projection is no part of the model
     assert not any("projection" in name for name in torch.load(tmp_path / "student" / "epoch-6.pt",
                                                                weights_only=True)["model"])
+
+
+def test_the_log_tells_how_it_goes(corpus, tmp_path, caplog):
+    """Means over the updates since the line before, and when the end will be."""
+    caplog.set_level(logging.INFO)
+    run = trainer(settings("training.num_epochs=2", "training.save_every_updates=3", "data.max_duration=8"), tmp_path, corpus)
+    update, told = run._update, []
+
+    def recorded(shares):
+        parts, norm = update(shares)
+        told.append((float(parts["total"]), norm, shares[0].progress))
+        return parts, norm
+
+    run._update = recorded
+    run.train()
+    lines = [message for message in caplog.messages if " of the training: loss " in message]
+    assert len(lines) == len(told) // 3 > 2
+    for number, line in enumerate(lines, start=1):
+        part = told[3 * number - 3:3 * number]
+        words = re.match(r"epoch [12], update (\d+), (\d+)% of the training: loss ([\d.]+) \(.*pruned [\d.]+.*\), gradient "
+                         r"([\d.]+), rate [\d.e-]+, [1-9]\d* s of audio a second, (\d+ min )?\d+ s left", line)
+        assert int(words[1]) == 3 * number and int(words[2]) == round(100 * part[-1][2]), line
+        assert float(words[3]) == pytest.approx(sum(loss for loss, _, _ in part) / 3, abs=1e-4)
+        assert float(words[4]) == pytest.approx(sum(norm for _, norm, _ in part) / 3, abs=0.01)
+
+
+def test_the_dev_loss_is_of_the_average_that_is_kept(corpus, tmp_path):
+    run = trainer(settings(), tmp_path, corpus)
+    before = run._dev_loss()
+    kept = {name: value.clone() for name, value in run.model.state_dict().items()}
+    with torch.no_grad():
+        for parameter in run.model.parameters():
+            parameter.mul_(3)
+    changed = {name: value.clone() for name, value in run.model.state_dict().items()}
+    assert run._dev_loss() == before and run.model.training
+    assert all(torch.equal(value, changed[name]) for name, value in run.model.state_dict().items())
+    assert any(not torch.equal(value, kept[name]) for name, value in changed.items())
 
 
 def test_two_processes_train_what_one_trains(corpus, tmp_path):

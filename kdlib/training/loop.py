@@ -16,16 +16,17 @@ from tqdm import tqdm
 
 from kdlib import rnnt
 from kdlib.config import OptimConfig, TrainConfig, config_to_dict
+from kdlib.conformer import FRAME_MS
 from kdlib.cuts import TrainCuts, short_cuts, total_seconds
 from kdlib.data import Batch, Phase, TransducerDataset, checked, eval_loader, train_loader
 from kdlib.errors import RecipeError
 from kdlib.files import write_json
 from kdlib.lang import Lang
-from kdlib.report import describe_machine
+from kdlib.report import describe_machine, format_duration
 from kdlib.training.checkpoint import finished, load_checkpoint, load_state, save_checkpoint
 from kdlib.training.objective import Objective, mean_parts
 from kdlib.training.parallel import sum_gradients, world_size
-from kdlib.training.records import Board
+from kdlib.training.records import Board, Means
 from kdlib.transducer import Transducer
 
 MAX_BAD_UPDATES = 20
@@ -103,7 +104,9 @@ class Trainer:
                 return finished(self.exp)  # unwritten: what was made from this model stays up to date
             except RecipeError:
                 pass  # it was never written, or is damaged
-        self.clock = time.monotonic()
+        self.clock = self.said = time.monotonic()
+        self.told, self.lately, self.heard = Means(), Means(), 0.0  # since the last event; since the last line of the log
+        self.began: Optional[float] = None  # the progress at which this process took the training up
         self.board = Board(self.exp / "tensorboard", self.updates) if self.rank == 0 else None
         while self.epoch <= self.config.training.num_epochs:
             self._train_epoch()
@@ -144,16 +147,42 @@ class Trainer:
                 parts, norm = self._update(shares)
                 self.batch += 1
                 bar.update()
-                if self.rank == 0 and parts and self.updates % config.training.log_every_updates == 0:
-                    self._log(parts, norm, bar)
+                if self.rank == 0:
+                    self._tell(parts, norm, shares[0], bar)
                 if self.updates % config.training.save_every_updates == 0:
                     self._save_resumable()
 
-    def _log(self, parts: Dict[str, Tensor], norm: float, bar: tqdm) -> None:
-        values = {name: float(value) for name, value in parts.items()}
-        bar.set_postfix({"loss": f"{values['total']:.3f}", "pruned": f"{values['pruned']:.3f}"}, refresh=False)
-        values.update(grad_norm=norm, learning_rate=self.optimizer.param_groups[0]["lr"])
-        self.board.add("train", values, self.updates)
+    def _tell(self, parts: Dict[str, Tensor], norm: float, share: Batch, bar: tqdm) -> None:
+        """Show and record how it goes, each time as means over the updates since the last time, of rank 0's shares."""
+        if self.began is None:
+            self.began = share.progress
+        self.heard += share.total_frames * FRAME_MS / 1000
+        if parts and math.isfinite(norm):
+            self.told.add({**parts, "grad_norm": norm})
+            self.lately.add({**parts, "grad_norm": norm})
+        if self.updates % self.config.training.log_every_updates == 0:
+            values = self.told.read()
+            if values:
+                bar.set_postfix({"loss": f"{values['total']:.3f}", "pruned": f"{values['pruned']:.3f}"}, refresh=False)
+                self.board.add("train", {**values, "learning_rate": self._rate()}, self.updates)
+        if self.updates % self.config.training.save_every_updates == 0:
+            self._log(share.progress)
+
+    def _log(self, progress: float) -> None:
+        values, now = self.lately.read(), time.monotonic()
+        if values:
+            total, norm = values.pop("total"), values.pop("grad_norm")
+            passed = progress - self.began
+            left = f", {format_duration((now - self.clock) * (1 - progress) / passed)} left" if passed > 0 else ""
+            memory = (f", {torch.cuda.max_memory_allocated(self.device) / 2**30:.1f} GiB" if self.device.type == "cuda" else "")
+            logging.info("epoch %d, update %d, %.0f%% of the training: loss %.4f (%s), gradient %.2f, rate %.2e, %.0f s of "
+                         "audio a second%s%s", self.epoch, self.updates, 100 * progress, total,
+                         ", ".join(f"{name} {value:.4f}" for name, value in values.items()), norm, self._rate(),
+                         self.heard / (now - self.said), memory, left)
+        self.heard, self.said = 0.0, now
+
+    def _rate(self) -> float:
+        return self.optimizer.param_groups[0]["lr"]
 
     def _update(self, shares: Sequence[Batch]) -> Tuple[Dict[str, Tensor], float]:
         """One step on what this process computes of a batch; the parts of the loss, of one share, and the gradient's norm."""
@@ -217,8 +246,11 @@ class Trainer:
                 self._save_epoch(epoch)
 
     def _dev_loss(self) -> Dict[str, float]:
-        """The dev set's loss of the current weights."""
+        """The dev set's loss of the moving average, which is what is kept of the model."""
+        current = {name: value.clone() for name, value in self.model.state_dict().items()}
+        self.model.load_state_dict(self.average.state)
         parts = mean_parts(self.objective, self.dev, self.updates, self.device)
+        self.model.load_state_dict(current)
         self.model.train()
         return parts
 

@@ -7,7 +7,7 @@ import logging
 import sys
 import threading
 from pathlib import Path
-from typing import Dict, Optional
+from typing import Any, Dict, Mapping, Optional
 
 from torch.utils.tensorboard import SummaryWriter
 
@@ -34,6 +34,24 @@ class TrainLog(logging.FileHandler):
             return super().handleError(record)
         with naming(self.baseFilename):
             raise error
+
+
+class Means:
+    """Means of what updates tell, from one reading to the next. Tensors stay where they are until then."""
+
+    def __init__(self):
+        self.sums: Dict[str, Any] = {}
+        self.counts: Dict[str, int] = {}
+
+    def add(self, values: Mapping[str, Any]) -> None:
+        for name, value in values.items():
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+            self.counts[name] = self.counts.get(name, 0) + 1
+
+    def read(self) -> Dict[str, float]:
+        means = {name: float(value) / self.counts[name] for name, value in self.sums.items()}
+        self.sums, self.counts = {}, {}
+        return means
 
 
 class Board:
