@@ -59,21 +59,21 @@ class Lang:
         RecipeError: a file is missing or damaged, or ``tokens.txt`` and ``bpe.model`` do not belong together.
     """
 
-    def __init__(self, folder: PathLike):
+    def __init__(self, folder: PathLike, remedy: str = REMEDY):
         folder = Path(folder)
         for name in ("tokens.txt", "bpe.model"):
             if not (folder / name).is_file():
-                raise RecipeError(f"{folder / name} is missing: {REMEDY}")
+                raise RecipeError(f"{folder / name} is missing: {remedy}")
         try:
             self.processor = spm.SentencePieceProcessor(model_file=str(folder / "bpe.model"))
         except (RuntimeError, OSError):
-            raise RecipeError(f"{folder / 'bpe.model'} is no SentencePiece model: {REMEDY}") from None
+            raise RecipeError(f"{folder / 'bpe.model'} is no SentencePiece model: {remedy}") from None
         self.tokens = [self.processor.id_to_piece(i) for i in range(self.processor.get_piece_size())]
         lines = (folder / "tokens.txt").read_text(encoding="utf-8").splitlines()
         if lines != [f"{token} {i}" for i, token in enumerate(self.tokens)]:
-            raise RecipeError(f"{folder / 'tokens.txt'} does not fit {folder / 'bpe.model'}: {REMEDY}")
+            raise RecipeError(f"{folder / 'tokens.txt'} does not fit {folder / 'bpe.model'}: {remedy}")
         if self.tokens[:3] != [BLANK, SOS_EOS, UNK]:
-            raise RecipeError(f"{folder / 'tokens.txt'} must begin with {BLANK}, {SOS_EOS}, {UNK}: {REMEDY}")
+            raise RecipeError(f"{folder / 'tokens.txt'} must begin with {BLANK}, {SOS_EOS}, {UNK}: {remedy}")
         self.blank_id = 0
 
     def __len__(self) -> int:

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Stage 3: tokens of the training transcripts (SentencePiece BPE or characters)."""
+"""Stage 3: tokens of the training transcripts (SentencePiece BPE or characters), or those of another run."""
 
 import argparse
 import re
+import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import List, Tuple
 from kdlib.config import LangConfig, load_config
 from kdlib.cuts import load_cuts
 from kdlib.errors import RecipeError, run_main
+from kdlib.files import atomic_path
 from kdlib.lang import UNK, Lang, train_lang
 
 
@@ -46,11 +48,21 @@ def make_lang(cuts: Path, texts: List[Tuple[str, str]], config: LangConfig, outp
                           f"{config.vocab_size} asks for: give lang.vocab_size={most[1]} or less") from None
 
 
+def take_lang(folder: Path, output: Path) -> Lang:
+    """The tokens of another run, copied."""
+    Lang(folder, "give the folder that stage 3 of the teacher's recipe made")
+    for name in ("bpe.model", "tokens.txt"):
+        with atomic_path(output / name) as temporary:
+            shutil.copyfile(folder / name, temporary)
+    return Lang(output)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cuts", type=Path, required=True, help="training cuts, for their transcripts")
     parser.add_argument("--config", type=Path, required=True, help="conf/lang.yaml")
     parser.add_argument("--output", type=Path, required=True, help="folder for bpe.model and tokens.txt")
+    parser.add_argument("--take", type=Path, metavar="LANG", help="take the tokens of this folder, of another run")
     parser.add_argument("--count-unknown", type=Path, nargs="+", default=[], metavar="CUTS",
                         help="other cuts, whose characters that no token holds are counted")
     parser.add_argument("--proposed", type=int, default=0, metavar="SIZE",
@@ -59,17 +71,17 @@ def main():
     args = parser.parse_args()
     config = load_config(LangConfig, args.config, args.overrides)
     named = read_texts(args.cuts)
-    lang = make_lang(args.cuts, named, config, args.output, args.proposed)
+    lang = take_lang(args.take, args.output) if args.take else make_lang(args.cuts, named, config, args.output, args.proposed)
     texts = [text for _, text in named]
     words = sum(len(text.split()) for text in texts)
     tokens = sum(len(lang.encode(text)) for text in texts)
     print(f"{len(texts)} transcripts, {len(set(' '.join(texts).split()))} different words, {len(lang)} tokens, "
           f"{tokens / max(1, words):.2f} tokens a word -> {args.output / 'tokens.txt'}")
-    for path in args.count_unknown:
+    for path in ([args.cuts] if args.take else []) + args.count_unknown:
         texts = [text for _, text in read_texts(path)]
         unknown = Counter(character for text in texts for character in lang.unknown(text))
         if unknown:
-            print(f"{path}: {sum(unknown.values())} of {sum(map(len, texts))} characters stand in no training transcript "
+            print(f"{path}: {sum(unknown.values())} of {sum(map(len, texts))} characters are in none of the tokens "
                   f"and become {UNK}, which counts as an error: "
                   f"{' '.join(character for character, _ in unknown.most_common(10))}{' ...' if len(unknown) > 10 else ''}")
 

@@ -32,8 +32,9 @@ stage_functions=() stage_texts=() last_stage=0
 option_names=() option_texts=() path_options=' ' flags=' '
 declare -A option_defaults option_smoke
 words=()
-shared_options='stage stop-stage settings jobs world-size python data exp'
+shared_options='stage stop-stage settings jobs world-size python data exp teacher lang'
 stage='' stop_stage='' settings='' subset='' smoke='' force='' python='' data='' exp='' jobs='' world_size=''
+own_teacher='' own_lang=''
 
 usage_error() { printf 'error: %s (see run.sh --help)\n' "$1" >&2; exit 2; }
 
@@ -75,6 +76,8 @@ usage() {
     "--python PATH" "the Python to use, or to make tools/venv from when it lacks packages" \
     "--data DIR" "where data goes (data)" \
     "--exp DIR" "where models and results go (exp)" \
+    "--teacher DIR" "a finished teacher to compress (exp/teacher of another run) in place of stage 4's; with --lang" \
+    "--lang DIR" "its tokens (data/lang of that run) in place of stage 3's" \
     "--help" "this text"
   for n in "${!option_names[@]}"; do
     local default=${option_defaults[${option_names[n]}]}
@@ -164,15 +167,28 @@ parse_options() {
     printf -v "${name//-/_}" %s "$value"
   done
 
+  if [[ ${given[teacher]-} ]]; then
+    [[ ${given[lang]-} ]] || usage_error "--teacher needs --lang, the tokens that it was trained with"
+    for value in "${words[@]}"; do
+      [[ $value != model[.=[]* ]] || usage_error "$value: the model of --teacher is what it is"
+    done
+    own_teacher=$(user_path "${given[teacher]}")
+    [[ -e $own_teacher/done.json ]] || usage_error "--teacher ${given[teacher]}: no training has ended there"
+  fi
+  if [[ ${given[lang]-} ]]; then
+    own_lang=$(user_path "${given[lang]}")
+    [[ -e $own_lang/tokens.txt ]] || usage_error "--lang ${given[lang]}: there is no tokens.txt, which stage 3 makes"
+  fi
+
   # The call that gives the same results, for the user; and for the report, where this machine's paths say nothing.
   rerun="run.sh${smoke:+ --smoke}"
   reported=$rerun
-  for name in settings python data exp "${option_names[@]}"; do
+  for name in settings python data exp teacher lang "${option_names[@]}"; do
     if [[ ! ${given[$name]+given} ]]; then continue; fi
     printf -v value ' %q' "${given[$name]}"
     if [[ $flags == *" $name "* ]]; then value=''; fi
     rerun+=" --$name$value"
-    case " data exp$path_options" in *" $name "*) value=' DIR' ;; esac
+    case " data exp teacher lang$path_options" in *" $name "*) value=' DIR' ;; esac
     if [[ $name != python ]]; then reported+=" --$name$value"; fi
   done
   for value in "${words[@]}"; do
@@ -222,6 +238,7 @@ settings() {
     kind=${word%%.*}
     case $kind in
       fbank|lang|decode) word=${word#*.} ;;
+      model) if [[ $own_teacher ]]; then kind=no; else kind=train; fi ;;  # of smoke.conf, which mean a teacher of its own
       *) kind=train ;;
     esac
     if [[ $kind == "$1" ]]; then printf '%s\n' "$word"; fi

@@ -51,10 +51,11 @@ prepare_tokens() {  # stage 3
   mapfile -t extra < <(settings lang)
   # shellcheck disable=SC2086  # names without spaces, to be split
   mapfile -t others < <(cuts "$data/manifests" dev $test_sets)
-  step lang --conf "$(conf lang.yaml)" --from 1 "$data/manifests/cuts_train.jsonl.gz" "${others[@]}" \
-    --makes "$lang/tokens.txt" "$lang/bpe.model" -- \
+  step lang --conf "$(conf lang.yaml)" ${own_lang:+"$own_lang/tokens.txt" "$own_lang/bpe.model"} \
+    --from 1 "$data/manifests/cuts_train.jsonl.gz" "${others[@]}" --makes "$lang/tokens.txt" "$lang/bpe.model" -- \
     python "$scripts/prepare_lang.py" --cuts "$data/manifests/cuts_train.jsonl.gz" --config "$(conf lang.yaml)" \
-    --output "$lang" ${proposed_tokens:+--proposed "$proposed_tokens"} --count-unknown "${others[@]}" -- "${extra[@]}"
+    --output "$lang" ${own_lang:+--take "$own_lang"} ${proposed_tokens:+--proposed "$proposed_tokens"} \
+    --count-unknown "${others[@]}" -- "${extra[@]}"
 }
 
 # nbest CONFIG TEACHER MADE_IN: where the config or the corpus wants them, let exp/TEACHER, which stage MADE_IN trains, write
@@ -123,12 +124,15 @@ decode() {
     --test-sets "$test_sets" --alignment "$exp/teacher/align" "${extra[@]}"
 }
 
+# teacher_config: the settings that the teacher was trained with.
+teacher_config() { if [[ $own_teacher ]]; then printf '%s\n' "$own_teacher/config.yaml"; else conf teacher.yaml; fi; }
+
 # plan_students [OPTION...]: the call of local/plan.py into the array planning. The settings of the command line go into the
 # configs that the plan writes, since some follow from others.
 plan_students() {
   local extra
   mapfile -t extra < <(settings train)
-  planning=(python "$scripts/plan.py" --config "$(conf progressive.yaml)" --teacher-config "$(conf teacher.yaml)"
+  planning=(python "$scripts/plan.py" --config "$(conf progressive.yaml)" --teacher-config "$(teacher_config)"
             --lang "$lang" "$@" "${extra[@]}")
 }
 
@@ -139,6 +143,13 @@ train_teacher() {  # stage 4
   if ((stop_stage >= 6)) && [[ -e $lang/tokens.txt && ! -e $exp/teacher/done.json ]]; then
     plan_students
     "$PYTHON" "${planning[@]:1}"
+  fi
+  if [[ $own_teacher ]]; then
+    step take-teacher --conf "$own_teacher/done.json" "$own_teacher/config.yaml" "$own_teacher/epoch-*.pt" \
+      --from 2 "$fbank/fbank.json" --from 3 "$lang/tokens.txt" --aside "$exp/teacher" \
+      --makes "$exp/teacher/done.json" "$exp/teacher/epoch-*.pt" -- \
+      python "$scripts/take_teacher.py" --from "$own_teacher" --fbank "$fbank" --lang "$lang" --exp "$exp/teacher"
+    return
   fi
   train teacher --conf "$(conf teacher.yaml)" -- "${extra[@]}"
 }
@@ -170,7 +181,7 @@ train_chain() {
 distil() {  # stage 6
   local planning stages
   plan_students --output "$exp/conf"
-  step plan --conf "$(conf progressive.yaml)" "$(conf teacher.yaml)" --from 3 "$lang/tokens.txt" \
+  step plan --conf "$(conf progressive.yaml)" "$(teacher_config)" --from 3 "$lang/tokens.txt" \
     --makes "$exp/conf/plan.json" "$exp/conf/*.yaml" -- "${planning[@]}"
   stages=$(json_value "$exp/conf/plan.json" stages int 6)
   train_chain stage "$exp/conf/stage" "$stages"
@@ -240,10 +251,10 @@ export_models() {  # stage 9
 ablate() {  # stage 10
   local extra arms arm name stages k ablation=$exp/ablation test_sets="dev $test_sets" summaries=()
   mapfile -t extra < <(settings train)
-  step ablation-plan --conf "$(conf ablation.yaml)" "$(conf progressive.yaml)" "$(conf teacher.yaml)" \
+  step ablation-plan --conf "$(conf ablation.yaml)" "$(conf progressive.yaml)" "$(teacher_config)" \
     --from 3 "$lang/tokens.txt" --makes "$ablation/arms.txt" "$ablation/conf/*.yaml" -- \
     python "$scripts/ablation.py" --do plan --config "$(conf ablation.yaml)" --progressive "$(conf progressive.yaml)" \
-    --teacher-config "$(conf teacher.yaml)" --lang "$lang" --exp "$ablation" "${extra[@]}"
+    --teacher-config "$(teacher_config)" --lang "$lang" --exp "$ablation" "${extra[@]}"
   mapfile -t arms <"$ablation/arms.txt"
   for arm in "${arms[@]}"; do
     read -r name stages <<<"$arm"

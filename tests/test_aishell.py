@@ -241,7 +241,7 @@ def test_aishell_from_nothing_to_the_table(tmp_path):
     output = run("aishell", tmp_path, "--corpus-dir", str(tmp_path / "corpus"))
     exp = tmp_path / "exp"
     # Of the dev transcripts two characters stand in no training transcript.
-    assert re.search(r"cuts_dev.jsonl.gz: 2 of \d+ characters stand in no training transcript and become <unk>", output)
+    assert re.search(r"cuts_dev.jsonl.gz: 2 of \d+ characters are in none of the tokens and become <unk>", output)
     assert not re.search(r"cuts_test.jsonl.gz: \d+ of", output)
     results = json.loads((exp / "results" / "results.json").read_text())
     assert [row["model"] for row in results["rows"]] == MODELS and results["test_sets"] == ["test"]

@@ -6,7 +6,8 @@ import pytest
 from lhotse import CutSet, MonoCut, SupervisionSegment
 from scripts import refused, run_script
 
-from kdlib.lang import Lang
+from kdlib.config import LangConfig
+from kdlib.lang import Lang, train_lang
 
 SCRIPT = Path(__file__).resolve().parents[1] / "local" / "prepare_lang.py"
 TEXTS = {"u-1": "THE CAT SAT", "u-2": "THE MAT Ö", "u-3": "A CAT", "u-4": "THE ★ SAT"}
@@ -45,6 +46,18 @@ def test_a_vocabulary_that_the_text_cannot_fill(cuts):
     most = int(line.partition("no more than ")[2].split()[0])
     assert f"give lang.vocab_size={most} or less" in line
     assert prepare(cuts, type="bpe", vocab_size=most).returncode == 0
+
+
+def test_the_tokens_of_another_run_are_taken(cuts, tmp_path):
+    other = train_lang(["THE CAT SAT ON A MAT"], LangConfig(type="char"), tmp_path / "other")
+    done = prepare(cuts, "--take", tmp_path / "other", type="bpe", vocab_size=500)
+    assert done.returncode == 0, done.stderr
+    assert Lang(cuts.parent / "lang").tokens == other.tokens
+    characters = sum(map(len, TEXTS.values()))
+    assert f"{cuts}: 2 of {characters} characters are in none of the tokens and become <unk>" in done.stdout
+    (tmp_path / "other" / "bpe.model").unlink()
+    line = refused(prepare(cuts, "--take", tmp_path / "other", type="bpe", vocab_size=500))
+    assert "bpe.model is missing: give the folder that stage 3 of the teacher's recipe made" in line
 
 
 def test_a_proposed_vocabulary_shrinks_to_what_the_text_fills(cuts):

@@ -227,3 +227,23 @@ class TestSettings:
                 assert result.returncode == 0 and result.ran == [], (other, result.stdout)
         toy("--exp", f"{toy.folder}/exp/", "--stop-stage", "8")
         assert (toy.folder / "RESULTS.md").exists()
+
+    def test_a_teacher_of_another_run_is_compressed(self, toy):
+        toy("--stop-stage", "4")
+        other = ["--exp", "exp/other", "--data", "data/other", "--teacher", "exp/teacher", "--lang", "data/lang"]
+        ended = toy(*other)
+        assert ended.returncode == 0, ended.stderr
+        assert ended.ran == ["take-teacher" if name == "train-teacher" else name for name in CHAIN]
+        commands = dict(zip(CHAIN, ended.commands))
+        assert "--take data/lang" in commands["lang"] and "--from exp/teacher" in commands["train-teacher"]
+        assert "--teacher-config exp/teacher/config.yaml" in commands["plan"]
+        assert "--teacher DIR --lang DIR" in commands["results"]
+        assert toy(*other).ran == []
+        (toy.folder / "conf" / "smoke.conf").write_text("training.num_epochs=1\nmodel.num_layers=1\n")
+        small = dict(zip(CHAIN, toy("--smoke", *other[4:], "training.num_epochs=3").commands))
+        assert "num_epochs=3" in small["plan"] and "model." not in small["plan"]
+        for words, said in ((other[:-2], "--teacher needs --lang"), ([*other, "model.num_layers=3"], "is what it is"),
+                            ([*other, "--teacher", "exp/none"], "no training has ended there"),
+                            ([*other, "--lang", "data"], "there is no tokens.txt")):
+            refused = toy(*words)
+            assert refused.returncode == 2 and said in refused.stderr and refused.stderr.count("\n") == 1

@@ -71,6 +71,24 @@ def test_a_training_that_is_refused_leaves_the_finished_one_where_it_is(train, t
     assert {path: path.stat().st_mtime_ns for path in student.rglob("*")} == before
 
 
+def test_a_teacher_of_another_run_is_taken_where_it_fits(corpus, fbank, train, student, tmp_path):
+    def take(lang=corpus[0] / "lang", features=fbank):
+        return run_script(SCRIPT.with_name("take_teacher.py"), "--from", student, "--fbank", features, "--lang", lang, "--exp",
+                          tmp_path / "teacher")
+
+    train_lang(["AB BA"], LangConfig(type="char"), tmp_path / "lang")
+    refused(take(lang=tmp_path / "lang"), "was trained with other tokens")
+    write_json(tmp_path / "fbank.json", FbankConfig(num_filters=16, sampling_rate=8000).heard())
+    refused(take(features=tmp_path), "says sampling_rate 8000")
+    assert not (tmp_path / "teacher" / "done.json").exists()
+    assert take().returncode == 0
+    (own, _, which), (taken, _, same) = (load_averaged(exp) for exp in (student, tmp_path / "teacher"))
+    assert which == same and all(torch.equal(value, taken.state_dict()[name]) for name, value in own.state_dict().items())
+    ended = train(tmp_path / "next", settings(*SMALLER, "model.joiner_dim=8", "model.feedforward_dim=8"),
+                  init_from=tmp_path / "teacher", teacher=tmp_path / "teacher")
+    assert ended.returncode == 0, ended.stderr
+
+
 def test_the_teacher_may_be_the_first_of_the_chain(train, teacher_folder, student, tmp_path):
     """A student as large as the one before it shows which of the two it learns from."""
     models = dict(init_from=student, teacher=student, first_teacher=teacher_folder)

@@ -24,7 +24,11 @@ for name in ("bpe.model", "tokens.txt"): write(value("--output") / name, value("
 """,
     "local/train.py": """
 write(value("--exp") / "epoch-1.pt", " ".join(words))
+write(value("--exp") / "config.yaml", value("--config").read_text())
 write(value("--exp") / "done.json", value("--config").read_text())
+""",
+    "local/take_teacher.py": """
+for name in ("epoch-1.pt", "done.json"): write(value("--exp") / name, (value("--from") / name).read_text())
 """,
     "local/nbest.py": 'write(value("--output"), value("--cuts").read_text() + (value("--exp") / "done.json").read_text())',
     "local/align.py": """
