@@ -5,7 +5,7 @@ import importlib
 import json
 import os
 from pathlib import Path
-from typing import Any, Dict, Sequence
+from typing import Any, Dict, List, Sequence
 
 import numpy as np
 
@@ -16,6 +16,7 @@ PARTS = ("encoder", "decoder", "joiner")
 SUBSAMPLING = 4  # as in kdlib.conformer, which needs torch
 METHODS = ("greedy_search", "modified_beam_search")
 RATES = (1000, 768000)  # samples a second that audio may have
+NO_TEXT = ("<blk>", "<sos/eos>", "<unk>")  # as in kdlib.lang, which needs SentencePiece
 MAX_BEAM = 1000
 AGAIN = "export the model again (stage 9, with --force) or copy its folder anew"
 
@@ -136,6 +137,27 @@ def decode_ready(recognizer: Any, stream: Any) -> bool:
     except RuntimeError as error:
         raise RecipeError(f"sherpa-onnx cannot run the model ({in_one_line(error, 300)}): {AGAIN}") from None
     return True
+
+
+def pieces(recognizer: Any, stream: Any) -> List[str]:
+    """The text of each token of the stream so far, in which a space begins a word; of a token that is no text, as
+    ``<sos/eos>``, nothing, as our own decoding has it.
+
+    Of tokens, since the runtime's text of them lacks spaces: those between characters that it takes for Chinese, Hangul
+    among them, and those before punctuation, with which a word may begin ('EM).
+    """
+    return ["" if token in NO_TEXT else token.replace("\u2581", " ") for token in recognizer.tokens(stream)]
+
+
+def words(recognizer: Any, stream: Any) -> List[str]:
+    """The words of the stream so far, as our own decoding divides them."""
+    return "".join(pieces(recognizer, stream)).split()
+
+
+def seems_byte_bpe(tokens: Sequence[str]) -> bool:
+    """Whether sherpa-onnx takes the tokens for bytes written as letters: where the highest byte of all, but for a first
+    ``\u2581`` of each, is exactly 0xC6, with which such letters as the Azerbaijani \u018f begin."""
+    return max((max(token[token.startswith("\u2581"):].encode(), default=0) for token in tokens), default=0) == 0xC6
 
 
 def tail(about: Dict[str, Any], rate: int) -> np.ndarray:

@@ -15,7 +15,7 @@ from kdlib.errors import run_main
 from kdlib.files import write_json
 from kdlib.model_card import write_model_card
 from kdlib.scoring import describe_errors, read_takes, write_results
-from kdlib.sherpa import METHODS, decode_ready, make_recognizer, read_model, tail
+from kdlib.sherpa import METHODS, decode_ready, make_recognizer, read_model, tail, words
 
 
 def get_args():
@@ -56,7 +56,7 @@ def main():
                 pass
             busy += time.perf_counter() - start
             audio_seconds += cut.duration
-            results.append((cut.id, transcript(cut).split(), recognizer.get_result(stream).split()))
+            results.append((cut.id, transcript(cut).split(), words(recognizer, stream)))
         counts = write_results(folder, name, setting, setting, results, read_takes(cuts))
         summary["test_sets"][name] = counts
         print(f"{about['model']}{suffix} {name}: {describe_errors(counts, ' by sherpa-onnx')} "

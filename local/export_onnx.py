@@ -11,7 +11,7 @@ from kdlib.export import export_onnx, quantise
 from kdlib.files import atomic_path, folder_name, read_record, write_json
 from kdlib.lang import Lang
 from kdlib.model_card import DECODINGS, write_model_card
-from kdlib.sherpa import PARTS, seal, unfit
+from kdlib.sherpa import PARTS, seal, seems_byte_bpe, unfit
 from kdlib.training.checkpoint import check_features, load_averaged
 
 
@@ -78,6 +78,9 @@ def main():
     write_model_card(args.output)
     print(f"{name}: {parameters:,} parameters, {sizes['']:,} bytes in float32, {sizes['.int8']:,} in int8; "
           f"largest difference to torch {worst:.1e} -> {args.output}")
+    if seems_byte_bpe(lang.tokens):
+        print("warning: sherpa-onnx takes these tokens for bytes written as letters, and the text of its results will be "
+              "garbled: make words of the results' tokens instead (docs/deploy.md, Words)")
 
 
 if __name__ == "__main__":

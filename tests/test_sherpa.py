@@ -15,10 +15,11 @@ from lhotse import CutSet
 from scripts import load
 from untrained import CHUNK, LEFT, LOCAL, export, own_words, random_model, save_finished, script
 
-from kdlib.config import FbankConfig
+from kdlib.config import FbankConfig, LangConfig
 from kdlib.errors import RecipeError
 from kdlib.export import ExportedEncoder, OnnxModel, export_onnx, quantise
 from kdlib.files import write_json
+from kdlib.lang import train_lang
 from kdlib.scoring import read_recogs, write_recogs
 from kdlib.sherpa import PARTS, make_recognizer, read_model, seal
 
@@ -54,6 +55,36 @@ def test_an_unknown_token_is_a_blank_to_both(finished, tmp_path):
         assert sherpa_words(finished, folder, method) == own
         usual = own_words(finished, method)
         assert sum(map(len, own.values())) > 5 and own != usual  # <unk> takes the place of some words, not of all
+
+
+@pytest.mark.parametrize("letters, byte_bpe", [
+    ("\uac00\ub098\ub2e4\ub77c\ub9c8\ubc14\uc0ac\uc544", False),  # Hangul: between such the runtime's text has no spaces
+    ("'ABCDEFG", False),  # nor before punctuation
+    ("\u018fABCDEFG", True)])  # of which it makes bytes
+def test_words_that_the_text_of_the_runtime_garbles(finished, tmp_path, letters, byte_bpe):
+    lang = train_lang([" ".join(letters)], LangConfig(type="char"), tmp_path / "lang")
+    model = random_model(len(lang))
+    with torch.no_grad():
+        for token in ("\u2581", letters[0]):
+            model.joiner.out.bias[lang.tokens.index(token)] = 6.0
+    save_finished(tmp_path / "exp" / "tiny", model, lang)
+    done = script("export_onnx.py", "--exp", tmp_path / "exp" / "tiny", "--lang", tmp_path / "lang", "--fbank-config",
+                  finished[0] / "fbank.yaml", "--output", tmp_path / "onnx")
+    assert done.returncode == 0, done.stderr
+    assert ("warning: sherpa-onnx takes these tokens for bytes" in done.stdout) == byte_bpe
+    own = own_words((finished[0], model, lang, finished[3]), "greedy_search")
+    assert sherpa_words(finished, tmp_path / "onnx", "greedy_search") == own and sum(map(len, own.values())) > 10
+
+
+def test_the_beginning_of_a_sentence_is_no_text(finished, tmp_path):
+    model = random_model(len(finished[2]))
+    with torch.no_grad():
+        model.joiner.out.bias[1] = 4.0
+    save_finished(finished[0] / "exp" / "begins", model, finished[2])
+    folder = export(finished[0], "begins", tmp_path / "onnx")
+    own = own_words(finished, "greedy_search", model)
+    assert sherpa_words(finished, folder, "greedy_search") == own
+    assert sum(map(len, own.values())) > 5 and own != own_words(finished, "greedy_search")
 
 
 def test_the_runtime_hears_the_frequencies_of_the_training(finished, tmp_path):

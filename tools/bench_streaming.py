@@ -27,7 +27,7 @@ import numpy as np
 from kdlib.errors import RecipeError, run_main
 from kdlib.files import write_text
 from kdlib.options import require_positive
-from kdlib.sherpa import decode_ready, make_recognizer, read_model, tail
+from kdlib.sherpa import decode_ready, make_recognizer, read_model, tail, words
 
 # Torch and lhotse are imported where they are used: a process that measures sherpa-onnx holds neither.
 
@@ -87,7 +87,7 @@ def sherpa_stream(folder, about, int8, features_alone=False):
         stream.input_finished()  # else the last frames of features are held back, and with them the last chunk
         while not features_alone and decode_ready(recognizer, stream):
             pass
-        return recognizer.get_result(stream).split()
+        return words(recognizer, stream)
     return recognise
 
 

@@ -25,7 +25,7 @@ import numpy as np
 from kdlib.audio_header import cut_short
 from kdlib.errors import RecipeError, in_one_line, known_failure, run_main
 from kdlib.scoring import split_characters
-from kdlib.sherpa import METHODS, RATES, SUBSAMPLING, decode_ready, make_recognizer, needed, read_model, tail
+from kdlib.sherpa import METHODS, RATES, SUBSAMPLING, decode_ready, make_recognizer, needed, pieces, read_model, tail
 
 BLOCK_SECONDS = 0.1
 GUESS_SECONDS = 0.2  # an MP3 may not say its length: the decoder's guess is off by a frame or two
@@ -171,13 +171,12 @@ def words_of(recognizer, stream, begin):
     """[word, seconds at which it began, whether a blank stands before it] of what the segment that starts at ``begin``
     holds so far; in the tokens a blank begins a word, and so does each Chinese or Japanese character."""
     words = []
-    for token, seconds in zip(recognizer.tokens(stream), recognizer.timestamps(stream)):
+    for piece, seconds in zip(pieces(recognizer, stream), recognizer.timestamps(stream)):
         seconds += begin
-        token = token.replace("\u2581", " ")
-        if token.startswith(" ") or not words:
+        if piece.startswith(" ") or not words:
             words.append(["", seconds, True])
         text = words[-1][0]
-        first, *others = split_characters([text + token.strip()]) or [text]
+        first, *others = split_characters([text + piece.strip()]) or [text]
         words[-1][0] = first
         words += [[other, seconds, False] for other in others]
     return [word for word in words if word[0]]
