@@ -154,6 +154,16 @@ def words(recognizer: Any, stream: Any) -> List[str]:
     return "".join(pieces(recognizer, stream)).split()
 
 
+def hear(recognizer: Any, about: Dict[str, Any], samples: np.ndarray) -> List[str]:
+    """The words of audio that is there as a whole: (samples,) float32 at the model's rate."""
+    rate, stream = about["sampling_rate"], recognizer.create_stream()
+    stream.accept_waveform(rate, np.concatenate([samples, tail(about, rate)]))
+    stream.input_finished()
+    while decode_ready(recognizer, stream):
+        pass
+    return words(recognizer, stream)
+
+
 def seems_byte_bpe(tokens: Sequence[str]) -> bool:
     """Whether sherpa-onnx takes the tokens for bytes written as letters: where the highest byte of all, but for a first
     ``\u2581`` of each, is exactly 0xC6, with which such letters as the Azerbaijani \u018f begin."""

@@ -5,17 +5,17 @@ import argparse
 import time
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
 from kdlib.commandline import decoding_summary, named_test_sets, summary_path
 from kdlib.config import DecodeConfig
 from kdlib.cuts import load_cuts, load_samples, transcript
 from kdlib.errors import run_main
+from kdlib.example_wavs import write_examples
 from kdlib.files import write_json
 from kdlib.model_card import write_model_card
 from kdlib.scoring import describe_errors, read_takes, write_results
-from kdlib.sherpa import METHODS, decode_ready, make_recognizer, read_model, tail, words
+from kdlib.sherpa import METHODS, hear, make_recognizer, read_model
 
 
 def get_args():
@@ -35,7 +35,6 @@ def main():
     about = read_model(args.model, args.int8)
     suffix, rate = ".int8" if args.int8 else "", about["sampling_rate"]
     recognizer = make_recognizer(args.model, about, args.int8, args.method, args.beam)
-    silence = tail(about, rate)
     folder = args.model / ("decode-int8" if args.int8 else "decode")
     folder.mkdir(parents=True, exist_ok=True)
     greedy = args.method == METHODS[0]
@@ -43,20 +42,19 @@ def main():
     path = summary_path(folder, test_sets, setting, tried=not greedy)
     config = DecodeConfig(method=args.method, beam=args.beam)
     summary = decoding_summary(about, config, about["chunk_size"], about["left_context"])
+    loaded = [(name, load_cuts(args.cuts / f"cuts_{name}.jsonl.gz")) for name in test_sets]
+    if greedy and not args.int8:
+        print(f"{about['model']}: examples of {test_sets[0]} -> {write_examples(args.model, loaded[0][1])}")
     begin, audio_seconds, busy = time.monotonic(), 0.0, 0.0
-    for name, cuts in [(name, load_cuts(args.cuts / f"cuts_{name}.jsonl.gz")) for name in test_sets]:
+    for name, cuts in loaded:
         results = []
         for cut in tqdm(cuts, desc=name, unit="utterance", mininterval=5):
             samples = load_samples(cut, rate)[0]
             start = time.perf_counter()
-            stream = recognizer.create_stream()
-            stream.accept_waveform(rate, np.concatenate([samples, silence]))
-            stream.input_finished()
-            while decode_ready(recognizer, stream):
-                pass
+            heard = hear(recognizer, about, samples)
             busy += time.perf_counter() - start
             audio_seconds += cut.duration
-            results.append((cut.id, transcript(cut).split(), words(recognizer, stream)))
+            results.append((cut.id, transcript(cut).split(), heard))
         counts = write_results(folder, name, setting, setting, results, read_takes(cuts))
         summary["test_sets"][name] = counts
         print(f"{about['model']}{suffix} {name}: {describe_errors(counts, ' by sherpa-onnx')} "

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from kdlib.config import FbankConfig, load_config
 from kdlib.errors import RecipeError, run_main
+from kdlib.example_wavs import forget_examples
 from kdlib.export import export_onnx, quantise
 from kdlib.files import atomic_path, folder_name, read_record, write_json
 from kdlib.lang import Lang
@@ -40,6 +41,7 @@ def made_from(exp: Path):
 
 def forget_decodings(folder: Path):
     """Delete what local/decode_sherpa.py has written of the model that was here before."""
+    forget_examples(folder)
     for name, _ in DECODINGS:
         for path in [*(folder / name).glob("*-sherpa-onnx*"), *(folder / name).glob("summary*.json")]:
             path.unlink()

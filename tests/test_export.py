@@ -174,7 +174,11 @@ def test_an_export_deletes_what_an_export_wrote_and_no_more(finished, tmp_path):
         (output / name / "recogs-test-sherpa-onnx-greedy_search.txt").write_text("of another model")
         (output / name / "summary.json").write_text("{}")
     (output / "decode-int8" / "mine.txt").write_text("a user's")
+    (output / "test_wavs").mkdir()
+    for name in ("0.wav", "1.wav", "2.wav", "trans.txt"):
+        (output / "test_wavs" / name).write_text("of another model")
     assert script("export_onnx.py", *options, output).returncode == 0
+    assert not (output / "test_wavs").exists()
     assert [path.name for path in output.glob("decode*/*")] == ["mine.txt"]
     assert "Word error rates" not in (output / "model_card.md").read_text()
 

@@ -10,8 +10,10 @@ import numpy as np
 import onnx
 import onnx.numpy_helper
 import pytest
+import soundfile
 import torch
 from lhotse import CutSet
+from lhotse.utils import fastcopy
 from scripts import load
 from untrained import CHUNK, LEFT, LOCAL, export, own_words, random_model, save_finished, script
 
@@ -124,6 +126,27 @@ def test_int8_is_smaller_and_decodes(finished, exported):
     audio = torch.randn(1, 4 * CHUNK + 3, 80, generator=torch.Generator().manual_seed(5)) * 3.0 - 8.0
     want, got = (encoder.run("encoder", audio, *caches, torch.zeros(1, dtype=torch.int64))[0] for encoder in encoders)
     assert 1e-4 < (got - want).abs().mean() / want.abs().mean() < 0.05
+
+
+def test_examples_travel_with_the_model(finished, exported, tmp_path):
+    """The shortest of three words, or of the most; written in 16 bits, of which the words beside them are heard."""
+    cuts = list(finished[3])
+    cuts[3] = fastcopy(cuts[3], supervisions=[fastcopy(cuts[3].supervisions[0], text="UP DOWN LEFT")])
+    CutSet.from_cuts(cuts).to_file(tmp_path / "cuts_test.jsonl.gz")
+    heard = {}
+    for options in ([], ["--int8"]):
+        done = script("decode_sherpa.py", "--model", exported, "--cuts", tmp_path, "--test-sets", "test", *options)
+        assert done.returncode == 0, done.stderr
+        recogs = next((exported / f"decode{'-int8' if options else ''}").glob("recogs-*greedy_search*"))
+        heard[bool(options)] = {id_: " ".join(words) for id_, _, words in read_recogs(recogs)}
+    header, *rows = [line.split("\t") for line in (exported / "test_wavs" / "trans.txt").read_text().splitlines()]
+    assert header == ["file", "id", "reference", "float32", "int8"]
+    assert rows == [[f"{number}.wav", cut.id, cut.supervisions[0].text, heard[False][cut.id], heard[True][cut.id]]
+                    for number, cut in enumerate((cuts[3], cuts[5], cuts[0]))]
+    for (name, *_), cut in zip(rows, (cuts[3], cuts[5], cuts[0])):
+        with soundfile.SoundFile(str(exported / "test_wavs" / name)) as audio:
+            assert (audio.subtype, audio.samplerate, audio.frames) == ("PCM_16", 16000, cut.num_samples)
+    assert any(row[3] for row in rows)
 
 
 def test_the_program_of_the_documentation_hears_the_same(finished, exported):
