@@ -8,6 +8,11 @@ from typing import BinaryIO, Optional, Tuple
 _OGG_PAGE = 65307  # the most bytes of one
 # Whoever streams into a pipe cannot know the size: all ones, or (sox) about 2 GiB stand for it, and 0 as well.
 _UNKNOWN = 0x7FFFF000
+# Of MP3, which is layer III: kbit/s by the four bits of a frame's header, in MPEG 1 and in MPEG 2 and 2.5; samples a second.
+_KBITS = {True: (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 0),
+          False: (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160, 0)}
+_RATES = {3: (44100, 48000, 32000, 0), 2: (22050, 24000, 16000, 0), 0: (11025, 12000, 8000, 0), 1: (0,) * 4}
+MP3_SLACK = 2 * 1152  # samples: a decoder may make a frame or two less than there are
 
 
 def cut_short(path: Path) -> Optional[str]:
@@ -45,6 +50,59 @@ def cut_short(path: Path) -> Optional[str]:
     if 8 < promised and promised > size + 1:
         return f"{size} of {at_least}{promised} bytes"
     return None
+
+
+def unread(path: Path, samples: int, expected: int, slack: int = 0) -> Optional[str]:
+    """What is wrong with a file of which libsndfile has read so many of the ``expected`` samples (of each channel), to be read
+    after its name; None where no more than ``slack`` are missing."""
+    held = uncounted_samples(path)
+    if held is None:
+        return f"is cut short: {samples} of {expected} samples" if samples < expected - slack else None
+    if samples < held - MP3_SLACK:
+        return f"does not count its frames, and {samples} of its {held} samples can be read: convert it (sox a.mp3 b.wav)"
+    return None
+
+
+def uncounted_samples(path: Path) -> Optional[int]:
+    """The samples of each channel in the frames of an MP3 file that does not count them itself, in a first frame that holds
+    Xing, Info or VBRI in place of sound; None of any other file.
+
+    libsndfile guesses the length of such a file by the size of its first frame and of the whole, tags among it, and reads no
+    further than that.
+    """
+    with open(path, "rb") as file:
+        place, head = 0, file.read(10)
+        while head[:3] == b"ID3" and len(head) == 10:
+            place += 10 + sum(byte << shift for byte, shift in zip(head[6:], (21, 14, 7, 0))) + (10 if head[5] & 0x10 else 0)
+            file.seek(place)
+            head = file.read(10)
+        frame = head + file.read(38)
+        if _mp3_frame(frame) == (0, 0):
+            return 0 if place and frame[:4] != b"fLaC" else None  # bytes between a tag and the sound; FLAC has tags, too
+        found = re.search(rb"(?:Xing|Info)(....)|VBRI", frame[4:], re.DOTALL)
+        if found and (found[1] is None or found[1][3] & 1):
+            return None
+        file.seek(place)
+        return _mp3_samples(file.read())
+
+
+def _mp3_frame(head: bytes) -> Tuple[int, int]:
+    """Bytes and samples of the frame of MP3 that begins with these; zeros where none does."""
+    if len(head) < 4 or head[0] != 0xFF or head[1] & 0xE6 != 0xE2:
+        return 0, 0
+    version = head[1] >> 3 & 3
+    samples, kbits, rate = 1152 if version == 3 else 576, _KBITS[version == 3][head[2] >> 4], _RATES[version][head[2] >> 2 & 3]
+    return (samples * 125 * kbits // rate + (head[2] >> 1 & 1), samples) if kbits and rate else (0, 0)
+
+
+def _mp3_samples(data: bytes) -> int:
+    """The samples in the whole frames with which the data begins."""
+    place = count = 0
+    while True:
+        size, samples = _mp3_frame(data[place:place + 4])
+        if size == 0 or place + size > len(data):
+            return count
+        place, count = place + size, count + samples
 
 
 def _known(count: int) -> int:

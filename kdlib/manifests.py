@@ -7,7 +7,7 @@ from typing import Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
-from kdlib.audio_header import cut_short
+from kdlib.audio_header import cut_short, unread
 from kdlib.errors import RecipeError
 from kdlib.files import PathLike, atomic_path, update_file
 
@@ -154,10 +154,11 @@ def check_audio(path: PathLike, from_within: bool = False) -> AudioFormat:
 
 
 def _check_count(path: Path, samples: int, expected: int) -> None:
-    if expected == 0:
+    wrong = unread(path, samples, expected)
+    if wrong:
+        raise BadAudio(f"{path} {wrong}")
+    if not (samples and expected):
         raise BadAudio(f"{path} holds no sound")
-    if samples != expected:
-        raise BadAudio(f"{path} is cut short: {samples} of {expected} samples")
 
 
 def _check_finite(path: Path, samples: np.ndarray) -> None:

@@ -18,6 +18,7 @@ import soundfile
 from untrained import LOCAL, own_words, script
 
 from kdlib.files import write_json
+from kdlib.manifests import BadAudio, check_audio
 from kdlib.sherpa import seal
 
 pytestmark = [pytest.mark.both, pytest.mark.usefixtures("one_thread")]
@@ -105,6 +106,37 @@ def test_transcribe_says_what_a_file_lacks(finished, exported, tmp_path):
         assert re.search(f"error: {re.escape(str(file))} {reason}", errors), (file, errors)
     assert f"{bare} is cut short: 44 of 128044 bytes; it is empty" in errors
     assert "6 of 6 could not be transcribed in full" in errors
+
+
+def uncounted(path, samples, tag, **options):
+    """An MP3 without the first frame, which says how many there are; with a tag, as if of a cover."""
+    soundfile.write(str(path), samples, 16000, format="MP3", **options)
+    content = path.read_bytes()
+    second = content.index(content[:2], 4)
+    path.write_bytes(b"ID3\x03\0\0" + bytes([0, tag >> 14 & 127, tag >> 7 & 127, tag & 127]) + bytes(tag) + content[second:])
+    return path
+
+
+@pytest.mark.parametrize("mode", ["CONSTANT", "VARIABLE"])
+def test_an_mp3_that_does_not_count_its_frames(exported, tmp_path, mode):
+    noise = np.random.default_rng(0).standard_normal(32000) * 0.1
+    rising, falling = (np.concatenate(parts) for parts in ([noise * 0, noise, noise], [noise, *([noise * 0] * 6)]))
+    whole = uncounted(tmp_path / "whole.mp3", rising, 60000, bitrate_mode=mode)
+    assert soundfile.info(str(whole)).frames > len(rising) + 50000  # by the bytes of the tag
+    assert "error" not in transcribe(exported, whole)[1]
+    assert len(rising) <= check_audio(whole).samples < len(rising) + 3000
+    counted = tmp_path / "counted.mp3"
+    soundfile.write(str(counted), rising, 16000, format="MP3", bitrate_mode=mode)
+    counted.write_bytes(counted.read_bytes()[:-2000])
+    if mode == "VARIABLE":  # the first frames are large, and what is beyond the guess is not read
+        lacks = uncounted(tmp_path / "lacks.mp3", falling, 0, bitrate_mode=mode)
+        said = rf"{lacks} does not count its frames, and \d+ of its 22\d+ samples can be read: convert it"
+        assert re.search(said, transcribe(exported, lacks, code=1)[1])
+        with pytest.raises(BadAudio, match=said):
+            check_audio(lacks)
+    assert re.search(rf"{counted} is cut short: \d+ of 96000 samples", transcribe(exported, counted, code=1)[1])
+    with pytest.raises(BadAudio, match="is cut short: [0-9]+ of 96000 samples"):
+        check_audio(counted)
 
 
 def test_samples_of_another_scale(finished, exported, tmp_path):

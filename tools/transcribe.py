@@ -22,13 +22,12 @@ from pathlib import Path
 
 import numpy as np
 
-from kdlib.audio_header import cut_short
+from kdlib.audio_header import MP3_SLACK, cut_short, unread
 from kdlib.errors import RecipeError, in_one_line, known_failure, run_main
 from kdlib.scoring import split_characters
 from kdlib.sherpa import METHODS, RATES, SUBSAMPLING, decode_ready, make_recognizer, needed, pieces, read_model, tail
 
 BLOCK_SECONDS = 0.1
-GUESS_SECONDS = 0.2  # an MP3 may not say its length: the decoder's guess is off by a frame or two
 MOST, LOUD = 65536, 16  # beyond the first no value is a sample, beyond the second it is none of full scale 1
 HEADS = (b"RIFF", b"fLaC", b"OggS", b"FORM", b"RF64", b"caff")  # with which files of audio begin
 READ_SECONDS = 1  # of a file at a time: an hour takes no more memory than a minute, and damage costs no more than this
@@ -81,10 +80,9 @@ def file_blocks(path):
                     block = block.mean(1)
                 yield block
         found = cut_short(Path(path))
-        if not found and count < source.frames - GUESS_SECONDS * source.samplerate:
-            found = f"{count} of {source.frames} samples"
-        if found:
-            raise RecipeError(f"{path} is cut short: {found}" + ("" if count else "; it is empty: there is no sound in it"))
+        wrong = f"is cut short: {found}" if found else unread(Path(path), count, source.frames, MP3_SLACK)
+        if wrong:
+            raise RecipeError(f"{path} {wrong}" + ("" if count else "; it is empty: there is no sound in it"))
         if count == 0:
             print(f"warning: {path} is empty: there is no sound in it", file=sys.stderr)
     return source.samplerate, blocks()
