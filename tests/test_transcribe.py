@@ -139,6 +139,17 @@ def test_an_mp3_that_does_not_count_its_frames(exported, tmp_path, mode):
         check_audio(counted)
 
 
+def test_flac_that_does_not_tell_its_length(finished, exported, tmp_path):
+    file = tmp_path / "piped.flac"
+    soundfile.write(str(file), *soundfile.read(str(finished[0] / "noise-3.wav")))
+    content = bytearray(file.read_bytes())
+    content[21] &= 0xF0  # 36 bits of STREAMINFO count the samples
+    content[22:26] = bytes(4)
+    file.write_bytes(content)
+    lines, errors = transcribe(exported, file, code=1)
+    assert lines == [] and f"error: {file} does not tell its length in its header" in errors and "write it again" in errors
+
+
 def test_samples_of_another_scale(finished, exported, tmp_path):
     """One sample beyond all bounds costs that sample, and integers in a file of floats are told."""
     samples, rate = soundfile.read(str(finished[0] / "noise-3.wav"), dtype="float32")

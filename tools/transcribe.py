@@ -28,6 +28,7 @@ from kdlib.scoring import split_characters
 from kdlib.sherpa import METHODS, RATES, SUBSAMPLING, decode_ready, make_recognizer, needed, pieces, read_model, tail
 
 BLOCK_SECONDS = 0.1
+UNKNOWN_LENGTH = 2 ** 63 - 1  # libsndfile's count of the samples of FLAC from a pipe
 MOST, LOUD = 65536, 16  # beyond the first no value is a sample, beyond the second it is none of full scale 1
 HEADS = (b"RIFF", b"fLaC", b"OggS", b"FORM", b"RF64", b"caff")  # with which files of audio begin
 READ_SECONDS = 1  # of a file at a time: an hour takes no more memory than a minute, and damage costs no more than this
@@ -61,6 +62,9 @@ def file_blocks(path):
         source = soundfile.SoundFile(os.fsencode(path))  # whatever bytes the name is made of
     except Exception as error:
         raise RecipeError(f"{path} cannot be read as audio ({in_one_line(error)})") from None
+    if source.frames == UNKNOWN_LENGTH:
+        raise RecipeError(f"{path} does not tell its length in its header, so that its end cannot be read: write it again (sox "
+                          "a.flac b.flac)")
     check_rate(source.samplerate, path)
 
     def blocks():
