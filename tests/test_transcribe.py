@@ -236,7 +236,7 @@ class InputStream:
             os.kill(os.getpid(), signal.SIGINT)  # Ctrl-C, while the microphone is silent
             time.sleep(60)
         block, self.samples = self.samples[:count], self.samples[count:]
-        return block[:, None], False
+        return block[:, None], len(self.samples) < int(os.environ.get("LOST", "0"))
 """
 
 
@@ -247,6 +247,15 @@ def test_ctrl_c_ends_the_microphone(finished, exported, tmp_path, options):
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     lines, errors = transcribe(exported, "mic", *options, env={**os.environ, "PYTHONPATH": path, "HEARD": str(file)})
     assert lines == [transcribe(exported, file)[0][0].replace(str(file), "mic")] and len(lines[0]) > 10 and errors == ""
+
+
+def test_sound_that_the_microphone_lost(finished, exported, tmp_path):
+    (tmp_path / "sounddevice.py").write_text(MICROPHONE)
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path, "HEARD": str(finished[0] / "noise-3.wav"), "LOST": "4800"}
+    errors = transcribe(exported, "mic", env=environment)[1]
+    assert errors == ("warning: mic: 3 times sound was lost, since this machine did not keep up: take a smaller model or "
+                      "--int8\n")
 
 
 def test_a_microphone_that_cannot_be_opened(exported, tmp_path):

@@ -160,12 +160,19 @@ def microphone(rate):
                           "devices") from None
 
     def blocks():
+        losses = 0
         try:
             with source:
                 while True:
-                    yield source.read(int(BLOCK_SECONDS * rate))[0][:, 0]
+                    block, lost = source.read(int(BLOCK_SECONDS * rate))
+                    losses += lost  # PortAudio has thrown sound away since the last call
+                    yield block[:, 0]
         except sounddevice.PortAudioError as error:
             raise RecipeError(f"the microphone cannot be read any more ({error})") from None
+        finally:
+            if losses:
+                print(f"warning: mic: {losses} times sound was lost, since this machine did not keep up: take a smaller model "
+                      "or --int8", file=sys.stderr)
     return blocks()
 
 
