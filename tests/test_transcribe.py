@@ -1,6 +1,7 @@
 """tools/transcribe.py as a command: files, standard input and the microphone, and what it cannot read."""
 
 import fcntl
+import io
 import json
 import os
 import re
@@ -11,12 +12,15 @@ import subprocess
 import sys
 import termios
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import soundfile
+from scripts import load
 from untrained import LOCAL, own_words, script
 
+from kdlib.errors import RecipeError
 from kdlib.files import write_json
 from kdlib.manifests import BadAudio, check_audio
 from kdlib.sherpa import seal
@@ -179,11 +183,37 @@ def test_what_standard_input_may_be(finished, exported):
     assert lines == [line] and errors == "warning: -: the last byte is half a sample, and was left out\n"
     lines, errors = transcribe(exported, "-", input=b"")
     assert len(lines) == 1 and errors == "warning: -: there was no sound in it\n"
-    errors = transcribe(exported, "-", code=1, input=file.read_bytes())[1]
-    assert "error: -: this is a file with a header (RIFF), and no raw PCM: give it by its name" in errors
+    lines, errors = transcribe(exported, "-", input=raw[:20])  # fewer bytes than are looked at
+    assert len(lines) == 1 and errors == ""
     errors = transcribe(exported, "-", code=1, start="import os; os.close(0); import sys; sys.stdin = None; " + START)[1]
     assert "error: -: standard input is closed: pipe raw PCM into it" in errors
     assert "warning: --rate is of raw PCM on '-'" in transcribe(exported, file, "--rate", "8000")[1]
+
+
+def test_files_on_standard_input(monkeypatch):
+    """What is there by its first bytes; and samples that begin as the frame of an MP3 would."""
+    tool = load(TRANSCRIBE)
+
+    def blocks(content):
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BufferedReader(io.BytesIO(content))))
+        return np.concatenate(list(tool.standard_input(8000)))
+
+    for kind, name in {"WAV": "WAV", "RF64": "WAV", "FLAC": "FLAC", "OGG": "Ogg", "AIFF": "AIFF", "CAF": "CAF", "W64": "W64",
+                       "AU": "AU", "NIST": "NIST SPHERE", "MP3": "MP3"}.items():
+        content = io.BytesIO()
+        soundfile.write(content, np.sin(np.arange(8000)), 8000, format=kind)
+        with pytest.raises(RecipeError, match=rf"this is a file \({name}\), .* \(ffmpeg -i - -f s16le -ac 1 -ar 8000 -\)"):
+            blocks(content.getvalue())
+    for head, name in {b"ID3\4": "MP3", b"\x1aE\xdf\xa3": "WebM or Matroska", b"\0\0\0\x20ftypM4A ": "MP4"}.items():
+        with pytest.raises(RecipeError, match=f"this is a file .{name}."):
+            blocks(head + bytes(100))
+    assert blocks(b"\xff\xfb" + bytes(98)).tolist() == [-1025 / 32768] + [0.0] * 49
+
+
+def test_samples_without_a_header(exported, tmp_path):
+    (tmp_path / "a.RAW").write_bytes(bytes(1000))
+    assert re.search(r"a\.RAW is by its name samples without a header.*: pipe it into '-', with its own --rate",
+                     transcribe(exported, tmp_path / "a.RAW", code=1)[1])
 
 
 def test_names_of_all_kinds(finished, exported, tmp_path):

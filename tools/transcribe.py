@@ -16,6 +16,7 @@ import environment  # noqa: F401  first, since the rest needs what it finds
 import argparse
 import itertools
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -30,7 +31,12 @@ from kdlib.sherpa import METHODS, RATES, SUBSAMPLING, decode_ready, make_recogni
 BLOCK_SECONDS = 0.1
 UNKNOWN_LENGTH = 2 ** 63 - 1  # libsndfile's count of the samples of FLAC from a pipe
 MOST, LOUD = 65536, 16  # beyond the first no value is a sample, beyond the second it is none of full scale 1
-HEADS = (b"RIFF", b"fLaC", b"OggS", b"FORM", b"RF64", b"caff")  # with which files of audio begin
+# How files of audio begin. Of MP3 without a tag only those that count their frames: the first bytes of the others may well be
+# samples.
+HEADS = {"WAV": rb"RIFF|RF64", "FLAC": rb"fLaC", "Ogg": rb"OggS", "AIFF": rb"FORM", "CAF": rb"caff", "W64": rb"riff",
+         "AU": rb"\.snd", "NIST SPHERE": rb"NIST", "MP3": rb"ID3[\2-\4]|\xff[\xe2-\xff].{2,38}?(?:Xing|Info|VBRI)",
+         "WebM or Matroska": rb"\x1aE\xdf\xa3", "MP4": rb".{4}ftyp"}
+HEAD_BYTES = 48  # the most that are looked at
 READ_SECONDS = 1  # of a file at a time: an hour takes no more memory than a minute, and damage costs no more than this
 
 
@@ -58,6 +64,9 @@ def file_blocks(path):
         raise RecipeError(f"{path}: there is no such file")
     if not Path(path).is_file():
         raise RecipeError(f"{path} is no regular file, which can be read from any place: pipe raw PCM into '-'")
+    if Path(path).suffix.lower() == ".raw":  # which soundfile goes by, whatever is in the file
+        raise RecipeError(f"{path} is by its name samples without a header, whose rate nothing tells: pipe it into '-', with "
+                          f"its own --rate, if it is 16 bit and one channel (transcribe.py --rate 16000 - < {path})")
     try:
         source = soundfile.SoundFile(os.fsencode(path))  # whatever bytes the name is made of
     except Exception as error:
@@ -132,10 +141,12 @@ def standard_input(rate):
     while True:
         data = sys.stdin.buffer.read1(size)
         rest += data
-        if data and not begun and len(rest) < 4:
+        if data and not begun and len(rest) < HEAD_BYTES:
             continue
-        if not begun and rest[:4] in HEADS:
-            raise RecipeError(f"-: this is a file with a header ({rest[:4].decode()}), and no raw PCM: give it by its name")
+        kind = next((kind for kind, head in HEADS.items() if not begun and re.match(head, rest, re.DOTALL)), None)
+        if kind:
+            raise RecipeError(f"-: this is a file ({kind}), and no raw PCM: give it by its name, or decode it on the way "
+                              f"(ffmpeg -i - -f s16le -ac 1 -ar {rate} -)")
         begun = True
         whole = len(rest) // 2 * 2
         block, rest = rest[:whole], rest[whole:]
