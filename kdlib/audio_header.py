@@ -41,6 +41,10 @@ def cut_short(path: Path) -> Optional[str]:
         elif head[:7] == b"NIST_1A":
             promised = _nist_end(file)
         elif head[:4] == b"OggS":
+            second = _second_stream(file, size)
+            if second:
+                return (f"another stream begins after {second} bytes, and the first alone is read: convert it (ffmpeg -i a.ogg "
+                        "b.wav)")
             file.seek(max(0, size - _OGG_PAGE))
             start, data = file.tell(), file.read()
             promised, at_least = start + _end_of_last_page(data), "at least "
@@ -164,6 +168,22 @@ def _nist_end(file: BinaryIO) -> int:
     numbers = [int(found[key][1]) if found[key] and found[key][1].isdigit() else default
                for key, default in (("sample_count", 0), ("channel_count", 1), ("sample_n_bytes", 0))]
     return length + numbers[0] * numbers[1] * numbers[2]
+
+
+def _second_stream(file: BinaryIO, size: int) -> int:
+    """Where an Ogg stream begins that follows another, as where files were joined; 0 where none does. Streams that run side
+    by side begin before all else."""
+    place, begun = 0, False
+    while place + 27 <= size:
+        file.seek(place)
+        head = file.read(27 + 255)
+        if head[:4] != b"OggS":
+            break
+        if begun and head[5] & 2:
+            return place
+        begun = not head[5] & 2
+        place += 27 + head[26] + sum(head[27:27 + head[26]])
+    return 0
 
 
 def _end_of_last_page(data: bytes) -> int:

@@ -143,6 +143,19 @@ def test_an_mp3_that_does_not_count_its_frames(exported, tmp_path, mode):
         check_audio(counted)
 
 
+def test_ogg_files_joined_to_one(finished, exported, tmp_path):
+    file = tmp_path / "joined.ogg"
+    for kind in ("VORBIS", "OPUS"):
+        soundfile.write(str(file), *soundfile.read(str(finished[0] / "noise-3.wav")), format="OGG", subtype=kind)
+        first = file.read_bytes()
+        file.write_bytes(first + first)
+        lines, errors = transcribe(exported, file, code=1)
+        assert len(lines[0]) > len(f"{file}: ")  # the first is heard
+        assert f"{file} is cut short: another stream begins after {len(first)} bytes, and the first alone is read" in errors
+        with pytest.raises(BadAudio, match="another stream begins"):
+            check_audio(file)
+
+
 def test_flac_that_does_not_tell_its_length(finished, exported, tmp_path):
     file = tmp_path / "piped.flac"
     soundfile.write(str(file), *soundfile.read(str(finished[0] / "noise-3.wav")))
