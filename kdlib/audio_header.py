@@ -69,7 +69,7 @@ def unread(path: Path, samples: int, expected: int, slack: int = 0) -> Optional[
 
 def uncounted_samples(path: Path) -> Optional[int]:
     """The samples of each channel in the frames of an MP3 file that does not count them itself, in a first frame that holds
-    Xing, Info or VBRI in place of sound; None of any other file.
+    Xing, Info or VBRI in place of sound; 0 where they cannot be counted here, None of any other file.
 
     libsndfile guesses the length of such a file by the size of its first frame and of the whole, tags among it, and reads no
     further than that.
@@ -81,13 +81,12 @@ def uncounted_samples(path: Path) -> Optional[int]:
             file.seek(place)
             head = file.read(10)
         frame = head + file.read(38)
-        if _mp3_frame(frame) == (0, 0):
-            return 0 if place and frame[:4] != b"fLaC" else None  # bytes between a tag and the sound; FLAC has tags, too
+        if _mp3_frame(frame) == (0, 0):  # of another layer, or with bytes between a tag and the sound; FLAC may have tags, too
+            return 0 if (place or frame[:2] >= b"\xff\xe0") and frame[:4] != b"fLaC" else None
         found = re.search(rb"(?:Xing|Info)(....)|VBRI", frame[4:], re.DOTALL)
         if found and (found[1] is None or found[1][3] & 1):
             return None
-        file.seek(place)
-        return _mp3_samples(file.read())
+        return _mp3_samples(file, place, path.stat().st_size)
 
 
 def _mp3_frame(head: bytes) -> Tuple[int, int]:
@@ -99,14 +98,15 @@ def _mp3_frame(head: bytes) -> Tuple[int, int]:
     return (samples * 125 * kbits // rate + (head[2] >> 1 & 1), samples) if kbits and rate else (0, 0)
 
 
-def _mp3_samples(data: bytes) -> int:
-    """The samples in the whole frames with which the data begins."""
-    place = count = 0
+def _mp3_samples(file: BinaryIO, place: int, size: int) -> int:
+    """The samples in the whole frames that follow one another from there."""
+    count = 0
     while True:
-        size, samples = _mp3_frame(data[place:place + 4])
-        if size == 0 or place + size > len(data):
+        file.seek(place)
+        length, samples = _mp3_frame(file.read(4))
+        if length == 0 or place + length > size:
             return count
-        place, count = place + size, count + samples
+        place, count = place + length, count + samples
 
 
 def _known(count: int) -> int:

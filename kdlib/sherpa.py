@@ -167,7 +167,7 @@ def hear(recognizer: Any, about: Dict[str, Any], samples: np.ndarray) -> List[st
 def seems_byte_bpe(tokens: Sequence[str]) -> bool:
     """Whether sherpa-onnx takes the tokens for bytes written as letters: where the highest byte of all, but for a first
     ``\u2581`` of each, is exactly 0xC6, with which such letters as the Azerbaijani \u018f begin."""
-    return max((max(token[token.startswith("\u2581"):].encode(), default=0) for token in tokens), default=0) == 0xC6
+    return max(byte for token in tokens for byte in token.removeprefix("\u2581").encode()) == 0xC6
 
 
 def tail(about: Dict[str, Any], rate: int) -> np.ndarray:

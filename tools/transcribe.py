@@ -143,9 +143,9 @@ def standard_input(rate):
         rest += data
         if data and not begun and len(rest) < HEAD_BYTES:
             continue
-        kind = next((kind for kind, head in HEADS.items() if not begun and re.match(head, rest, re.DOTALL)), None)
-        if kind:
-            raise RecipeError(f"-: this is a file ({kind}), and no raw PCM: give it by its name, or decode it on the way "
+        kinds = [] if begun else [kind for kind, head in HEADS.items() if re.match(head, rest, re.DOTALL)]
+        if kinds:
+            raise RecipeError(f"-: this is a file ({kinds[0]}), and no raw PCM: give it by its name, or decode it on the way "
                               f"(ffmpeg -i - -f s16le -ac 1 -ar {rate} -)")
         begun = True
         whole = len(rest) // 2 * 2
