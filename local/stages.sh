@@ -221,7 +221,7 @@ write_results() {  # stage 8
 
 # export_model NAME TRAINED_IN: exp/NAME to exp/export/NAME, and the test sets decoded from there by sherpa-onnx.
 export_model() {
-  local name=$1 trained_in=$2 folder=$exp/export/$1 extra suffix option heard
+  local name=$1 trained_in=$2 folder=$exp/export/$1 extra suffix option heard made
   mapfile -t extra < <(settings fbank)
   step "export-$name" --conf "$(conf fbank.yaml)" --from 3 "$lang/tokens.txt" \
     --from "$trained_in" "$exp/$name/done.json" "$exp/$name/epoch-*.pt" --makes "$folder/model.json" "$folder/*.onnx" \
@@ -231,10 +231,11 @@ export_model() {
   # shellcheck disable=SC2086  # names without spaces, to be split
   mapfile -t heard < <(cuts "$fbank" $test_sets)
   for suffix in '' -int8; do
-    option=${suffix:+--int8}
+    option=${suffix:+--int8} made=("$folder/decode$suffix/summary.json")
+    if [[ ! $suffix ]]; then made+=("$folder/test_wavs/trans.txt"); fi
     # shellcheck disable=SC2086  # no word where it is empty
     step "sherpa$suffix-$name" --from 2 "${heard[@]}" --from 9 "$folder/model.json" "$folder/*.onnx" \
-      --makes "$folder/decode$suffix/summary.json" -- \
+      --makes "${made[@]}" -- \
       python "$scripts/decode_sherpa.py" --model "$folder" --cuts "$fbank" --test-sets "$test_sets" $option
   done
 }

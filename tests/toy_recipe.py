@@ -55,6 +55,7 @@ for name in ("encoder.onnx", "tokens.txt", "model.json"): write(value("--output"
 """,
     "local/decode_sherpa.py": """
 write(value("--model") / ("decode-int8" if "--int8" in words else "decode") / "summary.json", "")
+if "--int8" not in words: write(value("--model") / "test_wavs" / "trans.txt", "")
 """,
     "local/ablation.py": """
 if "table" in words: write(value("--report"), value("--exp").name)
