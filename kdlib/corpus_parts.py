@@ -14,6 +14,7 @@ from lhotse.utils import to_list
 from kdlib.config import DataConfig
 from kdlib.corpus import checked_cuts, write_cuts
 from kdlib.corpus_forms import Part, named_apart, plain_name, read_manifests
+from kdlib.corpus_forms.shared import said_role
 from kdlib.errors import RecipeError
 from kdlib.files import PathLike
 from kdlib.manifests import Skipped, SkippedFile, normalise_text
@@ -56,26 +57,37 @@ def check_trainable(cuts: Sequence[Cut], role: str, source: str) -> None:
 
 
 def part_roles(names: Iterable[str]) -> Dict[str, List[str]]:
-    """The parts of a corpus that make train and dev, and each test set; by the words in their names.
+    """The parts of a corpus that make train and dev, and each test set; by the words in their names
+    (:func:`kdlib.corpus_forms.shared.said_role`). Where no name says anything, all make train. What is called ``invalidated``, as
+    the clips are that Common Voice's listeners refused, makes nothing.
 
     >>> part_roles(["train-clean-5", "dev-clean-2", "test-other"])
     {'train': ['train-clean-5'], 'dev': ['dev-clean-2'], 'test-other': ['test-other']}
 
     Raises:
-        RecipeError: two test sets would be called the same.
+        RecipeError: two test sets would be called the same, or some names say what their parts are for and others do not.
     """
-    roles: Dict[str, List[str]] = {"train": [], "dev": []}
-    tests: List[str] = []
-    for name in names:
-        words = re.findall(r"[^\W\d_]+", name.lower())
-        if any(word.startswith(("test", "eval")) or word == "tst" for word in words):
-            tests.append(name)
-        elif any(word.startswith("dev") or word in ("val", "valid", "validation", "cv") for word in words):
-            roles["dev"].append(name)
-        else:
-            roles["train"].append(name)
-    named = named_apart(tests, "the corpus", lambda name: re.sub("[-.]+", "-", plain_name(name.lower())).strip("-"))
+    said = {name: said_role(name) for name in names if not re.search("invalidated", name, re.IGNORECASE)}
+    unclear = [name for name, role in said.items() if role is None]
+    if unclear and len(unclear) < len(said):
+        raise RecipeError(f"the part{'s' * (len(unclear) > 1)} {', '.join(unclear)} might be for training or for a test, beside "
+                          f"{', '.join(name for name in said if name not in unclear)}: rename what they come from, so that "
+                          "each name says train, dev or test, or take it out (parts that Lhotse prepares are files once "
+                          "'lhotse prepare' wrote them, which --manifests reads)")
+    roles = {role: [name for name, some in said.items() if (some or "train") == role] for role in ("train", "dev", "test")}
+    named = named_apart(roles.pop("test"), "the corpus",
+                        lambda name: re.sub("[-.]+", "-", plain_name(name.lower())).strip("-"))
     return {**{role: parts for role, parts in roles.items() if parts}, **{role: [name] for name, role in named.items()}}
+
+
+def describe_roles(names: Sequence[str], roles: Mapping[str, Sequence[str]]) -> List[str]:
+    """A line for each role that says which of a corpus's parts make it, and one of those that make none; nothing of a corpus
+    of one part."""
+    if len(names) < 2:
+        return []
+    left = [name for name in names if not any(name in parts for parts in roles.values())]
+    return [*(f"{role} is made of {', '.join(parts)}" for role, parts in roles.items()),
+            *([f"left out: {', '.join(left)}"] if left else [])]
 
 
 def check_apart(parts: Mapping[str, Part], roles: Mapping[str, Sequence[str]]) -> None:

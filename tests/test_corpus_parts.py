@@ -11,8 +11,9 @@ from skipping import listed
 from toy_corpora import SPEAKERS, csv_corpus, cut, say
 
 from kdlib.corpus_forms import read_corpus, read_manifests, write_parts
-from kdlib.corpus_parts import (check_apart, checked_role, describe_holding, hold_out, part_roles, prepare_parts,
-                                subset)
+from kdlib.corpus_forms.shared import said_role
+from kdlib.corpus_parts import (check_apart, checked_role, describe_holding, describe_roles, hold_out, part_roles,
+                                prepare_parts, subset)
 from kdlib.errors import RecipeError
 from kdlib.manifests import Skipped
 from kdlib.survey import shared_speakers
@@ -87,11 +88,31 @@ class TestHoldingOut:
         assert by == "speaker" and describe_holding(["dev"], by, dealt["train"]) == "dev is held out of train by speaker"
 
     def test_parts_by_their_names(self):
-        assert part_roles(["train_clean", "other", "Dev-A", "valid", "test_other", "eval92"]) == {
-            "train": ["train_clean", "other"], "dev": ["Dev-A", "valid"], "test-other": ["test_other"], "eval92": ["eval92"]}
-        assert part_roles(["all"]) == {"train": ["all"]}
-        assert part_roles(["größe-test", "prédev", "test.1"]) == {"train": ["prédev"], "größe-test": ["größe-test"],
-                                                                 "test-1": ["test.1"]}
+        assert part_roles(["train_clean", "Dev-A", "valid", "test_other", "eval92"]) == {
+            "train": ["train_clean"], "dev": ["Dev-A", "valid"], "test-other": ["test_other"], "eval92": ["eval92"]}
+        assert part_roles(["all"]) == {"train": ["all"]} and part_roles(["a", "b"]) == {"train": ["a", "b"]}
+        assert part_roles(["größe-test", "prédev-train", "test.1"]) == {
+            "train": ["prédev-train"], "größe-test": ["größe-test"], "test-1": ["test.1"]}
+
+    @pytest.mark.parametrize("role, names", [
+        ("train", "train tr tr05_real si_tr_s train_devanagari train-nodev tr_no_dev et-train tt-train no-train TrainClean"),
+        ("dev", "validate Validation val cv dt05 si_dt_05 TrainDev train_dev devclean cv-dev no-dev"),
+        ("test", "tt et05 si_et_05 held-out held_out HeldOut heldout2 holdout unseen TrainTest evaltest eval2000 TEST_NET tst"),
+        (None, "devices testimonies other validated all no XL")])
+    def test_what_names_of_parts_say(self, role, names):
+        assert {name: said_role(name) for name in names.split()} == dict.fromkeys(names.split(), role)
+
+    def test_a_part_that_might_be_for_a_test_is_refused(self):
+        with pytest.raises(RecipeError, match="the parts other, validated might be for training or for a test, beside "
+                                              "train, dev: rename what they come from"):
+            part_roles(["train", "dev", "other", "validated"])
+
+    def test_what_was_called_invalidated_makes_nothing(self):
+        names = ["train", "test", "eu-invalidated"]
+        assert part_roles(names) == {"train": ["train"], "test": ["test"]}
+        assert describe_roles(names, part_roles(names)) == [
+            "train is made of train", "test is made of test", "left out: eu-invalidated"]
+        assert describe_roles(["all"], {"train": ["all"]}) == []
 
     @pytest.mark.parametrize("names", [("test_a", "test-a"), ("Test", "test"), ("train", "eval.1", "eval-1")])
     def test_test_sets_of_one_name_are_refused(self, names):

@@ -120,7 +120,9 @@ class TestTheRecipe:
             new_recipe("--lhotse", "commonvoice", "--corpus-dir", commonvoice_corpus(tmp_path / "old", columns))
         corpus = commonvoice_corpus(tmp_path / "new", f"{columns} variant")
         output = new_recipe("--lhotse", "commonvoice", "--corpus-dir", corpus)
-        assert [line.split(" utt")[0] for line in output.splitlines()[:3]] == ["train: 20", "dev: 2", "eu-test: 2"]
+        assert [line.split(" utt")[0] for line in output.splitlines()[:6]] == [
+            "train is made of eu-train", "dev is made of eu-dev", "eu-test is made of eu-test", "train: 20", "dev: 2",
+            "eu-test: 2"]
         assert "audio: 24 recordings of 32000 Hz, 1 channel" in output and "held out" not in output
         assert len(CutSet.from_file(stage_1(new_recipe.folder) / "cuts_eu-test.jsonl.gz")) == 2
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Dict
 
 from kdlib.corpus_forms import read_corpus
-from kdlib.corpus_parts import (check_apart, check_trainable, checked_role, describe_holding, hold_out, part_roles,
-                                trainable)
+from kdlib.corpus_parts import (check_apart, check_trainable, checked_role, describe_holding, describe_roles, hold_out,
+                                part_roles, trainable)
 from kdlib.errors import RecipeError, run_main
 from kdlib.manifests import Skipped
 from kdlib.options import require_positive
@@ -142,6 +142,8 @@ def main():
     roles = part_roles(parts)
     if "train" not in roles:
         raise RecipeError(f"{source} has no part to train on, but {', '.join(parts)}: rename one, or leave the parts out")
+    for line in describe_roles(list(parts), roles):
+        print(line)
     check_apart(parts, roles)
     found = rates(recording for recordings, _ in parts.values() for recording in recordings)
     if not found:

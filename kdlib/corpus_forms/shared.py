@@ -2,8 +2,9 @@
 
 import codecs
 import os
+import re
 from pathlib import Path
-from typing import Any, Iterable, Tuple
+from typing import Any, Iterable, Optional, Tuple
 
 from lhotse import Recording, RecordingSet, SupervisionSet
 from lhotse.audio import AudioSource
@@ -13,6 +14,12 @@ from kdlib.manifests import BadAudio, read_header
 
 Part = Tuple[RecordingSet, SupervisionSet]
 WHOLE = "all"  # the one part of a corpus that is not divided
+# The words of names that say what a part is for, whole (devices are no dev set), alone or one after the other (evaltest);
+# and the abbreviations, which say it where none of these words does: some are languages too (et-train).
+_FOR = (("test", "tests|testing|testset|test|tst|evaluation|eval|unseen|heldout|holdout"),
+        ("dev", "development|devset|dev|validation|validate|valid|val"),
+        ("train", "training|trainset|train|trn"))
+_SHORT_FOR = (("test", "tt|et"), ("dev", "cv|dt"), ("train", "tr"))
 
 
 def read_text(path: Path) -> str:
@@ -29,6 +36,22 @@ def read_text(path: Path) -> str:
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path} is not UTF-8 (byte {error.start}): convert it, for example with "
                           "iconv -f latin1 -t utf-8") from None
+
+
+def said_role(name: str) -> Optional[str]:
+    """Whether a part's name says test, dev or train (of several the first of these), or None where it says none of them.
+
+    >>> [said_role(name) for name in ("train_dev", "TrainTest", "si_et_05", "train_no_dev", "devices")]
+    ['dev', 'test', 'test', 'train', None]
+    """
+    spaced = re.sub("([a-z])([A-Z])", r"\1 \2", name).lower()
+    spaced = re.sub(r"\b(held|hold)[\W_]+out\b", "heldout", re.sub(r"[\W\d_]+", " ", spaced))
+    words = re.sub(r"(?<=\w )no \w+", "", spaced).split()  # but no-train is Norwegian
+    everything = "|".join(known for _, known in _FOR) + "|set|clean|other"
+    for role, known in (*_FOR, *_SHORT_FOR):
+        if any(re.fullmatch(f"({everything})*({known})({everything})*", word) for word in words):
+            return role
+    return None
 
 
 def is_there(path: Path) -> bool:
