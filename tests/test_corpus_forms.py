@@ -111,6 +111,30 @@ class TestForms:
         with pytest.raises(RecipeError, match=said):
             self.table(tmp_path, f"{header}\na.wav,one,two\n")
 
+    @pytest.mark.parametrize("column", ["split", "Subset", "set", "part"])
+    def test_a_column_says_what_part_a_row_is_in(self, tmp_path, capsys, column):
+        for name in ("a.wav", "b.wav", "c.wav", "d.wav"):
+            soundfile.write(tmp_path / name, say(["ONE"]), 16000)
+        (tmp_path / "t.csv").write_text(f"audio,text,{column},take\na.wav,one,train,1\nb.wav,two,test,1\nc.wav,three,train,2\n"
+                                        "d.wav,four,,2\n")
+        skipped = Reasons()
+        parts = read_corpus("csv", str(tmp_path / "t.csv"), skipped)
+        assert {part: [[r.id for r in of], [s.text for s in said]] for part, (of, said) in parts.items()} == {
+            "train": [["a", "c"], ["one", "three"]], "test": [["b"], ["two"]]}
+        assert list(skipped.of.values()) == [f"its cell of the column {column} is empty"]
+        assert capsys.readouterr().out == f"{tmp_path / 't.csv'}: not used: the column take\n"
+
+    def test_a_column_of_other_parts_is_not_used_and_that_is_said(self, tmp_path, capsys):
+        found, left_out = self.table(tmp_path, "audio,text,part\na.wav,one,1\nb.wav,two,2\nc.wav,three,\n")
+        assert len(found) == 3 and left_out == {}
+        assert "the column part makes no parts, since none of its values says train, dev or test" in capsys.readouterr().out
+
+    def test_a_cell_without_a_value_is_no_word(self, tmp_path):
+        found, left_out = self.table(tmp_path, "audio,text,speaker\na.wav,one,nan\nb.wav,NaN,anna\nc.wav,NULL,anna\n")
+        assert found == [("a", "one")] and sorted(left_out.values()) == [
+            f"its text is {cell}, which tables hold where there is none" for cell in ("NULL", "NaN")]
+        assert next(iter(read_corpus("csv", str(tmp_path / "t.csv"), Skipped())["all"][1])).speaker is None
+
     def test_files_of_one_id_are_both_named(self, tmp_path):
         found, left_out = self.table(tmp_path, "s1/1-0.wav,one\ns1-1/0.wav,two\n./s1/1-0.wav,three\n",
                                      ("s1/1-0.wav", "s1-1/0.wav"))

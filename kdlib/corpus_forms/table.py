@@ -9,10 +9,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Callable, Dict, Iterator, List, Optional, Tuple, Union
 
-from lhotse import RecordingSet, SupervisionSegment, SupervisionSet
+from lhotse import Recording, RecordingSet, SupervisionSegment, SupervisionSet
 from tqdm import tqdm
 
-from kdlib.corpus_forms.shared import WHOLE, Part, all_channels, audio_base, read_text, recording_of
+from kdlib.corpus_forms.shared import WHOLE, Part, all_channels, audio_base, read_text, recording_of, said_role
 from kdlib.errors import RecipeError
 from kdlib.manifests import BadAudio, Skipped
 
@@ -24,7 +24,9 @@ COLUMNS = {  # the best first, where a table has several of them
     "start": ("start", "start_time", "begin", "offset"),
     "end": ("end", "end_time", "stop"),
     "duration": ("duration",),
+    "part": ("split", "subset", "set", "part"),
 }
+_NOTHING = ("nan", "NaN", "NULL")  # as programs write a cell without a value
 # Tabs and bars come first: commas and semicolons stand in transcripts too.
 _SEPARATORS = ("\t", "|", ";", ",")
 
@@ -33,7 +35,8 @@ def read_csv(path: Path, skipped: Skipped) -> Dict[str, Part]:
     """A table of audio path, text and (if there is one) speaker, separated by commas, semicolons, tabs or bars.
 
     A first row that names the columns may order them otherwise and hold more: with ``start`` and ``end`` or ``duration``, in
-    seconds, a row is of that much of its file. Relative paths start where ``audio_base`` says. Between commas and
+    seconds, a row is of that much of its file; a ``split`` says which part of the corpus it is in, where any of its values
+    says train, dev or test. Relative paths start where ``audio_base`` says. Between commas and
     semicolons a cell may be quoted, as spreadsheets write it, and then hold separators and line ends; between tabs and
     bars a quote is a character like others, but for the pair around a whole cell, inside which it is doubled.
 
@@ -61,7 +64,7 @@ def read_csv(path: Path, skipped: Skipped) -> Dict[str, Part]:
             lacks = "audio" if place["audio"] is None else "text"
             raise RecipeError(f"{path}: the first row names a column {known[0]}, but none of the {lacks}: call that one "
                               f"{lacks} (or {', '.join(COLUMNS[lacks][1:4])})")
-        place, header = {"audio": 0, "text": 1, "speaker": 2, "start": None, "end": None, "duration": None}, None
+        place, header = {**dict.fromkeys(COLUMNS), "audio": 0, "text": 1, "speaker": 2}, None
         columns, usual = Counter(map(len, readable)).most_common(1)[0][0], "most rows have"
     else:
         columns, usual = len(header), "the first row has"
@@ -71,9 +74,14 @@ def read_csv(path: Path, skipped: Skipped) -> Dict[str, Part]:
                               + ("end, but not where they start: add a column start" if place["start"] is None else
                                  "start, but not where they end: add a column end or duration"))
     rows = list(_rows(lines, separator, is_audio, columns))
-    base = audio_base((row[place["audio"]].strip() for _, row in rows
-                       if not isinstance(row, str) and len(row) == columns and row != header), path.parent)
-    recordings, segments = {}, []
+    sound = [row for _, row in rows if not isinstance(row, str) and len(row) == columns and row != header]
+    split = header[place["part"]].strip() if place["part"] is not None else ""
+    if split and not any(said_role(row[place["part"]]) for row in sound):
+        print(f"{path}: the column {split} makes no parts, since none of its values says train, dev or test")
+        split = ""
+    base = audio_base((row[place["audio"]].strip() for row in sound), path.parent)
+    recordings: Dict[str, Recording] = {}
+    parts: Dict[str, Tuple[Dict[str, Recording], List[SupervisionSegment]]] = {}
     for number, row in tqdm(rows, desc="headers", unit="file", mininterval=5):
         where = f"{path}, line {number}"
         if row == header:
@@ -87,6 +95,14 @@ def read_csv(path: Path, skipped: Skipped) -> Dict[str, Part]:
             continue
         if columns < 2 or not row[place["audio"]].strip():
             skipped.add(where, f"it has {columns} columns, and no audio path with its text")
+            continue
+        part = row[place["part"]].strip() if split else WHOLE
+        if not part:
+            skipped.add(where, f"its cell of the column {split} is empty")
+            continue
+        text = row[place["text"]]
+        if text.strip() in _NOTHING:
+            skipped.add(where, f"its text is {text.strip()}, which tables hold where there is none")
             continue
         file = row[place["audio"]].strip()
         name = re.sub(r"[\s/\\]+", "-", os.path.splitext(Path(file))[0]).strip("-") or file
@@ -102,6 +118,8 @@ def read_csv(path: Path, skipped: Skipped) -> Dict[str, Part]:
                 skipped.add(name, str(error))
                 continue
         speaker = row[place["speaker"]].strip() if place["speaker"] is not None and columns > place["speaker"] else ""
+        if speaker in _NOTHING:
+            speaker = ""
         audio, id_, start, end = recordings[name], name, 0.0, recordings[name].duration
         if place["start"] is not None:
             try:
@@ -111,10 +129,12 @@ def read_csv(path: Path, skipped: Skipped) -> Dict[str, Part]:
             except (ValueError, OverflowError):
                 skipped.add(where, "its times are no numbers of seconds")
                 continue
+        of, segments = parts.setdefault(part, ({}, []))
+        of[name] = audio
         segments.append(SupervisionSegment(id=id_, recording_id=name, start=start, duration=end - start,
-                                           channel=all_channels(audio), text=row[place["text"]],
-                                           speaker=speaker or None))
-    return {WHOLE: (RecordingSet.from_recordings(recordings.values()), SupervisionSet.from_segments(segments))}
+                                           channel=all_channels(audio), text=text, speaker=speaker or None))
+    return {part: (RecordingSet.from_recordings(of.values()), SupervisionSet.from_segments(segments))
+            for part, (of, segments) in (parts or {WHOLE: ({}, [])}).items()}
 
 
 def _rows(lines: List[str], separator: str, is_audio: Callable[[str], bool],
@@ -173,7 +193,7 @@ def _column(header: List[str], name: str) -> Optional[int]:
 
 
 def _check_choice(path: Path, header: List[str], place: Dict[str, Optional[int]]) -> None:
-    """Refuse two columns of the name that was chosen, and say which was where there was a choice."""
+    """Refuse two columns of the name that was chosen; say which was where there was a choice, and which have no use."""
     titles = _titles(header)
     for name, known in COLUMNS.items():
         others = [title for title in titles if title in known and titles.index(title) != place[name]]
@@ -182,3 +202,6 @@ def _check_choice(path: Path, header: List[str], place: Dict[str, Optional[int]]
                               f"one that is not the {name}")
         if others:
             print(f"{path}: the {name} is the column {titles[place[name]]}, not {' or '.join(dict.fromkeys(others))}")
+    unknown = [title for title in titles if title and not any(title in known for known in COLUMNS.values())]
+    if unknown:
+        print(f"{path}: not used: the column{'s' * (len(unknown) > 1)} {', '.join(unknown)}")
