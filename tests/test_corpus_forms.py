@@ -135,6 +135,16 @@ class TestForms:
             f"its text is {cell}, which tables hold where there is none" for cell in ("NULL", "NaN")]
         assert next(iter(read_corpus("csv", str(tmp_path / "t.csv"), Skipped())["all"][1])).speaker is None
 
+    def test_ids_say_nothing_of_where_a_corpus_stands(self, tmp_path):
+        ids = []
+        for place in (tmp_path / "here", tmp_path / "far" / "away"):
+            for name in ("s1/a", "s2/b"):
+                (place / name).parent.mkdir(parents=True)
+                soundfile.write(place / f"{name}.wav", say(["ONE"]), 16000)
+            (tmp_path / "t.csv").write_text(f"{place}/s1/a.wav,one\n{place}/s2/b.wav,two\n")
+            ids.append([s.id for s in self.read("csv", tmp_path / "t.csv")[0]["all"][1]])
+        assert ids == [["s1-a", "s2-b"]] * 2
+
     def test_files_of_one_id_are_both_named(self, tmp_path):
         found, left_out = self.table(tmp_path, "s1/1-0.wav,one\ns1-1/0.wav,two\n./s1/1-0.wav,three\n",
                                      ("s1/1-0.wav", "s1-1/0.wav"))

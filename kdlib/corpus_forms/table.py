@@ -79,7 +79,10 @@ def read_csv(path: Path, skipped: Skipped) -> Dict[str, Part]:
     if split and not any(said_role(row[place["part"]]) for row in sound):
         print(f"{path}: the column {split} makes no parts, since none of its values says train, dev or test")
         split = ""
-    base = audio_base((row[place["audio"]].strip() for row in sound), path.parent)
+    files = [row[place["audio"]].strip() for row in sound]
+    base = audio_base(files, path.parent)
+    folders = [os.path.dirname(file) for file in files if os.path.isabs(file)]
+    top = os.path.commonpath(folders) if folders else ""
     recordings: Dict[str, Recording] = {}
     parts: Dict[str, Tuple[Dict[str, Recording], List[SupervisionSegment]]] = {}
     for number, row in tqdm(rows, desc="headers", unit="file", mininterval=5):
@@ -105,7 +108,9 @@ def read_csv(path: Path, skipped: Skipped) -> Dict[str, Part]:
             skipped.add(where, f"its text is {text.strip()}, which tables hold where there is none")
             continue
         file = row[place["audio"]].strip()
-        name = re.sub(r"[\s/\\]+", "-", os.path.splitext(Path(file))[0]).strip("-") or file
+        # Where the corpus stands is no part of an id: what is held out goes by them.
+        within = os.path.relpath(file, top) if os.path.isabs(file) else Path(file)
+        name = re.sub(r"[\s/\\]+", "-", os.path.splitext(within)[0]).strip("-") or file
         located = str(base / file)
         if name in recordings and os.path.normpath(recordings[name].sources[0].source) != os.path.normpath(located):
             skipped.add(where, f"{file} would have the id {name}, which is that of {recordings[name].sources[0].source}: "
