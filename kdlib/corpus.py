@@ -33,23 +33,34 @@ def checked_cuts(recordings: RecordingSet, supervisions: SupervisionSet, samplin
     What cannot be used is left out and counted in ``skipped`` with its reason: audio that is missing, damaged, cut
     short or other than its recording says (every file is decoded once, by ``jobs`` processes), that can be decoded
     from its start alone where a supervision begins later, or that only a command or an address would give, a
-    supervision whose recording is missing, a recording without supervision, an empty transcript, a second utterance of
-    one id, times outside the recording, an utterance shorter than ``min_seconds``.
+    supervision whose recording is missing, or has the id of another file too, a recording without supervision, an empty
+    transcript, a second utterance of one id, times outside the recording, an utterance shorter than ``min_seconds``.
     ``seen`` has the ids of utterances elsewhere, and gets these: one set for several calls keeps them apart.
     """
     by_id: Dict[str, Recording] = {}
+    doubled: Set[str] = set()
     for recording in recordings:
-        if recording.id in by_id:
+        other = by_id.get(recording.id)
+        if other is None:
+            by_id[recording.id] = recording
+        elif other.sources == recording.sources:
             skipped.add(recording.id, "a second recording of this id")
-        by_id.setdefault(recording.id, recording)
+        else:
+            skipped.add(recording.id, "two files have this id, and nothing tells which of them a transcript is of")
+            doubled.add(recording.id)
+    by_id = {name: recording for name, recording in by_id.items() if name not in doubled}
     named, usable = set(), []
     seen = set() if seen is None else seen
     for segment in supervisions:
         named.add(segment.recording_id)
         recording = by_id.get(segment.recording_id)
         text = normalise(segment.text and unicodedata.normalize("NFC", segment.text))
-        reason = "a second utterance of this id" if segment.id in seen else \
-            _problem(segment, recording, text, min_seconds)
+        if segment.id in seen:
+            reason: Optional[str] = "a second utterance of this id"
+        elif segment.recording_id in doubled:
+            reason = f"two files have the id of its recording, {segment.recording_id}"
+        else:
+            reason = _problem(segment, recording, text, min_seconds)
         seen.add(segment.id)
         if reason is None:
             usable.append((segment, text))

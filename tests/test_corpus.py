@@ -181,6 +181,14 @@ def test_what_does_not_belong_together_is_left_out(tmp_path):
                         "twice": "a second utterance of this id", "good": "a second recording of this id"}
 
 
+def test_a_recording_id_of_two_files_is_left_out_with_its_transcripts(tmp_path):
+    """Each transcript may be of either."""
+    recordings = [recording(tone(tmp_path / place / "a.wav")) for place in ("one", "two")]
+    cuts, left_out = cuts_of([*recordings, recording(tone(tmp_path / "b.wav"))], [says("a"), says("c", of="a"), says("b")])
+    assert [cut.id for cut in cuts] == ["b"]
+    assert left_out == {"a": "two files have the id of its recording, a", "c": "two files have the id of its recording, a"}
+
+
 @pytest.mark.parametrize("start, duration, reason", [
     (0.5, 1.6, "its times, 0.500 to 2.100 s, lie outside its recording of 2.000 s"),
     (3.0, 1.0, "lie outside"), (-1.0, 1.5, "lie outside"), (float("nan"), 1.0, "lie outside"),

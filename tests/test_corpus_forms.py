@@ -186,6 +186,22 @@ class TestForms:
         parts, _ = self.read("kaldi", folder.parent)
         assert list(parts) == ["corpus"]
 
+    @pytest.mark.parametrize("with_segments", [False, True])
+    def test_an_id_of_two_files_is_left_out(self, tmp_path, with_segments):
+        for place in ("one", "two", "three"):
+            (tmp_path / place).mkdir()
+            soundfile.write(tmp_path / place / "a.wav", say(["ONE"]), 16000)
+        (tmp_path / "wav.scp").write_text("a one/a.wav\na two/a.wav\nb three/a.wav\nb ./three/a.wav\n")
+        (tmp_path / "text").write_text("a ONE\nb TWO\n")
+        if with_segments:
+            (tmp_path / "segments").write_text("a a 0 0.3\nb b 0 0.3\n")
+        skipped = Reasons()
+        recordings, supervisions = read_corpus("kaldi", str(tmp_path), skipped)["all"]
+        assert [r.id for r in recordings] == ["b"]
+        assert skipped.of == {"a": f"{tmp_path}/wav.scp, line 2: two files have this id, and nothing tells which of them a "
+                                   "transcript is of", "b": f"{tmp_path}/wav.scp, line 4: a second recording of this id"}
+        assert [cut.id for cut in checked_cuts(recordings, supervisions, 16000, Skipped())] == ["b"]
+
     def test_a_segment_may_name_its_channel(self, tmp_path):
         """The first is 0; of a file with a single one any number is that."""
         tones = say(["ONE"] * 4), say(["TWO"] * 4)
@@ -306,6 +322,11 @@ class TestForms:
         folder = self.changed(tmp_path / "corpus", kind, **values)
         output = new_recipe("--manifests", folder)
         assert re.search(f"skipped .*{said}", output) and "train: 78 utterances" in output
+
+    def test_what_pandas_left_empty_is_no_word(self, tmp_path):
+        folder = self.changed(tmp_path / "corpus", "supervisions", text=float("nan"), speaker=float("nan"))
+        first = next(iter(self.read("manifests", folder)[0]["train"][1]))
+        assert first.text is None and first.speaker is None
 
     def test_manifests_of_something_else_are_one_error(self, tmp_path):
         folder = manifests_corpus(tmp_path / "corpus")

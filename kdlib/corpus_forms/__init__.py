@@ -83,7 +83,8 @@ def _sound(part: Part, skipped: Skipped) -> Part:
 
 
 def _string(value: Any) -> Optional[str]:
-    return None if value is None else str(value)
+    """Without a value is also what pandas makes of an empty cell, which JSON keeps as NaN."""
+    return None if value is None or value != value else str(value)
 
 
 def _is_number(value: Any) -> bool:

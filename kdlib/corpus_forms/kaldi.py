@@ -1,5 +1,6 @@
 """Kaldi data folders."""
 
+import os
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Tuple
 
@@ -23,7 +24,7 @@ def read_kaldi(folder: Path, skipped: Skipped) -> Dict[str, Part]:
 
 def _read_part(folder: Path, skipped: Skipped) -> Part:
     recordings: Dict[str, Recording] = {}
-    bad = set()
+    bad, doubled = set(), set()
     files = list(_entries(folder / "wav.scp"))
     for number, name, path in files:
         if path.endswith("|") or path.startswith("|"):
@@ -32,13 +33,19 @@ def _read_part(folder: Path, skipped: Skipped) -> Part:
     base = audio_base((path for _, _, path in files), folder)
     for number, name, path in tqdm(files, desc="headers", unit="file", mininterval=5):
         try:
-            if name in recordings:
+            other = recordings.get(name)
+            if other is None:
+                recordings[name] = recording_of(name, str(base / path))
+            elif os.path.realpath(other.sources[0].source) == os.path.realpath(base / path):
                 skipped.add(name, f"{folder / 'wav.scp'}, line {number}: a second recording of this id")
             else:
-                recordings[name] = recording_of(name, str(base / path))
+                skipped.add(name, f"{folder / 'wav.scp'}, line {number}: two files have this id, and nothing tells which of "
+                                  "them a transcript is of")
+                doubled.add(name)
         except BadAudio as error:
             skipped.add(name, str(error))
             bad.add(name)
+    recordings = {name: recording for name, recording in recordings.items() if name not in doubled}
     texts: Dict[str, str] = {}
     for number, name, text in _entries(folder / "text"):
         if name in texts:
@@ -51,7 +58,7 @@ def _read_part(folder: Path, skipped: Skipped) -> Part:
         times = list(_read_segments(folder / "segments", recordings, skipped))
     else:  # an utterance is a whole recording
         times = [(name, name, 0.0, recordings[name].duration, None) for name in texts if name in recordings]
-    for name in sorted(texts.keys() - {name for name, *_ in times} - bad):
+    for name in sorted(texts.keys() - {name for name, *_ in times} - bad - doubled):
         skipped.add(name, f"{folder / 'text'} has its transcript, but there is no audio of it")
     segments = [SupervisionSegment(id=name, recording_id=of, start=start, duration=end - start,
                                    channel=_channel(recordings.get(of), channel), text=texts.get(name),
