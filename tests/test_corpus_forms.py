@@ -251,9 +251,44 @@ class TestForms:
         with pytest.raises(RecipeError, match="has the part dev twice, the second time in recordings_dev.jsonl.gz: take"):
             self.read("manifests", folder)
 
-    @pytest.mark.parametrize("command", ["cat a.wav |", "sph2pipe -f wav a.sph |", "touch {flag} |"])
+    @pytest.mark.parametrize("command", [
+        "flac -c -d -s wav/a.flac |", "flac -dcs wav/a.flac|", "sox wav/a.flac -t wav - |", "sox wav/a.flac -t wav -|",
+        "cat  wav/a.flac |", "/kaldi/tools/sph2pipe -f wav wav/a.flac |"])
+    def test_a_command_that_only_reads_a_file_is_that_file(self, tmp_path, monkeypatch, command):
+        monkeypatch.setenv("PATH", "")
+        (tmp_path / "data").mkdir()
+        (tmp_path / "wav").mkdir()
+        soundfile.write(tmp_path / "wav" / "a.flac", say(["ONE"]), 16000)
+        (tmp_path / "data" / "wav.scp").write_text(f"a {command}\n")
+        (tmp_path / "data" / "text").write_text("a ONE\n")
+        (recordings, _), left_out = self.read("kaldi", tmp_path / "data")[0]["all"], self.read("kaldi", tmp_path / "data")[1]
+        assert left_out == 0 and Path(recordings["a"].sources[0].source).samefile(tmp_path / "wav" / "a.flac")
+
+    def test_a_place_in_an_archive_is_one_error(self, tmp_path):
+        (tmp_path / "wav.scp").write_text("a /data/raw.ark:1234\n")
+        (tmp_path / "text").write_text("a ONE\n")
+        with pytest.raises(RecipeError, match="line 1 .a. names a place in an archive, /data/raw.ark:1234, and archives are"):
+            self.read("kaldi", tmp_path)
+
+    def test_a_speaker_for_each_utterance_is_none(self, tmp_path, capsys):
+        """As Kaldi's utt2spk has it where nobody knows; of recordings of one utterance each they are speakers."""
+        folder = kaldi_corpus(tmp_path / "corpus")
+        names = [line.split()[0] for line in (folder / "text").read_text().splitlines()]
+        (folder / "utt2spk").write_text("".join(f"{name} {name}\n" for name in names))
+        assert {s.speaker for s in self.read("kaldi", folder)[0]["all"][1]} == {None}
+        assert capsys.readouterr().out.startswith("all: 96 utterances of 12 recordings name 96 speakers, nearly one each: they")
+        (folder / "segments").unlink()
+        (folder / "text").write_text("".join(f"{line.split()[0]} ONE\n" for line in open(folder / "wav.scp")))
+        (folder / "utt2spk").write_text("".join(f"{line.split()[0]} s{n}\n" for n, line in enumerate(open(folder / "wav.scp"))))
+        assert len({s.speaker for s in self.read("kaldi", folder)[0]["all"][1]}) == 12
+
+    @pytest.mark.parametrize("command", [
+        "cat a.wav b.wav |", "sph2pipe -f wav a.sph |", "/bin/sph2pipe -f wav none.wav |", "sph2pipe -f wav -c 1 a.wav |", "touch {flag} |", "cat $(touch {flag}) |",
+        "cat a.wav|touch {flag} |", "sox a.wav -t wav - speed 0.9 |", "flac -c -d -s --until=9 a.wav |", "cat -n |",
+        "| cat a.wav"])
     def test_commands_in_wav_scp_are_refused_and_not_run(self, tmp_path, command):
         flag = tmp_path / "ran"
+        soundfile.write(tmp_path / "a.wav", say(["ONE"]), 16000)
         (tmp_path / "wav.scp").write_text(f"a {command.format(flag=flag)}\n")
         (tmp_path / "text").write_text("a ONE\n")
         with pytest.raises(RecipeError, match="wav.scp, line 1 .a. holds a command, which is never run: write the audio to"):
@@ -367,7 +402,7 @@ class TestForms:
         assert {part: len(some) for part, (some, _) in parts.items()} == {"train": 30, "test": 30}
 
     @pytest.mark.parametrize("form, source, options, said", [
-        ("csv", "latin.csv", {}, "is not UTF-8"), ("csv", "none.csv", {}, "none.csv is missing"),
+        ("csv", "latin.csv", {}, "is not UTF-8"), ("csv", "utf16.csv", {}, "is UTF-16 without .*: convert it, .* utf-16le"), ("csv", "none.csv", {}, "none.csv is missing"),
         ("csv", "empty.csv", {}, "holds no rows"), ("csv", "damaged", {}, "is a folder: give the file"),
         ("kaldi", ".", {}, "holds no wav.scp"),
         ("manifests", ".", {}, "holds no recordings_"), ("manifests", "none", {}, "is no folder"),
@@ -381,6 +416,7 @@ class TestForms:
     def test_what_is_no_corpus_is_one_error(self, tmp_path, monkeypatch, form, source, options, said):
         monkeypatch.chdir(tmp_path)
         Path("latin.csv").write_bytes("a.wav,Grüße,anna\n".encode("latin-1"))
+        Path("utf16.csv").write_bytes("a.wav,one,anna\n".encode("utf-16-le"))
         Path("empty.csv").write_text("\n")
         Path("damaged").mkdir()
         for kind in ("recordings", "supervisions"):

@@ -44,7 +44,7 @@ def read_corpus(form: str, source: str, skipped: Skipped, corpus_dir: Optional[P
     else:
         parts = {"kaldi": read_kaldi, "manifests": read_manifests, "csv": read_csv}[form](Path(source), skipped)
     names = named_apart(parts, source)
-    return {names[name]: _sound(part, skipped) for name, part in parts.items()}
+    return {names[name]: _of_known_speakers(names[name], _sound(part, skipped)) for name, part in parts.items()}
 
 
 def plain_name(name: str) -> str:
@@ -80,6 +80,18 @@ def _sound(part: Part, skipped: Skipped) -> Part:
     return (RecordingSet.from_recordings(fastcopy(r, id=str(r.id)) for r in kept[0]), SupervisionSet.from_segments(
         fastcopy(s, id=str(s.id), recording_id=str(s.recording_id), text=_string(s.text), speaker=_string(s.speaker))
         for s in kept[1]))
+
+
+def _of_known_speakers(name: str, part: Part) -> Part:
+    """The part without its speakers where nearly every utterance has one of its own, though recordings hold several: so
+    Kaldi's utt2spk stands where nobody knew them, and what is held out by them would be heard in training."""
+    speakers = {segment.speaker for segment in part[1]} - {None}
+    of = {segment.recording_id for segment in part[1]}
+    if not speakers or len(speakers) < 0.9 * len(part[1]) or len(of) > 0.5 * len(part[1]):
+        return part
+    print(f"{name}: {len(part[1])} utterances of {len(of)} recordings name {len(speakers)} speakers, nearly one each: they are "
+          "taken as unknown")
+    return part[0], SupervisionSet.from_segments(fastcopy(segment, speaker=None) for segment in part[1])
 
 
 def _string(value: Any) -> Optional[str]:

@@ -1,6 +1,7 @@
 """Kaldi data folders."""
 
 import os
+import re
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Tuple
 
@@ -11,9 +12,18 @@ from kdlib.corpus_forms.shared import WHOLE, Part, all_channels, audio_base, is_
 from kdlib.errors import RecipeError
 from kdlib.manifests import BadAudio, Skipped
 
+# Commands that do no more than say what a file holds: the file is read in their place. sph2pipe's may be one that only it
+# reads. Anything a shell would not take as plain letters is no such command.
+_PLAIN = r"(?P<file>[^\s|;&<>()$`'\"\\*?\[\]{}~#!-][^\s|;&<>()$`'\"\\*?\[\]{}~#!]*)"
+_READS = [re.compile(rf"(?:[\w./-]*/)?{command} ?\|") for command in (
+    rf"flac(?: -[cds]+)+ {_PLAIN}", rf"sox {_PLAIN} -t wav -", rf"cat {_PLAIN}", rf"sph2pipe -f wav {_PLAIN}")]
+
 
 def read_kaldi(folder: Path, skipped: Skipped) -> Dict[str, Part]:
-    """A Kaldi data folder (wav.scp, text, utt2spk and segments, the last two if there are any), or a folder of such."""
+    """A Kaldi data folder (wav.scp, text, utt2spk and segments, the last two if there are any), or a folder of such.
+
+    No command of wav.scp is run; of the few that do no more than read a file, that file is taken.
+    """
     if is_there(folder / "wav.scp"):
         return {WHOLE: _read_part(folder, skipped)}
     parts = sorted(path.parent for path in folder.glob("*/wav.scp"))
@@ -25,12 +35,18 @@ def read_kaldi(folder: Path, skipped: Skipped) -> Dict[str, Part]:
 def _read_part(folder: Path, skipped: Skipped) -> Part:
     recordings: Dict[str, Recording] = {}
     bad, doubled = set(), set()
-    files = list(_entries(folder / "wav.scp"))
-    for number, name, path in files:
-        if path.endswith("|") or path.startswith("|"):
-            raise RecipeError(f"{folder / 'wav.scp'}, line {number} ({name}) holds a command, which is never run: write the "
-                              "audio to files (Kaldi's wav-copy does) and name those instead")
+    entries = list(_entries(folder / "wav.scp"))
+    files = [(number, name, _file_of(path)) for number, name, path in entries]
     base = audio_base((path for _, _, path in files), folder)
+    for (number, name, entry), (_, _, path) in zip(entries, files):
+        where = f"{folder / 'wav.scp'}, line {number} ({name})"
+        if path.endswith("|") or path.startswith("|") or (
+                path != entry and "sph2pipe -f" in entry and not _is_read(base / path)):
+            raise RecipeError(f"{where} holds a command, which is never run: write the audio to files (Kaldi's wav-copy does) "
+                              "and name those instead")
+        if re.search(r"\.ark:[0-9]+(\[.*\])?$", path):
+            raise RecipeError(f"{where} names a place in an archive, {path}, and archives are not read: write the audio to "
+                              "files (Kaldi's wav-copy does) and name those instead")
     for number, name, path in tqdm(files, desc="headers", unit="file", mininterval=5):
         try:
             other = recordings.get(name)
@@ -64,6 +80,19 @@ def _read_part(folder: Path, skipped: Skipped) -> Part:
                                    channel=_channel(recordings.get(of), channel), text=texts.get(name),
                                    speaker=speakers.get(name)) for name, of, start, end, channel in times]
     return RecordingSet.from_recordings(recordings.values()), SupervisionSet.from_segments(segments)
+
+
+def _file_of(entry: str) -> str:
+    """The file that an entry of wav.scp names, or reads by a command that is known; of another command the entry itself."""
+    match = next(filter(None, (command.fullmatch(" ".join(entry.split())) for command in _READS)), None)
+    return match["file"] if match else entry
+
+
+def _is_read(path: Path) -> bool:
+    try:
+        return recording_of("", str(path)) is not None
+    except BadAudio:
+        return False
 
 
 def _channel(recording: Optional[Recording], channel: Optional[int]) -> Any:

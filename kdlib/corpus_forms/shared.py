@@ -31,6 +31,9 @@ def read_text(path: Path) -> str:
     content = path.read_bytes()
     if content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):  # as spreadsheets write "Unicode text"
         return content.decode("utf-16", errors="replace")
+    if content.count(0) > 0.2 * len(content):  # each second byte of Latin letters
+        raise RecipeError(f"{path} is UTF-16 without the mark that says so, or no text: convert it, for example with "
+                          "iconv -f utf-16le -t utf-8")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
