@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+from bisect import bisect_right
 from collections import defaultdict
 from pathlib import Path
 from typing import Callable, Dict, Hashable, Iterable, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
@@ -22,6 +23,7 @@ from kdlib.options import require_not_negative, require_positive
 
 # Fewer groups than this are too few to hold some out: what is left would be another corpus.
 _LEAST_GROUPS = 10
+Audio = Tuple[Tuple[str, ...], Tuple[int, ...], int, int]  # files, channels, from and to in milliseconds
 _LIMITS = DataConfig()  # which a recipe may set otherwise, and then training counts and names what they leave out
 
 
@@ -92,51 +94,119 @@ def describe_roles(names: Sequence[str], roles: Mapping[str, Sequence[str]]) -> 
 
 def check_apart(parts: Mapping[str, Part], roles: Mapping[str, Sequence[str]]) -> None:
     """See that no utterance of train or dev is in another role's parts too, under its id or as the same audio under another
-    (the same channels and milliseconds of a file); test sets may share theirs.
+    (the same channels and milliseconds of a file), and that none of the others lies mostly within train's audio; test sets
+    may share theirs.
 
     Raises:
         RecipeError: one is; the message names it, the parts and the remedy.
     """
+    placed = [(role, name, list(_ids_and_audio(parts[name]))) for role, names in roles.items() for name in names]
+    remedy = "take it out of one of them, or leave out a part, since results on what training has heard mean nothing"
     first: Dict[Hashable, Tuple[str, str, str]] = {}
-    for role, name in ((role, name) for role, names in roles.items() for name in names):
-        for id_, audio in _ids_and_audio(parts[name]):
+    for role, name, utterances in placed:
+        for id_, audio in utterances:
             for kind, key in enumerate((id_, audio)):
                 other_role, other, other_id = first.setdefault(key, (role, name, id_))
                 if key is None or other_role == role or not {role, other_role} & {"train", "dev"}:
                     continue
                 here, there = ({keys[kind] for keys in _ids_and_audio(parts[part])} for part in (name, other))
                 both = f"({len(here & there - {None})} of theirs are in both)"
-                remedy = ("take it out of one of them, or leave out a part, since results on what training has heard mean "
-                          "nothing")
                 if key == id_:
                     raise RecipeError(f"the utterance {id_} is in the part {other}, which makes {other_role}, and in {name}, "
                                       f"which makes {role} {both}: {remedy}; if they are two utterances, give each an id of "
                                       "its own")
                 raise RecipeError(f"the utterance {other_id} of the part {other}, which makes {other_role}, is the same audio "
                                   f"as {id_} of {name}, which makes {role} {both}: {remedy}")
+    trained = _joined(audio for role, _, utterances in placed if role == "train" for _, audio in utterances)
+    for role, name, utterances in placed:
+        within = [id_ for id_, audio in utterances if role != "train" and audio is not None and _mostly_in(audio, trained)]
+        if within:
+            raise RecipeError(f"the utterance {within[0]} of the part {name}, which makes {role}, lies mostly within audio of "
+                              f"train ({len(within)} of its {len(utterances)} do): {remedy}")
 
 
-def _ids_and_audio(part: Part) -> Iterator[Tuple[str, Optional[Hashable]]]:
+def _ids_and_audio(part: Part) -> Iterator[Tuple[str, Optional[Audio]]]:
     """Each utterance's id and what is heard in it."""
     recordings = {recording.id: recording for recording in part[0]}
     for segment in part[1]:
         yield segment.id, _audio(recordings.get(segment.recording_id), to_list(segment.channel), segment.start, segment.end)
 
 
-def _audio(recording: Optional[Recording], channels: Sequence[int], start: float, end: float) -> Optional[Hashable]:
+def _audio(recording: Optional[Recording], channels: Sequence[int], start: float, end: float) -> Optional[Audio]:
     """What is heard there, by whatever path a file is named; None where no file or time tells."""
     if recording is None or any(source.type != "file" for source in recording.sources):
         return None
     try:
-        return (*(os.path.realpath(source.source) for source in recording.sources), *channels,
+        return (tuple(os.path.realpath(source.source) for source in recording.sources), tuple(channels),
                 round(1000 * start), round(1000 * min(end, recording.duration)))
     except (ValueError, OverflowError):  # no number, or a name that no file can have
         return None
 
 
-def _audio_of(cut: Cut) -> Hashable:
+def _audio_of(cut: Cut) -> Optional[Audio]:
     tracks = [track.cut for track in cut.tracks] if isinstance(cut, MixedCut) else [cut]
-    return _audio(tracks[0].recording, [track.channel for track in tracks], tracks[0].start, tracks[0].end) or cut.id
+    return _audio(tracks[0].recording, [track.channel for track in tracks], tracks[0].start, tracks[0].end)
+
+
+def _joined(audios: Iterable[Optional[Audio]]) -> Dict[Hashable, List[List[int]]]:
+    """From where to where, in order, there is any of this audio in each channel of each file."""
+    spans = defaultdict(list)
+    for files, channels, start, end in filter(None, audios):
+        for channel in channels:
+            spans[files, channel].append([start, end])
+    for key, some in spans.items():
+        joined: List[List[int]] = []
+        for start, end in sorted(some):
+            if joined and start <= joined[-1][1]:
+                joined[-1][1] = max(joined[-1][1], end)
+            else:
+                joined.append([start, end])
+        spans[key] = joined
+    return spans
+
+
+def _mostly_in(audio: Audio, joined: Mapping[Hashable, List[List[int]]]) -> bool:
+    """Whether more than half of an utterance that is long enough to be trained on is in :func:`_joined` audio."""
+    files, channels, start, end = audio
+    if end - start < 1000 * _LIMITS.min_seconds:
+        return False
+    for channel in channels:
+        spans = joined.get((files, channel), [])
+        common = 0
+        for begin, finish in spans[max(0, bisect_right(spans, [start, end]) - 1):]:
+            if begin >= end:
+                break
+            common += max(0, min(end, finish) - max(start, begin))
+        if 2 * common > end - start:
+            return True
+    return False
+
+
+def _heard_together(cuts: Iterable[Cut]) -> Dict[str, str]:
+    """Of each cut's id the first of those with which it, or one that it shares audio with, shares most of the shorter's audio:
+    windows that slide over a recording are all of one."""
+    of = {cut.id: cut.id for cut in cuts}
+
+    def first(name: str) -> str:
+        while of[name] != name:
+            of[name] = name = of[of[name]]
+        return name
+
+    spans = defaultdict(list)
+    for cut in cuts:
+        files, channels, start, end = _audio_of(cut) or ((cut.id,), (0,), 0, 0)
+        for channel in channels:
+            spans[files, channel].append((start, end, cut.id))
+    for some in spans.values():
+        open_: List[Tuple[int, int, str]] = []
+        for start, end, name in sorted(some):
+            open_ = [span for span in open_ if span[1] > start]
+            for other_start, other_end, other in open_:
+                if 2 * (min(end, other_end) - start) > min(end - start, other_end - other_start):
+                    one, two = sorted((first(name), first(other)))
+                    of[two] = one
+            open_.append((start, end, name))
+    return {name: first(name) for name in of}
 
 
 def checked_role(parts: Mapping[str, Part], names: Sequence[str], sampling_rate: int, skipped: Skipped,
@@ -175,26 +245,30 @@ def hold_out(cuts: Sequence[Cut], shares: Mapping[str, float]) -> Tuple[Dict[str
     recordings; where these are too few, utterances. Which ones depends on a hash of their names alone. The hours are those
     that training takes (:func:`trainable`): utterances of other lengths go to ``train``, where they do no harm and are
     named, and so do those of unknown speakers where the others go by speaker. The same audio under several ids goes where
-    the first of them does, so that no test is of what was trained on.
+    the first of them does, and by utterance so do those that overlap for the most part, so that no test is of what was
+    trained on.
 
     Raises:
         RecipeError: of what training takes there are no more utterances, each counted once, than parts to hold out.
     """
     usable, other = trainable(cuts), untrainable(cuts)
-    first = {_audio_of(cut): cut for cut in sorted(usable, key=lambda cut: cut.id, reverse=True)}
-    if len(first) <= len(shares):
-        raise RecipeError(f"{len(first)} utterances that can be used are too few to hold {', '.join(shares)} out of them"
+    first = {_audio_of(cut) or cut.id: cut for cut in sorted(usable, key=lambda cut: cut.id, reverse=True)}
+    together = _heard_together(usable)
+    count = len(set(together.values()))
+    if count <= len(shares):
+        raise RecipeError(f"{count} utterances that can be used{', overlapping ones taken as one,' * (count < len(first))} are "
+                          f"too few to hold {', '.join(shares)} out of them"
                           + (f" (besides, there are {_counted(other)})" if other else "")
                           + ": mend the corpus (see what was skipped above) or add to it")
     left_out = {name for names in other.values() for name in names}
     ways: List[Tuple[str, Callable[[Cut], Optional[str]]]] = [
         ("speaker", speaker_of), ("recording", lambda cut: cut.supervisions[0].recording_id),
-        ("utterance", lambda cut: cut.id)]
+        ("utterance", lambda cut: together[cut.id])]
     for by, key in ways:
         groups: Dict[str, List[Cut]] = defaultdict(list)
         train = [cut for cut in cuts if cut.id in left_out]
         for cut in usable:
-            name = key(first[_audio_of(cut)])
+            name = key(first[_audio_of(cut) or cut.id])
             if name is None:
                 train.append(cut)
             else:

@@ -7,6 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from lhotse import CutSet, Recording, RecordingSet, SupervisionSegment, SupervisionSet
+from lhotse.audio import AudioSource
+from lhotse.utils import fastcopy
 from skipping import listed
 from toy_corpora import SPEAKERS, csv_corpus, cut, say
 
@@ -187,6 +189,38 @@ class TestHoldingOut:
                                               "of them"):
             check_apart(parts, roles)
         check_apart(parts, {"test-a": ["a"], "test-b": ["b"]})
+
+    @pytest.mark.parametrize("start, seconds, channel, leak", [
+        (1.0, 3.0, 0, True), (3.0, 3.9, 0, True), (4.0, 2.4, 0, False), (0.0, 5.0, 1, False), (8.0, 1.2, 0, False),
+        (4.5, 4.0, 0, True), (4.9, 0.15, 0, False)])
+    def test_an_utterance_within_audio_of_train_is_a_leak(self, start, seconds, channel, leak):
+        """Of which there is 0 to 5 s, in two utterances that overlap, and 6.5 to 8.5 s."""
+        talk = Recording("talk", [AudioSource("file", [0, 1], "talk.wav")], 16000, 160000, 10.0)
+
+        def said(id_, start, seconds, channel=0):
+            return SupervisionSegment(id=id_, recording_id="talk", start=start, duration=seconds, channel=channel, text="ONE")
+
+        parts = {"a": ([talk], [said("u0", 0.0, 4.0), said("u1", 3.0, 2.0), said("u2", 6.5, 2.0)]),
+                 "b": ([talk], [said("v0", 8.5, 1.0), said("v1", start, seconds, channel)])}
+        if leak:
+            with pytest.raises(RecipeError, match=r"utterance v1 of the part b, which makes test, lies mostly within audio of "
+                                                  r"train \(1 of its 2 do\): take it out"):
+                check_apart(parts, {"train": ["a"], "test": ["b"]})
+        else:
+            check_apart(parts, {"train": ["a"], "test": ["b"]})
+        check_apart(parts, {"test-a": ["a"], "test-b": ["b"]})
+
+    def test_windows_that_slide_over_a_recording_are_held_out_with_it(self):
+        cuts = [fastcopy(cut(f"{talk}-{k}", None, 10.0, of=talk), start=2.0 * k) for talk in "abc" for k in range(20)]
+        for some in cuts:
+            some.recording.sources[0].source = f"{some.recording_id}.wav"
+        dealt, by = hold_out(cuts, self.SHARES)
+        assert by == "utterance" and {part: len({c.recording_id for c in some}) for part, some in dealt.items()} == {
+            "train": 1, "dev": 1, "test": 1}
+        with pytest.raises(RecipeError, match="^2 utterances that can be used, overlapping ones taken as one, are too few"):
+            hold_out(cuts[:40], self.SHARES)
+        apart = [fastcopy(some, start=6.0 * (k % 20)) for k, some in enumerate(cuts)]  # of what they share there is less
+        assert len(hold_out(apart, self.SHARES)[0]["dev"]) == 6
 
     @pytest.mark.parametrize("speakers", [["one"], [f"s{k}" for k in range(15)]])
     def test_the_same_audio_under_two_ids_is_held_out_as_one(self, speakers):
