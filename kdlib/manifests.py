@@ -1,5 +1,7 @@
 """Lhotse manifests of checked recordings: what stage 1 of every recipe does alike."""
 
+import math
+import os
 import re
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,7 +11,7 @@ import numpy as np
 
 from kdlib.audio_header import cut_short, unread
 from kdlib.errors import RecipeError
-from kdlib.files import PathLike, atomic_path, update_file
+from kdlib.files import PathLike, atomic_path, keep_same, update_file
 
 _UNKNOWN_LENGTH = 2 ** 63 - 1  # libsndfile's count of the samples of FLAC from a pipe, which it cannot read to the end
 
@@ -214,7 +216,8 @@ def write_sets(folder: PathLike, part: str, recordings, supervisions, cuts: Sequ
     """Validate a Lhotse RecordingSet, SupervisionSet and list of cuts that belong together, and write them to ``folder``.
 
     Leaves ``recordings_<part>``, ``supervisions_<part>`` (when there are any) and ``cuts_<part>.jsonl.gz``, each whole
-    or not at all. Raises :class:`RecipeError` when there are no cuts or something is not valid.
+    or not at all; one that would say what it says already, of audio that is older, is left as it is, so that no later stage runs
+    again for it. Raises :class:`RecipeError` when there are no cuts or something is not valid.
     """
     from lhotse import CutSet, validate
     from lhotse.qa import validate_recordings_and_supervisions
@@ -233,6 +236,19 @@ def write_sets(folder: PathLike, part: str, recordings, supervisions, cuts: Sequ
         validate(cut_set)
     except AssertionError as error:
         raise RecipeError(f"the manifests of {part} are not valid: {error}") from None
+    changed = _last_change(recordings)
     for kind, manifest in sets.items():
-        with atomic_path(Path(folder) / f"{kind}_{part}.jsonl.gz") as temporary:
+        path = Path(folder) / f"{kind}_{part}.jsonl.gz"
+        with atomic_path(path) as temporary:
             manifest.to_file(temporary)
+            if path.exists() and path.stat().st_mtime > changed:
+                keep_same(path, temporary)
+
+
+def _last_change(recordings) -> float:
+    """When the last of the recordings' files was written or put where it is; it may say in its place what manifests do not
+    tell."""
+    try:
+        return max((os.stat(source.source).st_ctime for recording in recordings for source in recording.sources), default=0.0)
+    except (OSError, ValueError, TypeError):
+        return math.inf

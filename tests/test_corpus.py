@@ -1,5 +1,7 @@
 """Cuts of small corpora laid out here: what is kept, what is left out and why, and what the feature stage makes of them."""
 
+import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -281,6 +283,28 @@ def test_mixes_of_an_earlier_run_are_removed(tmp_path):
     write_cuts(manifests, "train", cuts)
     (left,) = (manifests / "mixed_train").iterdir()
     assert CutSet.from_file(manifests / "cuts_train.jsonl.gz")[0].recording.sources[0].source == str(left)
+
+
+def test_manifests_that_would_say_the_same_stay_unless_the_audio_is_another(tmp_path):
+    """So that nothing is extracted and trained anew for a stage 1 that found nothing new."""
+    def written(*names):
+        cuts, _ = cuts_of([recording(tmp_path / f"{name}.wav") for name in names], map(says, names))
+        write_cuts(tmp_path / "manifests", "train", cuts)
+        return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in (tmp_path / "manifests").iterdir()}
+
+    for name in "ab":
+        tone(tmp_path / f"{name}.wav")
+    time.sleep(0.05)
+    first = written("a", "b")
+    assert written("a", "b") == first and len(first) == 3
+    assert all(written("a")[name] != first[name] for name in first)
+    second = written("a", "b")
+    time.sleep(0.05)
+    old = (tmp_path / "a.wav").stat()
+    tone(tmp_path / "a.wav", level=0.1)  # which has the same header
+    os.utime(tmp_path / "a.wav", ns=(old.st_atime_ns, old.st_mtime_ns))
+    time.sleep(0.05)
+    assert all(written("a", "b")[name][1] != second[name][1] for name in second)
 
 
 def test_a_part_without_cuts_is_one_error_and_leaves_what_was_there(tmp_path):

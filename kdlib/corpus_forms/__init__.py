@@ -7,9 +7,7 @@ samples are not (:func:`kdlib.corpus.checked_cuts` decodes them). Nothing found 
 
 import os
 import re
-import shutil
 import unicodedata
-import zlib
 from numbers import Integral
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterable, List, Optional, Tuple
@@ -24,7 +22,7 @@ from kdlib.corpus_forms.manifests import read_manifests
 from kdlib.corpus_forms.shared import Part
 from kdlib.corpus_forms.table import read_csv
 from kdlib.errors import RecipeError
-from kdlib.files import PathLike, atomic_path, content_digest, update_file
+from kdlib.files import PathLike, atomic_path, keep_same, update_file
 from kdlib.manifests import Skipped
 
 
@@ -150,23 +148,13 @@ def write_parts(folder: PathLike, parts: Dict[str, Part]) -> None:
             path = folder / f"{kind}_{part}.jsonl.gz"
             with atomic_path(path) as temporary:
                 manifest.to_file(temporary)
-                _keep_same(path, temporary)
+                keep_same(path, temporary)
             written.add(path)
     files = {s.source for recordings, _ in parts.values() for r in recordings for s in r.sources if s.type == "file"}
     update_file(folder / "audio.txt", "".join(f"{_state(file)}\t{file}\n" for file in sorted(files)).encode(
         "utf-8", "surrogateescape"))
     for stale in {*folder.glob("*.jsonl.gz")} - written:
         stale.unlink()
-
-
-def _keep_same(path: Path, new: Path) -> None:
-    """Where ``new`` says what ``path`` says, make it ``path`` to the byte and the time."""
-    try:
-        same = content_digest(path) == content_digest(new)
-    except (OSError, EOFError, zlib.error):  # there is none, or a damaged one
-        return
-    if same:
-        shutil.copy2(path, new)
 
 
 def _state(file: str) -> str:
