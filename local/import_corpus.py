@@ -5,7 +5,7 @@ import argparse
 import os
 from pathlib import Path
 
-from kdlib.corpus_forms import read_corpus, write_parts
+from kdlib.corpus_forms import check_still_there, read_corpus, write_parts
 from kdlib.errors import run_main
 from kdlib.manifests import Skipped, SkippedFile
 from kdlib.options import require_positive
@@ -29,6 +29,7 @@ def main():
         source = os.path.abspath(source)  # from where the manifests will lie its audio could not be found
     skipped = Skipped(SkippedFile(args.output))
     parts = read_corpus(name, source, skipped, args.corpus_dir, args.jobs)
+    check_still_there(args.output, parts)
     write_parts(args.output, parts)
     for part, (recordings, supervisions) in parts.items():
         print(f"{part}: {len(recordings)} recordings, {len(supervisions)} transcripts -> {args.output}")

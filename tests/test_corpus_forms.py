@@ -15,7 +15,7 @@ from skipping import Reasons
 from toy_corpora import csv_corpus, kaldi_corpus, manifests_corpus, say, yesno_corpus
 
 from kdlib.corpus import checked_cuts
-from kdlib.corpus_forms import read_corpus, read_manifests, write_parts
+from kdlib.corpus_forms import check_still_there, read_corpus, read_manifests, write_parts
 from kdlib.errors import RecipeError
 from kdlib.manifests import Skipped
 
@@ -43,6 +43,35 @@ class TestWriting:
         assert {name for name in first if mended[name] != first[name]} == {"audio.txt"}
         (tmp_path / "raw" / "recordings_all.jsonl.gz").write_bytes(b"damaged")
         assert written()["recordings_all.jsonl.gz"][0][:2] == b"\x1f\x8b"
+
+    @pytest.mark.parametrize("form", ["csv", "manifests"])
+    def test_a_disk_that_is_gone_is_no_smaller_corpus(self, tmp_path, form):
+        """But single files may go, and the corpus may stand elsewhere; by Lhotse's manifests the audio is only looked at."""
+        def imported(place):
+            source = place / {"csv": "corpus.csv", "manifests": "manifests"}[form]
+            parts = read_corpus(form, str(source), Skipped())
+            check_still_there(tmp_path / "raw", parts)
+            write_parts(tmp_path / "raw", parts)
+            return sum(len(recordings) for recordings, _ in parts.values())
+
+        (csv_corpus if form == "csv" else manifests_corpus)(tmp_path / "corpus")
+        assert imported(tmp_path / "corpus") == 96
+        for path in (tmp_path / "corpus" / "wav").glob("speaker04-[0-4].wav"):
+            path.unlink()
+        assert imported(tmp_path / "corpus") in (91, 96)
+        before = {path: path.read_bytes() for path in (tmp_path / "raw").iterdir()}
+        lost = "speaker0[56]" if form == "csv" else "speaker01"  # of the latter one part is
+        (tmp_path / "disk").mkdir()
+        for path in (tmp_path / "corpus" / "wav").glob(f"{lost}*"):
+            path.rename(tmp_path / "disk" / path.name)
+        said = "of the 91 recordings of all .*, 16 are" if form == "csv" else "of the 8 recordings of dev .*, 8 are"
+        with pytest.raises(RecipeError, match=f"{said} missing, .*wav for one: mount the disk .* or remove .*raw to go on"):
+            imported(tmp_path / "corpus")
+        assert {path: path.read_bytes() for path in (tmp_path / "raw").iterdir()} == before
+        for path in (tmp_path / "disk").iterdir():
+            path.rename(tmp_path / "corpus" / "wav" / path.name)
+        if form == "csv":
+            assert imported((tmp_path / "corpus").rename(tmp_path / "moved")) == 91
 
 
 class TestForms:

@@ -10,7 +10,7 @@ import re
 import unicodedata
 from numbers import Integral
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, List, Optional, Tuple
+from typing import Any, Callable, Dict, Iterable, List, Optional, Set, Tuple
 
 from lhotse import Recording, RecordingSet, SupervisionSegment, SupervisionSet
 from lhotse.audio import get_audio_duration_mismatch_tolerance
@@ -150,11 +150,40 @@ def write_parts(folder: PathLike, parts: Dict[str, Part]) -> None:
                 manifest.to_file(temporary)
                 keep_same(path, temporary)
             written.add(path)
-    files = {s.source for recordings, _ in parts.values() for r in recordings for s in r.sources if s.type == "file"}
+    files = {file for recordings, _ in parts.values() for r in recordings for file in _files(r)}
     update_file(folder / "audio.txt", "".join(f"{_state(file)}\t{file}\n" for file in sorted(files)).encode(
         "utf-8", "surrogateescape"))
     for stale in {*folder.glob("*.jsonl.gz")} - written:
         stale.unlink()
+
+
+def check_still_there(folder: PathLike, parts: Dict[str, Part]) -> None:
+    """See that the audio which :func:`write_parts` found for ``folder`` is not gone, as when a disk is not mounted: the corpus
+    would pass for a smaller one, and all models be trained anew. Single files may go, up to ten of a part or one in twenty.
+
+    Raises:
+        RecipeError: more of a part is gone, or all of it.
+    """
+    folder = Path(folder)
+    if not (folder / "audio.txt").is_file():
+        return
+    lines = (folder / "audio.txt").read_text(encoding="utf-8", errors="surrogateescape").split("\n")
+    before = {file for state, _, file in (line.partition("\t") for line in lines) if state != "missing"}
+    gone = {file for file in before if _state(file) == "missing"}
+    if not gone:
+        return
+    found = {r.id for recordings, _ in parts.values() for r in recordings if not _files(r) & gone}
+    for part, (recordings, _) in read_manifests(folder, Skipped()).items():
+        had = [r for r in recordings if _files(r) & before]
+        lost = [r for r in had if _files(r) & gone and r.id not in found]
+        if lost and (len(lost) == len(had) or len(lost) > max(10, 0.05 * len(had))):
+            raise RecipeError(f"of the {len(had)} recordings of {part} that were there before, {len(lost)} are missing, "
+                              f"{sorted(_files(lost[0]) & gone)[0]} for one: mount the disk that they are on, or remove {folder} "
+                              "to go on without them")
+
+
+def _files(recording: Recording) -> Set[str]:
+    return {source.source for source in recording.sources if source.type == "file"}
 
 
 def _state(file: str) -> str:
