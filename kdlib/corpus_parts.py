@@ -8,7 +8,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Callable, Dict, Hashable, Iterable, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
 
-from lhotse import CutSet, Recording, RecordingSet, SupervisionSet
+from lhotse import CutSet, Recording, RecordingSet, SupervisionSegment, SupervisionSet
 from lhotse.cut import Cut, MixedCut
 from lhotse.utils import to_list
 
@@ -23,6 +23,8 @@ from kdlib.options import require_not_negative, require_positive
 
 # Fewer groups than this are too few to hold some out: what is left would be another corpus.
 _LEAST_GROUPS = 10
+# A tenth of the hours for each part that the corpus has none of, and never more than that many.
+_SHARE, _MOST_HOURS = 0.1, 2.0
 Audio = Tuple[Tuple[str, ...], Tuple[int, ...], int, int]  # files, channels, from and to in milliseconds
 _LIMITS = DataConfig()  # which a recipe may set otherwise, and then training counts and names what they leave out
 
@@ -282,6 +284,11 @@ def hold_out(cuts: Sequence[Cut], shares: Mapping[str, float]) -> Tuple[Dict[str
     raise AssertionError("utterances can always be dealt out")
 
 
+def held_out_shares(hours: float, parts: Iterable[str]) -> Dict[str, float]:
+    """What of so many hours of training speech is held out for each of the parts that the corpus lacks."""
+    return {part: round(min(_SHARE, _MOST_HOURS / max(hours, 0.01)), 4) for part in parts}
+
+
 def speaker_of(cut: Cut) -> Optional[str]:
     """Who speaks, or None where that is not known."""
     return cut.supervisions[0].speaker or None
@@ -329,15 +336,33 @@ def subset(part: Part, hours: float) -> Part:
     recordings, supervisions = part
     if hours <= 0:
         return part
-    usable = [segment for segment in supervisions if _LIMITS.wrong_length(segment.duration) is None]
     chosen, seconds = [], 0.0
-    for segment in sorted(usable or supervisions, key=lambda segment: _place(segment.id)):
+    for segment in sorted(_usable(supervisions), key=lambda segment: _place(segment.id)):
         if seconds >= hours * 3600:
             break
         chosen.append(segment)
         seconds += segment.duration
     named = {segment.recording_id for segment in chosen}
     return (RecordingSet.from_recordings(r for r in recordings if r.id in named), SupervisionSet.from_segments(chosen))
+
+
+def _usable(supervisions: Iterable[SupervisionSegment]) -> List[SupervisionSegment]:
+    """Those of a length that training takes; all where there is none."""
+    everything = list(supervisions)
+    return [segment for segment in everything if _LIMITS.wrong_length(segment.duration) is None] or everything
+
+
+def allot(hours: Mapping[str, float], wanted: float) -> Dict[str, float]:
+    """Of parts that have so many ``hours`` as much of each as makes ``wanted`` together: what a small one lacks, the others
+    give.
+
+    >>> allot({"large": 9.0, "small": 0.5}, 3.0)
+    {'small': 0.5, 'large': 2.5}
+    """
+    given: Dict[str, float] = {}
+    for name in sorted(hours, key=lambda name: hours[name]):
+        given[name] = min(hours[name], (wanted - sum(given.values())) / (len(hours) - len(given)))
+    return given
 
 
 def prepare_parts(corpus: PathLike, output: PathLike, parts: Mapping[str, Sequence[str]], held_out: Mapping[str, float],
@@ -348,31 +373,43 @@ def prepare_parts(corpus: PathLike, output: PathLike, parts: Mapping[str, Sequen
     Args:
         corpus: folder of Lhotse manifests that stage 0 wrote.
         held_out: parts that get a share of train's hours (see :func:`hold_out`).
-        hours: use only so much of train, and a quarter of it of each other part; 0 for all.
+        hours: use only so much of train, and a quarter of it of each other part; 0 for all. What is held out then is as much
+            as of all of train, up to a tenth.
     Raises:
-        RecipeError: a part is not there, or nothing in it can be used, or in train or dev by training, or two roles share an
+        RecipeError: a part is not there, or is to be held out besides, or nothing in it can be used, or in train or dev by training, or two roles share an
             utterance, or ``hours`` or ``jobs`` cannot be.
     """
     require_not_negative(hours=hours)
     require_positive(jobs=jobs)
-    there = read_manifests(Path(corpus), Skipped())
+    file = SkippedFile(output)
+    unread = Skipped(file)
+    there = read_manifests(Path(corpus), unread)
+    unread.report(str(corpus))
     for role, names in parts.items():
+        if role in held_out:
+            raise RecipeError(f"{role} is among PARTS, which the corpus has, and among HELD_OUT, which train gives: take it out "
+                              "of one of them")
         for name in names:
             if name not in there:
                 raise RecipeError(f"{corpus} holds no part {name}, which makes {role}: it holds {', '.join(sorted(there))}")
     check_apart(there, parts)
-    file = SkippedFile(output)
     for role, names in parts.items():
         skipped = Skipped(file)
         wanted = hours if role == "train" else hours / 4
-        some = {name: subset(there[name], wanted / len(names)) for name in names}
+        whole = {name: sum(segment.duration for segment in _usable(there[name][1])) / 3600 for name in names}
+        some = {name: subset(there[name], given) for name, given in allot(whole, wanted).items()}
         cuts = checked_role(some, names, sampling_rate, skipped, normalise, jobs)
         skipped.report(f"{corpus}, {role}")
         if role in ("train", "dev"):
             check_trainable(cuts, role, str(corpus))
         dealt = {role: cuts}
         if role == "train" and held_out:
-            dealt, by = hold_out(cuts, held_out)
+            shares = dict(held_out)
+            if hours:
+                used = sum(cut.duration for cut in trainable(cuts)) / 3600
+                shares = {part: max(share, min(_SHARE, share * sum(whole.values()) / max(used, 1e-9)))
+                          for part, share in held_out.items()}
+            dealt, by = hold_out(cuts, shares)
             print(describe_holding(held_out, by, dealt["train"]))
         for part, some in dealt.items():
             write_cuts(output, part, CutSet.from_cuts(sorted(some, key=lambda cut: cut.id)))

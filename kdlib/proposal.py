@@ -69,7 +69,8 @@ class Proposal:
 
 
 def propose_rate(found: Counter) -> int:
-    """16 kHz unless most recordings have less, as telephone speech does: then 8 kHz; ``found``: (rate, channels) counts."""
+    """16 kHz unless most of the seconds have less, as telephone speech does: then 8 kHz; ``found``: those of each (rate,
+    channels)."""
     low = sum(count for (rate, _), count in found.items() if rate < 16000)
     return 8000 if 2 * low > sum(found.values()) else 16000
 

@@ -111,9 +111,20 @@ def overlapping(supervisions: Iterable[SupervisionSegment]) -> List[Tuple[str, s
 
 def rates(recordings: Iterable[Recording]) -> Counter:
     """How many recordings there are of each (rate in Hz, channels); one that several parts have is one."""
-    different = {(recording.id, *(str(source.source) for source in recording.sources)): recording
-                 for recording in recordings}
-    return Counter((recording.sampling_rate, recording.num_channels) for recording in different.values())
+    return Counter((recording.sampling_rate, recording.num_channels) for recording in _different(recordings))
+
+
+def seconds_of_rates(recordings: Iterable[Recording]) -> Counter:
+    """How many seconds there are of each (rate in Hz, channels)."""
+    found: Counter = Counter()
+    for recording in _different(recordings):
+        found[recording.sampling_rate, recording.num_channels] += recording.duration
+    return found
+
+
+def _different(recordings: Iterable[Recording]) -> Iterable[Recording]:
+    return {(recording.id, *(str(source.source) for source in recording.sources)): recording
+            for recording in recordings}.values()
 
 
 @dataclass

@@ -14,8 +14,8 @@ from toy_corpora import SPEAKERS, csv_corpus, cut, say
 
 from kdlib.corpus_forms import read_corpus, read_manifests, write_parts
 from kdlib.corpus_forms.shared import said_role
-from kdlib.corpus_parts import (check_apart, checked_role, describe_holding, describe_roles, hold_out, part_roles,
-                                prepare_parts, subset)
+from kdlib.corpus_parts import (allot, check_apart, checked_role, describe_holding, describe_roles, hold_out,
+                                part_roles, prepare_parts, subset)
 from kdlib.errors import RecipeError
 from kdlib.manifests import Skipped
 from kdlib.survey import shared_speakers
@@ -318,3 +318,38 @@ class TestHoldingOut:
         assert "train.jsonl.gz" in capsys.readouterr().out
         with pytest.raises(RecipeError, match="holds no part gone, which makes train: it holds all"):
             prepare_parts(tmp_path / "raw", tmp_path / "manifests", {"train": ["gone"]}, {}, 16000)
+
+    def prepared(self, tmp_path, **options):
+        """Ids of the cuts of each part that stage 1 makes."""
+        prepare_parts(tmp_path / "raw", tmp_path / "manifests", sampling_rate=16000, **options)
+        return {path.name[5:-9]: [c.id for c in CutSet.from_file(path)]
+                for path in (tmp_path / "manifests").glob("cuts_*.jsonl.gz")}
+
+    def test_what_a_small_part_lacks_of_the_hours_the_others_give(self, tmp_path):
+        assert allot({"a": 5.0, "b": 0.5, "c": 1.25}, 3.0) == {"b": 0.5, "c": 1.25, "a": 1.25}
+        assert allot({"a": 1.0, "b": 2.0}, 9.0) == {"a": 1.0, "b": 2.0}
+        parts = {"a": self.part(tmp_path / "a", [f"a{k}" for k in range(12)]), "b": self.part(tmp_path / "b", ["b0", "b1"])}
+        write_parts(tmp_path / "raw", parts)
+        (found,) = self.prepared(tmp_path, parts={"train": ["a", "b"]}, held_out={}, hours=2.9 / 3600).values()
+        assert [name[0] for name in found] == ["a"] * 8 + ["b"] * 2
+
+    def test_part_of_the_hours_gives_no_smaller_test(self, tmp_path):
+        """As long as that is no more than a tenth of them."""
+        write_parts(tmp_path / "raw", {"all": self.part(tmp_path / "all", [f"u{k:03d}" for k in range(200)])})
+        options = {"parts": {"train": ["all"]}, "held_out": {"test": 0.02}}
+        assert {part: len(found) for part, found in self.prepared(tmp_path, **options).items()} == {"train": 196, "test": 4}
+        for hours, sizes in ((29.9 / 3600, {"train": 96, "test": 4}), (5.9 / 3600, {"train": 18, "test": 2})):
+            assert {part: len(found) for part, found in self.prepared(tmp_path, **options, hours=hours).items()} == sizes
+
+    def test_a_part_that_is_there_and_held_out_is_refused(self, tmp_path):
+        write_parts(tmp_path / "raw", {name: self.part(tmp_path / name, [name]) for name in ("train", "dev")})
+        with pytest.raises(RecipeError, match="dev is among PARTS, which the corpus has, and among HELD_OUT, which train gives"):
+            self.prepared(tmp_path, parts={"train": ["train"], "dev": ["dev"]}, held_out={"dev": 0.1})
+
+    def test_a_part_may_be_called_recordings_and_what_is_not_read_is_said(self, tmp_path, capsys):
+        write_parts(tmp_path / "raw", {"recordings": self.part(tmp_path / "wav", ["u0", "u1"])})
+        (tmp_path / "raw" / "recordings_odd.jsonl").touch()
+        assert self.prepared(tmp_path, parts={"train": ["recordings"]}, held_out={}) == {"train": ["u0", "u1"]}
+        said = "supervisions_odd.jsonl is not beside it, so it has no transcripts"
+        assert f"skipped recordings_odd.jsonl: {said}" in capsys.readouterr().out
+        assert listed(tmp_path / "manifests") == [(str(tmp_path / "raw"), "recordings_odd.jsonl", said)]

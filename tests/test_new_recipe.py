@@ -166,6 +166,15 @@ class TestTheRecipe:
             made = CutSet.from_file(new_recipe.folder / data / "manifests" / "cuts_train.jsonl.gz")
             assert {cut.sampling_rate for cut in made} == {rate}
 
+    def test_part_of_the_speech_leaves_the_table_of_all_as_it_is(self, new_recipe, tmp_path):
+        """The script asks for it; what that does is held for every recipe."""
+        new_recipe("--csv", csv_corpus(tmp_path / "corpus", 2))
+        (function,) = re.findall(r"^settle\(\) .*$", (new_recipe.folder / "run.sh").read_text(), re.MULTILINE)
+        for hours, subset in (("0", ""), ("5", "yes")):
+            done = subprocess.run(["bash", "-euc", f"hours={hours} subset=; {function}\nsettle; echo $subset"],
+                                  capture_output=True, text=True)
+            assert (done.returncode, done.stdout) == (0, f"{subset}\n")
+
     def test_part_of_the_speech_fills_fewer_tokens(self, new_recipe, tmp_path):
         new_recipe("--csv", csv_corpus(tmp_path / "corpus", 4))
         prepare = new_recipe.folder / "local" / "prepare_manifests.py"

@@ -10,7 +10,9 @@ from lhotse import SupervisionSegment, SupervisionSet
 from toy_corpora import SPEAKERS, csv_corpus, cut, kaldi_corpus, manifests_corpus, say
 
 from kdlib.errors import RecipeError
-from kdlib.survey import common_punctuation, describe_survey, histogram, odd_characters, overlapping, unspaced
+from kdlib.proposal import propose_rate
+from kdlib.survey import (common_punctuation, describe_survey, histogram, odd_characters, overlapping, rates,
+                          seconds_of_rates, unspaced)
 
 soundfile = pytest.importorskip("soundfile")
 
@@ -164,3 +166,14 @@ class TestTheSurvey:
             segment("f", 0, 5, of="other")]))
         assert found == [("a", "b"), ("a", "c")]
         assert overlapping([segment("a", 0, 10), segment("a", 0, 10), segment("b", 2, 1)]) == [("a", "b")]
+
+
+def test_many_short_calls_are_less_than_one_long_talk():
+    """The rate is that of most of the speech; the same recording in two parts is one."""
+    recordings = [cut(f"call{k}").recording for k in range(9)]
+    for recording in recordings:
+        recording.sampling_rate, recording.duration = 8000, 3.0
+    recordings += [cut("talk").recording] * 2
+    assert rates(recordings) == {(8000, 1): 9, (16000, 1): 1}
+    assert seconds_of_rates(recordings) == {(8000, 1): 27.0, (16000, 1): 60.0}
+    assert propose_rate(seconds_of_rates(recordings)) == 16000

@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Dict
 
 from kdlib.corpus_forms import read_corpus
-from kdlib.corpus_parts import (check_apart, check_trainable, checked_role, describe_holding, describe_roles, hold_out,
-                                part_roles, trainable)
+from kdlib.corpus_parts import (check_apart, check_trainable, checked_role, describe_holding, describe_roles,
+                                held_out_shares, hold_out, part_roles, trainable)
 from kdlib.errors import RecipeError, run_main
 from kdlib.manifests import Skipped
 from kdlib.options import require_positive
 from kdlib.processes import usable_cores
 from kdlib.proposal import Proposal, propose, propose_rate
-from kdlib.survey import Speech, describe_survey, rates
+from kdlib.survey import Speech, describe_survey, seconds_of_rates
 
 ROOT = Path(__file__).resolve().parent.parent
 TARGET = ROOT / "egs"
@@ -37,8 +37,6 @@ _ONCE = '''local watched=()
   if [[ -e $source ]]; then watched=(--conf "$source"); fi
   step corpus "${watched[@]}" --makes "$data/corpus/*" -- \\
     python "$scripts/import_corpus.py"'''
-# A tenth of the hours for each part that the corpus has none of, and never more than that many.
-_SHARE, _MOST_HOURS = 0.1, 2.0
 
 
 def get_args():
@@ -118,11 +116,6 @@ def check_output(folder: Path) -> None:
                           "checkout of your own")
 
 
-def held_out_shares(hours, parts):
-    """What of so many hours of training speech is held out for each of the parts that the corpus lacks."""
-    return {part: round(min(_SHARE, _MOST_HOURS / max(hours, 0.01)), 4) for part in parts}
-
-
 def main():
     args = get_args()
     require_positive(jobs=args.jobs)
@@ -145,7 +138,7 @@ def main():
     for line in describe_roles(list(parts), roles):
         print(line)
     check_apart(parts, roles)
-    found = rates(recording for recordings, _ in parts.values() for recording in recordings)
+    found = seconds_of_rates(recording for recordings, _ in parts.values() for recording in recordings)
     if not found:
         skipped.report(where)
         raise RecipeError(f"{source} has no recording that can be used")

@@ -19,8 +19,9 @@ def read_manifests(folder: Path, skipped: Skipped) -> Dict[str, Part]:
         raise RecipeError(f"{folder} is no folder: give the one of recordings_*.jsonl.gz and supervisions_*.jsonl.gz")
     parts: Dict[str, Part] = {}
     for path in sorted(folder.glob("*.jsonl*")):
-        match = re.fullmatch(r"(?P<prefix>(?:.+_)?)recordings(?P<part>(?:_.+)?)(?P<suffix>\.jsonl(?:\.gz)?)", path.name)
-        if not match:
+        # What begins so has no prefix: a part may be called recordings too.
+        match = re.fullmatch(r"(?P<prefix>(?:.+?_)??)recordings(?P<part>(?:_.+)?)(?P<suffix>\.jsonl(?:\.gz)?)", path.name)
+        if not match or path.name.startswith("supervisions"):
             continue
         others = [folder / f"{match['prefix']}supervisions{match['part']}{suffix}"
                   for suffix in (match["suffix"], *{".jsonl", ".jsonl.gz"} - {match["suffix"]})]

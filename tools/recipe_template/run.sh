@@ -6,6 +6,7 @@ recipe=@name@ proposed_tokens=@vocab_size@
 test_sets="@test_sets@"
 path_option @option@ "the corpus, if it has moved since this recipe was written"
 option hours 0 0.1 "hours of training speech to use; 0 for all"
+settle() { if [[ $hours != 0 ]]; then subset=yes; fi; }  # RESULTS.md is of the whole corpus
 
 get_corpus() {
   local source=${@variable@:-@source@}
