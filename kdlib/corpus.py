@@ -3,8 +3,9 @@
 import hashlib
 import unicodedata
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Callable, Dict, Iterable, Optional, Set, Tuple, Union
+from typing import Callable, Dict, Iterable, List, Optional, Set, Tuple, Union
 
 from lhotse import CutSet, MonoCut, Recording, RecordingSet, SupervisionSegment, SupervisionSet
 from lhotse.cut import Cut, MixedCut, MixTrack
@@ -127,8 +128,27 @@ def _check_files(files: Dict[str, bool], jobs: int) -> Dict[str, Checked]:
     bar = {"total": len(items), "desc": "decode", "unit": "file", "mininterval": 5}
     if jobs <= 1 or len(items) < 2:
         return dict(zip(paths, list(tqdm(map(_check_file, items), **bar))))
-    with ProcessPoolExecutor(jobs, initializer=end_with_parent) as pool:
-        return dict(zip(paths, list(tqdm(pool.map(_check_file, items, chunksize=8), **bar))))
+    found: List[Checked] = []
+    with tqdm(**bar) as progress:
+        while len(found) < len(items):
+            try:
+                with ProcessPoolExecutor(jobs, initializer=end_with_parent) as pool:
+                    for result in pool.map(_check_file, items[len(found):], chunksize=8):
+                        found.append(result)
+                        progress.update()
+            except BrokenProcessPool:  # over one of the next files, which are now looked at in a process each
+                for item in items[len(found):len(found) + 8 * jobs]:
+                    found.append(_check_apart(item))
+                    progress.update()
+    return dict(zip(paths, found))
+
+
+def _check_apart(file: Tuple[str, bool]) -> Checked:
+    with ProcessPoolExecutor(1, initializer=end_with_parent) as pool:
+        try:
+            return pool.submit(_check_file, file).result()
+        except BrokenProcessPool:
+            return f"{file[0]} ends the process that decodes it, by a fault of its decoder or for want of memory: write it again"
 
 
 def _audio_problem(recording: Recording, checked: Dict[str, Checked]) -> Optional[str]:

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any, Iterator, Optional
 
@@ -49,11 +50,16 @@ def executor(jobs: int, dask: Optional[str] = None) -> Iterator[Any]:
     Args:
         dask: the address of its scheduler; or ``local``, for a cluster of ``jobs`` processes on this machine.
     Raises:
-        RecipeError: Dask is not installed, or nothing answers at that address.
+        RecipeError: Dask is not installed, or nothing answers at that address, or a process was ended.
     """
     if not dask:
-        with ProcessPoolExecutor(jobs, initializer=_start_worker) as pool:
-            yield pool
+        try:
+            with ProcessPoolExecutor(jobs, initializer=_start_worker) as pool:
+                yield pool
+        except BrokenProcessPool:
+            raise RecipeError("a process that did part of the work was ended, as for want of memory or by a fault in what decodes "
+                              "audio: give fewer --jobs; if that does not help, run stage 1 again with --force, which finds a "
+                              "file that ends its decoder") from None
         return
     try:
         from distributed import Client

@@ -3,10 +3,14 @@
 import argparse
 import re
 from pathlib import Path
-from typing import Any, List, Tuple
+from typing import Any, Iterable, List, Tuple
 
+from lhotse import CutSet
+
+from kdlib.cuts import shar_index
 from kdlib.errors import RecipeError
 from kdlib.files import PathLike, read_json, write_json
+from kdlib.shar import read_index
 
 _FOLDER, _DONE = "parts", "done.json"
 
@@ -54,3 +58,26 @@ def finished_shares(output: PathLike, made_of: Any) -> List[Path]:
             raise RecipeError(f"{share} was made of other manifests or with other settings: {remedy}")
         shares.append(share)
     return shares
+
+
+def check_stored(shares: Iterable[Path], names: Iterable[str], output: PathLike) -> None:
+    """See that the features of all shares lie here too, as on a disk of each machine's own they do not.
+
+    Args:
+        names: of the files of cuts (cuts_dev.jsonl.gz) in each share, or in place of which an index of shards is.
+        output: the folder that shards are named from.
+    Raises:
+        RecipeError: some do not; the message names the share.
+    """
+    for share in shares:
+        for name in names:
+            if shar_index(share / name).exists():
+                files = {Path(output) / shard[key] for shard in read_index(shar_index(share / name), some=False)
+                         for key in ("cuts", "features")}
+            else:
+                files = {cut.features.storage_path for cut in CutSet.from_file(share / name) or ()}
+            lost = sorted(str(file) for file in files if not Path(file).exists())
+            if lost:
+                part, _, of = share.name.partition("-of-")
+                raise RecipeError(f"share {part} of {of} is lost: {lost[0]} is missing; make it with --part {part}/{of}, or copy "
+                                  "here what it made")

@@ -16,14 +16,14 @@ from lhotse.cut import Cut
 
 from kdlib.config import FbankConfig, config_to_dict, load_config
 from kdlib.cuts import load_cuts, mixed, shar_index
-from kdlib.errors import RecipeError, run_main
+from kdlib.errors import DISK_FULL, RecipeError, run_main
 from kdlib.features import fbank_extractor, without_features
 from kdlib.files import atomic_path, content_digest, write_json
 from kdlib.manifests import Skipped, SkippedFile
 from kdlib.options import require_positive
 from kdlib.processes import executor, usable_cores
 from kdlib.shar import read_index, write_index, write_shard
-from kdlib.shares import finish_share, finished_shares, parse_part, share_folder
+from kdlib.shares import check_stored, finish_share, finished_shares, parse_part, share_folder
 
 MOST_PIECES = 160  # of a cut set, each with a file of features: some for every core, and a progress bar that moves
 
@@ -62,7 +62,10 @@ def extract(cuts: CutSet, storage: Path, extractor: Fbank, jobs: int, dask: str,
                 storage_type=LilcomChunkyWriter, progress_bar=True).to_eager()
     except RecipeError:
         raise
-    except Exception:
+    except Exception as error:
+        if getattr(error, "errno", None) in DISK_FULL:  # which says nothing of the audio
+            error.filename = str(storage)
+            raise
         # Reading every file twice on every run would be dear; only a run that met a bad file looks for it.
         broken = find_broken(cuts, extractor, jobs, dask)
         if not broken:
@@ -129,6 +132,7 @@ def main():
     args.output.mkdir(parents=True, exist_ok=True)
     made_of = {"config": config_to_dict(config), "manifests": {path.name: content_digest(path) for path in manifests}}
     shares = [] if args.part else finished_shares(args.output, made_of)
+    check_stored(shares, [manifest.name for manifest in manifests], args.output)
     folder = share_folder(args.output, args.part) if args.part else args.output
     (args.output / "fbank.json").unlink(missing_ok=True)
     listed = SkippedFile(folder)

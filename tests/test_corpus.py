@@ -12,6 +12,7 @@ from lhotse.utils import fastcopy
 from scripts import run_script
 from skipping import Reasons
 
+import kdlib.corpus
 from kdlib.corpus import checked_cuts, write_cuts
 from kdlib.errors import RecipeError
 
@@ -135,6 +136,18 @@ def test_audio_that_cannot_be_used_is_left_out_and_named(tmp_path, jobs):
     assert left_out.keys() == wanted.keys()
     for name, reason in wanted.items():
         assert left_out[name].startswith(reason), left_out[name]
+
+
+def test_a_file_that_ends_its_decoder_is_left_out(tmp_path, monkeypatch):
+    """As a fault of libsndfile would."""
+    whole = kdlib.corpus.check_audio
+    monkeypatch.setattr(kdlib.corpus, "check_audio",
+                        lambda path, within: os._exit(11) if "r23" in str(path) else whole(path, within))
+    recordings = [recording(tone(tmp_path / f"r{k:02d}.wav", 0.2)) for k in range(40)]
+    cuts, left_out = cuts_of(recordings, [says(r.id, duration=0.2) for r in recordings], jobs=2)
+    assert [cut.id for cut in cuts] == [f"r{k:02d}" for k in range(40) if k != 23]
+    assert left_out == {"r23": f"{tmp_path / 'r23.wav'} ends the process that decodes it, by a fault of its decoder or for want "
+                               "of memory: write it again"}
 
 
 def test_a_file_other_than_its_manifest_says_is_left_out(tmp_path):

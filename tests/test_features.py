@@ -1,7 +1,9 @@
 """Stage 2 on audio of which some cannot be read: the rest goes on, and what was left out is named."""
 
 import argparse
+import errno
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -10,13 +12,14 @@ import numpy as np
 import pytest
 import soundfile
 from lhotse import CutSet, MonoCut, Recording, SupervisionSegment, fastcopy
-from scripts import run_script
+from scripts import load, refused, run_script
 from skipping import listed
 
 from kdlib.config import FbankConfig
-from kdlib.errors import RecipeError
+from kdlib.errors import RecipeError, known_failure
 from kdlib.features import fbank_extractor
 from kdlib.files import content_digest, read_json
+from kdlib.manifests import Skipped
 from kdlib.processes import executor
 from kdlib.shar import SharCuts, write_shard
 from kdlib.shares import finish_share, finished_shares, parse_part, share_folder
@@ -235,6 +238,35 @@ def test_parts_that_machines_share_are_joined(manifests):
         found = loaded(cuts)
         assert set(found) == {f"cut-{number}" for number in range(8)} and all(f.shape == (100, 23) for f in found.values())
     assert not (fbank / "parts").exists()  # the next run extracts anew
+
+
+@pytest.mark.parametrize("storage, file", [("shar", "train/2-of-2/features.000000.tar"), ("files", "train/2-of-2.lca")])
+def test_a_share_whose_features_are_lost_is_not_joined(manifests, storage, file):
+    for part in ("1/2", "2/2"):
+        assert prepare(manifests, f"storage={storage}", "--part", part).returncode == 0
+    lost = manifests / "fbank" / file
+    lost.rename(manifests / "elsewhere")
+    before = sorted((manifests / "fbank").rglob("*"))
+    assert re.fullmatch(f"error: share 2 of 2 is lost: .*{file}.* is missing; make it with --part 2/2, or copy here .*",
+                        refused(prepare(manifests, f"storage={storage}")))
+    assert sorted((manifests / "fbank").rglob("*")) == before
+    (manifests / "elsewhere").rename(lost)
+    assert prepare(manifests, f"storage={storage}").returncode == 0
+
+
+def test_a_full_disk_is_said_at_once(manifests, monkeypatch):
+    """And not after all audio was read once more."""
+    script = load(SCRIPT)
+    cuts = CutSet.from_file(manifests / "manifests" / "cuts_train.jsonl.gz")
+
+    def write(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(script.LilcomChunkyWriter, "write", write)
+    monkeypatch.setattr(script, "find_broken", lambda *_: pytest.fail("audio was read again"))
+    with pytest.raises(OSError) as raised:
+        script.extract(cuts, manifests / "fbank" / "train", fbank_extractor(FbankConfig(sampling_rate=16000)), 1, None, Skipped())
+    assert known_failure(raised.value).startswith("no space left on the disk while writing ")
 
 
 def test_more_machines_than_cuts(manifests):

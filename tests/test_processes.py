@@ -1,5 +1,6 @@
 """Files and helper processes: permissions, and workers that end with their owner."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -7,6 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
+
+from kdlib.errors import RecipeError
+from kdlib.processes import executor
 
 POOL = """
 import multiprocessing, os, sys, time
@@ -50,3 +54,9 @@ def test_written_files_have_the_permissions_of_the_users_umask(tmp_path):
     done = subprocess.run([sys.executable, "-c", code, tmp_path / "a"], capture_output=True, text=True, check=True)
     assert (tmp_path / "a").stat().st_mode & 0o777 == 0o640
     assert int(done.stdout) == 0o027
+
+
+def test_a_process_that_is_ended_is_one_error():
+    with pytest.raises(RecipeError, match="^a process that did part of the work was ended, .*: give fewer --jobs"):
+        with executor(1) as pool:
+            pool.submit(os._exit, 1).result()
