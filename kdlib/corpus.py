@@ -148,7 +148,8 @@ def _check_apart(file: Tuple[str, bool]) -> Checked:
         try:
             return pool.submit(_check_file, file).result()
         except BrokenProcessPool:
-            return f"{file[0]} ends the process that decodes it, by a fault of its decoder or for want of memory: write it again"
+            return (f"{file[0]} ends the process that decodes it, by a fault of its decoder or for want of memory: write it "
+                    "again")
 
 
 def _audio_problem(recording: Recording, checked: Dict[str, Checked]) -> Optional[str]:

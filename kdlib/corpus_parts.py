@@ -62,8 +62,8 @@ def check_trainable(cuts: Sequence[Cut], role: str, source: str) -> None:
 
 def part_roles(names: Iterable[str]) -> Dict[str, List[str]]:
     """The parts of a corpus that make train and dev, and each test set; by the words in their names
-    (:func:`kdlib.corpus_forms.shared.said_role`). Where no name says anything, all make train. What is called ``invalidated``, as
-    the clips are that Common Voice's listeners refused, makes nothing.
+    (:func:`kdlib.corpus_forms.shared.said_role`). Where no name says anything, all make train. What is called
+    ``invalidated``, as the clips are that Common Voice's listeners refused, makes nothing.
 
     >>> part_roles(["train-clean-5", "dev-clean-2", "test-other"])
     {'train': ['train-clean-5'], 'dev': ['dev-clean-2'], 'test-other': ['test-other']}
@@ -74,9 +74,9 @@ def part_roles(names: Iterable[str]) -> Dict[str, List[str]]:
     said = {name: said_role(name) for name in names if not re.search("invalidated", name, re.IGNORECASE)}
     unclear = [name for name, role in said.items() if role is None]
     if unclear and len(unclear) < len(said):
-        raise RecipeError(f"the part{'s' * (len(unclear) > 1)} {', '.join(unclear)} might be for training or for a test, beside "
-                          f"{', '.join(name for name in said if name not in unclear)}: rename what they come from, so that "
-                          "each name says train, dev or test, or take it out (parts that Lhotse prepares are files once "
+        raise RecipeError(f"the part{'s' * (len(unclear) > 1)} {', '.join(unclear)} might be for training or for a test, "
+                          f"beside {', '.join(name for name in said if name not in unclear)}: rename what they come from, so "
+                          "that each name says train, dev or test, or take it out (parts that Lhotse prepares are files once "
                           "'lhotse prepare' wrote them, which --manifests reads)")
     roles = {role: [name for name, some in said.items() if (some or "train") == role] for role in ("train", "dev", "test")}
     named = named_apart(roles.pop("test"), "the corpus",
@@ -376,8 +376,8 @@ def prepare_parts(corpus: PathLike, output: PathLike, parts: Mapping[str, Sequen
         hours: use only so much of train, and a quarter of it of each other part; 0 for all. What is held out then is as much
             as of all of train, up to a tenth.
     Raises:
-        RecipeError: a part is not there, or is to be held out besides, or nothing in it can be used, or in train or dev by training, or two roles share an
-            utterance, or ``hours`` or ``jobs`` cannot be.
+        RecipeError: a part is not there, or is to be held out besides, or nothing in it can be used, or in train or dev by
+            training, or two roles share an utterance, or ``hours`` or ``jobs`` cannot be.
     """
     require_not_negative(hours=hours)
     require_positive(jobs=jobs)
@@ -387,8 +387,8 @@ def prepare_parts(corpus: PathLike, output: PathLike, parts: Mapping[str, Sequen
     unread.report(str(corpus))
     for role, names in parts.items():
         if role in held_out:
-            raise RecipeError(f"{role} is among PARTS, which the corpus has, and among HELD_OUT, which train gives: take it out "
-                              "of one of them")
+            raise RecipeError(f"{role} is among PARTS, which the corpus has, and among HELD_OUT, which train gives: take it "
+                              "out of one of them")
         for name in names:
             if name not in there:
                 raise RecipeError(f"{corpus} holds no part {name}, which makes {role}: it holds {', '.join(sorted(there))}")

@@ -216,8 +216,8 @@ def write_sets(folder: PathLike, part: str, recordings, supervisions, cuts: Sequ
     """Validate a Lhotse RecordingSet, SupervisionSet and list of cuts that belong together, and write them to ``folder``.
 
     Leaves ``recordings_<part>``, ``supervisions_<part>`` (when there are any) and ``cuts_<part>.jsonl.gz``, each whole
-    or not at all; one that would say what it says already, of audio that is older, is left as it is, so that no later stage runs
-    again for it. Raises :class:`RecipeError` when there are no cuts or something is not valid.
+    or not at all; one that would say what it says already, of audio that is older, is left as it is, so that no later stage
+    runs again for it. Raises :class:`RecipeError` when there are no cuts or something is not valid.
     """
     from lhotse import CutSet, validate
     from lhotse.qa import validate_recordings_and_supervisions

@@ -57,9 +57,9 @@ def executor(jobs: int, dask: Optional[str] = None) -> Iterator[Any]:
             with ProcessPoolExecutor(jobs, initializer=_start_worker) as pool:
                 yield pool
         except BrokenProcessPool:
-            raise RecipeError("a process that did part of the work was ended, as for want of memory or by a fault in what decodes "
-                              "audio: give fewer --jobs; if that does not help, run stage 1 again with --force, which finds a "
-                              "file that ends its decoder") from None
+            raise RecipeError("a process that did part of the work was ended, as for want of memory or by a fault in what "
+                              "decodes audio: give fewer --jobs; if that does not help, run stage 1 again with --force, which "
+                              "finds a file that ends its decoder") from None
         return
     try:
         from distributed import Client

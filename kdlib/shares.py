@@ -79,5 +79,5 @@ def check_stored(shares: Iterable[Path], names: Iterable[str], output: PathLike)
             lost = sorted(str(file) for file in files if not Path(file).exists())
             if lost:
                 part, _, of = share.name.partition("-of-")
-                raise RecipeError(f"share {part} of {of} is lost: {lost[0]} is missing; make it with --part {part}/{of}, or copy "
-                                  "here what it made")
+                raise RecipeError(f"share {part} of {of} is lost: {lost[0]} is missing; make it with --part {part}/{of}, or "
+                                  "copy here what it made")

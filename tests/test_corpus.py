@@ -146,8 +146,8 @@ def test_a_file_that_ends_its_decoder_is_left_out(tmp_path, monkeypatch):
     recordings = [recording(tone(tmp_path / f"r{k:02d}.wav", 0.2)) for k in range(40)]
     cuts, left_out = cuts_of(recordings, [says(r.id, duration=0.2) for r in recordings], jobs=2)
     assert [cut.id for cut in cuts] == [f"r{k:02d}" for k in range(40) if k != 23]
-    assert left_out == {"r23": f"{tmp_path / 'r23.wav'} ends the process that decodes it, by a fault of its decoder or for want "
-                               "of memory: write it again"}
+    assert left_out == {"r23": f"{tmp_path / 'r23.wav'} ends the process that decodes it, by a fault of its decoder or for "
+                               "want of memory: write it again"}
 
 
 def test_a_file_other_than_its_manifest_says_is_left_out(tmp_path):

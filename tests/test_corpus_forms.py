@@ -312,7 +312,8 @@ class TestForms:
         assert len({s.speaker for s in self.read("kaldi", folder)[0]["all"][1]}) == 12
 
     @pytest.mark.parametrize("command", [
-        "cat a.wav b.wav |", "sph2pipe -f wav a.sph |", "/bin/sph2pipe -f wav none.wav |", "sph2pipe -f wav -c 1 a.wav |", "touch {flag} |", "cat $(touch {flag}) |",
+        "cat a.wav b.wav |", "sph2pipe -f wav a.sph |", "/bin/sph2pipe -f wav none.wav |",
+        "sph2pipe -f wav -c 1 a.wav |", "touch {flag} |", "cat $(touch {flag}) |",
         "cat a.wav|touch {flag} |", "sox a.wav -t wav - speed 0.9 |", "flac -c -d -s --until=9 a.wav |", "cat -n |",
         "| cat a.wav"])
     def test_commands_in_wav_scp_are_refused_and_not_run(self, tmp_path, command):
@@ -431,7 +432,8 @@ class TestForms:
         assert {part: len(some) for part, (some, _) in parts.items()} == {"train": 30, "test": 30}
 
     @pytest.mark.parametrize("form, source, options, said", [
-        ("csv", "latin.csv", {}, "is not UTF-8"), ("csv", "utf16.csv", {}, "is UTF-16 without .*: convert it, .* utf-16le"), ("csv", "none.csv", {}, "none.csv is missing"),
+        ("csv", "latin.csv", {}, "is not UTF-8"), ("csv", "utf16.csv", {}, "is UTF-16 without .*: convert it, .* utf-16le"),
+        ("csv", "none.csv", {}, "none.csv is missing"),
         ("csv", "empty.csv", {}, "holds no rows"), ("csv", "damaged", {}, "is a folder: give the file"),
         ("kaldi", ".", {}, "holds no wav.scp"),
         ("manifests", ".", {}, "holds no recordings_"), ("manifests", "none", {}, "is no folder"),

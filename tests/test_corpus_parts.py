@@ -343,7 +343,7 @@ class TestHoldingOut:
 
     def test_a_part_that_is_there_and_held_out_is_refused(self, tmp_path):
         write_parts(tmp_path / "raw", {name: self.part(tmp_path / name, [name]) for name in ("train", "dev")})
-        with pytest.raises(RecipeError, match="dev is among PARTS, which the corpus has, and among HELD_OUT, which train gives"):
+        with pytest.raises(RecipeError, match="dev is among PARTS, which the corpus has, and among HELD_OUT, which train"):
             self.prepared(tmp_path, parts={"train": ["train"], "dev": ["dev"]}, held_out={"dev": 0.1})
 
     def test_a_part_may_be_called_recordings_and_what_is_not_read_is_said(self, tmp_path, capsys):

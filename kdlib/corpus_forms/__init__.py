@@ -178,8 +178,8 @@ def check_still_there(folder: PathLike, parts: Dict[str, Part]) -> None:
         lost = [r for r in had if _files(r) & gone and r.id not in found]
         if lost and (len(lost) == len(had) or len(lost) > max(10, 0.05 * len(had))):
             raise RecipeError(f"of the {len(had)} recordings of {part} that were there before, {len(lost)} are missing, "
-                              f"{sorted(_files(lost[0]) & gone)[0]} for one: mount the disk that they are on, or remove {folder} "
-                              "to go on without them")
+                              f"{sorted(_files(lost[0]) & gone)[0]} for one: mount the disk that they are on, or remove "
+                              f"{folder} to go on without them")
 
 
 def _files(recording: Recording) -> Set[str]:
