@@ -3,7 +3,7 @@
 import hashlib
 import os
 import re
-from bisect import bisect_right
+from bisect import bisect_left
 from collections import defaultdict
 from pathlib import Path
 from typing import Callable, Dict, Hashable, Iterable, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
@@ -174,19 +174,15 @@ def _mostly_in(audio: Audio, joined: Mapping[Hashable, List[List[int]]]) -> bool
         return False
     for channel in channels:
         spans = joined.get((files, channel), [])
-        common = 0
-        for begin, finish in spans[max(0, bisect_right(spans, [start, end]) - 1):]:
-            if begin >= end:
-                break
-            common += max(0, min(end, finish) - max(start, begin))
-        if 2 * common > end - start:
+        near = spans[max(0, bisect_left(spans, [start]) - 1):bisect_left(spans, [end])]
+        if 2 * sum(max(0, min(end, finish) - max(start, begin)) for begin, finish in near) > end - start:
             return True
     return False
 
 
 def _heard_together(cuts: Iterable[Cut]) -> Dict[str, str]:
-    """Of each cut's id the first of those with which it, or one that it shares audio with, shares most of the shorter's audio:
-    windows that slide over a recording are all of one."""
+    """Each cut's id with the first one of its group. Two that share more than half of the shorter one's audio are of one
+    group, and so all windows are that slide over a recording."""
     of = {cut.id: cut.id for cut in cuts}
 
     def first(name: str) -> str:

@@ -34,6 +34,7 @@ def read_kaldi(folder: Path, skipped: Skipped) -> Dict[str, Part]:
 
 def _read_part(folder: Path, skipped: Skipped) -> Part:
     recordings: Dict[str, Recording] = {}
+    first: Dict[str, str] = {}
     bad, doubled = set(), set()
     entries = list(_entries(folder / "wav.scp"))
     files = [(number, name, _file_of(path)) for number, name, path in entries]
@@ -49,15 +50,15 @@ def _read_part(folder: Path, skipped: Skipped) -> Part:
                               "files (Kaldi's wav-copy does) and name those instead")
     for number, name, path in tqdm(files, desc="headers", unit="file", mininterval=5):
         try:
-            other = recordings.get(name)
-            if other is None:
-                recordings[name] = recording_of(name, str(base / path))
-            elif os.path.realpath(other.sources[0].source) == os.path.realpath(base / path):
-                skipped.add(name, f"{folder / 'wav.scp'}, line {number}: a second recording of this id")
-            else:
+            located = os.path.normpath(base / path)
+            if first.setdefault(name, located) != located:
                 skipped.add(name, f"{folder / 'wav.scp'}, line {number}: two files have this id, and nothing tells which of "
                                   "them a transcript is of")
                 doubled.add(name)
+            elif name in recordings:
+                skipped.add(name, f"{folder / 'wav.scp'}, line {number}: a second recording of this id")
+            else:
+                recordings[name] = recording_of(name, str(base / path))
         except BadAudio as error:
             skipped.add(name, str(error))
             bad.add(name)
