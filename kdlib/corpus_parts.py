@@ -1,15 +1,13 @@
 """From a corpus on disk to checked cuts of its parts: train, dev and test sets, held out where the corpus has none."""
 
 import hashlib
-import os
 import re
-from bisect import bisect_left
 from collections import defaultdict
 from pathlib import Path
 from typing import Callable, Dict, Hashable, Iterable, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
 
-from lhotse import CutSet, Recording, RecordingSet, SupervisionSegment, SupervisionSet
-from lhotse.cut import Cut, MixedCut
+from lhotse import CutSet, RecordingSet, SupervisionSegment, SupervisionSet
+from lhotse.cut import Cut
 from lhotse.utils import to_list
 
 from kdlib.config import DataConfig
@@ -18,6 +16,7 @@ from kdlib.corpus_forms import Part, named_apart, plain_name, read_manifests
 from kdlib.corpus_forms.shared import said_role
 from kdlib.errors import RecipeError
 from kdlib.files import PathLike
+from kdlib.heard import Audio, audio_at, audio_of, heard_together, joined, mostly_in
 from kdlib.manifests import Skipped, SkippedFile, normalise_text
 from kdlib.options import require_not_negative, require_positive
 
@@ -25,7 +24,6 @@ from kdlib.options import require_not_negative, require_positive
 _LEAST_GROUPS = 10
 # A tenth of the hours for each part that the corpus has none of, and never more than that many.
 _SHARE, _MOST_HOURS = 0.1, 2.0
-Audio = Tuple[Tuple[str, ...], Tuple[int, ...], int, int]  # files, channels, from and to in milliseconds
 _LIMITS = DataConfig()  # which a recipe may set otherwise, and then training counts and names what they leave out
 
 
@@ -119,9 +117,11 @@ def check_apart(parts: Mapping[str, Part], roles: Mapping[str, Sequence[str]]) -
                                       "its own")
                 raise RecipeError(f"the utterance {other_id} of the part {other}, which makes {other_role}, is the same audio "
                                   f"as {id_} of {name}, which makes {role} {both}: {remedy}")
-    trained = _joined(audio for role, _, utterances in placed if role == "train" for _, audio in utterances)
+    trained = joined(audio for role, _, utterances in placed if role == "train" for _, audio in utterances)
     for role, name, utterances in placed:
-        within = [id_ for id_, audio in utterances if role != "train" and audio is not None and _mostly_in(audio, trained)]
+        # Of less than training takes nothing is said.
+        within = [id_ for id_, audio in utterances if role != "train" and audio is not None
+                  and audio[3] - audio[2] >= 1000 * _LIMITS.min_seconds and mostly_in(audio, trained)]
         if within:
             raise RecipeError(f"the utterance {within[0]} of the part {name}, which makes {role}, lies mostly within audio of "
                               f"train ({len(within)} of its {len(utterances)} do): {remedy}")
@@ -131,80 +131,7 @@ def _ids_and_audio(part: Part) -> Iterator[Tuple[str, Optional[Audio]]]:
     """Each utterance's id and what is heard in it."""
     recordings = {recording.id: recording for recording in part[0]}
     for segment in part[1]:
-        yield segment.id, _audio(recordings.get(segment.recording_id), to_list(segment.channel), segment.start, segment.end)
-
-
-def _audio(recording: Optional[Recording], channels: Sequence[int], start: float, end: float) -> Optional[Audio]:
-    """What is heard there, by whatever path a file is named; None where no file or time tells."""
-    if recording is None or any(source.type != "file" for source in recording.sources):
-        return None
-    try:
-        return (tuple(os.path.realpath(source.source) for source in recording.sources), tuple(channels),
-                round(1000 * start), round(1000 * min(end, recording.duration)))
-    except (ValueError, OverflowError):  # no number, or a name that no file can have
-        return None
-
-
-def _audio_of(cut: Cut) -> Optional[Audio]:
-    tracks = [track.cut for track in cut.tracks] if isinstance(cut, MixedCut) else [cut]
-    return _audio(tracks[0].recording, [track.channel for track in tracks], tracks[0].start, tracks[0].end)
-
-
-def _joined(audios: Iterable[Optional[Audio]]) -> Dict[Hashable, List[List[int]]]:
-    """From where to where, in order, there is any of this audio in each channel of each file."""
-    spans = defaultdict(list)
-    for files, channels, start, end in filter(None, audios):
-        for channel in channels:
-            spans[files, channel].append([start, end])
-    for key, some in spans.items():
-        joined: List[List[int]] = []
-        for start, end in sorted(some):
-            if joined and start <= joined[-1][1]:
-                joined[-1][1] = max(joined[-1][1], end)
-            else:
-                joined.append([start, end])
-        spans[key] = joined
-    return spans
-
-
-def _mostly_in(audio: Audio, joined: Mapping[Hashable, List[List[int]]]) -> bool:
-    """Whether more than half of an utterance that is long enough to be trained on is in :func:`_joined` audio."""
-    files, channels, start, end = audio
-    if end - start < 1000 * _LIMITS.min_seconds:
-        return False
-    for channel in channels:
-        spans = joined.get((files, channel), [])
-        near = spans[max(0, bisect_left(spans, [start]) - 1):bisect_left(spans, [end])]
-        if 2 * sum(max(0, min(end, finish) - max(start, begin)) for begin, finish in near) > end - start:
-            return True
-    return False
-
-
-def _heard_together(cuts: Iterable[Cut]) -> Dict[str, str]:
-    """Each cut's id with the first one of its group. Two that share more than half of the shorter one's audio are of one
-    group, and so all windows are that slide over a recording."""
-    of = {cut.id: cut.id for cut in cuts}
-
-    def first(name: str) -> str:
-        while of[name] != name:
-            of[name] = name = of[of[name]]
-        return name
-
-    spans = defaultdict(list)
-    for cut in cuts:
-        files, channels, start, end = _audio_of(cut) or ((cut.id,), (0,), 0, 0)
-        for channel in channels:
-            spans[files, channel].append((start, end, cut.id))
-    for some in spans.values():
-        open_: List[Tuple[int, int, str]] = []
-        for start, end, name in sorted(some):
-            open_ = [span for span in open_ if span[1] > start]
-            for other_start, other_end, other in open_:
-                if 2 * (min(end, other_end) - start) > min(end - start, other_end - other_start):
-                    one, two = sorted((first(name), first(other)))
-                    of[two] = one
-            open_.append((start, end, name))
-    return {name: first(name) for name in of}
+        yield segment.id, audio_at(recordings.get(segment.recording_id), to_list(segment.channel), segment.start, segment.end)
 
 
 def checked_role(parts: Mapping[str, Part], names: Sequence[str], sampling_rate: int, skipped: Skipped,
@@ -250,8 +177,8 @@ def hold_out(cuts: Sequence[Cut], shares: Mapping[str, float]) -> Tuple[Dict[str
         RecipeError: of what training takes there are no more utterances, each counted once, than parts to hold out.
     """
     usable, other = trainable(cuts), untrainable(cuts)
-    first = {_audio_of(cut) or cut.id: cut for cut in sorted(usable, key=lambda cut: cut.id, reverse=True)}
-    together = _heard_together(usable)
+    first = {audio_of(cut) or cut.id: cut for cut in sorted(usable, key=lambda cut: cut.id, reverse=True)}
+    together = heard_together(usable)
     count = len(set(together.values()))
     if count <= len(shares):
         raise RecipeError(f"{count} utterances that can be used{', overlapping ones taken as one,' * (count < len(first))} are "
@@ -266,7 +193,7 @@ def hold_out(cuts: Sequence[Cut], shares: Mapping[str, float]) -> Tuple[Dict[str
         groups: Dict[str, List[Cut]] = defaultdict(list)
         train = [cut for cut in cuts if cut.id in left_out]
         for cut in usable:
-            name = key(first[_audio_of(cut) or cut.id])
+            name = key(first[audio_of(cut) or cut.id])
             if name is None:
                 train.append(cut)
             else:
