@@ -12,7 +12,7 @@ import json
 import os
 import shlex
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Tuple
 
 from kdlib.comparison import (compare, differences_table, errors_table, full_rate_name, has_latency, headline, is_number,
                               latency_legend, latency_table, legend, rate_name, rate_names, reference_words,
@@ -56,8 +56,10 @@ def main(argv: Optional[List[str]] = None) -> None:
     table_text = (markdown_table(header, rows) + f"\nThe last stage beside the others, in points of {rate_names(tests)}:\n\n"
                   + markdown_table(*differences) + "\nThe errors:\n\n" + markdown_table(*errors_table(results))
                   + "\n" + "".join(f"- {note}\n" for note in notes))
-    sherpa = exports_text(results["exports"], tests)
-    late = ""
+    exported, late = exports_table(results["exports"], tests) if results["exports"] else None, ""
+    sherpa = "" if exported is None else (
+        f"## Exported files\n\nWhat stage 9 has made, decoded by sherpa-onnx, streaming, {results['exports'][0]['method']}, "
+        f"on one thread:\n\n{markdown_table(*exported)}\n")
     if all(map(has_latency, results["rows"])):
         late = (f"## Latency\n\n{markdown_table(*latency_table(results['rows']))}\n"
                 f"{latency_legend(results['chunk_ms'])}\n\n")
@@ -78,6 +80,8 @@ def main(argv: Optional[List[str]] = None) -> None:
     print("\n" + plain_table(header, rows) + "\n" + plain_table(*differences))
     if late:
         print(plain_table(*latency_table(results["rows"])))
+    if exported:
+        print(plain_table(*exported))
     print("\n".join(legend(results) + [f"warning: {warning}" for warning in results["warnings"]]))
 
 
@@ -167,15 +171,11 @@ def describe_run(args: argparse.Namespace, summaries: Dict[str, Dict[str, Any]])
     }
 
 
-def exports_text(rows: List[Dict[str, Any]], tests: Dict[str, Any]) -> str:
-    """The section on the exported files; nothing before stage 9 has made them."""
-    if not rows:
-        return ""
+def exports_table(rows: List[Dict[str, Any]], tests: Dict[str, Any]) -> Tuple[List[str], List[List[str]]]:
+    """Header and cells of :func:`read_exports`."""
     cells = [[row["model"], row["files"], f"{row['bytes']:,}", *(f"{row['test_sets'][name]:.2f}" for name in tests),
               f"{row['real_time_factor']:.3f}"] for row in rows]
-    header = ["Model", "Files", "Bytes", *(f"{rate_name(test)} {name}" for name, test in tests.items()), "Real-time factor"]
-    return (f"## On a device\n\nThe files that stage 9 exports, decoded by sherpa-onnx, streaming, {rows[0]['method']}, on one "
-            f"thread of this machine:\n\n{markdown_table(header, cells)}\n")
+    return ["Model", "Files", "Bytes", *(f"{rate_name(test)} {name}" for name, test in tests.items()), "Real-time factor"], cells
 
 
 def report(args: argparse.Namespace, results: Dict[str, Any], table_text: str, more: str) -> str:

@@ -141,7 +141,7 @@ def test_test_sets_in_characters_are_compared_by_these(run, capsys):
 
 
 def test_the_exported_files_stand_in_the_report_once_they_are_there(run):
-    assert "exports" in run.results() and "On a device" not in (run.folder / "RESULTS.md").read_text()
+    assert "exports" in run.results() and "Exported files" not in (run.folder / "RESULTS.md").read_text()
     for model in ("teacher", "stage3"):
         folder = run.folder / "exp" / "export" / model
         for name in ("decode", "decode-int8"):
@@ -153,7 +153,7 @@ def test_the_exported_files_stand_in_the_report_once_they_are_there(run):
     rows = run.results()["exports"]
     assert [(row["model"], row["files"]) for row in rows] == [
         (model, kind) for model in ("teacher", "stage3") for kind in ("float32", "int8")]
-    written = (run.folder / "RESULTS.md").read_text().split("## On a device")[1].split("##")[0]
+    written = (run.folder / "RESULTS.md").read_text().split("## Exported files")[1].split("##")[0]
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in written.splitlines() if line.startswith("|")]
     assert lines[0] == ["Model", "Files", "Bytes", "WER test-clean", "WER test-other", "Real-time factor"]
     assert lines[-1] == ["stage3", "int8", "812,345", "9.00", "22.50", "0.031"]
