@@ -173,9 +173,10 @@ def describe_run(args: argparse.Namespace, summaries: Dict[str, Dict[str, Any]])
 
 def exports_table(rows: List[Dict[str, Any]], tests: Dict[str, Any]) -> Tuple[List[str], List[List[str]]]:
     """Header and cells of :func:`read_exports`."""
-    cells = [[row["model"], row["files"], f"{row['bytes']:,}", *(f"{row['test_sets'][name]:.2f}" for name in tests),
-              f"{row['real_time_factor']:.3f}"] for row in rows]
-    return ["Model", "Files", "Bytes", *(f"{rate_name(test)} {name}" for name, test in tests.items()), "Real-time factor"], cells
+    rates = [f"{rate_name(test)} {name}" for name, test in tests.items()]
+    return ["Model", "Files", "Bytes", *rates, "Real-time factor"], [
+        [row["model"], row["files"], f"{row['bytes']:,}", *(f"{row['test_sets'][name]:.2f}" for name in tests),
+         f"{row['real_time_factor']:.3f}"] for row in rows]
 
 
 def report(args: argparse.Namespace, results: Dict[str, Any], table_text: str, more: str) -> str:
