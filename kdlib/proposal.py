@@ -24,7 +24,7 @@ from kdlib.survey import unspaced
 # - 1000: 12 layers of 512, the size that icefall's pruned_transducer_stateless4 has for LibriSpeech's 960 hours; those before
 #   have the width and depth between these two. 60 passes are the 20 epochs at three speeds of egs/librispeech; icefall's 30
 #   epochs of the 960 hours are 90 passes, its 50 epochs of 100 hours 150.
-# - more: an utterance heard once says nearly as much as one heard thrice.
+# - more: 20 epochs at one speed, of speech that varies enough by itself.
 _TIERS = (
     (10.0, (4, 144, 4, 432), 20.0, 30),
     (100.0, (8, 192, 4, 768), 60.0, 60),
