@@ -42,6 +42,10 @@ def read_run(path: Path):
     return run
 
 
+def count_seeds(runs):
+    return f"{len(runs)} seed{'s' * (len(runs) > 1)}"
+
+
 def describe_runs(runs):
     """The title and what each run was, in Markdown."""
     lines = []
@@ -53,7 +57,7 @@ def describe_runs(runs):
                          f"{', '.join(software['device'])}\n")
         except (KeyError, TypeError):
             raise RecipeError(f"what run {number} says of its machine and software is not stage 8's: {REMEDY}") from None
-    return (f"# {runs[0]['recipe']} from {len(runs)} seeds\n\nWritten by `local/seeds.py` from the files of these runs of "
+    return (f"# {runs[0]['recipe']} from {count_seeds(runs)}\n\nWritten by `local/seeds.py` from the files of these runs of "
             f"the recipe:\n\n{''.join(lines)}\n")
 
 
@@ -64,7 +68,7 @@ def main():
     header, rows = seeds_table(pooled)
     differences = seed_differences_table(pooled)
     rates = rate_names(pooled["teacher"]["test_sets"])
-    notes = [f"{len(runs)} seeds. {rates} in per cent over all of them, its standard deviation between them, and each "
+    notes = [f"{count_seeds(runs)}. {rates} in per cent over all of them, its standard deviation between them, and each "
              "one's; p: two-sided, of a paired bootstrap over "
              f"{drawn_over(pooled['teacher']['test_sets'])} with the errors of all seeds added up, so of these trained "
              "models: how much seeds differ stands in the column sd.",
