@@ -5,6 +5,7 @@ import struct
 from pathlib import Path
 from typing import BinaryIO, Optional, Tuple
 
+UNKNOWN_LENGTH = 2 ** 63 - 1  # libsndfile's count of the samples of FLAC from a pipe, which it cannot read to the end
 _OGG_PAGE = 65307  # the most bytes of one
 # Whoever streams into a pipe cannot know the size: all ones, or (sox) about 2 GiB stand for it, and 0 as well.
 _UNKNOWN = 0x7FFFF000

@@ -177,8 +177,9 @@ def hold_out(cuts: Sequence[Cut], shares: Mapping[str, float]) -> Tuple[Dict[str
         RecipeError: of what training takes there are no more utterances, each counted once, than parts to hold out.
     """
     usable, other = trainable(cuts), untrainable(cuts)
-    first = {audio_of(cut) or cut.id: cut for cut in sorted(usable, key=lambda cut: cut.id, reverse=True)}
-    together = heard_together(usable)
+    audios = {cut.id: audio_of(cut) for cut in usable}
+    first = {audios[cut.id] or cut.id: cut for cut in sorted(usable, key=lambda cut: cut.id, reverse=True)}
+    together = heard_together(audios)
     count = len(set(together.values()))
     if count <= len(shares):
         raise RecipeError(f"{count} utterances that can be used{', overlapping ones taken as one,' * (count < len(first))} are "
@@ -193,7 +194,7 @@ def hold_out(cuts: Sequence[Cut], shares: Mapping[str, float]) -> Tuple[Dict[str
         groups: Dict[str, List[Cut]] = defaultdict(list)
         train = [cut for cut in cuts if cut.id in left_out]
         for cut in usable:
-            name = key(first[audio_of(cut) or cut.id])
+            name = key(first[audios[cut.id] or cut.id])
             if name is None:
                 train.append(cut)
             else:

@@ -2,7 +2,7 @@
 model into a device can tell from them whether the device hears the same."""
 
 from pathlib import Path
-from typing import Iterable
+from typing import Any, Iterable
 
 import soundfile
 from lhotse.cut import Cut
@@ -17,14 +17,15 @@ TABLE = "trans.txt"
 UTTERANCES, WORDS = 3, 3
 
 
-def write_examples(folder: PathLike, cuts: Iterable[Cut]) -> Path:
+def write_examples(folder: PathLike, cuts: Iterable[Cut], recognizer: Any) -> Path:
     """Leave the shortest cuts of a few words, or of the most words where none has so many, in ``test_wavs/`` of an exported
     model as WAV of 16 bits at its rate, and beside them ``trans.txt``: for each its file, id and words, and those that are
-    heard in it by greedy search in float32 and in int8, with tabs between them. Returns the path of that table."""
+    heard in it by greedy search in float32 and in int8, with tabs between them; ``recognizer`` is that of the float32 files.
+    Returns the path of that table."""
     forget_examples(folder)
     place, about = Path(folder) / FOLDER, read_model(folder)
     rate = about["sampling_rate"]
-    recognizers = [make_recognizer(folder, read_model(folder, int8), int8) for int8 in (False, True)]
+    recognizers = [recognizer, make_recognizer(folder, read_model(folder, True), True)]
     rows = [["file", "id", "reference", "float32", "int8"]]
     chosen = sorted(cuts, key=lambda cut: (-min(WORDS, len(split_characters(transcript(cut).split()))), cut.duration, cut.id))
     for number, cut in enumerate(chosen[:UTTERANCES]):

@@ -55,10 +55,10 @@ def mostly_in(audio: Audio, spans_of: Mapping[Hashable, List[List[int]]]) -> boo
     return False
 
 
-def heard_together(cuts: Iterable[Cut]) -> Dict[str, str]:
-    """Each cut's id with the first one of its group. Two that share more than half of the shorter one's audio are of one
-    group, and so all windows are that slide over a recording."""
-    of = {cut.id: cut.id for cut in cuts}
+def heard_together(audios: Mapping[str, Optional[Audio]]) -> Dict[str, str]:
+    """Of the ids of cuts, with what is heard in each, each one with the first one of its group. Two that share more than half
+    of the shorter one's audio are of one group, and so all windows are that slide over a recording."""
+    of = {name: name for name in audios}
 
     def first(name: str) -> str:
         while of[name] != name:
@@ -66,10 +66,10 @@ def heard_together(cuts: Iterable[Cut]) -> Dict[str, str]:
         return name
 
     spans = defaultdict(list)
-    for cut in cuts:
-        files, channels, start, end = audio_of(cut) or ((cut.id,), (0,), 0, 0)
+    for name, audio in audios.items():
+        files, channels, start, end = audio or ((name,), (0,), 0, 0)
         for channel in channels:
-            spans[files, channel].append((start, end, cut.id))
+            spans[files, channel].append((start, end, name))
     for some in spans.values():
         open_: List[Tuple[int, int, str]] = []
         for start, end, name in sorted(some):

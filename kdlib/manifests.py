@@ -9,11 +9,9 @@ from typing import Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
-from kdlib.audio_header import cut_short, unread
+from kdlib.audio_header import UNKNOWN_LENGTH, cut_short, unread
 from kdlib.errors import RecipeError
 from kdlib.files import PathLike, atomic_path, keep_same, update_file
-
-_UNKNOWN_LENGTH = 2 ** 63 - 1  # libsndfile's count of the samples of FLAC from a pipe, which it cannot read to the end
 
 
 class BadAudio(Exception):
@@ -100,7 +98,7 @@ def _opened(path: Path):
         if found:
             raise BadAudio(f"{path} is cut short: {found}")
         with soundfile.SoundFile(path) as audio:
-            if audio.frames == _UNKNOWN_LENGTH:
+            if audio.frames == UNKNOWN_LENGTH:
                 raise BadAudio(f"{path} does not tell its length in its header: write it again (sox a.flac b.flac)")
             yield audio
     except (soundfile.SoundFileError, RuntimeError, OSError) as error:

@@ -37,15 +37,10 @@ def write_model_card(folder: PathLike) -> None:
     write_text(folder / "model_card.md", text)
 
 
-def read_decodings(folder: Path) -> Dict[str, Any]:
-    """The summaries of sherpa-onnx's decodings that are there, by the kind of files: float32 and int8."""
-    return {kind: read_json(folder / name / "summary.json", AGAIN) for name, kind in DECODINGS
-            if (folder / name / "summary.json").exists()}
-
-
 def _error_rates(folder: Path) -> List[Any]:
     """What the rates are called, header and cells of the decodings that are there; only the first where there is none."""
-    found = read_decodings(folder)
+    found: Dict[str, Any] = {kind: read_json(folder / name / "summary.json", AGAIN) for name, kind in DECODINGS
+                             if (folder / name / "summary.json").exists()}
     tests = {name: test for summary in found.values() for name, test in summary["test_sets"].items()}
     title = f"{full_rate_name(tests).capitalize()}s"
     if not found:

@@ -44,7 +44,8 @@ def main():
     summary = decoding_summary(about, config, about["chunk_size"], about["left_context"])
     loaded = [(name, load_cuts(args.cuts / f"cuts_{name}.jsonl.gz")) for name in test_sets]
     if greedy and not args.int8:
-        print(f"{about['model']}: examples of {test_sets[0]} -> {write_examples(args.model, loaded[0][1])}")
+        examples = write_examples(args.model, loaded[0][1], recognizer)
+        print(f"{about['model']}: examples of {test_sets[0]} -> {examples}")
     begin, audio_seconds, busy = time.monotonic(), 0.0, 0.0
     for name, cuts in loaded:
         results = []

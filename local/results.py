@@ -21,7 +21,7 @@ from kdlib.comparison import read_summary as read_decoding_summary
 from kdlib.config import load_config
 from kdlib.errors import RecipeError, run_main
 from kdlib.files import read_json, write_json, write_text
-from kdlib.model_card import DECODINGS, read_decodings
+from kdlib.model_card import DECODINGS
 from kdlib.plan_config import ProgressiveConfig
 from kdlib.report import (SizedModel, describe_machine, describe_trainings, format_duration, markdown_table, name_processor,
                           newest_date, plain_table, plot_wer_against_size)
@@ -128,18 +128,17 @@ def read_exports(exp: Path, summaries: Dict[str, Dict[str, Any]]) -> List[Dict[s
     What an earlier training left there is not of this run."""
     rows = []
     for model, own in summaries.items():
-        folder, done = exp / "export" / model, exp / model / "done.json"
-        about, found = folder / "model.json", read_decodings(folder)
-        if not found or not done.exists() or about.stat().st_mtime < done.stat().st_mtime:
-            continue
-        sizes = read_json(about, EXPORT)
-        for kind, summary in found.items():
-            path = folder / dict(map(reversed, DECODINGS))[kind] / "summary.json"
-            if path.stat().st_mtime < about.stat().st_mtime or summary_problem(summary, model) \
-                    or reference_words(summary) != reference_words(own):
+        done, about = exp / model / "done.json", exp / "export" / model / "model.json"
+        for name, kind in DECODINGS:
+            decoded = about.parent / name / "summary.json"
+            made = [path.stat().st_mtime for path in (done, about, decoded) if path.exists()]
+            if len(made) < 3 or made != sorted(made):
                 continue
-            rows.append({"model": model, "files": kind, "bytes": sizes[f"{kind}_bytes"], "method": summary["method"],
-                         "real_time_factor": summary["real_time_factor"],
+            summary = read_json(decoded, EXPORT)
+            if summary_problem(summary, model) or reference_words(summary) != reference_words(own):
+                continue
+            rows.append({"model": model, "files": kind, "bytes": read_json(about, EXPORT)[f"{kind}_bytes"],
+                         "method": summary["method"], "real_time_factor": summary["real_time_factor"],
                          "test_sets": {name: headline(test)["wer"] for name, test in summary["test_sets"].items()}})
     return rows
 

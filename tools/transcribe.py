@@ -23,13 +23,12 @@ from pathlib import Path
 
 import numpy as np
 
-from kdlib.audio_header import MP3_SLACK, cut_short, unread
+from kdlib.audio_header import MP3_SLACK, UNKNOWN_LENGTH, cut_short, unread
 from kdlib.errors import RecipeError, in_one_line, known_failure, run_main
 from kdlib.scoring import split_characters
 from kdlib.sherpa import METHODS, RATES, SUBSAMPLING, decode_ready, make_recognizer, needed, pieces, read_model, tail
 
 BLOCK_SECONDS = 0.1
-UNKNOWN_LENGTH = 2 ** 63 - 1  # libsndfile's count of the samples of FLAC from a pipe
 MOST, LOUD = 65536, 16  # beyond the first no value is a sample, beyond the second it is none of full scale 1
 # How files of audio begin. Of MP3 without a tag only those that count their frames: the first bytes of the others may well be
 # samples.
