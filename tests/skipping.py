@@ -1,5 +1,6 @@
 """What the tests of corpora ask of what was left out."""
 
+from kdlib.corpus_forms import read_corpus
 from kdlib.manifests import Skipped
 
 
@@ -20,3 +21,9 @@ def listed(folder):
     path = folder / "skipped.txt"
     lines = path.read_bytes().decode("utf-8", "surrogateescape").splitlines() if path.exists() else []
     return [tuple(line.split("\t")) for line in lines]
+
+
+def read_form(form, source, **options):
+    """The parts of a corpus of that form, and how many things were left out of it."""
+    skipped = Skipped()
+    return read_corpus(form, str(source), skipped, **options), len(skipped)

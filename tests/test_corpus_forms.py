@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from lhotse import Recording, RecordingSet, SupervisionSet
 from lhotse.audio import AudioSource
-from skipping import Reasons
+from skipping import Reasons, read_form
 from toy_corpora import csv_corpus, kaldi_corpus, manifests_corpus, say, yesno_corpus
 
 from kdlib.corpus import checked_cuts
@@ -75,144 +75,19 @@ class TestWriting:
 
 
 class TestForms:
-    def read(self, form, source, **options):
-        skipped = Skipped()
-        return read_corpus(form, str(source), skipped, **options), len(skipped)
-
-    @pytest.mark.parametrize("header, separator", [(("audio", "text", "speaker"), ","), (None, ","), (None, "\t"),
-                                                   (("path", "sentence", "client_id"), ";")])
-    def test_tables(self, tmp_path, header, separator):
-        table = csv_corpus(tmp_path / "corpus", 2, header, separator)
-        ((name, (recordings, supervisions)),), left_out = self.read("csv", table)[0].items(), self.read("csv", table)[1]
-        assert name == "all" and left_out == 0 and len(recordings) == len(supervisions) == 24
-        first = next(iter(supervisions))
-        assert (first.id, first.speaker) == ("wav-speaker00-0", "speaker00") and first.text.islower()
-
-    def test_a_table_of_two_columns_or_others_in_another_order(self, tmp_path):
-        soundfile.write(tmp_path / "a.wav", say(["ONE"]), 16000)
-        (tmp_path / "two.csv").write_text('a.wav,"one, two"\n')
-        (tmp_path / "more.csv").write_text("﻿speaker,id,Text,Audio\nanna,7,one,a.wav\n", encoding="utf-8")
-        two, more = (next(iter(self.read("csv", tmp_path / name)[0]["all"][1])) for name in ("two.csv", "more.csv"))
-        assert (two.text, two.speaker) == ("one, two", None) and (more.text, more.speaker) == ("one", "anna")
-
-    def table(self, tmp_path, text, files=("a.wav", "b.wav", "c.wav")):
-        """What is read of a table, (id, text) each, and why the rest is not."""
-        for name in files:
-            (tmp_path / name).parent.mkdir(exist_ok=True)
-            soundfile.write(tmp_path / name, say(["ONE", "TWO"]), 16000)
-        (tmp_path / "t.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
-        skipped = Reasons()
-        supervisions = read_corpus("csv", str(tmp_path / "t.csv"), skipped)["all"][1]
-        return [(s.id, s.text) for s in supervisions], skipped.of
-
-    @pytest.mark.parametrize("header, end", [("audio,start,end,text", "0.3"), ("offset,duration,audio,text", "0.2")])
-    def test_rows_of_a_part_of_their_file(self, tmp_path, header, end):
-        rows = [("a.wav", "0.1", end, "one"), ("a.wav", "x", end, "two"), ("b.wav", "0.1", end, "three")]
-        if header.startswith("offset"):
-            rows = [(start, end, audio, text) for audio, start, end, text in rows]
-        found, left_out = self.table(tmp_path, "\n".join([header, *map(",".join, rows)]))
-        assert found == [("a-0000100", "one"), ("b-0000100", "three")]
-        assert list(left_out.values()) == ["its times are no numbers of seconds"]
-        first = next(iter(read_corpus("csv", str(tmp_path / "t.csv"), Skipped())["all"][1]))
-        assert (first.start, round(first.end, 6), first.recording_id) == (0.1, 0.3, "a")
-
-    @pytest.mark.parametrize("header, said", [
-        ("audio,start,text", "start, but not where they end"), ("audio,end,text", "end, but not where they start"),
-        ("transcript,sound,who", "names a column transcript, but none of the audio: call that one audio"),
-        ("audio,words,who", "names a column audio, but none of the text: call that one text")])
-    def test_a_header_that_lacks_a_name_is_one_error(self, tmp_path, header, said):
-        with pytest.raises(RecipeError, match=said):
-            self.table(tmp_path, f"{header}\na.wav,1,one\n")
-
-    @pytest.mark.parametrize("header, row, said", [
-        ("audio,sentence,speaker,text", "a.wav,two,anna,one", "the text is the column text, not sentence"),
-        ("file,Audio,text,sentence,sentence", "x.wav,a.wav,one,two,three", "the audio is the column audio, not file"),
-        ("audio,text,duration,end,start", "a.wav,one,0.3,0.3,0", "")])
-    def test_of_several_columns_the_best_name_is_taken(self, tmp_path, capsys, header, row, said):
-        found, left_out = self.table(tmp_path, f"{header}\n{row}\n")
-        assert [text for _, text in found] == ["one"] and left_out == {}
-        printed = capsys.readouterr().out
-        assert said in printed and printed.startswith(str(tmp_path / "t.csv")) == bool(said)
-
-    @pytest.mark.parametrize("header, said", [("audio,text,Text", "two columns text: .* that is not the text"),
-                                              ("audio,audio,text", "two columns audio: .* that is not the audio")])
-    def test_two_columns_of_one_name_are_one_error(self, tmp_path, header, said):
-        with pytest.raises(RecipeError, match=said):
-            self.table(tmp_path, f"{header}\na.wav,one,two\n")
-
-    @pytest.mark.parametrize("column", ["split", "Subset", "set", "part"])
-    def test_a_column_says_what_part_a_row_is_in(self, tmp_path, capsys, column):
-        for name in ("a.wav", "b.wav", "c.wav", "d.wav"):
-            soundfile.write(tmp_path / name, say(["ONE"]), 16000)
-        (tmp_path / "t.csv").write_text(f"audio,text,{column},take\na.wav,one,train,1\nb.wav,two,test,1\nc.wav,three,train,2\n"
-                                        "d.wav,four,,2\n")
-        skipped = Reasons()
-        parts = read_corpus("csv", str(tmp_path / "t.csv"), skipped)
-        assert {part: [[r.id for r in of], [s.text for s in said]] for part, (of, said) in parts.items()} == {
-            "train": [["a", "c"], ["one", "three"]], "test": [["b"], ["two"]]}
-        assert list(skipped.of.values()) == [f"its cell of the column {column} is empty"]
-        assert capsys.readouterr().out == f"{tmp_path / 't.csv'}: not used: the column take\n"
-
-    def test_a_column_of_other_parts_is_not_used_and_that_is_said(self, tmp_path, capsys):
-        found, left_out = self.table(tmp_path, "audio,text,part\na.wav,one,1\nb.wav,two,2\nc.wav,three,\n")
-        assert len(found) == 3 and left_out == {}
-        assert "the column part makes no parts, since none of its values says train, dev or test" in capsys.readouterr().out
-
-    def test_a_cell_without_a_value_is_no_word(self, tmp_path):
-        found, left_out = self.table(tmp_path, "audio,text,speaker\na.wav,one,nan\nb.wav,NaN,anna\nc.wav,NULL,anna\n")
-        assert found == [("a", "one")] and sorted(left_out.values()) == [
-            f"its text is {cell}, which tables hold where there is none" for cell in ("NULL", "NaN")]
-        assert next(iter(read_corpus("csv", str(tmp_path / "t.csv"), Skipped())["all"][1])).speaker is None
-
-    def test_ids_say_nothing_of_where_a_corpus_stands(self, tmp_path):
-        ids = []
-        for place in (tmp_path / "here", tmp_path / "far" / "away"):
-            for name in ("s1/a", "s2/b"):
-                (place / name).parent.mkdir(parents=True)
-                soundfile.write(place / f"{name}.wav", say(["ONE"]), 16000)
-            (tmp_path / "t.csv").write_text(f"{place}/s1/a.wav,one\n{place}/s2/b.wav,two\n")
-            ids.append([s.id for s in self.read("csv", tmp_path / "t.csv")[0]["all"][1]])
-        assert ids == [["s1-a", "s2-b"]] * 2
-
-    def test_files_of_one_id_are_both_named(self, tmp_path):
-        found, left_out = self.table(tmp_path, "s1/1-0.wav,one\ns1-1/0.wav,two\n./s1/1-0.wav,three\n",
-                                     ("s1/1-0.wav", "s1-1/0.wav"))
-        assert found == [("s1-1-0", "one"), ("s1-1-0", "three")]  # the second of which is left out as such later
-        (reason,) = left_out.values()
-        assert "s1-1/0.wav would have the id s1-1-0, which is that of" in reason and "s1/1-0.wav: rename" in reason
-
-    @pytest.mark.parametrize("text", [
-        "sep=;\na.wav;one, two\nb.wav;one, three\n", 'a.wav,"one; two"\nb.wav,"one; three"\n'.replace("; ", ", "),
-        "a.wav,one; two\nb.wav,one; three\n", "a.wav\tone\nb.wav\ttwo\n".encode("utf-16")])
-    def test_the_separator_is_the_one_under_which_there_is_audio(self, tmp_path, text):
-        found, left_out = self.table(tmp_path, text)
-        assert [name for name, _ in found] == ["a", "b"] and left_out == {} and "one" in found[0][1]
-
-    def test_an_open_quote_takes_in_no_rows(self, tmp_path):
-        found, left_out = self.table(tmp_path, 'a.wav,"one,anna\nb.wav,two,anna\nc.wav,three",anna\na.wav,"x\ny",anna\n')
-        assert found == [("b", "two"), ("c", 'three"'), ("a", "x\ny")]
-        ((where, reason),) = left_out.items()
-        assert where.endswith("line 1") and "goes on to line 3, over rows with audio of their own" in reason
-
-    def test_rows_without_audio_or_text_are_counted(self, tmp_path):
-        soundfile.write(tmp_path / "a.wav", say(["ONE"]), 16000)
-        (tmp_path / "bad.csv").write_text("a.wav,one,anna\nnone.wav,one,anna\nlonely\n,two,anna\n")
-        parts, left_out = self.read("csv", tmp_path / "bad.csv")
-        assert len(parts["all"][1]) == 1 and left_out == 3
-
     def test_kaldi_folders(self, tmp_path):
         folder = kaldi_corpus(tmp_path / "corpus")
-        (recordings, supervisions), left_out = self.read("kaldi", folder)[0]["all"], self.read("kaldi", folder)[1]
+        (recordings, supervisions), left_out = read_form("kaldi", folder)[0]["all"], read_form("kaldi", folder)[1]
         assert left_out == 0 and len(recordings) == 12 and len(supervisions) == 96
         second = supervisions["speaker00-1"]
         assert second.recording_id == second.speaker == "speaker00" and second.start > 0
         with open(folder / "text", "a") as text, open(folder / "segments", "a") as segments:
             text.write("lost ONE\nlast TWO\nlast THREE\n")
             segments.write("last speaker00 1.5 -1\nodd speaker00 1.5\n")
-        (_, supervisions), left_out = self.read("kaldi", folder)[0]["all"], self.read("kaldi", folder)[1]
+        (_, supervisions), left_out = read_form("kaldi", folder)[0]["all"], read_form("kaldi", folder)[1]
         assert left_out == 3  # lost, the second last, odd
         assert supervisions["last"].end == pytest.approx(recordings["speaker00"].duration)
-        parts, _ = self.read("kaldi", folder.parent)
+        parts, _ = read_form("kaldi", folder.parent)
         assert list(parts) == ["corpus"]
 
     @pytest.mark.parametrize("with_segments", [False, True])
@@ -258,10 +133,10 @@ class TestForms:
         for name in names:
             kaldi_corpus(tmp_path / "corpus" / name)
         wanted = {name.replace("_", "-").replace(" ", "-") for name in names}
-        assert set(self.read("kaldi", tmp_path / "corpus")[0]) == wanted
+        assert set(read_form("kaldi", tmp_path / "corpus")[0]) == wanted
         kaldi_corpus(tmp_path / "corpus" / "a.b_c")
         with pytest.raises(RecipeError, match=r"the parts a.b-c and a.b_c of .*corpus would both be called 'a.b-c': rename"):
-            self.read("kaldi", tmp_path / "corpus")
+            read_form("kaldi", tmp_path / "corpus")
 
     @pytest.mark.parametrize("form, name", [("kaldi", "segments"), ("kaldi", "utt2spk"), ("kaldi", "wav.scp"),
                                             ("manifests", "supervisions_dev.jsonl.gz")])
@@ -271,14 +146,14 @@ class TestForms:
         (folder / name).unlink(missing_ok=True)
         (folder / name).symlink_to("/no/disk/file")
         with pytest.raises(RecipeError, match=f"{name} is a link to /no/disk/file, which is not there: copy what it leads to"):
-            self.read(form, folder)
+            read_form(form, folder)
 
     def test_a_part_of_manifests_that_is_there_twice_is_refused(self, tmp_path):
         folder = manifests_corpus(tmp_path / "corpus")
         for kind in ("recordings", "supervisions"):
             (folder / f"{kind}_dev.jsonl").write_bytes(gzip.decompress((folder / f"{kind}_dev.jsonl.gz").read_bytes()))
         with pytest.raises(RecipeError, match="has the part dev twice, the second time in recordings_dev.jsonl.gz: take"):
-            self.read("manifests", folder)
+            read_form("manifests", folder)
 
     @pytest.mark.parametrize("command", [
         "flac -c -d -s wav/a.flac |", "flac -dcs wav/a.flac|", "sox wav/a.flac -t wav - |", "sox wav/a.flac -t wav -|",
@@ -290,26 +165,26 @@ class TestForms:
         soundfile.write(tmp_path / "wav" / "a.flac", say(["ONE"]), 16000)
         (tmp_path / "data" / "wav.scp").write_text(f"a {command}\n")
         (tmp_path / "data" / "text").write_text("a ONE\n")
-        (recordings, _), left_out = self.read("kaldi", tmp_path / "data")[0]["all"], self.read("kaldi", tmp_path / "data")[1]
+        (recordings, _), left_out = read_form("kaldi", tmp_path / "data")[0]["all"], read_form("kaldi", tmp_path / "data")[1]
         assert left_out == 0 and Path(recordings["a"].sources[0].source).samefile(tmp_path / "wav" / "a.flac")
 
     def test_a_place_in_an_archive_is_one_error(self, tmp_path):
         (tmp_path / "wav.scp").write_text("a /data/raw.ark:1234\n")
         (tmp_path / "text").write_text("a ONE\n")
         with pytest.raises(RecipeError, match="line 1 .a. names a place in an archive, /data/raw.ark:1234, and archives are"):
-            self.read("kaldi", tmp_path)
+            read_form("kaldi", tmp_path)
 
     def test_a_speaker_for_each_utterance_is_none(self, tmp_path, capsys):
         """As Kaldi's utt2spk has it where nobody knows; of recordings of one utterance each they are speakers."""
         folder = kaldi_corpus(tmp_path / "corpus")
         names = [line.split()[0] for line in (folder / "text").read_text().splitlines()]
         (folder / "utt2spk").write_text("".join(f"{name} {name}\n" for name in names))
-        assert {s.speaker for s in self.read("kaldi", folder)[0]["all"][1]} == {None}
+        assert {s.speaker for s in read_form("kaldi", folder)[0]["all"][1]} == {None}
         assert capsys.readouterr().out.startswith("all: 96 utterances of 12 recordings name 96 speakers, nearly one each: they")
         (folder / "segments").unlink()
         (folder / "text").write_text("".join(f"{line.split()[0]} ONE\n" for line in open(folder / "wav.scp")))
         (folder / "utt2spk").write_text("".join(f"{line.split()[0]} s{n}\n" for n, line in enumerate(open(folder / "wav.scp"))))
-        assert len({s.speaker for s in self.read("kaldi", folder)[0]["all"][1]}) == 12
+        assert len({s.speaker for s in read_form("kaldi", folder)[0]["all"][1]}) == 12
 
     @pytest.mark.parametrize("command", [
         "cat a.wav b.wav |", "sph2pipe -f wav a.sph |", "/bin/sph2pipe -f wav none.wav |",
@@ -322,7 +197,7 @@ class TestForms:
         (tmp_path / "wav.scp").write_text(f"a {command.format(flag=flag)}\n")
         (tmp_path / "text").write_text("a ONE\n")
         with pytest.raises(RecipeError, match="wav.scp, line 1 .a. holds a command, which is never run: write the audio to"):
-            self.read("kaldi", tmp_path)
+            read_form("kaldi", tmp_path)
         assert not flag.exists()
 
     def test_relative_audio_is_found_above_the_manifests(self, tmp_path):
@@ -390,7 +265,7 @@ class TestForms:
 
     def test_what_pandas_left_empty_is_no_word(self, tmp_path):
         folder = self.changed(tmp_path / "corpus", "supervisions", text=float("nan"), speaker=float("nan"))
-        first = next(iter(self.read("manifests", folder)[0]["train"][1]))
+        first = next(iter(read_form("manifests", folder)[0]["train"][1]))
         assert first.text is None and first.speaker is None
 
     def test_manifests_of_something_else_are_one_error(self, tmp_path):
@@ -400,18 +275,18 @@ class TestForms:
         supervisions.rename(recordings)
         (folder / "third").rename(supervisions)
         with pytest.raises(RecipeError, match="recordings_dev.jsonl.gz holds a SupervisionSegment where its name says Rec"):
-            self.read("manifests", folder)
+            read_form("manifests", folder)
 
     def test_manifests_with_other_endings(self, tmp_path):
         folder = manifests_corpus(tmp_path / "corpus")
         path = folder / "supervisions_dev.jsonl.gz"
         (folder / "supervisions_dev.jsonl").write_bytes(gzip.decompress(path.read_bytes()))
         path.unlink()
-        assert len(self.read("manifests", folder)[0]["dev"][1]) == 8
+        assert len(read_form("manifests", folder)[0]["dev"][1]) == 8
         (tmp_path / "json").mkdir()
         RecordingSet.from_file(folder / "recordings_dev.jsonl.gz").to_file(tmp_path / "json" / "recordings_dev.json")
         with pytest.raises(RecipeError, match="lhotse copy recordings_dev.json recordings_dev.jsonl.gz"):
-            self.read("manifests", tmp_path / "json")
+            read_form("manifests", tmp_path / "json")
 
     def test_what_a_recipe_of_lhotse_leaves_out_is_counted(self, tmp_path, monkeypatch):
         import lhotse.recipes
@@ -428,7 +303,7 @@ class TestForms:
         assert skipped.of == {"prepare_yesno": "No transcript of 0_1.wav"} and logging.getLogger().handlers == handlers
 
     def test_lhotse_parts(self, tmp_path):
-        parts, _ = self.read("lhotse", "yesno", corpus_dir=yesno_corpus(tmp_path / "waves"))
+        parts, _ = read_form("lhotse", "yesno", corpus_dir=yesno_corpus(tmp_path / "waves"))
         assert {part: len(some) for part, (some, _) in parts.items()} == {"train": 30, "test": 30}
 
     @pytest.mark.parametrize("form, source, options, said", [
@@ -453,4 +328,4 @@ class TestForms:
         for kind in ("recordings", "supervisions"):
             Path(f"damaged/{kind}_all.jsonl.gz").write_bytes(b"no gzip")
         with pytest.raises(RecipeError, match=said):
-            self.read(form, source, **options)
+            read_form(form, source, **options)

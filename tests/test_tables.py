@@ -7,9 +7,12 @@ import shutil
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from skipping import Reasons
+from skipping import Reasons, read_form
+from toy_corpora import csv_corpus, say
 
 from kdlib.corpus_forms import read_corpus
+from kdlib.errors import RecipeError
+from kdlib.manifests import Skipped
 
 soundfile = pytest.importorskip("soundfile")
 
@@ -126,3 +129,126 @@ def test_an_audio_cell_that_names_no_file_is_left_out(folder, cell):
 def test_the_text_first_is_skipped_rows_and_no_failure(folder):
     found, left_out = read(folder, "\n".join(f"{'many words ' * 40}{number},a{number}.wav" for number in range(5)))
     assert found == {} and len(left_out) == 5
+
+
+class TestColumns:
+    @pytest.mark.parametrize("header, separator", [(("audio", "text", "speaker"), ","), (None, ","), (None, "\t"),
+                                                   (("path", "sentence", "client_id"), ";")])
+    def test_tables(self, tmp_path, header, separator):
+        table = csv_corpus(tmp_path / "corpus", 2, header, separator)
+        ((name, (recordings, supervisions)),), left_out = read_form("csv", table)[0].items(), read_form("csv", table)[1]
+        assert name == "all" and left_out == 0 and len(recordings) == len(supervisions) == 24
+        first = next(iter(supervisions))
+        assert (first.id, first.speaker) == ("wav-speaker00-0", "speaker00") and first.text.islower()
+
+    def test_a_table_of_two_columns_or_others_in_another_order(self, tmp_path):
+        soundfile.write(tmp_path / "a.wav", say(["ONE"]), 16000)
+        (tmp_path / "two.csv").write_text('a.wav,"one, two"\n')
+        (tmp_path / "more.csv").write_text("﻿speaker,id,Text,Audio\nanna,7,one,a.wav\n", encoding="utf-8")
+        two, more = (next(iter(read_form("csv", tmp_path / name)[0]["all"][1])) for name in ("two.csv", "more.csv"))
+        assert (two.text, two.speaker) == ("one, two", None) and (more.text, more.speaker) == ("one", "anna")
+
+    def table(self, tmp_path, text, files=("a.wav", "b.wav", "c.wav")):
+        """What is read of a table, (id, text) each, and why the rest is not."""
+        for name in files:
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            soundfile.write(tmp_path / name, say(["ONE", "TWO"]), 16000)
+        (tmp_path / "t.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
+        skipped = Reasons()
+        supervisions = read_corpus("csv", str(tmp_path / "t.csv"), skipped)["all"][1]
+        return [(s.id, s.text) for s in supervisions], skipped.of
+
+    @pytest.mark.parametrize("header, end", [("audio,start,end,text", "0.3"), ("offset,duration,audio,text", "0.2")])
+    def test_rows_of_a_part_of_their_file(self, tmp_path, header, end):
+        rows = [("a.wav", "0.1", end, "one"), ("a.wav", "x", end, "two"), ("b.wav", "0.1", end, "three")]
+        if header.startswith("offset"):
+            rows = [(start, end, audio, text) for audio, start, end, text in rows]
+        found, left_out = self.table(tmp_path, "\n".join([header, *map(",".join, rows)]))
+        assert found == [("a-0000100", "one"), ("b-0000100", "three")]
+        assert list(left_out.values()) == ["its times are no numbers of seconds"]
+        first = next(iter(read_corpus("csv", str(tmp_path / "t.csv"), Skipped())["all"][1]))
+        assert (first.start, round(first.end, 6), first.recording_id) == (0.1, 0.3, "a")
+
+    @pytest.mark.parametrize("header, said", [
+        ("audio,start,text", "start, but not where they end"), ("audio,end,text", "end, but not where they start"),
+        ("transcript,sound,who", "names a column transcript, but none of the audio: call that one audio"),
+        ("audio,words,who", "names a column audio, but none of the text: call that one text")])
+    def test_a_header_that_lacks_a_name_is_one_error(self, tmp_path, header, said):
+        with pytest.raises(RecipeError, match=said):
+            self.table(tmp_path, f"{header}\na.wav,1,one\n")
+
+    @pytest.mark.parametrize("header, row, said", [
+        ("audio,sentence,speaker,text", "a.wav,two,anna,one", "the text is the column text, not sentence"),
+        ("file,Audio,text,sentence,sentence", "x.wav,a.wav,one,two,three", "the audio is the column audio, not file"),
+        ("audio,text,duration,end,start", "a.wav,one,0.3,0.3,0", "")])
+    def test_of_several_columns_the_best_name_is_taken(self, tmp_path, capsys, header, row, said):
+        found, left_out = self.table(tmp_path, f"{header}\n{row}\n")
+        assert [text for _, text in found] == ["one"] and left_out == {}
+        printed = capsys.readouterr().out
+        assert said in printed and printed.startswith(str(tmp_path / "t.csv")) == bool(said)
+
+    @pytest.mark.parametrize("header, said", [("audio,text,Text", "two columns text: .* that is not the text"),
+                                              ("audio,audio,text", "two columns audio: .* that is not the audio")])
+    def test_two_columns_of_one_name_are_one_error(self, tmp_path, header, said):
+        with pytest.raises(RecipeError, match=said):
+            self.table(tmp_path, f"{header}\na.wav,one,two\n")
+
+    @pytest.mark.parametrize("column", ["split", "Subset", "set", "part"])
+    def test_a_column_says_what_part_a_row_is_in(self, tmp_path, capsys, column):
+        for name in ("a.wav", "b.wav", "c.wav", "d.wav"):
+            soundfile.write(tmp_path / name, say(["ONE"]), 16000)
+        (tmp_path / "t.csv").write_text(f"audio,text,{column},take\na.wav,one,train,1\nb.wav,two,test,1\nc.wav,three,train,2\n"
+                                        "d.wav,four,,2\n")
+        skipped = Reasons()
+        parts = read_corpus("csv", str(tmp_path / "t.csv"), skipped)
+        assert {part: [[r.id for r in of], [s.text for s in said]] for part, (of, said) in parts.items()} == {
+            "train": [["a", "c"], ["one", "three"]], "test": [["b"], ["two"]]}
+        assert list(skipped.of.values()) == [f"its cell of the column {column} is empty"]
+        assert capsys.readouterr().out == f"{tmp_path / 't.csv'}: not used: the column take\n"
+
+    def test_a_column_of_other_parts_is_not_used_and_that_is_said(self, tmp_path, capsys):
+        found, left_out = self.table(tmp_path, "audio,text,part\na.wav,one,1\nb.wav,two,2\nc.wav,three,\n")
+        assert len(found) == 3 and left_out == {}
+        assert "the column part makes no parts, since none of its values says train, dev or test" in capsys.readouterr().out
+
+    def test_a_cell_without_a_value_is_no_word(self, tmp_path):
+        found, left_out = self.table(tmp_path, "audio,text,speaker\na.wav,one,nan\nb.wav,NaN,anna\nc.wav,NULL,anna\n")
+        assert found == [("a", "one")] and sorted(left_out.values()) == [
+            f"its text is {cell}, which tables hold where there is none" for cell in ("NULL", "NaN")]
+        assert next(iter(read_corpus("csv", str(tmp_path / "t.csv"), Skipped())["all"][1])).speaker is None
+
+    def test_ids_say_nothing_of_where_a_corpus_stands(self, tmp_path):
+        ids = []
+        for place in (tmp_path / "here", tmp_path / "far" / "away"):
+            for name in ("s1/a", "s2/b"):
+                (place / name).parent.mkdir(parents=True)
+                soundfile.write(place / f"{name}.wav", say(["ONE"]), 16000)
+            (tmp_path / "t.csv").write_text(f"{place}/s1/a.wav,one\n{place}/s2/b.wav,two\n")
+            ids.append([s.id for s in read_form("csv", tmp_path / "t.csv")[0]["all"][1]])
+        assert ids == [["s1-a", "s2-b"]] * 2
+
+    def test_files_of_one_id_are_both_named(self, tmp_path):
+        found, left_out = self.table(tmp_path, "s1/1-0.wav,one\ns1-1/0.wav,two\n./s1/1-0.wav,three\n",
+                                     ("s1/1-0.wav", "s1-1/0.wav"))
+        assert found == [("s1-1-0", "one"), ("s1-1-0", "three")]  # the second of which is left out as such later
+        (reason,) = left_out.values()
+        assert "s1-1/0.wav would have the id s1-1-0, which is that of" in reason and "s1/1-0.wav: rename" in reason
+
+    @pytest.mark.parametrize("text", [
+        "sep=;\na.wav;one, two\nb.wav;one, three\n", 'a.wav,"one; two"\nb.wav,"one; three"\n'.replace("; ", ", "),
+        "a.wav,one; two\nb.wav,one; three\n", "a.wav\tone\nb.wav\ttwo\n".encode("utf-16")])
+    def test_the_separator_is_the_one_under_which_there_is_audio(self, tmp_path, text):
+        found, left_out = self.table(tmp_path, text)
+        assert [name for name, _ in found] == ["a", "b"] and left_out == {} and "one" in found[0][1]
+
+    def test_an_open_quote_takes_in_no_rows(self, tmp_path):
+        found, left_out = self.table(tmp_path, 'a.wav,"one,anna\nb.wav,two,anna\nc.wav,three",anna\na.wav,"x\ny",anna\n')
+        assert found == [("b", "two"), ("c", 'three"'), ("a", "x\ny")]
+        ((where, reason),) = left_out.items()
+        assert where.endswith("line 1") and "goes on to line 3, over rows with audio of their own" in reason
+
+    def test_rows_without_audio_or_text_are_counted(self, tmp_path):
+        soundfile.write(tmp_path / "a.wav", say(["ONE"]), 16000)
+        (tmp_path / "bad.csv").write_text("a.wav,one,anna\nnone.wav,one,anna\nlonely\n,two,anna\n")
+        parts, left_out = read_form("csv", tmp_path / "bad.csv")
+        assert len(parts["all"][1]) == 1 and left_out == 3
