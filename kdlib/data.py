@@ -7,7 +7,7 @@ import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Iterable, Iterator, List, Optional, Tuple, Union
+from typing import Callable, Iterable, Iterator, List, Optional, Tuple, Union
 
 import numpy as np
 import torch
@@ -66,9 +66,9 @@ class NBest:
     rows: Tensor
     log_probs: Tensor
 
-    def to(self, device) -> "NBest":
-        return NBest(self.symbols.to(device), self.symbol_lengths.to(device), self.rows.to(device),
-                     self.log_probs.to(device))
+    def each(self, change: Callable[[Tensor], Tensor]) -> "NBest":
+        """With every tensor as ``change`` makes it."""
+        return NBest(change(self.symbols), change(self.symbol_lengths), change(self.rows), change(self.log_probs))
 
 
 @dataclass
@@ -92,10 +92,19 @@ class Batch:
     total_utterances: int
     nbest: Optional[NBest] = None
 
+    def each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        """With every tensor as ``change`` makes it."""
+        return replace(self, features=change(self.features), feature_lengths=change(self.feature_lengths),
+                       symbols=change(self.symbols), symbol_lengths=change(self.symbol_lengths),
+                       nbest=None if self.nbest is None else self.nbest.each(change))
+
     def to(self, device) -> "Batch":
-        return replace(self, features=self.features.to(device), feature_lengths=self.feature_lengths.to(device),
-                       symbols=self.symbols.to(device), symbol_lengths=self.symbol_lengths.to(device),
-                       nbest=None if self.nbest is None else self.nbest.to(device))
+        """From pinned memory it is copied while the GPU computes."""
+        return self.each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "Batch":
+        """What a DataLoader that pins memory calls."""
+        return self.each(Tensor.pin_memory)
 
 
 @contextmanager
@@ -338,10 +347,11 @@ def train_loader(cuts: TrainCuts, dataset: TransducerDataset, config: DataConfig
     # A phase that goes round several times shuffles anew each time; a thousand rounds are kept for each.
     sampler.set_epoch(1000 * phase.epoch)
     planned = PlannedSampler(sampler, phase, skip, total_seconds(cuts), rank, world_size, micro_batches)
-    workers = dict(num_workers=config.num_workers, **({"prefetch_factor": 8} if config.num_workers else {}))
+    loading = dict(batch_size=None, num_workers=config.num_workers, pin_memory=torch.cuda.is_available(),
+                   **({"prefetch_factor": 8} if config.num_workers else {}))
     if isinstance(cuts, SharCuts):
-        return DataLoader(_SequentialBatches(dataset, planned), batch_size=None, **workers)
-    return DataLoader(dataset, sampler=planned, batch_size=None, **workers)
+        return DataLoader(_SequentialBatches(dataset, planned), **loading)
+    return DataLoader(dataset, sampler=planned, **loading)
 
 
 def eval_loader(cuts: CutSet, lang: Lang, config: DataConfig, max_duration: float) -> DataLoader:
