@@ -127,7 +127,7 @@ class FeedForward(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.dropout(self.down(F.silu(self.up(self.norm(x)))))
+        return self.dropout(self.down(self.dropout(F.silu(self.up(self.norm(x))))))
 
 
 class ChunkAttention(nn.Module):

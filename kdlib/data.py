@@ -131,7 +131,7 @@ def _padded(labels: List[List[int]]) -> Tuple[Tensor, Tensor]:
 
 
 def _spec_augment(s: SpecAugmentConfig, frames: int, bins: int) -> SpecAugment:
-    """For features (N, frames, bins). Lhotse's masks are of fewer bins or frames than their size, which must be 1 or
+    """For features (1, frames, bins). Lhotse's masks are of fewer bins or frames than their size, which must be 1 or
     more, as must the number of frame masks: where there is room for none, one of size 1 masks nothing."""
     most = s.max_frames_fraction * frames
     count = min(s.num_frame_masks, math.ceil(most / s.frame_mask_size))
@@ -180,20 +180,14 @@ class TransducerDataset(Dataset):
                 return RecipeError(f"the features of {ids[0]} or of another utterance in its batch cannot be read "
                                    f"({with_its_type(error)}): {REMAKE}")
             if self.masks and planned.progress >= self.config.spec_augment.start:
-                features = _spec_augment(self.config.spec_augment, *features.shape[1:])(
-                    features, self._to_warp(lengths))
+                # Each without its padding, which would be masked in its place and counted in how much is masked.
+                for row, length in zip(features, lengths.tolist()):
+                    row[:length] = _spec_augment(self.config.spec_augment, length, row.size(1))(row[None, :length])[0]
         # The subsampling needs seven frames even to say that there is nothing.
         features = F.pad(features, (0, 0, 0, max(0, 7 - features.size(1))))
         return Batch(features, lengths.to(torch.int64), *_padded([self.lang.encode(text) for text in texts]), texts, ids,
                      planned.progress, planned.total_frames, planned.total_utterances,
                      self._nbest(planned.cuts, lengths))
-
-    def _to_warp(self, lengths: Tensor) -> Optional[Tensor]:
-        """Where Lhotse is to warp: within each utterance, whose end it would move into the padding, or away from it, if it
-        warped the padded one. None where nothing is warped."""
-        if not self.config.spec_augment.time_warp:
-            return None
-        return torch.stack([torch.arange(len(lengths)), torch.zeros_like(lengths), lengths], 1)
 
     def _nbest(self, cuts: CutSet, lengths: Tensor) -> Optional[NBest]:
         """The hypotheses that fit into their utterance's frames (lengths before subsampling)."""
@@ -343,7 +337,8 @@ def train_loader(cuts: TrainCuts, dataset: TransducerDataset, config: DataConfig
     else:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # it advises lazy manifests; these are checked whole, so read
-            sampler = _BucketingSampler(cuts, num_buckets=buckets, **options)
+            # Held at a time: with few of many cuts, utterances would meet the same others in every epoch.
+            sampler = _BucketingSampler(cuts, num_buckets=buckets, buffer_size=max(20000, 5000 * buckets), **options)
     # A phase that goes round several times shuffles anew each time; a thousand rounds are kept for each.
     sampler.set_epoch(1000 * phase.epoch)
     planned = PlannedSampler(sampler, phase, skip, total_seconds(cuts), rank, world_size, micro_batches)

@@ -4,12 +4,13 @@ import os
 import random
 import signal
 from dataclasses import replace
-from itertools import zip_longest
+from itertools import islice, zip_longest
 
 import numpy as np
 import pytest
 import torch
-from lhotse import CutSet
+from lhotse import CutSet, MonoCut
+from lhotse.testing.dummies import dummy_features
 from made_up import make_cuts, make_noise, settings
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -54,6 +55,17 @@ def test_batches_do_not_depend_on_workers_or_on_where_one_resumes(corpus):
         assert a.ids == b.ids and torch.equal(a.features, b.features) and a.progress == b.progress
     assert [b.progress for b in whole] == sorted(b.progress for b in whole) and whole[-1].progress == 1.0
     assert sorted(i for b in whole for i in b.ids) == sorted(c.id for c in train)
+
+
+def test_a_large_corpus_is_shuffled_whole():
+    """Were fewer of its cuts held at a time, utterances would keep their place and their company in all epochs."""
+    features = dummy_features(0, 0.0, 3.0)
+    cuts = CutSet.from_cuts(MonoCut(f"cut-{number:05d}", 0.0, 2.0 + number % 97 / 100, 0, features=features)
+                            for number in range(30000))
+    config = settings("data.max_duration=600", "data.num_buckets=10").data
+    planned = train_loader(cuts, None, config, Phase(1, seed=1)).sampler
+    first = [cut.id for batch in islice(planned, 20) for cut in batch.cuts]
+    assert len(first) > 2000 and max(first) > "cut-29000" and min(first) < "cut-01000"
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -268,15 +280,21 @@ def test_masks_are_as_many_and_as_wide_as_the_config_says():
     assert 0.8 < changed.flatten(1).any(1).float().mean() < 0.98
 
 
-def test_time_is_warped_within_each_utterance(corpus):
+@pytest.mark.parametrize("augmented", ["num_frame_masks: 0, num_feature_masks: 0, time_warp: 10",
+                                       "num_frame_masks: 2, num_feature_masks: 2, max_frames_fraction: 0.2"])
+def test_each_utterance_is_warped_and_masked_as_if_alone(corpus, augmented):
     _, lang, train, _ = corpus
-    none = "data.spec_augment={num_frame_masks: 0, num_feature_masks: 0, time_warp: 10}"
-    warped, plain = (TransducerDataset(lang, settings(none).data, train=train) for train in (True, False))
+    config = settings(f"data.spec_augment={{{augmented}}}").data
+    augment, plain = (TransducerDataset(lang, config, train=train) for train in (True, False))
     planned = plan_batch(list(train)[:40], seed=1, progress=1.0)
-    changed = warped[planned].features != plain[planned].features
-    inside = torch.arange(changed.size(1)) < plain[planned].feature_lengths.unsqueeze(1)
+    lengths = plain[planned].feature_lengths
+    changed = augment[planned].features != plain[planned].features
+    inside = torch.arange(changed.size(1)) < lengths.unsqueeze(1)
     assert not changed[~inside].any() and (~inside).any()
     assert changed.flatten(1).any(1).float().mean() > 0.5
+    if "fraction" in augmented:
+        frames = changed.all(2).sum(1)
+        assert frames.any() and (frames <= 0.2 * lengths).all()
 
 
 def test_features_are_masked_from_where_the_config_says(corpus):

@@ -16,10 +16,11 @@ from kdlib.training.parallel import launch, require_devices
 pytestmark = [pytest.mark.both, pytest.mark.usefixtures("no_gpu")]
 
 WAITS = """
-import os, sys, time
+import os, signal, sys, time
 from kdlib.training.parallel import launch
 
 def work(rank, device):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # as if it waited deep in NCCL
     open(os.path.join(sys.argv[1], str(os.getpid())), "w").close()
     time.sleep(600)
 
@@ -44,7 +45,7 @@ def test_a_process_that_is_killed_or_out_of_memory_is_told(failing):
     def killed(rank, device):
         if rank == failing:
             os.kill(os.getpid(), signal.SIGKILL)
-        time.sleep(600)
+        torch.distributed.all_reduce(torch.ones(1))  # fails, since the other is no more
 
     def full(rank, device):
         if rank == failing:
@@ -93,18 +94,19 @@ def alive(pid: int) -> bool:
         return False
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT])
 def test_killing_the_launcher_leaves_no_process_behind(tmp_path, how):
     launcher = subprocess.Popen([sys.executable, "-c", WAITS, str(tmp_path)], stderr=subprocess.DEVNULL,
-                                # as a shell starts its background jobs
-                                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN))
+                                # a shell has its background jobs deaf to SIGINT
+                                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler
+                                                                 if how == signal.SIGINT else signal.SIG_IGN))
     deadline = time.monotonic() + 120
     while len(os.listdir(tmp_path)) < 2 and time.monotonic() < deadline:
         time.sleep(0.1)
     processes = [int(name) for name in os.listdir(tmp_path)]
     assert len(processes) == 2 and all(map(alive, processes))
     launcher.send_signal(how)
-    launcher.wait()
-    while any(map(alive, processes)) and time.monotonic() < deadline:
+    while any(map(alive, [launcher.pid, *processes])) and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert not any(map(alive, processes))
+    assert not any(map(alive, [launcher.pid, *processes]))
+    launcher.wait()

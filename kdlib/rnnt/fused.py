@@ -155,7 +155,7 @@ def _differentiate(
     if arc_weights:
         label_weight, blank_weight = (weight.reshape(-1) for weight in arc_weights)
         # What less than a hundredth of the resolution of the numbers goes through has no gradient worth computing.
-        least = torch.finfo(label_weight.dtype).eps / 100 * max(weight.abs().max() for weight in arc_weights)
+        least = torch.finfo(label_weight.dtype).eps / 100 * torch.stack([weight.abs().max() for weight in arc_weights]).max()
         visited = label_weight.abs() + blank_weight.abs() > least
     # Older torch takes autocast's copies of weights that the first pass has made, without a way back to the weights.
     torch.clear_autocast_cache()
@@ -216,7 +216,10 @@ class _Fused(torch.autograd.Function):
             values = _differentiate(student, teacher, output, lattice, normaliser, arc_weights, terms, gradients)
         ctx.gradients = gradients.all() if learning else None
         # No loss, not even an infinite one, counts where it has no weight.
-        total = torch.where(torch.as_tensor(weight != 0, device=rnnt.device), weight * rnnt, torch.zeros_like(rnnt)).sum()
+        if isinstance(weight, Tensor):
+            total = torch.where(weight != 0, weight * rnnt, torch.zeros_like(rnnt)).sum()
+        else:
+            total = (weight * rnnt if weight != 0 else torch.zeros_like(rnnt)).sum()
         total = total + sum(term.scale * value for term, value in zip(terms, values))
         values = torch.stack(values) if values else rnnt.new_empty(0)
         ctx.mark_non_differentiable(rnnt, values)

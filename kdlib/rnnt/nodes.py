@@ -186,8 +186,8 @@ def prepare(
     checks.check_lattice(symbols, ranges, boundary, count, frames, labels, tokens, blank, rnnt_type)
 
     next_symbols, mask = lattice_nodes(symbols, ranges, boundary, blank)
-    checks.require(bool(mask.any()), "boundary leaves no frame of any utterance")
     place = (mask if wanted is None else mask & wanted).flatten().nonzero().squeeze(1)
+    checks.require(len(place) > 0 or bool(mask.any()), "boundary leaves no frame of any utterance")
     frame = torch.div(place, ranges.shape[2], rounding_mode="floor")
     history = torch.div(frame, frames, rounding_mode="floor") * (labels + 1) + ranges.flatten()[place]
     nodes = Nodes(place, frame, history, next_symbols.flatten()[place])

@@ -268,14 +268,14 @@ class Objective(nn.Module):
 def mean_parts(objective: Objective, loader: DataLoader, update: int, device: torch.device) -> Dict[str, float]:
     """The parts of the objective over a loader's batches, weighted by utterances, the student in evaluation mode."""
     objective.student.eval()
-    sums: Dict[str, float] = {}
+    sums: Dict[str, Tensor] = {}  # on the device, whose numbers are waited for once
     count = 0
     for batch in checked(loader):
         _, parts = objective(batch.to(device), update)
         count += len(batch.ids)
         for name, value in parts.items():
-            sums[name] = sums.get(name, 0.0) + float(value) * len(batch.ids)
-    return {name: value / count for name, value in sums.items()}
+            sums[name] = sums.get(name, 0.0) + value.double() * len(batch.ids)
+    return {name: float(value) / count for name, value in sums.items()}
 
 
 def loss_with_layers(model: Transducer, layers: List[int], config: LossConfig, loader: DataLoader,

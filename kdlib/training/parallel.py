@@ -7,8 +7,11 @@ millions of parameters, alone on its machine, is faster in one process, where no
 
 import os
 import pickle
+import signal
 import sys
 import tempfile
+import traceback
+from datetime import timedelta
 from pathlib import Path
 from typing import Callable, Iterable, Optional
 
@@ -72,16 +75,27 @@ def launch(work: Callable[[int, torch.device], None], world_size: int) -> None:
             with naming(Path(folder, WORK)), open(Path(folder, WORK), "wb") as file:
                 pickle.dump((work, torch.get_rng_state()), file)
             work = None
+        context = mp.start_processes(_process, args=(work, world_size, folder), nprocs=world_size, join=False,
+                                     start_method=method)
         try:
-            mp.start_processes(_process, args=(work, world_size, folder), nprocs=world_size, start_method=method)
-        except (mp.ProcessExitedException, mp.ProcessRaisedException) as error:  # the latter of one that misses the other
+            while not context.join():
+                pass
+        except KeyboardInterrupt:
+            for process in context.processes:  # one that waits for another deep in NCCL has not heard it
+                process.kill()
+            raise
+        except (mp.ProcessExitedException, mp.ProcessRaisedException) as error:  # maybe of one that misses the other
             told = sorted(Path(folder).glob("error-*"))
             if told:
                 raise RecipeError(told[0].read_text(encoding="utf-8")) from None
-            if getattr(error, "signal_name", None) == "SIGKILL":
-                raise RecipeError(f"process {error.error_index} was killed, most likely for want of memory: set "
+            killed = [rank for rank, process in enumerate(context.processes) if process.exitcode == -signal.SIGKILL]
+            if killed:
+                raise RecipeError(f"process {killed[0]} was killed, most likely for want of memory: set "
                                   "training.micro_batches higher or data.num_workers lower, and run the same command again"
                                   ) from None
+            fault = Path(folder, f"fault-{error.error_index}")
+            if fault.exists():
+                raise RuntimeError(fault.read_text(encoding="utf-8")) from None
             raise
 
 
@@ -110,16 +124,19 @@ def _process(rank: int, work: Optional[Callable[[int, torch.device], None]], wor
         torch.set_num_threads(_threads(world_size))
     else:
         torch.cuda.set_device(device)
+    # The others wait while rank 0 computes the dev loss and writes; one that ended is seen by the process that started it.
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", init_method=f"file://{folder}/store",
-                            rank=rank, world_size=world_size)
+                            rank=rank, world_size=world_size, timeout=timedelta(days=1))
     try:
         work(rank, device)
     except Exception as error:
         message = known_failure(error)
-        if message is None:
-            raise
-        Path(folder, f"error-{rank}").write_text(message, encoding="utf-8")
-        sys.exit(1)
+        kind, text = ("fault", traceback.format_exc()) if message is None else ("error", message)
+        Path(folder, f"{kind}-{rank}").write_text(text, encoding="utf-8")
+        # Not by way of Python's end, where NCCL may wait for the others, who wait for this one.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)
     dist.destroy_process_group()
 
 
