@@ -17,20 +17,20 @@ from kdlib.plan_config import PlanConfig
 from kdlib.planning import measure_model, plan_stages
 from kdlib.survey import unspaced
 
-# Up to so many hours: layers, width, heads, feed-forward; seconds of a batch; how often training goes through the speech, each
-# speed counted.
+# Up to so many hours: layers, width, heads, feed-forward, kernel, channels of the subsampling; seconds of a batch; how often
+# training goes through the speech, each speed counted.
 # - 10: the sizes of egs/voice_commands and egs/fsdd, whose results this project has measured on 8 and 3.4 hours. Short, for
 #   machines without a GPU.
 # - 1000: 12 layers of 512, the size that icefall's pruned_transducer_stateless4 has for LibriSpeech's 960 hours; those before
-#   have the width and depth between these two. 60 passes are the 20 epochs at three speeds of egs/librispeech; icefall's 30
+#   have the width and depth between these two, and the kernel of egs/aishell. 60 passes are the 20 epochs at three speeds of egs/librispeech; icefall's 30
 #   epochs of the 960 hours are 90 passes, its 50 epochs of 100 hours 150.
 # - more: 20 epochs at one speed, of speech that varies enough by itself.
 _TIERS = (
-    (10.0, (4, 144, 4, 432), 20.0, 30),
-    (100.0, (8, 192, 4, 768), 60.0, 60),
-    (500.0, (12, 256, 4, 1024), 300.0, 60),
-    (1000.0, (12, 512, 8, 2048), 600.0, 60),
-    (math.inf, (12, 512, 8, 2048), 600.0, 20),
+    (10.0, (4, 144, 4, 432, 9, 32), 20.0, 30),
+    (100.0, (8, 192, 4, 768, 15, 48), 60.0, 60),
+    (500.0, (12, 256, 4, 1024, 15, 64), 300.0, 60),
+    (1000.0, (12, 512, 8, 2048, 31, 128), 600.0, 60),
+    (math.inf, (12, 512, 8, 2048, 31, 128), 600.0, 20),
 )
 # Of little speech more passes are needed to see as many updates: 60 hours heard are 10,800 updates of 20 s, three times those
 # of the two recipes above, which say themselves that theirs are short.
@@ -108,10 +108,14 @@ def propose(hours: float, texts: Sequence[str], found_rates: Counter) -> Proposa
     rate = propose_rate(found_rates)
     lang_type, vocab_size, why = propose_tokens(texts)
     reasons.append(f"tokens: {vocab_size}, {why}")
-    (layers, width, heads, feedforward), batch, passes = next(tier[1:] for tier in _TIERS if hours <= tier[0])
-    model = ModelConfig(num_features=80 if rate >= 16000 else 40, encoder_dim=width, num_layers=layers, num_heads=heads,
-                        head_dim=width // heads, feedforward_dim=feedforward, predictor_dim=width, joiner_dim=width,
-                        chunk_size=16, left_context=64)
+    (layers, width, heads, feedforward, kernel, channels), batch, passes = next(
+        tier[1:] for tier in _TIERS if hours <= tier[0])
+    # One of so many characters stands for a syllable or a word, and says more of the next than a piece of a word does.
+    context = 1 if lang_type == "char" and vocab_size > _MOST_TOKENS else 2
+    model = ModelConfig(num_features=80 if rate >= 16000 else 40, subsampling_channels=channels, encoder_dim=width,
+                        num_layers=layers, num_heads=heads, head_dim=width // heads, feedforward_dim=feedforward,
+                        kernel_size=kernel, predictor_dim=width, joiner_dim=width, context_size=context, chunk_size=16,
+                        left_context=64)
     students = tuple(plan_stages(model, PlanConfig(), vocab_size))
     count = measure_model(model, vocab_size, run=False).total
     reasons.append(f"teacher: {count / 1e6:.1f} M parameters, {layers} layers of {width}, for {hours:.2f} h of training "

@@ -35,6 +35,11 @@ class TestProposals:
         many = ["".join(chr(0xAC00 + 7 * k + j) for j in range(5)) + " " for k in range(400)]
         assert propose_tokens(many)[0] == "char"  # Hangul has spaces, and more letters than BPE has tokens
 
+    @pytest.mark.parametrize("letters, context", [(26, 2), (2000, 1)])
+    def test_the_predictor_reads_one_character_where_each_says_much(self, letters, context):
+        texts = ["".join(chr(0x4E00 + (7 * k + j) % letters) for j in range(7)) for k in range(letters)]
+        assert propose(50, texts, {(16000, 1): 9}).model.context_size == context
+
     def test_few_words_that_are_said_once_are_no_closed_vocabulary(self):
         words = ["".join(chr(ord("A") + (7 * k + 3 * j) % 26) for j in range(3 + k % 5)) for k in range(150)]
         kind, size, why = propose_tokens([" ".join(words[k:k + 10]) for k in range(0, 150, 10)])

@@ -57,6 +57,8 @@ def settings(p: Proposal) -> Dict[str, object]:
     """What stands between @ signs in the files of conf/."""
     small = p.updates < 20000  # as those of egs/fsdd: masks late or never, students that learn faster than their teacher
     student_updates = p.updates * p.student_epochs / p.epochs
+    # The most updates that the learning rate, the pruned loss and the CTC in the beginning take: wide models rise slowly.
+    rise, warm, first = (10000, 6000, 2000) if p.model.encoder_dim >= 512 else (2000, 2000, 1000)
     large = p.model.encoder_dim >= 192  # than those of egs/fsdd: as those of egs/librispeech, whose masks are of 80 filters
     wide = round(27 * p.num_filters / 80)
     masks = (f"{{time_warp: 80, feature_mask_size: {wide}, num_frame_masks: 10, frame_mask_size: 100}}" if large else
@@ -64,17 +66,17 @@ def settings(p: Proposal) -> Dict[str, object]:
     return {
         "sampling_rate": p.sampling_rate, "num_filters": p.num_filters, "speed_factors": list(p.speed_factors),
         "lang_type": p.lang_type, "vocab_size": p.vocab_size, "parameters": f"{p.parameters / 1e6:.1f}",
-        **{name: getattr(p.model, name) for name in ("encoder_dim", "num_layers", "num_heads", "head_dim",
-                                                     "feedforward_dim")},
+        **{name: getattr(p.model, name) for name in ("subsampling_channels", "encoder_dim", "num_layers", "num_heads",
+                                                     "head_dim", "feedforward_dim", "kernel_size", "context_size")},
         "batch_seconds": f"{p.batch_seconds:g}", "epochs": p.epochs, "student_epochs": p.student_epochs,
         "learning_rate": p.learning_rate, "student_learning_rate": round(p.learning_rate * (5 / 3 if small else 1), 5),
         "num_buckets": 30 if large else 10, "num_workers": 4 if large else 1, "ema_decay": 0.999 if large else 0.99,
         "avg": p.epochs // 4 if large else 1, "student_avg": max(1, p.student_epochs // 4) if large else 1,
         "masks": "{start: 0.75}" if small else masks,
         "student_masks": "{enabled: false}" if small else masks,
-        # Of the updates, the parts that egs/fsdd gives them, up to the library's defaults for long trainings.
-        "loss_warmup": min(2000, max(1, round(0.08 * p.updates))), "ctc_first": min(1000, max(1, round(0.04 * p.updates))),
-        "optim_warmup": min(2000, max(1, round(0.03 * p.updates))),
+        # Of the updates, the parts that egs/fsdd gives them, up to those of the larger recipes.
+        "loss_warmup": min(warm, max(1, round(0.08 * p.updates))), "ctc_first": min(first, max(1, round(0.04 * p.updates))),
+        "optim_warmup": min(rise, max(1, round(0.03 * p.updates))),
         "student_warmup": min(2000, max(1, round(0.05 * student_updates)))}
 
 
