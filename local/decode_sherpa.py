@@ -43,7 +43,7 @@ def main():
     config = DecodeConfig(method=args.method, beam=args.beam)
     summary = decoding_summary(about, config, about["chunk_size"], about["left_context"])
     loaded = [(name, load_cuts(args.cuts / f"cuts_{name}.jsonl.gz")) for name in test_sets]
-    if greedy and not args.int8:
+    if greedy and not args.int8 and path.name == "summary.json":  # they travel with the model, and a trial does not
         examples = write_examples(args.model, loaded[0][1], recognizer)
         print(f"{about['model']}: examples of {test_sets[0]} -> {examples}")
     begin, audio_seconds, busy = time.monotonic(), 0.0, 0.0

@@ -137,6 +137,12 @@ def test_examples_travel_with_the_model(finished, exported, tmp_path):
         with soundfile.SoundFile(str(exported / "test_wavs" / name)) as audio:
             assert (audio.subtype, audio.samplerate, audio.frames) == ("PCM_16", 16000, cut.num_samples)
     assert any(row[3] for row in rows)
+    # Another test set is a trial, and the examples stay those of the recipe's.
+    CutSet.from_cuts(cuts[1:3]).to_file(tmp_path / "cuts_other.jsonl.gz")
+    shipped = {path.name: path.read_bytes() for path in (exported / "test_wavs").iterdir()}
+    done = script("decode_sherpa.py", "--model", exported, "--cuts", tmp_path, "--test-sets", "other")
+    assert done.returncode == 0, done.stderr
+    assert {path.name: path.read_bytes() for path in (exported / "test_wavs").iterdir()} == shipped
 
 
 def test_the_program_of_the_documentation_hears_the_same(finished, exported):
