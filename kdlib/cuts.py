@@ -2,6 +2,7 @@
 
 import math
 import random
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import Dict, Iterable, List, Optional, Tuple, Union
@@ -26,7 +27,8 @@ NBEST = "nbest"
 
 
 def load_cuts(path: PathLike, remedy: str = "run stage 2 first") -> CutSet:
-    """Read a cut manifest whole; a missing, empty or damaged one is a :class:`RecipeError`."""
+    """Read a cut manifest whole; a missing, empty or damaged one, or an id that several cuts have, is a
+    :class:`RecipeError`."""
     path = Path(path)
     if not path.is_file():
         if shar_index(path).is_file():
@@ -40,6 +42,11 @@ def load_cuts(path: PathLike, remedy: str = "run stage 2 first") -> CutSet:
                           f"({type(error).__name__}: {error}): {remedy}") from None
     if len(cuts) == 0:
         raise RecipeError(f"{path} holds no cuts: {remedy}")
+    # What is heard in a cut, and when its words end, is known by its id.
+    twice = [id_ for id_, count in Counter(cuts.ids).items() if count > 1]
+    if twice:
+        raise RecipeError(f"{path} holds several cuts of one id, such as {twice[0]} ({len(twice)} such ids): give each cut an "
+                          "id of its own")
     return cuts
 
 
@@ -54,8 +61,12 @@ def mixed(cuts: Iterable[Cut]) -> List[Cut]:
 
 
 def transcript(cut: Cut) -> str:
-    """What is said in the cut; empty where it does not say."""
-    return (cut.supervisions[0].text or "") if cut.supervisions else ""
+    """What is said in the cut; empty where it does not say. A :class:`RecipeError` names a cut with several supervisions."""
+    segments = cut.supervisions
+    if len(segments) > 1:
+        raise RecipeError(f"cut {cut.id} has {len(segments)} supervisions, and an utterance has one: cut it into utterances "
+                          "with Lhotse's trim_to_supervisions")
+    return (segments[0].text or "") if segments else ""
 
 
 def load_samples(cut: Cut, sampling_rate: int) -> np.ndarray:
@@ -101,11 +112,11 @@ def has_nbest(cuts: TrainCuts) -> bool:
 
 def unusable(cut: Cut, lang: Lang, config: DataConfig, modified: bool) -> Optional[str]:
     """Why a transducer cannot learn from the cut, or None; see :func:`select_cuts`."""
-    text = cut.supervisions[0].text if cut.supervisions else None
+    text = transcript(cut)
     nbest_of(cut)
     if not cut.has_features:
         return "no features"
-    if not text or not text.strip():
+    if not text.strip():
         return "empty transcript"
     reason = config.wrong_length(cut.duration)
     if reason is not None:
@@ -125,7 +136,7 @@ def select_cuts(cuts: TrainCuts, lang: Lang, config: DataConfig, modified: bool)
     Returns:
         the kept cuts, and the ids of the others by reason.
     Raises:
-        RecipeError: what stands where a cut's hypotheses do is something else.
+        RecipeError: a cut has several supervisions, or what stands where its hypotheses do is something else.
     """
     reason_of = partial(unusable, lang=lang, config=config, modified=modified)
     if isinstance(cuts, SharCuts):

@@ -11,11 +11,12 @@ import pytest
 import torch
 from lhotse import CutSet, MonoCut
 from lhotse.testing.dummies import dummy_features
+from lhotse.utils import fastcopy
 from made_up import make_cuts, make_noise, settings
 from torch.utils.data import DataLoader, IterableDataset
 
-from kdlib.config import SpecAugmentConfig
-from kdlib.cuts import describe_skipped, feature_statistics, load_cuts, mixed, select_cuts
+from kdlib.config import DataConfig, SpecAugmentConfig
+from kdlib.cuts import describe_skipped, feature_statistics, load_cuts, mixed, select_cuts, transcript
 from kdlib.data import Phase, _spec_augment, TransducerDataset, checked, eval_loader, plan_batch, seeded, train_loader
 from kdlib.errors import RecipeError
 from kdlib.training.loop import Trainer
@@ -334,3 +335,20 @@ def test_cut_manifests_that_cannot_be_read(tmp_path):
     (tmp_path / "cuts.jsonl.gz").write_bytes(b"not gzip")
     with pytest.raises(RecipeError, match="cuts.jsonl.gz cannot be read as a Lhotse cut manifest"):
         load_cuts(tmp_path / "cuts.jsonl.gz")
+
+
+def test_cuts_that_share_an_id_are_refused(corpus, tmp_path):
+    cuts = list(corpus[3])
+    CutSet.from_cuts([*cuts, cuts[5].with_id(cuts[2].id)]).to_file(tmp_path / "cuts.jsonl.gz")
+    with pytest.raises(RecipeError, match=rf"cuts.jsonl.gz holds several cuts of one id, such as {cuts[2].id} \(.*: give each"):
+        load_cuts(tmp_path / "cuts.jsonl.gz")
+
+
+def test_a_cut_of_several_utterances_is_refused(corpus):
+    """In the process that starts a training: its workers' errors would be tracebacks."""
+    cut = corpus[3][1].with_id("long")
+    cut.supervisions = [cut.supervisions[0], fastcopy(cut.supervisions[0], id="second", text="B")]
+    with pytest.raises(RecipeError, match="cut long has 2 supervisions.*trim_to_supervisions"):
+        select_cuts(CutSet.from_cuts([cut]), corpus[1], DataConfig(), False)
+    assert [transcript(one) for one in CutSet.from_cuts([cut]).trim_to_supervisions(keep_overlapping=False)] == [
+        corpus[3][1].supervisions[0].text, "B"]
