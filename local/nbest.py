@@ -19,7 +19,7 @@ from lhotse.cut import Cut
 from tqdm import tqdm
 
 from kdlib.config import DataConfig, DecodeConfig, load_config
-from kdlib.cuts import NBEST, describe_skipped, load_cuts
+from kdlib.cuts import NBEST, describe_skipped, load_cuts, transcript
 from kdlib.data import LONGEST_SECONDS, checked, eval_loader
 from kdlib.decoding import nbest_search
 from kdlib.errors import RecipeError, run_main
@@ -33,7 +33,8 @@ def get_args():
     parser.add_argument("--exp", type=Path, required=True, help="folder of the trained teacher")
     parser.add_argument("--cuts", type=Path, required=True, help="cuts with features, such as FBANK/cuts_train.jsonl.gz")
     parser.add_argument("--lang", type=Path, required=True, help="folder of stage 3")
-    parser.add_argument("--config", type=Path, required=True, help="conf/decode.yaml: `beam` hypotheses are kept")
+    parser.add_argument("--config", type=Path, required=True, help="conf/decode.yaml: `epoch` and `avg` say which "
+                        "model hears, `beam` how many hypotheses are kept")
     parser.add_argument("--output", type=Path, required=True, help="the manifest to write (.jsonl.gz)")
     parser.add_argument("--pseudo-label", action="store_true", help="the best hypothesis in place of each transcript")
     parser.add_argument("--min-confidence", type=float, default=0.0,
@@ -65,7 +66,7 @@ def label(cut: Cut, nbest: List[Tuple[str, float]], pseudo_label: bool, least: f
     confidence in the best.
     """
     heard = [[text, score] for text, score in nbest if text] if nbest[0][0] else []
-    text = "" if pseudo_label or not cut.supervisions else (cut.supervisions[0].text or "").strip()
+    text = "" if pseudo_label else transcript(cut).strip()
     if not text:
         if not heard:
             return "nothing heard"
@@ -111,7 +112,7 @@ def main():
         raise RecipeError("; ".join([f"{args.cuts} holds no cut that can be heard: run stage 2, or cut them shorter",
                                      *describe_skipped(skipped)]))
     usable = CutSet.from_cuts(usable)
-    model, _, _ = load_averaged(args.exp, tokens=lang.tokens)
+    model, _, _ = load_averaged(args.exp, config.epoch, config.avg, tokens=lang.tokens)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     found = hypotheses(model.to(device), usable, lang, config, device)
     kept = []

@@ -8,12 +8,28 @@ cuts() {
   for part; do printf '%s\n' "$folder/cuts_$part.jsonl.gz"; done
 }
 
+# setting KIND KEY: what a word of the command line, or else KIND.yaml, says of KEY; nothing where neither does.
+setting() {
+  local value
+  # A file that is gone is told by the step that needs it.
+  value=$({ sed -n "s/^$2: *//p" "$(conf "$1.yaml")" 2>/dev/null; settings "$1" | sed -n "s/^$2=//p"; } | tail -n 1)
+  read -r value _ <<<"$value"  # without a comment
+  printf '%s\n' "${value//[\"\']/}"
+}
+
+# decoded_epochs: the epoch and avg that decode.py is told, as options of what must take the same model; none where they are
+# left to the scripts, so that no other setting of decode.yaml makes these run again.
+decoded_epochs() {
+  local key value
+  for key in epoch avg; do
+    value=$(setting decode "$key")
+    if [[ $value ]]; then printf '%s\n' "--$key" "$value"; fi
+  done
+}
+
 # training_cuts: what stage 2 leaves of the training part: its cuts, or the index of its shards where it stores these.
 training_cuts() {
-  local storage
-  storage=$({ sed -n 's/^storage: *//p' "$(conf fbank.yaml)"; settings fbank | sed -n 's/^storage=//p'; } | tail -n 1)
-  storage=${storage//[\"\']/}
-  if [[ $storage == shar* ]]; then printf '%s\n' "$fbank/shar_train.json"; else cuts "$fbank" train; fi
+  if [[ $(setting fbank storage) == shar ]]; then printf '%s\n' "$fbank/shar_train.json"; else cuts "$fbank" train; fi
 }
 
 # json_value FILE KEY TYPE STAGE: the str or int of a file that STAGE makes.
@@ -155,7 +171,8 @@ train_teacher() {  # stage 4
 }
 
 decode_teacher() {  # stage 5
-  local heard aligned
+  local heard aligned epochs
+  mapfile -t epochs < <(decoded_epochs)
   # shellcheck disable=SC2086  # names without spaces, to be split
   mapfile -t heard < <(cuts "$fbank" $test_sets dev)
   # shellcheck disable=SC2086  # the same
@@ -163,7 +180,7 @@ decode_teacher() {  # stage 5
   step align --from 2 "${heard[@]}" --from 3 "$lang/tokens.txt" \
     --from 4 "$exp/teacher/done.json" "$exp/teacher/epoch-*.pt" --makes "${aligned[@]}" -- \
     python "$scripts/align.py" --exp "$exp/teacher" --fbank "$fbank" --lang "$lang" --test-sets "$test_sets dev" \
-    --output "$exp/teacher/align"
+    --output "$exp/teacher/align" "${epochs[@]}"
   decode teacher 4
 }
 
@@ -221,13 +238,14 @@ write_results() {  # stage 8
 
 # export_model NAME TRAINED_IN: exp/NAME to exp/export/NAME, and the test sets decoded from there by sherpa-onnx.
 export_model() {
-  local name=$1 trained_in=$2 folder=$exp/export/$1 extra suffix option heard made
+  local name=$1 trained_in=$2 folder=$exp/export/$1 extra epochs suffix option heard made
   mapfile -t extra < <(settings fbank)
+  mapfile -t epochs < <(decoded_epochs)
   step "export-$name" --conf "$(conf fbank.yaml)" --from 3 "$lang/tokens.txt" \
     --from "$trained_in" "$exp/$name/done.json" "$exp/$name/epoch-*.pt" --makes "$folder/model.json" "$folder/*.onnx" \
     "$folder/tokens.txt" -- \
     python "$scripts/export_onnx.py" --exp "$exp/$name" --lang "$lang" --fbank-config "$(conf fbank.yaml)" \
-    --output "$folder" "${extra[@]}"
+    --output "$folder" "${epochs[@]}" "${extra[@]}"
   # shellcheck disable=SC2086  # names without spaces, to be split
   mapfile -t heard < <(cuts "$fbank" $test_sets)
   for suffix in '' -int8; do

@@ -11,6 +11,7 @@ import soundfile
 import torch
 from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
 from lhotse.supervision import AlignmentItem
+from lhotse.utils import fastcopy
 from made_up import settings
 from scripts import load, refused, run_script
 
@@ -59,6 +60,21 @@ def decode_here(monkeypatch, options, longest, *more):
     module.main()
     folder = options["--exp"] / "decode"
     return read_recogs(next(folder.glob("recogs-dev-*.txt"))), json.loads((folder / "summary.json").read_text())
+
+
+def of_align(options):
+    """The options of align.py."""
+    return {"--output": options["--fbank"] / "align",
+            **{key: options[key] for key in ("--exp", "--fbank", "--lang", "--test-sets")}}
+
+
+def align_here(monkeypatch, options, longest):
+    """What align.py makes of the dev cuts if utterances above ``longest`` seconds are too long for it."""
+    module = load(LOCAL / "align.py")
+    monkeypatch.setattr(module, "LONGEST_SECONDS", longest)
+    monkeypatch.setattr(sys, "argv", ["align.py", *words_of(of_align(options))])
+    module.main()
+    return load_cuts(options["--fbank"] / "align" / "cuts_dev.jsonl.gz")
 
 
 def test_long_utterances_are_decoded_in_chunks_to_the_same_words(monkeypatch, options, capsys):
@@ -194,14 +210,8 @@ def test_a_long_utterance_cannot_be_heard_whole(monkeypatch, options):
 
 
 def test_a_long_utterance_is_not_aligned_and_stays(monkeypatch, options, corpus, capsys):
-    module = load(LOCAL / "align.py")
-    monkeypatch.setattr(module, "LONGEST_SECONDS", 0.5)
-    output = options["--fbank"] / "align"
-    words = words_of({**{key: options[key] for key in ("--exp", "--fbank", "--lang", "--test-sets")}, "--output": output})
-    monkeypatch.setattr(sys, "argv", ["align.py", *words])
-    module.main()
+    aligned = align_here(monkeypatch, options, 0.5)
     long = [cut.id for cut in corpus[3] if cut.duration > 0.5]
-    aligned = load_cuts(output / "cuts_dev.jsonl.gz")
     assert 0 < len(long) < len(corpus[3]) == len(aligned)
     assert [cut.id for cut in aligned if not cut.supervisions[0].alignment] == long
     printed = capsys.readouterr().out
@@ -209,12 +219,32 @@ def test_a_long_utterance_is_not_aligned_and_stays(monkeypatch, options, corpus,
     assert f"{len(aligned) - len(long)} of {len(aligned)} utterances aligned" in printed
 
 
-def test_words_end_where_a_model_that_hears_the_whole_utterance_emits_them(options, corpus, teacher_folder):
+def test_an_earlier_alignment_goes_where_none_takes_its_place(monkeypatch, options, corpus, capsys):
+    """Of three words, which are too long here; and of two, which have no best path by a model that gives all of them the same
+    probability."""
+    content = load_checkpoint(options["--exp"] / "epoch-12.pt", "")
+    for name in ("joiner.out.weight", "joiner.out.bias"):
+        content["average"][name] = torch.zeros_like(content["average"][name])
+    (options["--exp"] / "epoch-12.pt").unlink()
+    save_checkpoint(options["--exp"] / "epoch-12.pt", content)
+    cuts = [cut.with_id(cut.id) for cut in corpus[3] if len(cut.supervisions[0].text.split()) > 1]
+    for cut in cuts:
+        earlier = {kind: [AlignmentItem("A", 100.0, 0.1)] for kind in ("word", "phone")}
+        cut.supervisions = [fastcopy(cut.supervisions[0], alignment=earlier)]
+    CutSet.from_cuts(cuts).to_file(options["--fbank"] / "cuts_dev.jsonl.gz")
+    aligned = align_here(monkeypatch, options, 0.7)
+    assert [list(cut.supervisions[0].alignment) for cut in aligned] == [["phone"]] * len(cuts)
+    printed, long = capsys.readouterr().out, [cut.id for cut in cuts if cut.duration > 0.7]
+    assert f"skipped {len(long)} utterances (longer than 0.7 s)" in printed
+    assert f"skipped {len(cuts) - len(long)} utterances (no single best path)" in printed and 0 < len(long) < len(cuts)
+
+
+@pytest.mark.parametrize("epoch", [1, 12])
+def test_words_end_where_a_model_that_hears_the_whole_utterance_emits_them(options, corpus, teacher_folder, epoch):
     lang = corpus[1]
-    output = options["--fbank"] / "align"
-    done = run("align", {**{key: options[key] for key in ("--exp", "--fbank", "--lang", "--test-sets")}, "--output": output})
+    done = run("align", of_align(options), *(("--epoch", "1", "--avg", "1") if epoch == 1 else ()))
     assert done.returncode == 0, done.stderr
-    model = load_averaged(teacher_folder)[0]
+    model = load_averaged(teacher_folder, epoch, 1)[0]
 
     def words(cut, *context):
         """(word, begin, end) of each, in seconds."""
@@ -225,7 +255,7 @@ def test_words_end_where_a_model_that_hears_the_whole_utterance_emits_them(optio
                 word_frames(lang, labels, path)]
 
     aligned = {cut.id: [(item.symbol, item.start, round(item.end, 3)) for item in cut.supervisions[0].alignment["word"]]
-               for cut in load_cuts(output / "cuts_dev.jsonl.gz")}
+               for cut in load_cuts(options["--fbank"] / "align" / "cuts_dev.jsonl.gz")}
     assert aligned == {cut.id: words(cut, 0, -1) for cut in corpus[3]} != {cut.id: words(cut) for cut in corpus[3]}
 
 
@@ -233,12 +263,10 @@ def test_cuts_too_short_for_a_frame_are_not_aligned(options, corpus):
     """In a batch of their own, which has no frame at all; and no name of a test set is no test set."""
     cuts = [cut.truncate(duration=0.05, preserve_id=True) for cut in list(corpus[3])[:2]]
     CutSet.from_cuts(cuts).to_file(options["--fbank"] / "cuts_dev.jsonl.gz")
-    words = {**{key: options[key] for key in ("--exp", "--fbank", "--lang", "--test-sets")},
-             "--output": options["--fbank"] / "align"}
-    done = run("align", words)
+    done = run("align", of_align(options))
     assert done.returncode == 0, done.stderr
-    assert "0 of 2 utterances aligned" in done.stdout
-    done = run("align", {**words, "--test-sets": " "})
+    assert "0 of 2 utterances aligned" in done.stdout and "skipped 2 utterances (more labels than frames)" in done.stdout
+    done = run("align", {**of_align(options), "--test-sets": " "})
     assert done.returncode == 1 and "--test-sets names none" in done.stderr
 
 
@@ -274,6 +302,16 @@ def test_a_cut_without_transcript_is_decoded(options, corpus):
     assert done.returncode == 0, done.stderr
     results = read_recogs(next((options["--exp"] / "streaming_decode").glob("recogs-dev-*.txt")))
     assert len(results) == len(cuts) and [ref for id_, ref, _ in results if id_ == cuts[0].id] == [[]]
+
+
+@pytest.mark.parametrize("script", ["decode", "streaming_decode", "align"])
+def test_a_cut_of_several_utterances_is_not_scored_by_its_first(options, corpus, script):
+    cuts = [cut.with_id(cut.id) for cut in corpus[3]]
+    cuts[3].supervisions = [cuts[3].supervisions[0], fastcopy(cuts[3].supervisions[0], id="second", text="B")]
+    CutSet.from_cuts(cuts).to_file(options["--fbank"] / "cuts_dev.jsonl.gz")
+    done = run(script, of_align(options) if script == "align" else options)
+    assert done.returncode == 1 and f"error: cut {cuts[3].id} has 2 supervisions" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_audio_that_cannot_be_used_is_named(tmp_path):

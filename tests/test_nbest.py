@@ -189,15 +189,16 @@ def test_a_cut_that_is_given_twice(corpus, fbank, manifests, teacher_folder, tmp
 
 
 def test_a_teacher_that_hears_nothing(corpus, fbank, decode_config, teacher_folder, tmp_path):
+    """In the epoch that is asked for, which is not the last."""
     silent = tmp_path / "silent"
     silent.mkdir()
-    for name in ("done.json", "epoch-12.pt"):
+    for name in ("done.json", "epoch-11.pt", "epoch-12.pt"):
         (silent / name).write_bytes((teacher_folder / name).read_bytes())
-    content = torch.load(silent / "epoch-12.pt", weights_only=True)
+    content = torch.load(silent / "epoch-11.pt", weights_only=True)
     for weights in (content["model"], content["average"]):
         weights["joiner.out.bias"][0] += 1000.0
-    torch.save(content, silent / "epoch-12.pt")
-    done = nbest(corpus, silent, fbank[0] / "cuts_more.jsonl.gz", tmp_path / "x.jsonl.gz", decode_config)
+    torch.save(content, silent / "epoch-11.pt")
+    done = nbest(corpus, silent, fbank[0] / "cuts_more.jsonl.gz", tmp_path / "x.jsonl.gz", decode_config, "epoch=11")
     assert done.returncode == 1 and "hears nothing in" in done.stderr and "Traceback" not in done.stderr
     assert "skipped 24 utterances (nothing heard)" in done.stdout and not (tmp_path / "x.jsonl.gz").exists()
 

@@ -163,6 +163,23 @@ def test_the_exported_files_stand_in_the_report_once_they_are_there(run):
     assert [(row["model"], row["files"]) for row in run.results()["exports"]] == [("teacher", "int8")]
 
 
+def test_exported_files_of_another_epoch_are_refused(run):
+    """They would stand under the name of a model that they are not; unless the model was decoded anew since, so that stage 9,
+    which makes them anew, is still to follow."""
+    folder = run.folder / "exp" / "export" / "stage3"
+    (folder / "decode").mkdir(parents=True)
+    (folder / "decode" / "summary.json").write_text(json.dumps(summary("stage3", avg=1, real_time_factor=0.03)))
+    (folder / "model.json").write_text("{}")
+    for path in (folder / "model.json", folder / "decode" / "summary.json"):
+        os.utime(path, (2e9, 2e9))
+    with pytest.raises(RecipeError) as error:
+        run.results()
+    assert str(folder / "decode" / "summary.json") in str(error.value)
+    assert "avg 1 instead of 3: export it again with stage 9 (run.sh --stage 9)" in str(error.value)
+    os.utime(run.path("stage3"), (2.1e9, 2.1e9))
+    assert run.results()["exports"] == []
+
+
 def test_takes_that_utterances_share_are_drawn_in_their_place(run, tmp_path, capsys):
     """The same 9.00 and 9.75 per cent: 15 errors more, each of an utterance of its own, but all of one take."""
     independent = run.results()["differences"][-1]["test_sets"]["test-clean"]["p"]

@@ -73,6 +73,18 @@ class TestSettings:
         assert commands["plan"].endswith(" training.seed=5 optim.clip_norm=1")
         assert "training.seed" not in commands["train-stage1"]
 
+    def test_the_epochs_that_are_decoded_are_aligned_and_exported(self, toy):
+        """And where nothing is said of them, commands are as they were: nothing runs again."""
+        plain = dict(zip(CHAIN, toy("decode.beam=2").commands))
+        same = ["align", "export-teacher", "export-stage2"]
+        assert not any("--epoch" in plain[name] or "--avg" in plain[name] for name in same)
+        (toy.folder / "conf" / "decode.yaml").write_text("beam: 4\nepoch: 7  # of 9\navg: '3'\n")
+        told = toy("decode.avg=2", "fbank.num_filters=40")
+        commands = dict(zip(told.ran, told.commands))
+        for name in same:
+            assert "--epoch 7 --avg 2" in commands[name]
+        assert commands["export-stage2"].endswith("--avg 2 num_filters=40") and commands["decode-stage2"].endswith(" avg=2")
+
     def test_the_users_settings_win_over_those_of_smoke(self, toy):
         commands = toy("--smoke", "training.num_epochs=3", "--stop-stage", "4").commands
         assert commands[4].endswith("training.num_epochs=1 training.num_epochs=3")
