@@ -13,7 +13,7 @@ from scripts import load, refused, run_script
 
 from kdlib.config import DataConfig, save_config
 from kdlib.cuts import NBEST, load_cuts, select_cuts
-from kdlib.data import TransducerDataset, eval_loader
+from kdlib.data import Phase, TransducerDataset, eval_loader, train_loader
 from kdlib.errors import RecipeError
 from kdlib.files import read_json
 from kdlib.training.checkpoint import load_averaged
@@ -138,7 +138,19 @@ def test_a_batch_holds_the_hypotheses_that_fit(corpus):
     want = [(order[0], -0.5, "A"), (order[0], -1.0, "A B"), (order[0], -2.0, exact), (order[2], -3.0, "B")]
     assert [(row, text) for row, _, text in got] == [(row, text) for row, _, text in sorted(want)]
     assert [score for _, score, _ in got] == pytest.approx([score for _, score, _ in sorted(want)])
+    moved = batch.to("meta")
+    tensors = [x for part in (moved, moved.nbest) for x in vars(part).values() if isinstance(x, torch.Tensor)]
+    assert len(tensors) == 8 and all(x.is_meta for x in tensors)
     assert TransducerDataset(lang, DataConfig())[next(iter(eval_loader(train, lang, DataConfig(), 9.0).sampler))].nbest is None
+
+
+@pytest.mark.cuda
+def test_a_training_reads_its_batches_into_pinned_memory(corpus):
+    _, lang, train, _ = corpus
+    loader = train_loader(train, TransducerDataset(lang, DataConfig(), train=True), DataConfig(), Phase(1, seed=1))
+    batch = next(iter(loader))
+    assert batch.features.is_pinned() and batch.symbols.is_pinned()
+    assert torch.equal(batch.to("cuda").features.cpu(), batch.features)
 
 
 @pytest.mark.parametrize("found", ["A B", [["A"]], [["A", "B"]], [[1, -0.5]], {"A": 1.0}, [["A", float("nan")]],
