@@ -28,9 +28,9 @@ _EPSILON = " "
 # Scripts that are written without spaces between words, as Unicode names their characters, and where these stand. Vowel and
 # tone signs are characters of their own, as in character tokens.
 UNSPACED = {
-    "CJK": "\u3005\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff",  # with iteration mark and zero
+    "CJK": "\u3005-\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff",  # with the marks 々 and 〆, and zero
     "HIRAGANA": "\u3040-\u309f",
-    "KATAKANA": "\u30a0-\u30ff",
+    "KATAKANA": "\u30a0-\u30ff\u31f0-\u31ff\uff66-\uff9f\U0001aff0-\U0001b16f",  # with those of half width
     "THAI": "\u0e00-\u0e7f",
     "LAO": "\u0e80-\u0eff",
     "KHMER": "\u1780-\u17ff",
@@ -39,6 +39,7 @@ UNSPACED = {
 }
 _ALONE = "".join(UNSPACED.values())
 _CHARACTERS = re.compile(f"[{_ALONE}]|[^{_ALONE}]+")
+_UNSPACED = re.compile(f"[{_ALONE}]")
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,11 @@ def align_words(ref: Sequence[str], hyp: Sequence[str]) -> List[Pair]:
             for left, right in kaldialign.align(list(ref), list(hyp), _EPSILON)]
 
 
+def is_unspaced(text: str) -> bool:
+    """Whether a character of an unspaced script stands in the text."""
+    return _UNSPACED.search(text) is not None
+
+
 def split_characters(words: Iterable[str]) -> List[str]:
     """The units of the character error rate: each character of an unspaced script, and what stands between them whole.
 
@@ -98,7 +104,7 @@ def split_characters(words: Iterable[str]) -> List[str]:
 def by_characters(results: Iterable[Result]) -> Optional[List[Result]]:
     """The results with characters for words; None where no reference has characters to count."""
     results = list(results)
-    if not any(re.search(f"[{_ALONE}]", word) for _, ref, _ in results for word in ref):
+    if not any(is_unspaced(word) for _, ref, _ in results for word in ref):
         return None
     return [(cut_id, split_characters(ref), split_characters(hyp)) for cut_id, ref, hyp in results]
 

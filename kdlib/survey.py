@@ -10,7 +10,7 @@ from lhotse.cut import Cut
 from lhotse.utils import to_list
 
 from kdlib.corpus_parts import trainable, untrainable
-from kdlib.scoring import UNSPACED
+from kdlib.scoring import is_unspaced
 
 _EDGES = (0.0, 0.5, 1, 2, 3, 4, 6, 8, 10, 15, 20, 25, 30)  # seconds
 _BAR = 40
@@ -38,20 +38,23 @@ def _is_letter(character: str) -> bool:
     return unicodedata.category(character)[0] in "LM"
 
 
+def _letters(texts: Iterable[str]) -> Dict[str, int]:
+    return {character: count for character, count in Counter("".join(texts)).items()
+            if unicodedata.category(character)[0] == "L"}
+
+
 def scripts(texts: Iterable[str]) -> Counter:
     """How many letters there are of each script, as Unicode names it: LATIN, CJK, ..."""
-    counts = Counter("".join(texts))
     found: Counter = Counter()
-    for character, count in counts.items():
-        if unicodedata.category(character)[0] == "L":
-            found[_script(character)] += count
+    for letter, count in _letters(texts).items():
+        found[_script(letter)] += count
     return found
 
 
 def unspaced(texts: Iterable[str]) -> bool:
     """Whether most letters are of a script without spaces between words."""
-    found = scripts(texts)
-    return sum(found[name] for name in UNSPACED) > 0.5 * sum(found.values())
+    letters = _letters(texts)
+    return sum(count for letter, count in letters.items() if is_unspaced(letter)) > 0.5 * sum(letters.values())
 
 
 def odd_characters(texts: Mapping[str, str]) -> Dict[str, Tuple[int, List[str]]]:

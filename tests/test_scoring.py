@@ -206,10 +206,11 @@ def test_errors_by_take_add_up_to_those_by_utterance(pairs):
 
 
 def test_characters_stand_alone_and_latin_words_whole():
-    assert split_characters(["我们去KTV", "唱歌", "A-B", "カラオケ", "二〇二六年", "人々"]) == [
-        "我", "们", "去", "KTV", "唱", "歌", "A-B", *"カラオケ", *"二〇二六年", *"人々"]
+    assert split_characters(["我们去KTV", "唱歌", "A-B", "カラオケ", "二〇二六年", "人々", "〆切", "ｶﾗｵｹとﾊﾞｽ"]) == [
+        "我", "们", "去", "KTV", "唱", "歌", "A-B", *"カラオケ二〇二六年人々〆切ｶﾗｵｹとﾊﾞｽ"]
     assert split_characters(["HELLO", "IT'S", "É*"]) == ["HELLO", "IT'S", "É*"]
     assert by_characters([("u", ["HELLO"], ["今"])]) is None  # of words, whatever was recognised
+    assert by_characters([("u", ["ｱｲｳ"], ["ｱｲ"])]) == [("u", ["ｱ", "ｲ", "ｳ"], ["ｱ", "ｲ"])]  # katakana of half width
     assert by_characters([("u", ["HELLO"], []), ("v", ["今天"], ["今"])]) == [("u", ["HELLO"], []), ("v", ["今", "天"], ["今"])]
 
 

@@ -11,6 +11,7 @@ from toy_corpora import SPEAKERS, csv_corpus, cut, kaldi_corpus, manifests_corpu
 
 from kdlib.errors import RecipeError
 from kdlib.proposal import propose_rate
+from kdlib.scoring import split_characters
 from kdlib.survey import (common_punctuation, describe_survey, histogram, odd_characters, overlapping, rates,
                           seconds_of_rates, unspaced)
 
@@ -133,6 +134,12 @@ class TestTheSurvey:
         assert odd_characters({f"u{k}": f"ROOM {k % 10}" for k in range(100)}) == {}  # this corpus writes digits
         chinese = {f"u{k}": chr(0x4E00 + k) + "的" for k in range(100)}
         assert odd_characters(chinese) == {} and unspaced(chinese.values()) and not unspaced(texts.values())
+
+    def test_a_script_without_spaces_is_one_whose_characters_are_counted(self):
+        for words in ("今天", "カラオケ", "ｶﾗｵｹ", "人々〆々", "สวัสดี"):
+            assert unspaced([words, "K"]) and split_characters([words]) == list(words)
+        for words in ("HELLO", "नमस्ते", "안녕"):
+            assert not unspaced([words, "今"]) and split_characters([words]) == [words]
 
     @pytest.mark.parametrize("character, said", [
         ("\u200b", r"'\u200b' (ZERO WIDTH SPACE)"), ("\ufeff", r"'\ufeff' (ZERO WIDTH NO-BREAK SPACE)"),
