@@ -1,6 +1,7 @@
 """A few utterances that travel with an exported model, and what sherpa-onnx hears in them by its files: whoever builds the
 model into a device can tell from them whether the device hears the same."""
 
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Iterable
 
@@ -30,8 +31,10 @@ def write_examples(folder: PathLike, cuts: Iterable[Cut], recognizer: Any) -> Pa
     chosen = sorted(cuts, key=lambda cut: (-min(WORDS, len(split_characters(transcript(cut).split()))), cut.duration, cut.id))
     for number, cut in enumerate(chosen[:UTTERANCES]):
         path = place / f"{number}.wav"
+        audio = BytesIO()  # not written by soundfile, whose errors do not say that the disk is full
+        soundfile.write(audio, load_samples(cut, rate)[0], rate, format="WAV", subtype="PCM_16")
         with atomic_path(path) as temporary:
-            soundfile.write(str(temporary), load_samples(cut, rate)[0], rate, subtype="PCM_16")
+            temporary.write_bytes(audio.getvalue())
         samples, _ = soundfile.read(str(path), dtype="float32")  # of these bits are the words, not of the corpus's
         texts = [transcript(cut).split(), *(hear(recognizer, about, samples) for recognizer in recognizers)]
         rows.append([path.name, cut.id, *map(" ".join, texts)])

@@ -6,6 +6,7 @@ chunk, F bins, L frames of left context, C channels, V tokens.
 """
 
 import math
+import tempfile
 import warnings
 from pathlib import Path
 from typing import Dict, List, Optional, Sequence, Tuple
@@ -187,8 +188,14 @@ def quantise(folder: PathLike) -> List[Path]:
     for part in PARTS:
         source, target = Path(folder) / f"{part}.onnx", Path(folder) / f"{part}.int8.onnx"
         signed = part == "encoder"
-        with atomic_path(target) as temporary:
-            quantize_dynamic(str(source), str(temporary), op_types_to_quantize=["MatMul", "Gemm", "Gather"],
+        with atomic_path(target) as temporary, tempfile.TemporaryDirectory(prefix=".tmp-", dir=folder) as place:
+            copy, content = Path(place, source.name), source.read_bytes()
+            # Beside its input onnxruntime writes the model once more, with the shapes of all values, and reads it back without
+            # a look whether the disk took it as a whole. So we try first whether there is room, where a full disk is an error.
+            with copy.open("wb") as file:
+                file.writelines([content] * 3)
+            copy.write_bytes(content)
+            quantize_dynamic(str(copy), str(temporary), op_types_to_quantize=["MatMul", "Gemm", "Gather"],
                              weight_type=QuantType.QInt8 if signed else QuantType.QUInt8, reduce_range=signed,
                              per_channel=True)
         paths.append(target)

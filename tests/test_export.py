@@ -2,9 +2,11 @@
 
 import json
 import shutil
+import sys
 
 import pytest
 import torch
+from scripts import run
 from untrained import CHUNK, LEFT, random_model, save_finished, script
 
 from kdlib.config import DistillTerm, FbankConfig
@@ -181,6 +183,44 @@ def test_an_export_deletes_what_an_export_wrote_and_no_more(finished, tmp_path):
     assert not (output / "test_wavs").exists()
     assert [path.name for path in output.glob("decode*/*")] == ["mine.txt"]
     assert "Word error rates" not in (output / "model_card.md").read_text()
+
+
+QUANTISE = """
+import logging, shutil, sys
+from pathlib import Path
+from kdlib.errors import known_failure
+from kdlib.export import quantise
+
+logging.disable()
+source, folder, filler = Path(sys.argv[1]), Path(sys.argv[2], "model"), Path(sys.argv[2], "filler")
+for kilobytes in range(0, 400, 20):
+    shutil.rmtree(folder, ignore_errors=True)
+    filler.unlink(missing_ok=True)
+    folder.mkdir()
+    for name in ("encoder.onnx", "decoder.onnx", "joiner.onnx"):
+        shutil.copy(source / name, folder)
+    filler.write_bytes(bytes(shutil.disk_usage(folder).free - 1024 * kilobytes))
+    try:
+        done = [path.name for path in quantise(folder)]
+    except Exception as error:
+        done = known_failure(error) or repr(error)
+    print(done, sorted({path.name for path in folder.iterdir()} - {"encoder.onnx", "decoder.onnx", "joiner.onnx"}), sep="; ")
+"""
+
+
+def test_a_disk_that_is_full_before_all_is_quantised(exported, tmp_path):
+    """However much room there is: the files, or one line that says so and nothing that was begun."""
+    disk = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", 'mount -t tmpfs -o size=1m disk "$0" && exec "$@"',
+            tmp_path]
+    if not shutil.which("unshare") or run(*disk, "true").returncode:
+        pytest.skip("no small disk can be mounted here (unshare, mount -t tmpfs)")
+    done = run(*disk, sys.executable, "-c", QUANTISE, exported, tmp_path)
+    assert done.returncode == 0, done.stderr
+    files = [f"{part}.int8.onnx" for part in PARTS]
+    full = [f"no space left on the disk while writing {tmp_path}/model/{name}; free some space and run the same command again; "
+            f"{sorted(files[:number])}" for number, name in enumerate(files)]
+    lines = done.stdout.splitlines()
+    assert lines[0] == full[0] and lines[-1] == f"{files}; {sorted(files)}" and set(lines) <= {*full, lines[-1]}
 
 
 def test_the_check_fills_the_cache(finished, tmp_path):

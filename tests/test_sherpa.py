@@ -1,10 +1,13 @@
 """Exported files in sherpa-onnx: the words of our own streaming search, the files that it refuses, and the benchmark."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -18,7 +21,8 @@ from scripts import load
 from untrained import CHUNK, LEFT, LOCAL, export, own_words, random_model, save_finished, script
 
 from kdlib.config import FbankConfig, LangConfig
-from kdlib.errors import RecipeError
+from kdlib.errors import RecipeError, known_failure
+from kdlib.example_wavs import write_examples
 from kdlib.export import ExportedEncoder, OnnxModel, export_onnx, quantise
 from kdlib.files import write_json
 from kdlib.lang import train_lang
@@ -143,6 +147,24 @@ def test_examples_travel_with_the_model(finished, exported, tmp_path):
     done = script("decode_sherpa.py", "--model", exported, "--cuts", tmp_path, "--test-sets", "other")
     assert done.returncode == 0, done.stderr
     assert {path.name: path.read_bytes() for path in (exported / "test_wavs").iterdir()} == shipped
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no disk that is always full")
+def test_a_disk_that_is_full_before_the_examples_are_written(finished, exported, tmp_path, monkeypatch):
+    shutil.copytree(exported, tmp_path / "model")
+    recognizer = make_recognizer(exported, read_model(exported))
+
+    def full(dir, prefix, suffix):
+        path = Path(dir, f"{prefix}x{suffix}")
+        path.symlink_to("/dev/full")
+        return os.open(path, os.O_RDWR), str(path)
+
+    monkeypatch.setattr(tempfile, "mkstemp", full)
+    with pytest.raises(OSError) as failure:
+        write_examples(tmp_path / "model", finished[3], recognizer)
+    assert known_failure(failure.value) == (f"no space left on the disk while writing {tmp_path}/model/test_wavs/0.wav; "
+                                            "free some space and run the same command again")
+    assert not list((tmp_path / "model" / "test_wavs").iterdir())
 
 
 def test_the_program_of_the_documentation_hears_the_same(finished, exported):
