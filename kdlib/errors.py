@@ -1,8 +1,12 @@
 """The one exception that recipes show to people, and how scripts show it."""
 
+import codecs
 import errno
+import locale
+import multiprocessing
 import os
 import sys
+from contextlib import suppress
 from typing import Callable, Optional, Union
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -51,12 +55,33 @@ def known_failure(error: BaseException) -> Optional[str]:
     return None
 
 
+def _need_utf8(main: Callable[[], object]) -> None:
+    """Start the program again in Python's UTF-8 mode where the locale has another encoding: Lhotse opens manifests in the
+    locale's, by which every letter beyond ASCII is read as others or as none.
+
+    Raises:
+        RecipeError: ``main`` is not what this process was started for, or UTF-8 mode is refused to it (``python -E``).
+    """
+    encoding = locale.getpreferredencoding(False)
+    if codecs.lookup(encoding).name == "utf-8":
+        return
+    own = main.__module__ == "__main__" and multiprocessing.parent_process() is None
+    if own and os.environ.get("PYTHONUTF8") != "1":  # else this is the second start
+        with suppress(OSError):
+            os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, "PYTHONUTF8": "1"})
+    raise RecipeError(f"Python takes text for {encoding} here, and transcripts are UTF-8: set the environment variable "
+                      "PYTHONUTF8 to 1 (and call Python without -E, -I and -X utf8=0), or LC_ALL to a locale of UTF-8")
+
+
 def run_main(main: Callable[[], object]) -> None:
-    """Run a script's ``main`` and end the process; a known failure is one line on stderr.
+    """Run a script's ``main``, with UTF-8 for the encoding of text, and end the process; a known failure is one line on stderr.
 
     An unexpected exception keeps its traceback, since that is a defect to report.
     """
     try:
+        _need_utf8(main)
+        if sys.stdout is not None:
+            sys.stdout.reconfigure(errors="surrogateescape")  # the name of a file may be any bytes
         main()
     except KeyboardInterrupt:
         print("error: interrupted; run the same command again to resume", file=sys.stderr)

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from kdlib.conformer import RIGHT_CONTEXT, SUBSAMPLING, chunk_frames
 from kdlib.errors import RecipeError
 from kdlib.files import PathLike, atomic_path
-from kdlib.sherpa import PARTS, unfit
+from kdlib.sherpa import PARTS, check_path, unfit
 from kdlib.transducer import Transducer
 
 TOLERANCE = 1e-4
@@ -101,7 +101,8 @@ def export_onnx(model: Transducer, folder: PathLike, chunk_size: int, left_conte
     Returns:
         the largest difference of any output to torch's (see :func:`check_exported`).
     Raises:
-        RecipeError: the model cannot stream in these chunks, or a file gives other numbers than torch.
+        RecipeError: the model cannot stream in these chunks, the folder's path is not UTF-8, or a file gives other numbers
+            than torch.
     """
     if chunk_size < 1 or left_context < 1:
         raise RecipeError(f"a model with chunk_size {chunk_size} and left_context {left_context} cannot be exported: "
@@ -111,6 +112,7 @@ def export_onnx(model: Transducer, folder: PathLike, chunk_size: int, left_conte
     if model.config.kernel_size < 2:
         raise RecipeError(f"a model with kernel_size {model.config.kernel_size} cannot be exported: sherpa-onnx keeps what "
                           "the convolution looks back to, so train with at least 2 (model.kernel_size)")
+    check_path(folder)
     folder = Path(folder)
     (folder / "model.json").unlink(missing_ok=True)
     encoder = ExportedEncoder(model)

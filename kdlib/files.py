@@ -9,7 +9,7 @@ import tempfile
 import zlib
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Dict, Iterator, Union
+from typing import Any, Dict, Iterator, List, Union
 
 from kdlib.errors import DISK_FULL, RecipeError
 
@@ -101,6 +101,16 @@ def keep_same(path: PathLike, new: PathLike) -> None:
         return
     if same:
         shutil.copy2(path, new)
+
+
+def read_lines(path: PathLike, remedy: str) -> List[str]:
+    """The lines of a text, which end in ``\\n`` or ``\\r\\n`` alone: whatever else divides lines (U+2028, U+0085, a vertical
+    tab) may stand in a token. Raises :class:`RecipeError` naming the file and ``remedy`` when it is not UTF-8."""
+    try:
+        lines = Path(path).read_bytes().decode("utf-8").replace("\r\n", "\n").split("\n")
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path} is not UTF-8 ({error}): {remedy}") from None
+    return lines if lines[-1] else lines[:-1]
 
 
 def read_json(path: PathLike, remedy: str) -> Any:

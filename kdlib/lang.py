@@ -8,15 +8,19 @@ import sentencepiece as spm
 
 from kdlib.config import LangConfig
 from kdlib.errors import RecipeError, in_one_line
-from kdlib.files import PathLike, atomic_path, write_text
+from kdlib.files import PathLike, atomic_path, read_lines, write_text
 
 BLANK, SOS_EOS, UNK = "<blk>", "<sos/eos>", "<unk>"
 REMEDY = "run stage 3 again to make it"
+# SentencePiece leaves out, without a word, texts of more bytes than it is told to take, 4,192 by itself, and all with the
+# character that it marks what is unknown by.
+_USUAL_BYTES, _RESERVED = 4192, "\u2585"
 
 
 def train_lang(texts: Iterable[str], config: LangConfig, output: PathLike) -> "Lang":
     """Train SentencePiece on ``texts`` and write ``bpe.model`` and ``tokens.txt`` into the folder ``output``.
 
+    Every text counts, however long; U+2585 alone, which SentencePiece keeps for itself, becomes no token.
     ``char`` takes every character, whatever the vocabulary's size. Where texts of characters hold no space, none stands
     for the beginning of a word either: it would be a label before every utterance that says nothing.
 
@@ -26,7 +30,7 @@ def train_lang(texts: Iterable[str], config: LangConfig, output: PathLike) -> "L
     """
     if config.type not in ("unigram", "bpe", "char"):
         raise RecipeError(f"lang type '{config.type}' is unknown: choose unigram, bpe or char")
-    texts = [text for text in texts if text.strip()]
+    texts = [text for text in (text.replace(_RESERVED, "") for text in texts) if text.strip()]
     if not texts:
         raise RecipeError("there is no text to make tokens from: the training cuts hold no transcripts")
     model = io.BytesIO()
@@ -34,6 +38,9 @@ def train_lang(texts: Iterable[str], config: LangConfig, output: PathLike) -> "L
         sentence_iterator=iter(texts), model_writer=model, model_type=config.type, vocab_size=config.vocab_size,
         character_coverage=1.0, user_defined_symbols=[BLANK, SOS_EOS], unk_id=2, bos_id=-1, eos_id=-1, pad_id=-1,
         normalization_rule_name="identity", minloglevel=2)
+    longest = max(len(text.encode()) for text in texts)
+    if longest > _USUAL_BYTES:  # of no cost, since SentencePiece goes by words; models of other texts stay as they were
+        options["max_sentence_length"] = longest
     if config.type == "char":
         options["use_all_vocab"] = True
         options["add_dummy_prefix"] = any(len(text.split()) > 1 for text in texts)
@@ -65,12 +72,13 @@ class Lang:
             if not (folder / name).is_file():
                 raise RecipeError(f"{folder / name} is missing: {remedy}")
         try:
-            self.processor = spm.SentencePieceProcessor(model_file=str(folder / "bpe.model"))
-        except (RuntimeError, OSError):
+            # By its content, since SentencePiece takes no path that is not UTF-8.
+            self.processor = spm.SentencePieceProcessor()
+            self.processor.LoadFromSerializedProto((folder / "bpe.model").read_bytes())
+        except RuntimeError:
             raise RecipeError(f"{folder / 'bpe.model'} is no SentencePiece model: {remedy}") from None
         self.tokens = [self.processor.id_to_piece(i) for i in range(self.processor.get_piece_size())]
-        lines = (folder / "tokens.txt").read_text(encoding="utf-8").splitlines()
-        if lines != [f"{token} {i}" for i, token in enumerate(self.tokens)]:
+        if read_lines(folder / "tokens.txt", remedy) != [f"{token} {i}" for i, token in enumerate(self.tokens)]:
             raise RecipeError(f"{folder / 'tokens.txt'} does not fit {folder / 'bpe.model'}: {remedy}")
         if self.tokens[:3] != [BLANK, SOS_EOS, UNK]:
             raise RecipeError(f"{folder / 'tokens.txt'} must begin with {BLANK}, {SOS_EOS}, {UNK}: {remedy}")

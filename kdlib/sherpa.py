@@ -10,7 +10,7 @@ from typing import Any, Dict, List, Sequence
 import numpy as np
 
 from kdlib.errors import RecipeError, in_one_line
-from kdlib.files import PathLike, content_digest, read_json
+from kdlib.files import PathLike, content_digest, read_json, read_lines
 
 PARTS = ("encoder", "decoder", "joiner")
 SUBSAMPLING = 4  # as in kdlib.conformer, which needs torch
@@ -58,10 +58,7 @@ def read_model(folder: PathLike, int8: bool = False) -> Dict[str, Any]:
         if content_digest(path) != about["files"].get(name):
             raise RecipeError(f"{path} is not the file of which model.json has the digest: it is damaged or another "
                               f"model's: {AGAIN}")
-    try:
-        tokens = (folder / "tokens.txt").read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise RecipeError(f"{folder / 'tokens.txt'} is not UTF-8 ({error}): {AGAIN}") from None
+    tokens = read_lines(folder / "tokens.txt", AGAIN)
     if [line.rsplit(" ", 1)[-1] for line in tokens] != [str(number) for number in range(about["vocab_size"])]:
         raise RecipeError(f"{folder / 'tokens.txt'} does not have the model's {about['vocab_size']} tokens: {AGAIN}")
     return about
@@ -105,6 +102,15 @@ def needed(module: str, package: str) -> Any:
         raise RecipeError(f"the package {package} cannot be imported ({error}): pip install {package}") from None
 
 
+def check_path(folder: PathLike) -> None:
+    """A :class:`RecipeError` where sherpa-onnx, and what writes ONNX, cannot take a folder's path: one that is not UTF-8."""
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError:
+        raise RecipeError(f"the path {folder} is not UTF-8, as sherpa-onnx must have it: rename that folder, or take one "
+                          "elsewhere for the model") from None
+
+
 def make_recognizer(folder: PathLike, about: Dict[str, Any], int8: bool = False, method: str = METHODS[0],
                     beam: int = 4, num_threads: int = 1, endpoints: bool = False) -> Any:
     """sherpa-onnx's ``OnlineRecognizer`` of a folder that :func:`read_model` has looked at.
@@ -117,6 +123,7 @@ def make_recognizer(folder: PathLike, about: Dict[str, Any], int8: bool = False,
         if not 1 <= value <= most:
             raise RecipeError(f"{name} is {value}: it may be from 1 to {most}" + (" here" if name == "threads" else ""))
     folder, suffix = Path(folder), ".int8" if int8 else ""
+    check_path(folder)
     try:
         return sherpa_onnx.OnlineRecognizer.from_transducer(
             tokens=str(folder / "tokens.txt"), **{part: str(folder / f"{part}{suffix}.onnx") for part in PARTS},

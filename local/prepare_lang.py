@@ -57,6 +57,15 @@ def take_lang(folder: Path, output: Path) -> Lang:
     return Lang(output)
 
 
+def tell_unknown(lang: Lang, cuts: Path, texts: List[Tuple[str, str]]) -> None:
+    """A line about the characters of these transcripts that no token holds, if there are any."""
+    unknown = Counter(character for _, text in texts for character in lang.unknown(text))
+    if unknown:
+        print(f"{cuts}: {sum(unknown.values())} of {sum(len(text) for _, text in texts)} characters are in none of the tokens "
+              f"and become {UNK}, which counts as an error: "
+              f"{' '.join(character for character, _ in unknown.most_common(10))}{' ...' if len(unknown) > 10 else ''}")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cuts", type=Path, required=True, help="training cuts, for their transcripts")
@@ -77,13 +86,9 @@ def main():
     tokens = sum(len(lang.encode(text)) for text in texts)
     print(f"{len(texts)} transcripts, {len(set(' '.join(texts).split()))} different words, {len(lang)} tokens, "
           f"{tokens / max(1, words):.2f} tokens a word -> {args.output / 'tokens.txt'}")
-    for path in ([args.cuts] if args.take else []) + args.count_unknown:
-        texts = [text for _, text in read_texts(path)]
-        unknown = Counter(character for text in texts for character in lang.unknown(text))
-        if unknown:
-            print(f"{path}: {sum(unknown.values())} of {sum(map(len, texts))} characters are in none of the tokens "
-                  f"and become {UNK}, which counts as an error: "
-                  f"{' '.join(character for character, _ in unknown.most_common(10))}{' ...' if len(unknown) > 10 else ''}")
+    tell_unknown(lang, args.cuts, named)
+    for path in args.count_unknown:
+        tell_unknown(lang, path, read_texts(path))
 
 
 if __name__ == "__main__":

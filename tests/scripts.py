@@ -4,18 +4,22 @@ import importlib.util
 import multiprocessing
 import os
 import runpy
+import shutil
 import subprocess
 import sys
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
+import pytest
+
 SERVER = multiprocessing.get_context("forkserver")
 # The last is what the optimizers of torch 2 import when the first of them is made.
 SERVER.set_forkserver_preload(["kdlib.comparison", "kdlib.decoding", "kdlib.training.loop", "numba",
                                *(["torch._dynamo"] if int(version("torch").split(".")[0]) >= 2 else [])])
+ROOT = Path(__file__).resolve().parents[1]
 # What only the tests see.
-HIDDEN = ["", *(str(Path(__file__).resolve().parents[1] / folder) for folder in ("tests", "tools"))]
+HIDDEN = ["", *(str(ROOT / folder) for folder in ("tests", "tools"))]
 
 
 def run_script(path, *words, cwd=None) -> subprocess.CompletedProcess:
@@ -33,6 +37,20 @@ def run(*command, **options) -> subprocess.CompletedProcess:
     """What a command prints, with nothing on its standard input, and how it ends."""
     return subprocess.run([str(word) for word in command], stdin=subprocess.DEVNULL, capture_output=True, text=True,
                           timeout=120, **options)
+
+
+def locale_of(encoding, folder) -> dict:
+    """The environment of a program where the locale's encoding is 'ascii', or 'latin-1', of which one is made in ``folder``;
+    where that cannot be, the test is skipped."""
+    usual = {name: value for name, value in os.environ.items() if name != "PYTHONUTF8"}
+    usual["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    if encoding == "ascii":  # Python by itself makes a UTF-8 one of it
+        return {**usual, "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    name = "de_DE.ISO-8859-1"
+    words = ["localedef", "-i", "de_DE", "-f", "ISO-8859-1", str(Path(folder) / name)]
+    if not shutil.which("localedef") or run(*words).returncode:
+        pytest.skip(f"there is no locale of {encoding} here, nor can one be made by localedef")
+    return {**usual, "LC_ALL": name, "LOCPATH": str(folder)}
 
 
 def refused(ended: subprocess.CompletedProcess) -> str:

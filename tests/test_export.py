@@ -1,6 +1,7 @@
 """Exported files: the numbers of torch, and what cannot be exported."""
 
 import json
+import os
 import shutil
 import sys
 
@@ -125,6 +126,9 @@ def test_what_cannot_be_exported(finished, exported, tmp_path):
         check_exported(other, exported, CHUNK, LEFT)
     with pytest.raises(RecipeError, match="encoder.onnx is missing: export the model again"):
         OnnxModel(tmp_path)
+    with pytest.raises(RecipeError, match=r"the path .*\udcff is not UTF-8, as sherpa-onnx must have it: rename that folder"):
+        export_onnx(finished[1], os.fsdecode(os.fsencode(tmp_path) + b"/\xff"), CHUNK, LEFT)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("changes, words, said", [

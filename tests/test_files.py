@@ -1,14 +1,17 @@
-"""Files are whole or absent, and a full disk is told by the name of the file that did not fit."""
+"""Files are whole or absent, a full disk is told by the name of the file that did not fit, and text is UTF-8 everywhere."""
 
 import errno
 import logging
 import os
+import subprocess
+import sys
 import tempfile
 import threading
 from pathlib import Path
 
 import pytest
 import torch
+from scripts import locale_of, refused, run
 
 from kdlib.errors import RecipeError, known_failure, run_main
 from kdlib.files import atomic_path, read_json, read_record, write_json, write_text
@@ -175,3 +178,39 @@ def test_folders_that_cannot_be(tmp_path):
 
 def test_an_unknown_failure_is_no_message():
     assert known_failure(ValueError("a defect")) is None
+
+
+PROGRAM = """
+import sys
+from multiprocessing import get_context
+
+from kdlib.errors import run_main
+
+
+def read(path):
+    return open(path).read()  # as Lhotse opens manifests
+
+
+def main():
+    with get_context("spawn").Pool(1) as pool:
+        print(read(sys.argv[1]) == pool.apply(read, sys.argv[1:2]), read(sys.argv[1]), *sys.argv[1:])
+
+
+if __name__ == "__main__":
+    run_main(main)
+"""
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_program_reads_and_writes_utf8_in_every_locale(tmp_path, encoding):
+    """However it is called; where it cannot see to it, it says what to set before it reads anything."""
+    (tmp_path / "program.py").write_text(PROGRAM)
+    name = os.fsencode(tmp_path) + "/ü.txt".encode()
+    Path(os.fsdecode(name)).write_text("GRÖSSE 今天", encoding="utf-8")
+    options = {"env": locale_of(encoding, tmp_path), "cwd": tmp_path}
+    for call in (["program.py"], ["-m", "program"], ["-W", "ignore", "program.py"]):
+        done = subprocess.run([sys.executable, *call, name, b"\xff"], capture_output=True, **options)
+        assert done.stdout == "True GRÖSSE 今天 ".encode() + name + b" \xff\n", done.stderr.decode()
+    for call in (["-X", "utf8=0", "program.py"], ["-c", "import program; program.run_main(program.main)"]):
+        done = run(sys.executable, *call, os.fsdecode(name), **options)
+        assert "set the environment variable PYTHONUTF8 to 1" in refused(done) and done.stdout == ""

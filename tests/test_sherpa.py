@@ -67,6 +67,7 @@ def test_a_token_that_is_no_text_is_a_blank_to_both(finished, tmp_path, token):
 @pytest.mark.parametrize("letters, byte_bpe", [
     ("\uac00\ub098\ub2e4\ub77c\ub9c8\ubc14\uc0ac\uc544", False),  # Hangul: between such the runtime's text has no spaces
     ("'ABCDEFG", False),  # nor before punctuation
+    ("A\u2028\x85\u2029DEFG", False),  # characters that divide lines elsewhere are tokens
     ("\u018fABCDEFG", True)])  # of which it makes bytes
 def test_words_that_the_text_of_the_runtime_garbles(finished, tmp_path, letters, byte_bpe):
     lang = train_lang([" ".join(letters)], LangConfig(type="char"), tmp_path / "lang")
@@ -285,6 +286,10 @@ def test_what_the_runtime_cannot_run(exported, tmp_path):
     write_json(folder / "model.json", seal(folder, json.loads((folder / "model.json").read_text())))
     with pytest.raises(RecipeError, match="sherpa-onnx cannot run the model in .*: export the model again"):
         make_recognizer(folder, read_model(folder))
+    other = os.fsdecode(os.fsencode(tmp_path) + b"/\xff")
+    shutil.copytree(exported, other)
+    with pytest.raises(RecipeError, match=r"the path .*\udcff is not UTF-8, as sherpa-onnx must have it: rename that folder"):
+        make_recognizer(other, read_model(other))
 
 
 @pytest.mark.parametrize("option", [{"num_threads": 100000}, {"num_threads": 0}, {"beam": 0}, {"beam": 10 ** 12}])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from scripts import load, refused, run
+from scripts import load, locale_of, refused, run
 
 from kdlib.processes import usable_cores
 
@@ -344,6 +344,14 @@ def test_the_benchmark_ends_with_an_error_that_leaves_the_gpu_dead(monkeypatch, 
     else:
         assert bench_rnnt.torchaudio_call(batch, device) is None
         assert f"torchaudio cannot take (2, 6, 3, 5, 2): {error}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_text_is_utf8_for_whatever_sources_the_environment(tmp_path, encoding):
+    code = "import locale; print(locale.getpreferredencoding(False))"
+    done = run("bash", "-c", 'source "$0"; "$1" -c "$2"', ROOT / "tools" / "activate.sh", sys.executable, code,
+               env=locale_of(encoding, tmp_path))
+    assert done.stdout.strip().lower() == "utf-8", done.stderr
 
 
 # A Python that has nothing of ours.

@@ -5,6 +5,10 @@
 # loader), a spinning thread keeps the one that it waits for from running: training then takes twenty times as long.
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
 
+# Text is UTF-8 whatever the locale is: Lhotse opens manifests in the locale's encoding, by which every letter beyond ASCII of a
+# transcript would be read as others, without an error.
+export PYTHONUTF8=1
+
 # The cores that this process may use. OMP_NUM_THREADS, which nproc would go by, is of the threads of one process.
 usable_cores() { env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc 2>/dev/null || echo 1; }
 

@@ -318,8 +318,8 @@ def transcribe(recognizer, about, name, rate, blocks, args):
 
 def main():
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # whoever reads may have enough, as head does: that is no error
-    for stream in filter(None, (sys.stdout, sys.stderr)):
-        stream.reconfigure(errors="surrogateescape")  # a file's name may be any bytes
+    if sys.stderr is not None:
+        sys.stderr.reconfigure(errors="surrogateescape")  # for names of files, as standard output is already
     args = get_args()
     if args.rate is not None:
         check_rate(args.rate, "--rate")
