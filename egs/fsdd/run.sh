@@ -6,7 +6,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/../../local/recipe.sh"
 recipe=fsdd
 test_sets="test test-unseen"
 path_option corpus-dir "folder of the dataset, where it is on this machine; without it stage 0 downloads it"
-option hours 3.4 0.1 "hours of training strings to make"
+option hours 3.4 0.06 "hours of training strings to make"
 option test-words 2100 150 "reference digits in each test set, at least"
 
 get_corpus() {

@@ -5,7 +5,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/../../local/recipe.sh"
 recipe=voice_commands
 test_sets="test-clean test-other"
 noise_cuts="noise"
-option hours 8 0.1 "hours of training speech to make"
+option hours 8 0.06 "hours of training speech to make"
 option test-words 2400 150 "reference words in each test set, at least"
 option noise-minutes 10 1 "minutes of background sound for augmentation"
 
