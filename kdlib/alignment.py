@@ -28,7 +28,7 @@ def align_labels(model: Transducer, encoder_out: Tensor, lengths: Tensor, symbol
         rnnt_type: regular or modified, as the model was trained.
     Returns:
         The frames of each utterance's labels, rising (strictly, if modified); None where there is no path, as in an
-        utterance with more labels than frames, or without any frame, and where several are the most probable.
+        utterance with more labels than frames, or without any frame, and where none has half the probability.
     """
     if not lengths.any():  # of such a batch there is no lattice
         return [None if count else [] for count in symbol_lengths.tolist()]

@@ -337,7 +337,7 @@ def train_loader(cuts: TrainCuts, dataset: TransducerDataset, config: DataConfig
     else:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # it advises lazy manifests; these are checked whole, so read
-            # Held at a time: with few of many cuts, utterances would meet the same others in every epoch.
+            # Of a bucket 5,000 cuts are held at a time: with few of many, utterances would meet the same others in every epoch.
             sampler = _BucketingSampler(cuts, num_buckets=buckets, buffer_size=max(20000, 5000 * buckets), **options)
     # A phase that goes round several times shuffles anew each time; a thousand rounds are kept for each.
     sampler.set_epoch(1000 * phase.epoch)

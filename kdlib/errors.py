@@ -80,7 +80,7 @@ def run_main(main: Callable[[], object]) -> None:
     """
     try:
         _need_utf8(main)
-        if sys.stdout is not None:
+        with suppress(AttributeError):  # there is no standard output, or something stands in for it
             sys.stdout.reconfigure(errors="surrogateescape")  # the name of a file may be any bytes
         main()
     except KeyboardInterrupt:

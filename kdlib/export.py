@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from kdlib.conformer import RIGHT_CONTEXT, SUBSAMPLING, chunk_frames
 from kdlib.errors import RecipeError
-from kdlib.files import PathLike, atomic_path
+from kdlib.files import PathLike, atomic_path, remove_unfinished
 from kdlib.sherpa import PARTS, check_path, unfit
 from kdlib.transducer import Transducer
 
@@ -115,6 +115,7 @@ def export_onnx(model: Transducer, folder: PathLike, chunk_size: int, left_conte
     check_path(folder)
     folder = Path(folder)
     (folder / "model.json").unlink(missing_ok=True)
+    remove_unfinished(folder)
     encoder = ExportedEncoder(model)
     x = torch.randn(1, chunk_frames(chunk_size), model.config.num_features)
     caches = encoder.initial_caches(1, left_context)
@@ -191,13 +192,15 @@ def quantise(folder: PathLike) -> List[Path]:
         source, target = Path(folder) / f"{part}.onnx", Path(folder) / f"{part}.int8.onnx"
         signed = part == "encoder"
         with atomic_path(target) as temporary, tempfile.TemporaryDirectory(prefix=".tmp-", dir=folder) as place:
-            copy, content = Path(place, source.name), source.read_bytes()
             # Beside its input onnxruntime writes the model once more, with the shapes of all values, and reads it back without
             # a look whether the disk took it as a whole. So we try first whether there is room, where a full disk is an error.
-            with copy.open("wb") as file:
-                file.writelines([content] * 3)
-            copy.write_bytes(content)
-            quantize_dynamic(str(copy), str(temporary), op_types_to_quantize=["MatMul", "Gemm", "Gather"],
+            room = Path(place, "room")
+            with room.open("wb") as file:
+                file.writelines([source.read_bytes()] * 2)
+            room.unlink()
+            link = Path(place, source.name)
+            link.symlink_to(source.resolve())
+            quantize_dynamic(str(link), str(temporary), op_types_to_quantize=["MatMul", "Gemm", "Gather"],
                              weight_type=QuantType.QInt8 if signed else QuantType.QUInt8, reduce_range=signed,
                              per_channel=True)
         paths.append(target)

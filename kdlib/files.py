@@ -103,6 +103,15 @@ def keep_same(path: PathLike, new: PathLike) -> None:
         shutil.copy2(path, new)
 
 
+def remove_unfinished(folder: PathLike) -> None:
+    """Remove what :func:`atomic_path`, or who else takes names like its, left half written in a folder when it was killed."""
+    for half in Path(folder).glob(".tmp-*"):
+        if half.is_dir():
+            shutil.rmtree(half)
+        else:
+            half.unlink()
+
+
 def read_lines(path: PathLike, remedy: str) -> List[str]:
     """The lines of a text, which end in ``\\n`` or ``\\r\\n`` alone: whatever else divides lines (U+2028, U+0085, a vertical
     tab) may stand in a token. Raises :class:`RecipeError` naming the file and ``remedy`` when it is not UTF-8."""

@@ -23,7 +23,7 @@ from kdlib.survey import unspaced
 #   machines without a GPU.
 # - 1000: 12 layers of 512, the size that icefall's pruned_transducer_stateless4 has for LibriSpeech's 960 hours; those before
 #   have the width and depth between these two, and the kernel of egs/aishell. 60 passes are the 20 epochs at three speeds of
-#   egs/librispeech; icefall's 30 epochs of the 960 hours are 90 passes, its 50 epochs of 100 hours 150.
+#   egs/librispeech; icefall's 25 epochs of the 960 hours are 75 passes, its 50 epochs of 100 hours 150.
 # - more: 20 epochs at one speed, of speech that varies enough by itself.
 _TIERS = (
     (10.0, (4, 144, 4, 432, 9, 32), 20.0, 30),

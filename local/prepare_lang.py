@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import List, Tuple
 
 from kdlib.config import LangConfig, load_config
-from kdlib.cuts import load_cuts
+from kdlib.cuts import load_cuts, transcript
 from kdlib.errors import RecipeError, run_main
 from kdlib.files import atomic_path
 from kdlib.lang import UNK, Lang, train_lang
@@ -18,7 +18,7 @@ from kdlib.lang import UNK, Lang, train_lang
 
 def read_texts(cuts: Path) -> List[Tuple[str, str]]:
     """(utterance id, transcript) of all cuts."""
-    return [(s.id, s.text) for cut in load_cuts(cuts, "run stage 1 first") for s in cut.supervisions if s.text]
+    return [(cut.supervisions[0].id, transcript(cut)) for cut in load_cuts(cuts, "run stage 1 first") if transcript(cut)]
 
 
 def make_lang(cuts: Path, texts: List[Tuple[str, str]], config: LangConfig, output: Path, proposed: int = 0) -> Lang:

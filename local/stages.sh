@@ -10,11 +10,20 @@ cuts() {
 
 # setting KIND KEY: what a word of the command line, or else KIND.yaml, says of KEY; nothing where neither does.
 setting() {
-  local value
-  # A file that is gone is told by the step that needs it.
-  value=$({ sed -n "s/^$2: *//p" "$(conf "$1.yaml")" 2>/dev/null; settings "$1" | sed -n "s/^$2=//p"; } | tail -n 1)
-  read -r value _ <<<"$value"  # without a comment
-  printf '%s\n' "${value//[\"\']/}"
+  local said
+  mapfile -t said < <(settings "$1")
+  # A file that is gone or damaged is told by the step that needs it.
+  "$PYTHON" -c '
+import sys, yaml
+key, path, *words = sys.argv[1:]
+try:
+    with open(path, encoding="utf-8") as file:
+        values = yaml.safe_load(file)
+except (OSError, ValueError, yaml.YAMLError):
+    values = None
+values = dict(values if isinstance(values, dict) else {}, **dict(word.split("=", 1) for word in words if "=" in word))
+if values.get(key) is not None:
+    print(values[key])' "$2" "$(conf "$1.yaml")" "${said[@]}"
 }
 
 # decoded_epochs: the epoch and avg that decode.py is told, as options of what must take the same model; none where they are

@@ -80,7 +80,7 @@ def layers_to_start_from(args, config: TrainConfig, start: Transducer, lang: Lan
             layers = least_missed_layers(start.config.num_layers, config.model.num_layers,
                                          lambda kept: loss_with_layers(start, kept, config.loss, loader, device))
         start.to("cpu")
-        torch.cuda.empty_cache()  # this process keeps what rank 0's needs
+        torch.cuda.empty_cache()  # or this process would hold memory that rank 0's needs
         write_json(chosen, {"layers": [number + 1 for number in layers]})
     return [number - 1 for number in read_record(chosen, "remove it", "layers")["layers"]]
 

@@ -58,8 +58,8 @@ def test_batches_do_not_depend_on_workers_or_on_where_one_resumes(corpus):
     assert sorted(i for b in whole for i in b.ids) == sorted(c.id for c in train)
 
 
-def test_a_large_corpus_is_shuffled_whole():
-    """Were fewer of its cuts held at a time, utterances would keep their place and their company in all epochs."""
+def test_cuts_of_a_large_corpus_come_from_all_of_it():
+    """Were few of them held at a time, utterances would keep their place and their company in all epochs."""
     features = dummy_features(0, 0.0, 3.0)
     cuts = CutSet.from_cuts(MonoCut(f"cut-{number:05d}", 0.0, 2.0 + number % 97 / 100, 0, features=features)
                             for number in range(30000))

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 import torch
@@ -37,6 +38,20 @@ def test_an_error_in_any_process_ends_all_and_is_told(failing):
 
     with pytest.raises(RecipeError, match=f"the remedy of rank {failing}"):
         launch(work, 2)
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_defect_or_an_interrupt_of_any_process_ends_all(failing):
+    """The traceback is of the defect, not of what the others then miss."""
+    def work(rank, device, error):
+        if rank == failing:
+            raise error
+        torch.distributed.all_reduce(torch.ones(1))
+
+    with pytest.raises(RuntimeError, match="in work\n.*raise error\nIndexError: of this rank"):
+        launch(partial(work, error=IndexError("of this rank")), 2)
+    with pytest.raises(KeyboardInterrupt):
+        launch(partial(work, error=KeyboardInterrupt()), 2)
 
 
 @pytest.mark.parametrize("failing", [0, 1])

@@ -163,21 +163,17 @@ def test_the_exported_files_stand_in_the_report_once_they_are_there(run):
     assert [(row["model"], row["files"]) for row in run.results()["exports"]] == [("teacher", "int8")]
 
 
-def test_exported_files_of_another_epoch_are_refused(run):
-    """They would stand under the name of a model that they are not; unless the model was decoded anew since, so that stage 9,
-    which makes them anew, is still to follow."""
+def test_exported_files_of_another_epoch_are_left_out(run, capsys):
+    """They would stand under the name of a model that they are not."""
     folder = run.folder / "exp" / "export" / "stage3"
     (folder / "decode").mkdir(parents=True)
     (folder / "decode" / "summary.json").write_text(json.dumps(summary("stage3", avg=1, real_time_factor=0.03)))
     (folder / "model.json").write_text("{}")
     for path in (folder / "model.json", folder / "decode" / "summary.json"):
         os.utime(path, (2e9, 2e9))
-    with pytest.raises(RecipeError) as error:
-        run.results()
-    assert str(folder / "decode" / "summary.json") in str(error.value)
-    assert "avg 1 instead of 3: export it again with stage 9 (run.sh --stage 9)" in str(error.value)
-    os.utime(run.path("stage3"), (2.1e9, 2.1e9))
     assert run.results()["exports"] == []
+    said = f"left out {folder / 'decode' / 'summary.json'}, which is of avg 1 instead of 3: export it again with stage 9"
+    assert said in capsys.readouterr().out
 
 
 def test_takes_that_utterances_share_are_drawn_in_their_place(run, tmp_path, capsys):

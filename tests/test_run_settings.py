@@ -4,6 +4,7 @@ import re
 import shutil
 import sys
 
+import pytest
 from scripts import run
 from toy_recipe import CHAIN
 
@@ -73,12 +74,13 @@ class TestSettings:
         assert commands["plan"].endswith(" training.seed=5 optim.clip_norm=1")
         assert "training.seed" not in commands["train-stage1"]
 
-    def test_the_epochs_that_are_decoded_are_aligned_and_exported(self, toy):
+    @pytest.mark.parametrize("decoding", ["beam: 4\nepoch: 7  # of 9\navg: '3'\n", "{beam: 4, epoch: 7, avg: 3}\n"])
+    def test_the_epochs_that_are_decoded_are_aligned_and_exported(self, toy, decoding):
         """And where nothing is said of them, commands are as they were: nothing runs again."""
         plain = dict(zip(CHAIN, toy("decode.beam=2").commands))
         same = ["align", "export-teacher", "export-stage2"]
         assert not any("--epoch" in plain[name] or "--avg" in plain[name] for name in same)
-        (toy.folder / "conf" / "decode.yaml").write_text("beam: 4\nepoch: 7  # of 9\navg: '3'\n")
+        (toy.folder / "conf" / "decode.yaml").write_text(decoding)
         told = toy("decode.avg=2", "fbank.num_filters=40")
         commands = dict(zip(told.ran, told.commands))
         for name in same:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kdlib.config import TrainConfig, config_to_dict, merge_config
 from kdlib.errors import RecipeError
-from kdlib.files import PathLike, atomic_path, read_record, write_json
+from kdlib.files import PathLike, atomic_path, read_record, remove_unfinished, write_json
 from kdlib.transducer import Transducer
 
 
@@ -162,8 +162,7 @@ def begin_run(exp: PathLike, config: TrainConfig, inputs: Dict[str, str], models
         features: what the features were made with (``FbankConfig.heard``), where that is known.
     """
     exp, record = Path(exp), Path(exp) / "run.json"
-    for half in exp.glob(".tmp-*"):
-        half.unlink()
+    remove_unfinished(exp)
     run = {"config": config_to_dict(config), "inputs": inputs, "models": models, "features": features}
     if record.exists():
         was = read_record(record, f"remove {exp}", "config", "inputs")

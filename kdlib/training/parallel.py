@@ -25,6 +25,7 @@ from kdlib.processes import end_with_parent, usable_cores
 
 MAX_CPU_PROCESSES = 4
 WORK = "work"  # the file of what spawned processes do
+INTERRUPTED = 130  # the exit status of a process that was, as a shell has it
 
 
 def default_world_size() -> int:
@@ -75,28 +76,34 @@ def launch(work: Callable[[int, torch.device], None], world_size: int) -> None:
             with naming(Path(folder, WORK)), open(Path(folder, WORK), "wb") as file:
                 pickle.dump((work, torch.get_rng_state()), file)
             work = None
-        context = mp.start_processes(_process, args=(work, world_size, folder), nprocs=world_size, join=False,
-                                     start_method=method)
         try:
+            context = mp.start_processes(_process, args=(work, world_size, folder), nprocs=world_size, join=False,
+                                         start_method=method)
             while not context.join():
                 pass
-        except KeyboardInterrupt:
-            for process in context.processes:  # one that waits for another deep in NCCL has not heard it
-                process.kill()
-            raise
         except (mp.ProcessExitedException, mp.ProcessRaisedException) as error:  # maybe of one that misses the other
             told = sorted(Path(folder).glob("error-*"))
             if told:
-                raise RecipeError(told[0].read_text(encoding="utf-8")) from None
-            killed = [rank for rank, process in enumerate(context.processes) if process.exitcode == -signal.SIGKILL]
-            if killed:
-                raise RecipeError(f"process {killed[0]} was killed, most likely for want of memory: set "
+                raise RecipeError(_told(told[0])) from None
+            ended = [process.exitcode for process in context.processes]
+            if INTERRUPTED in ended:
+                raise KeyboardInterrupt from None
+            if -signal.SIGKILL in ended:
+                raise RecipeError(f"process {ended.index(-signal.SIGKILL)} was killed, most likely for want of memory: set "
                                   "training.micro_batches higher or data.num_workers lower, and run the same command again"
                                   ) from None
-            fault = Path(folder, f"fault-{error.error_index}")
-            if fault.exists():
-                raise RuntimeError(fault.read_text(encoding="utf-8")) from None
+            faults = sorted(Path(folder).glob("fault-*"), key=lambda path: path.stat().st_mtime_ns)
+            if faults:
+                raise RuntimeError(_told(faults[0])) from error
             raise
+        except BaseException:
+            for process in mp.active_children():  # one that waits for another, deep in NCCL, does not hear Ctrl-C
+                process.kill()
+            raise
+
+
+def _told(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="surrogateescape")
 
 
 def _threads(world_size: int) -> int:
@@ -127,16 +134,19 @@ def _process(rank: int, work: Optional[Callable[[int, torch.device], None]], wor
     # The others wait while rank 0 computes the dev loss and writes; one that ended is seen by the process that started it.
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", init_method=f"file://{folder}/store",
                             rank=rank, world_size=world_size, timeout=timedelta(days=1))
+    # A process that fails ends at once, and not by way of Python's end, where NCCL may wait for the others, who wait for it.
     try:
         work(rank, device)
+    except KeyboardInterrupt:
+        os._exit(INTERRUPTED)
     except Exception as error:
-        message = known_failure(error)
-        kind, text = ("fault", traceback.format_exc()) if message is None else ("error", message)
-        Path(folder, f"{kind}-{rank}").write_text(text, encoding="utf-8")
-        # Not by way of Python's end, where NCCL may wait for the others, who wait for this one.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(1)
+        try:
+            message = known_failure(error)
+            kind, text = ("fault", traceback.format_exc()) if message is None else ("error", message)
+            Path(folder, f"{kind}-{rank}").write_text(text, encoding="utf-8", errors="surrogateescape")
+            sys.stdout.flush()
+        finally:
+            os._exit(1)
     dist.destroy_process_group()
 
 
