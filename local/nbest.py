@@ -107,6 +107,8 @@ def main():
         if reason:
             skipped.setdefault(reason, []).append(cut.id)
         else:
+            if args.pseudo_label and len(cut.supervisions) > 1:  # what is heard becomes the transcript of all
+                cut.supervisions = []
             usable.append(cut)
     if not usable:
         raise RecipeError("; ".join([f"{args.cuts} holds no cut that can be heard: run stage 2, or cut them shorter",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from lhotse import CutSet
+from lhotse import CutSet, SupervisionSegment
 from lhotse.utils import fastcopy
 from made_up import BINS, WORDS, make_cuts, settings
 from scripts import load, refused, run_script
@@ -78,6 +78,19 @@ def test_what_is_heard_becomes_the_transcript(fbank, manifests):
     assert all(cut.supervisions[0].text == cut.supervisions[0].custom[NBEST][0][0] for cut in cuts)
     assert sum(cut.supervisions[0].text == fbank[1][cut.id] for cut in cuts) >= 0.8 * len(cuts)
     assert all(cut.supervisions[0].duration == cut.duration for cut in cuts)
+
+
+def test_a_window_on_several_utterances_becomes_one(corpus, teacher_folder, fbank, decode_config, tmp_path):
+    cut = list(load_cuts(fbank[0] / "cuts_more.jsonl.gz"))[0]
+    half = SupervisionSegment(f"{cut.id}-half", cut.id, 0.0, cut.duration / 2)
+    cut.supervisions = [half, fastcopy(half, id=f"{cut.id}-rest", start=half.duration, text="D D")]
+    CutSet.from_cuts([cut]).to_file(tmp_path / "cuts.jsonl.gz")
+    words = (corpus, teacher_folder, tmp_path / "cuts.jsonl.gz", tmp_path / "out.jsonl.gz", decode_config)
+    assert f"cut {cut.id} has 2 supervisions" in refused(nbest(*words))
+    done = nbest(*words, "--pseudo-label")
+    assert done.returncode == 0, done.stderr
+    (segment,) = load_cuts(tmp_path / "out.jsonl.gz")[0].supervisions
+    assert (segment.start, segment.duration, segment.text) == (0.0, cut.duration, fbank[1][cut.id])
 
 
 def test_what_is_too_long_to_be_heard_at_once_is_left_out(corpus, teacher_folder, fbank, decode_config, tmp_path):
