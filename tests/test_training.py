@@ -91,8 +91,10 @@ def test_resuming_gives_what_an_uninterrupted_training_gives(corpus, tmp_path, m
 
 
 def test_a_student_resumes_exactly_in_every_process(corpus, teacher_folder, tmp_path):
-    """With its projection to its teacher's width, and what the optimizer knows of it."""
-    config = settings("model.encoder_dim=20", "loss.distill=[{name: encoder_mse}]")
+    """With its projection to its teacher's width, and what the optimizer knows of it; and TensorBoard tells of all updates."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = settings("model.encoder_dim=20", "loss.distill=[{name: encoder_mse}]", "training.log_every_updates=1")
 
     def work(exp, stop, rank, device):
         run = trainer(config, exp, corpus, load_averaged(teacher_folder)[0])
@@ -115,6 +117,10 @@ def test_a_student_resumes_exactly_in_every_process(corpus, teacher_folder, tmp_
     whole, resumed = (load_checkpoint(tmp_path / name / "checkpoint.pt", "")["objective"] for name in ("whole", "resumed"))
     assert any("projections" in name for name in whole)
     assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+    for kind in ("train", "dev"):
+        first, second = ([(event.step, event.value) for event in EventAccumulator(
+            str(tmp_path / name / "tensorboard")).Reload().Scalars(f"{kind}/total")] for name in ("whole", "resumed"))
+        assert first == second, kind
 
 
 def test_a_distilled_student_comes_closer_to_its_teacher(corpus, teacher_folder, tmp_path):

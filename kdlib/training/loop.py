@@ -107,7 +107,7 @@ class Trainer:
         self.clock = self.said = time.monotonic()
         self.told, self.lately, self.heard = Means(), Means(), 0.0  # since the last event; since the last line of the log
         self.began: Optional[float] = None  # the progress at which this process took the training up
-        self.board = Board(self.exp / "tensorboard", self.updates) if self.rank == 0 else None
+        self.board = Board(self.exp / "tensorboard", self.updates + 1) if self.rank == 0 else None
         while self.epoch <= self.config.training.num_epochs:
             self._train_epoch()
             self._end_epoch()
