@@ -25,7 +25,7 @@ from kdlib.data import LONGEST_SECONDS, checked, eval_loader
 from kdlib.errors import run_main
 from kdlib.files import atomic_path
 from kdlib.lang import Lang
-from kdlib.training.checkpoint import load_averaged
+from kdlib.training.checkpoint import check_cuts, load_averaged
 
 MAX_DURATION = 60.0  # seconds of a batch, whose whole lattice is computed
 
@@ -67,10 +67,12 @@ def main():
     lang = Lang(args.lang)
     rnnt_type = load_config(TrainConfig, args.exp / "config.yaml").loss.rnnt_type
     model, _, _ = load_averaged(args.exp, args.epoch, args.avg, tokens=lang.tokens)
+    cuts_of = {name: load_cuts(args.fbank / f"cuts_{name}.jsonl.gz") for name in test_sets}
+    check_cuts(args.exp, model, (cut for cuts in cuts_of.values() for cut in cuts), args.fbank)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device)
     args.output.mkdir(parents=True, exist_ok=True)
-    for name, cuts in [(name, load_cuts(args.fbank / f"cuts_{name}.jsonl.gz")) for name in test_sets]:
+    for name, cuts in cuts_of.items():
         short = [cut for cut in cuts if cut.duration <= LONGEST_SECONDS]
         found = align(model, CutSet.from_cuts(short), lang, rnnt_type, device, name) if short else {}
         skipped = defaultdict(list)

@@ -16,7 +16,7 @@ from kdlib.errors import RecipeError, run_main
 from kdlib.files import folder_name, write_json
 from kdlib.lang import Lang
 from kdlib.streaming import StreamingRecogniser
-from kdlib.training.checkpoint import load_averaged
+from kdlib.training.checkpoint import check_cuts, load_averaged
 
 FRAMES_A_SECOND = 100  # of features
 
@@ -74,6 +74,7 @@ def main():
     model.config.chunk_size = model.config.chunk_size if args.chunk_size is None else args.chunk_size
     model.config.left_context = model.config.left_context if args.left_context is None else args.left_context
     test_sets = load_test_sets(args, lang, model.config.chunk_size)
+    check_cuts(args.exp, model, (cut for test in test_sets for cut in test.cuts), args.fbank)
     setting = search_setting(config)
     if (args.chunk_size, args.left_context) != (None, None):
         setting = f"chunk-{model.config.chunk_size}-left-{model.config.left_context}-{setting}"

@@ -25,7 +25,7 @@ from kdlib.decoding import nbest_search
 from kdlib.errors import RecipeError, run_main
 from kdlib.files import atomic_path
 from kdlib.lang import Lang
-from kdlib.training.checkpoint import load_averaged
+from kdlib.training.checkpoint import check_cuts, load_averaged
 
 
 def get_args():
@@ -115,6 +115,7 @@ def main():
                                      *describe_skipped(skipped)]))
     usable = CutSet.from_cuts(usable)
     model, _, _ = load_averaged(args.exp, config.epoch, config.avg, tokens=lang.tokens)
+    check_cuts(args.exp, model, usable, args.cuts.parent)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     found = hypotheses(model.to(device), usable, lang, config, device)
     kept = []

@@ -25,7 +25,7 @@ from kdlib.lang import Lang
 from kdlib.options import require_positive
 from kdlib.sherpa import tail
 from kdlib.streaming import StreamingRecogniser
-from kdlib.training.checkpoint import check_features, load_averaged
+from kdlib.training.checkpoint import check_cuts, check_features, load_averaged
 
 RUNTIME = "sherpa-onnx"  # whose tail and chunks
 MOST_TAIL = 60  # seconds
@@ -126,6 +126,8 @@ def main():
         raise RecipeError(f"{args.exp}: {error}; give --chunk-size and --left-context") from None
     read = feature_reader(args, model, recogniser.chunk_size)
     test_sets = load_test_sets(args, lang, recogniser.chunk_size)
+    if args.tail is None:  # else the features of the cuts are not read
+        check_cuts(args.exp, model, (cut for test in test_sets for cut in test.cuts), args.fbank)
     setting = (f"streaming-chunk-{recogniser.chunk_size}-left-{recogniser.left_context}-{search_setting(config)}"
                + ("" if args.tail is None else f"-tail-{args.tail}"))
     suffix = f"epoch-{which['epoch']}-avg-{which['avg']}-{setting}"

@@ -12,14 +12,15 @@ import torch
 from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
 from lhotse.supervision import AlignmentItem
 from lhotse.utils import fastcopy
-from made_up import settings
+from made_up import BINS, settings
 from scripts import load, refused, run_script
 
 from kdlib.alignment import align_labels, word_frames
-from kdlib.config import DecodeConfig, save_config
+from kdlib.config import DecodeConfig, FbankConfig, save_config
 from kdlib.cuts import load_cuts, load_samples
 from kdlib.decoding import best_hypotheses
 from kdlib.errors import RecipeError
+from kdlib.files import write_json
 from kdlib.latency import shown_at
 from kdlib.scoring import read_recogs
 from kdlib.training.checkpoint import load_averaged, load_checkpoint, save_checkpoint
@@ -312,6 +313,36 @@ def test_a_cut_of_several_utterances_is_not_scored_by_its_first(options, corpus,
     done = run(script, of_align(options) if script == "align" else options)
     assert done.returncode == 1 and f"error: cut {cuts[3].id} has 2 supervisions" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("script", ["decode", "streaming_decode", "align", "nbest"])
+def test_features_of_other_settings_are_refused(options, corpus, script):
+    """As far as is known: of those that stage 2 has not made, the number of bins."""
+    cuts, made_as = options["--fbank"] / "cuts_dev.jsonl.gz", options["--fbank"] / "fbank.json"
+    given = {"align": of_align(options), "nbest": {
+        "--cuts": cuts, "--output": options["--fbank"] / "align" / "cuts_dev.jsonl.gz",
+        **{key: options[key] for key in ("--exp", "--lang", "--config")}}}.get(script, options)
+    heard = FbankConfig(num_filters=BINS).heard()
+    write_json(options["--exp"] / "run.json", {"features": heard})
+    write_json(made_as, {**heard, "high_freq": 3800.0})
+    assert refused(run(script, given)) == (f"error: {made_as} says high_freq 3800.0, and {options['--exp']} was trained with "
+                                           f"{heard['high_freq']}: give the fbank settings of its stage 2")
+    others = list(load_cuts(cuts))
+    others[1].features.num_features = 40
+    CutSet.from_cuts(others).to_file(cuts)
+    for made in (heard, None):  # such as a test set of the user's own, beside those of stage 2 or without these
+        if made is None:
+            made_as.unlink()
+        else:
+            write_json(made_as, made)
+        assert f"cut {others[1].id} in {options['--fbank']} has 40 feature bins" in refused(run(script, given))
+    assert not any((options[key] / name).exists() for key, name in (("--exp", script), ("--fbank", "align")))
+    corpus[3].to_file(cuts)
+    for made in (None, heard):
+        if made is not None:
+            write_json(made_as, made)
+        done = run(script, given)
+        assert done.returncode == 0, done.stderr
 
 
 def test_audio_that_cannot_be_used_is_named(tmp_path):

@@ -5,9 +5,10 @@ import json
 import logging
 import pickle
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple
 
 import torch
+from lhotse.cut import Cut
 from torch import Tensor
 
 from kdlib.config import TrainConfig, config_to_dict, merge_config
@@ -131,6 +132,21 @@ def check_features(exp: PathLike, model: Transducer, heard: Dict[str, Any], sour
         if heard.get(key, value) != value:
             raise RecipeError(f"{source} says {key} {heard.get(key)}, and {exp} was trained with {value}: give the fbank "
                               "settings of its stage 2")
+
+
+def check_cuts(exp: PathLike, model: Transducer, cuts: Iterable[Cut], folder: PathLike) -> None:
+    """:func:`check_features` of the cuts in ``folder``, and that they have as many feature bins as the model hears.
+
+    Of features that stage 2 has not made, with no ``fbank.json`` beside their cuts, no more than the bins is known.
+    """
+    made_as = Path(folder) / "fbank.json"
+    if made_as.exists():
+        check_features(exp, model, read_record(made_as, "run stage 2 again"), made_as)
+    bins = model.config.num_features
+    for cut in cuts:
+        if cut.has_features and cut.num_features != bins:
+            raise RecipeError(f"cut {cut.id} in {folder} has {cut.num_features} feature bins, and {exp} was trained with "
+                              f"{bins}: give cuts with features made as those of its training")
 
 
 # Settings that change the weights no more than another machine would: another value is no other training.
