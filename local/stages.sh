@@ -1,6 +1,8 @@
 # shellcheck shell=bash disable=SC2154
 # The stages that every corpus shares, sourced by recipe.sh, which sets the variables that stand here.
 
+declare -A heard_anew  # the steps of hypotheses that this call has made or found done
+
 # cuts FOLDER PART...: the cuts of these parts.
 cuts() {
   local folder=$1 part
@@ -86,7 +88,7 @@ prepare_tokens() {  # stage 3
 # nbest CONFIG TEACHER MADE_IN: where the config or the corpus wants them, let exp/TEACHER, which stage MADE_IN trains, write
 # down its hypotheses; the manifests to train on come into train_cuts.
 nbest() {
-  local part extra option heard=$unlabelled_cuts config=$1 teacher=$2 current=$3
+  local part name extra option heard=$unlabelled_cuts config=$1 teacher=$2 current=$3 forced=$force force
   # The labelled part is decoded, which takes long, only where a loss reads the hypotheses.
   if grep -qs 'name: nbest_rnnt' "$config"; then heard="train $unlabelled_cuts"; fi
   if [[ ! $heard ]]; then return; fi
@@ -100,7 +102,11 @@ nbest() {
     option=''
     if [[ $part != train ]]; then option=--pseudo-label; fi
     train_cuts+=("$exp/$teacher/nbest/cuts_$part.jsonl.gz")
-    step "nbest-${teacher//\//-}-$part" --conf "$(conf decode.yaml)" --from 2 "$(cuts "$fbank" "$part")" \
+    name=nbest-${teacher//\//-}-$part
+    force=$forced
+    if [[ ${heard_anew[$name]-} ]]; then force=''; fi  # several students learn from it
+    heard_anew[$name]=yes
+    step "$name" --conf "$(conf decode.yaml)" --from 2 "$(cuts "$fbank" "$part")" \
       --from 3 "$lang/tokens.txt" --from "$current" "$exp/$teacher/done.json" "$exp/$teacher/epoch-*.pt" \
       --makes "${train_cuts[-1]}" -- \
       python "$scripts/nbest.py" --exp "$exp/$teacher" --cuts "$(cuts "$fbank" "$part")" --lang "$lang" \

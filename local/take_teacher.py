@@ -6,9 +6,9 @@ import shutil
 from pathlib import Path
 
 from kdlib.errors import run_main
-from kdlib.files import atomic_path, read_record
+from kdlib.files import atomic_path, read_record, remove_unfinished
 from kdlib.lang import Lang
-from kdlib.training.checkpoint import check_features, load_averaged
+from kdlib.training.checkpoint import check_features, load_averaged, set_aside
 
 
 def get_args():
@@ -27,6 +27,10 @@ def main():
     read_record(args.source / "run.json", "give the folder of a training that local/train.py made")
     check_features(args.source, model, read_record(made_as, "run stage 2 again"), made_as)
     epochs = [f"epoch-{which['epoch'] - back}.pt" for back in range(which["avg"])]
+    there = [args.exp / name for name in ("run.json", "done.json")]
+    if any(path.exists() and path.read_bytes() != (args.source / path.name).read_bytes() for path in there):
+        print(f"{args.exp} held another teacher, which is now in {set_aside(args.exp)}")
+    remove_unfinished(args.exp)
     # done.json comes last: a folder with it is whole.
     for name in ("run.json", "config.yaml", *epochs, "done.json"):
         with atomic_path(args.exp / name) as temporary:

@@ -170,6 +170,8 @@ class TestSettings:
         (toy.folder / "conf" / "teacher.yaml").write_text("distill_from: first\nname: nbest_rnnt\n")
         result = toy()
         assert [name for name in result.ran if name.startswith("nbest")] == ["nbest-teacher-train"]
+        again = toy("--force")  # once, though several students learn from it
+        assert [name for name in again.ran if name.startswith("nbest")] == ["nbest-teacher-train"]
         assert "--train-cuts exp/teacher/nbest/" in dict(zip(result.ran, result.commands))["train-stage2"]
 
     def test_students_hear_their_teachers_transcripts_of_unlabelled_speech(self, toy):

@@ -89,6 +89,21 @@ def test_a_teacher_of_another_run_is_taken_where_it_fits(corpus, fbank, train, s
     assert ended.returncode == 0, ended.stderr
 
 
+def test_a_teacher_that_is_taken_moves_another_aside(corpus, fbank, teacher_folder, student, tmp_path):
+    """Of two teachers' epochs in one folder some would be averaged, or decoded, for those of one."""
+    exp = tmp_path / "teacher"
+    shutil.copytree(teacher_folder, exp)
+    own = {path.relative_to(exp) for path in exp.rglob("*") if path.is_file()}
+    (exp / ".tmp-half.pt").touch()
+    for _ in range(2):  # the second time it is there
+        done = run_script(SCRIPT.with_name("take_teacher.py"), "--from", student, "--fbank", fbank, "--lang",
+                          corpus[0] / "lang", "--exp", exp)
+        assert done.returncode == 0, done.stderr
+    assert {path.relative_to(exp / "before-1") for path in (exp / "before-1").rglob("*") if path.is_file()} >= own
+    taken = {path.name for path in exp.iterdir()} - {"before-1"}
+    assert taken < {path.name for path in student.iterdir()} and "done.json" in taken and ".tmp-half.pt" not in taken
+
+
 def test_the_teacher_may_be_the_first_of_the_chain(train, teacher_folder, student, tmp_path):
     """A student as large as the one before it shows which of the two it learns from."""
     models = dict(init_from=student, teacher=student, first_teacher=teacher_folder)

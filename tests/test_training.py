@@ -6,6 +6,7 @@ import math
 import re
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,7 +19,9 @@ from kdlib.data import Phase, eval_loader, train_loader
 from kdlib.decoding import greedy_search, modified_beam_search
 from kdlib.errors import RecipeError
 from kdlib.lang import Lang, train_lang
-from kdlib.training.checkpoint import load_averaged, load_checkpoint
+from kdlib.report import format_duration
+from kdlib.training import loop
+from kdlib.training.checkpoint import load_averaged, load_checkpoint, state_digest
 from kdlib.training.loop import MovingAverage, Trainer, learning_rate, make_optimizer
 from kdlib.training.objective import Objective
 from kdlib.training.parallel import launch, world_size
@@ -52,6 +55,8 @@ def test_it_learns_and_leaves_its_files(corpus, teacher_folder):
     assert done["epoch"] == 12 and done["rnnt_backend"] == "native"
     assert (teacher_folder / "epoch-0.pt").exists() and (teacher_folder / "epoch-12.pt").exists()
     assert list((teacher_folder / "tensorboard").iterdir())
+    average = load_checkpoint(teacher_folder / "epoch-12.pt", "")["average"]
+    assert done["weights"] == state_digest(average) != state_digest({**average, "extra": torch.ones(1)})
     model, config, which = load_averaged(teacher_folder, avg=2, tokens=corpus[1].tokens)
     assert which == {"updates": done["updates"], "epoch": 12, "avg": 2}
     assert decode(model, corpus) < 0.3
@@ -164,6 +169,26 @@ def test_the_log_tells_how_it_goes(corpus, tmp_path, caplog):
         assert int(words[1]) == 3 * number and int(words[2]) == round(100 * part[-1][2]), line
         assert float(words[3]) == pytest.approx(sum(loss for loss, _, _ in part) / 3, abs=1e-4)
         assert float(words[4]) == pytest.approx(sum(norm for _, norm, _ in part) / 3, abs=0.01)
+
+
+def test_the_time_left_goes_by_the_pace_of_the_updates(corpus, tmp_path, caplog, monkeypatch):
+    """What is read before the first one, and a curriculum, take time and are no progress."""
+    caplog.set_level(logging.INFO)
+    now = [0.0]
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    run = trainer(settings("training.num_epochs=2", "training.updates_per_epoch=12", "training.save_every_updates=3",
+                           "data.curriculum={updates: 4, max_words: 2}"), tmp_path, corpus)
+    update = run._update
+
+    def timed(shares):
+        now[0] += 10 if run.updates else 9000
+        return update(shares)
+
+    run._update = timed
+    run.train()
+    left = {int(found[1]): found[2] for found in (re.search(r"update (\d+), .* a second(?:, (.*) left)?$", message)
+                                                  for message in caplog.messages) if found}
+    assert left == {3: None, **{made: format_duration(10 * (28 - made)) for made in range(6, 28, 3)}}
 
 
 def test_the_dev_loss_is_of_the_average_that_is_kept(corpus, tmp_path):

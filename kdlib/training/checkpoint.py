@@ -1,8 +1,10 @@
 """Checkpoints: written whole, read without running code, and averaged into a finished model."""
 
+import hashlib
 import io
 import json
 import logging
+import os
 import pickle
 from pathlib import Path
 from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple
@@ -26,8 +28,18 @@ def save_checkpoint(path: PathLike, content: Dict[str, Any]) -> None:
     # By way of memory: on a full disk torch's own writer raises what does not say so, or aborts the process.
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(buffer.getbuffer())
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        file.write(buffer.getbuffer())
+        file.flush()
+        os.fsync(file.fileno())  # or after a power cut the name may stand for an empty file
+
+
+def state_digest(state: Dict[str, Tensor]) -> str:
+    """SHA-256 of a model's tensors, by the order of their names."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        digest.update(state[name].detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def load_checkpoint(path: PathLike, remedy: str, needs: Sequence[str] = ("model", "average", "updates")) -> Dict[str, Any]:
@@ -163,6 +175,18 @@ def _with_effect(config: Dict[str, Any]) -> Dict[str, Any]:
             for section, settings in config.items()}
 
 
+def set_aside(exp: PathLike) -> Path:
+    """Move all that a training's folder holds to ``before-N``, a folder in it, and return that."""
+    exp = Path(exp)
+    number = 1 + max([int(p.name[7:]) for p in exp.glob("before-*") if p.name[7:].isdigit()], default=0)
+    old, record = exp / f"before-{number}", exp / "run.json"
+    old.mkdir()
+    # The record goes last: a move that was cut short is seen, and ended, by the next run.
+    for item in sorted((p for p in exp.iterdir() if not p.name.startswith("before-")), key=lambda p: p == record):
+        item.rename(old / item.name)
+    return old
+
+
 def begin_run(exp: PathLike, config: TrainConfig, inputs: Dict[str, str], models: Dict[str, str],
               features: Optional[Dict[str, Any]] = None) -> None:
     """Write down in ``run.json`` what a training is made of, and set aside what another config or other data made; remove
@@ -186,11 +210,6 @@ def begin_run(exp: PathLike, config: TrainConfig, inputs: Dict[str, str], models
         if "models" not in was:  # once the inputs went by their files' names
             same = set(was["inputs"].values()) == set(inputs.values())
         if _with_effect(was["config"]) != _with_effect(run["config"]) or not same:
-            number = 1 + max([int(p.name[7:]) for p in exp.glob("before-*") if p.name[7:].isdigit()], default=0)
-            old = exp / f"before-{number}"
-            old.mkdir()
-            # The record goes last: a move that was cut short is seen, and ended, by the next run.
-            for item in [p for p in exp.iterdir() if not p.name.startswith("before-") and p != record] + [record]:
-                item.rename(old / item.name)
-            logging.info("the config, the data or the teacher of %s changed: what was there is now in %s", exp, old)
+            logging.info("the config, the data or the teacher of %s changed: what was there is now in %s", exp,
+                         set_aside(exp))
     write_json(record, run)

@@ -23,7 +23,7 @@ from kdlib.errors import RecipeError
 from kdlib.files import write_json
 from kdlib.lang import Lang
 from kdlib.report import describe_machine, format_duration
-from kdlib.training.checkpoint import finished, load_checkpoint, load_state, save_checkpoint
+from kdlib.training.checkpoint import finished, load_checkpoint, load_state, save_checkpoint, state_digest
 from kdlib.training.objective import Objective, mean_parts
 from kdlib.training.parallel import sum_gradients, world_size
 from kdlib.training.records import Board, Means
@@ -104,9 +104,12 @@ class Trainer:
                 return finished(self.exp)  # unwritten: what was made from this model stays up to date
             except RecipeError:
                 pass  # it was never written, or is damaged
-        self.clock = self.said = time.monotonic()
+        if self.rank == 0:
+            (self.exp / "done.json").unlink(missing_ok=True)  # of a training whose checkpoint was removed, say
+        self.clock = time.monotonic()
         self.told, self.lately, self.heard = Means(), Means(), 0.0  # since the last event; since the last line of the log
-        self.began: Optional[float] = None  # the progress at which this process took the training up
+        # The progress from which this process goes on at its pace, reading and all, and when that was.
+        self.began: Optional[Tuple[float, float]] = None
         self.board = Board(self.exp / "tensorboard", self.updates + 1) if self.rank == 0 else None
         while self.epoch <= self.config.training.num_epochs:
             self._train_epoch()
@@ -115,7 +118,9 @@ class Trainer:
                 "bad_updates": self.bad_updates, "rnnt_backend": rnnt.backend_in_use(self.config.loss.rnnt_backend),
                 "torch": torch.__version__, "device": str(self.device),
                 "machine": describe_machine(), "processes": world_size(), "precision": self.config.training.precision,
-                "parameters": self.model.parameter_counts()["total"]}
+                "parameters": self.model.parameter_counts()["total"],
+                # Those who learn from the model know it by this file.
+                "weights": state_digest(self.average.state)}
         if self.device.type == "cuda":
             done["device"] = torch.cuda.get_device_name(self.device)
         if done["rnnt_backend"] == "k2":
@@ -155,8 +160,10 @@ class Trainer:
     def _tell(self, parts: Dict[str, Tensor], norm: float, share: Batch, bar: tqdm) -> None:
         """Show and record how it goes, each time as means over the updates since the last time, of rank 0's shares."""
         if self.began is None:
-            self.began = share.progress
-        self.heard += share.total_frames * FRAME_MS / 1000
+            self.said = time.monotonic()
+            self.began = share.progress, self.said
+        else:
+            self.heard += share.total_frames * FRAME_MS / 1000
         if parts and math.isfinite(norm):
             self.told.add({**parts, "grad_norm": norm})
             self.lately.add({**parts, "grad_norm": norm})
@@ -172,8 +179,9 @@ class Trainer:
         values, now = self.lately.read(), time.monotonic()
         if values:
             total, norm = values.pop("total"), values.pop("grad_norm")
-            passed = progress - self.began
-            left = f", {format_duration((now - self.clock) * (1 - progress) / passed)} left" if passed > 0 else ""
+            before, then = self.began
+            pace = (now - then) / (progress - before) if progress > before else None
+            left = f", {format_duration(pace * (1 - progress))} left" if pace is not None else ""
             memory = (f", {torch.cuda.max_memory_allocated(self.device) / 2**30:.1f} GiB" if self.device.type == "cuda" else "")
             logging.info("epoch %d, update %d, %.0f%% of the training: loss %.4f (%s), gradient %.2f, rate %.2e, %.0f s of "
                          "audio a second%s%s", self.epoch, self.updates, 100 * progress, total,
@@ -221,6 +229,8 @@ class Trainer:
     def _end_epoch(self) -> None:
         if self.rank == 0:
             self._write_epoch()
+        if self.epoch == 0:
+            self.began = None  # a curriculum is no progress
         self.epoch, self.batch = self.epoch + 1, 0
         self._save_resumable()
 
