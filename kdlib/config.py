@@ -314,6 +314,10 @@ class FbankConfig:
         require_above_0(self, "fbank", "shard_size")
         require(all(factor > 0 for factor in self.speed_factors), "fbank.speed_factors", self.speed_factors,
                 "a list of numbers above 0")
+        require(1 not in self.speed_factors, "fbank.speed_factors", self.speed_factors,
+                "without 1: the speed 1 is there already")
+        require(len(set(self.speed_factors)) == len(self.speed_factors), "fbank.speed_factors", self.speed_factors,
+                "a list of different numbers")
 
     def heard(self) -> Dict[str, Any]:
         """What a model must always be given as it was in training: all that says which numbers come of a second of audio."""
