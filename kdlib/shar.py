@@ -19,8 +19,8 @@ from lhotse.cut import Cut
 from lhotse.shar import SharWriter
 from lhotse.utils import fastcopy
 
-from kdlib.errors import RecipeError, in_one_line, with_its_type
-from kdlib.features import with_features
+from kdlib.errors import RecipeError, with_its_type
+from kdlib.features import features_or_reason
 from kdlib.files import PathLike, content_digest, read_json, write_json
 
 Shard = Dict[str, Any]
@@ -43,10 +43,9 @@ def write_shard(cuts: Sequence[Cut], folder: PathLike, name: str, number: int, e
     with SharWriter(str(folder), {"features": "lilcom"}, shard_size=None, shard_suffix=f".{number:06d}",
                     warn_unused_fields=False) as writer:
         for cut in cuts:
-            try:
-                done = with_features(cut, extractor)
-            except Exception as error:  # every audio backend has exceptions of its own
-                broken.append((cut.id, in_one_line(error)))
+            done, reason = features_or_reason(cut, extractor)
+            if done is None:
+                broken.append((cut.id, reason))
                 continue
             # Shards stand alone: where they are read there need be no audio.
             writer.write(fastcopy(done, recording=None))

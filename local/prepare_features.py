@@ -7,17 +7,19 @@ without --part, then joins what they made. With --dask the work goes to a Dask c
 
 import argparse
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
-from typing import List
+from typing import Dict, Iterator, List
 
 import torch
 from lhotse import CutSet, Fbank, LilcomChunkyWriter
 from lhotse.cut import Cut
+from tqdm import tqdm
 
 from kdlib.config import FbankConfig, config_to_dict, load_config
 from kdlib.cuts import load_cuts, mixed, shar_index
 from kdlib.errors import DISK_FULL, RecipeError, run_main
-from kdlib.features import fbank_extractor, without_features
+from kdlib.features import fbank_extractor, raise_for_machine, without_features
 from kdlib.files import atomic_path, content_digest, write_json
 from kdlib.manifests import Skipped, SkippedFile
 from kdlib.options import require_positive
@@ -51,20 +53,55 @@ def find_broken(cuts: CutSet, extractor: Fbank, jobs: int, dask: str):
         return [item for piece in pieces for item in piece.result()]
 
 
-def extract(cuts: CutSet, storage: Path, extractor: Fbank, jobs: int, dask: str, skipped: Skipped) -> CutSet:
-    # The same pieces for any number of processes: what was trained on these features is trained anew where they lie elsewhere.
-    pieces = max(1, min(len(cuts) // 50, MOST_PIECES))
-    storage.parent.mkdir(parents=True, exist_ok=True)
+@contextmanager
+def machine_failures(storage: Path) -> Iterator[None]:
+    """What says nothing of the audio, met while features are made in ``storage``, ends the stage with one line."""
     try:
-        with executor(jobs, dask) as pool:
-            done = cuts.compute_and_store_features(
-                extractor=extractor, storage_path=storage, num_jobs=pieces, executor=pool if pieces > 1 else None,
-                storage_type=LilcomChunkyWriter, progress_bar=True).to_eager()
+        yield
     except RecipeError:
         raise
     except Exception as error:
-        if getattr(error, "errno", None) in DISK_FULL:  # which says nothing of the audio
+        if getattr(error, "errno", None) in DISK_FULL:
             error.filename = str(storage)
+        raise_for_machine(error, str(storage))
+        raise
+
+
+def extract_pieces(pieces: Dict[Path, List[Cut]], extractor: Fbank, jobs: int, dask: str) -> Dict[Path, List[Cut]]:
+    """The cuts of each piece with their features, which are in the file of that name; without what Lhotse leaves out."""
+    options = {"extractor": extractor, "storage_type": LilcomChunkyWriter}
+    with executor(jobs, dask) as pool:
+        if len(pieces) == 1:
+            return {path: list(CutSet.from_cuts(piece).compute_and_store_features(storage_path=path, **options))
+                    for path, piece in pieces.items()}
+        # Each with its own cuts: where Lhotse makes the pieces, every one of them takes along the whole set.
+        work = {path: pool.submit(CutSet.compute_and_store_features, CutSet.from_cuts(piece), storage_path=path,
+                                  progress_bar=False, **options) for path, piece in pieces.items()}
+        return {path: list(one.result()) for path, one in tqdm(work.items(), desc="Extracting features, in pieces")}
+
+
+def extract(cuts: CutSet, storage: Path, extractor: Fbank, jobs: int, dask: str, skipped: Skipped) -> CutSet:
+    everything = list(cuts)
+    # The same pieces for any number of processes: what was trained on these features is trained anew where they lie elsewhere.
+    count = max(1, min(len(everything) // 50, MOST_PIECES))
+    pieces = {storage / f"feats-{number}" if count > 1 else storage: everything[number::count] for number in range(count)}
+    next(iter(pieces)).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with machine_failures(storage):
+            done = extract_pieces(pieces, extractor, jobs, dask)
+            there = {cut.id for piece in done.values() for cut in piece}
+            # Lhotse leaves out what could not be read, be it for a moment, and does not say why.
+            left_out = [cut for cut in everything if cut.id not in there]
+            reasons = dict(without_features(left_out, extractor))
+            sound = {cut.id for cut in left_out if cut.id not in reasons}
+            # The whole piece, so that the features lie where they would have been.
+            again = {path: piece for path, piece in pieces.items() if any(cut.id in sound for cut in piece)}
+            if again:
+                done.update(extract_pieces(again, extractor, jobs, dask))
+    except RecipeError:
+        raise
+    except Exception as error:
+        if getattr(error, "errno", None) in DISK_FULL:
             raise
         # Reading every file twice on every run would be dear; only a run that met a bad file looks for it.
         broken = find_broken(cuts, extractor, jobs, dask)
@@ -75,13 +112,14 @@ def extract(cuts: CutSet, storage: Path, extractor: Fbank, jobs: int, dask: str,
         shutil.rmtree(storage, ignore_errors=True)
         bad = {name for name, _ in broken}
         return extract(CutSet.from_cuts(cut for cut in cuts if cut.id not in bad), storage, extractor, jobs, dask, skipped)
-    if len(done) < len(cuts):  # Lhotse leaves out what it knows to be unreadable, and does not count it
-        there = set(done.ids)
-        left_out = [cut for cut in cuts if cut.id not in there]
-        reasons = dict(without_features(left_out, extractor))
-        for cut in left_out:
-            skipped.add(cut.id, reasons.get(cut.id, "Lhotse left it out"))
-    return done
+    found = [cut for piece in done.values() for cut in piece]
+    there = {cut.id for cut in found}
+    for cut in everything:
+        if cut.id not in there:
+            if cut.id not in reasons:
+                raise RecipeError(f"{cut.id} could be read now and not before: run the same command again")
+            skipped.add(cut.id, reasons[cut.id])
+    return CutSet.from_cuts(found)
 
 
 def in_order(cuts: CutSet, part: str) -> List[Cut]:
@@ -93,7 +131,7 @@ def extract_shards(cuts: CutSet, part: str, storage: Path, name: str, extractor:
                    skipped: Skipped) -> List[dict]:
     """The same into shards of ``size`` cuts, whatever their order was: neighbours in a shard stay near in training."""
     ordered = in_order(cuts, part)
-    with executor(args.jobs, args.dask) as pool:
+    with machine_failures(storage), executor(args.jobs, args.dask) as pool:
         pieces = [pool.submit(write_shard, ordered[first:first + size], storage, name, number, extractor)
                   for number, first in enumerate(range(0, len(ordered), size))]
         done = [piece.result() for piece in pieces]

@@ -3,21 +3,25 @@
 import argparse
 import errno
 import json
+import pickle
 import re
 import shutil
 import sys
+from concurrent.futures import Future
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 from lhotse import CutSet, MonoCut, Recording, SupervisionSegment, fastcopy
+from lhotse.audio import AudioLoadingError
 from scripts import load, refused, run_script
 from skipping import listed
 
 from kdlib.config import FbankConfig
 from kdlib.errors import RecipeError, known_failure
-from kdlib.features import fbank_extractor
+from kdlib.features import fbank_extractor, without_features
 from kdlib.files import content_digest, read_json
 from kdlib.manifests import Skipped
 from kdlib.processes import executor
@@ -175,6 +179,14 @@ def test_a_speed_that_cannot_be_is_refused(factor):
         FbankConfig(speed_factors=[0.9, factor])
 
 
+@pytest.mark.parametrize("factors, wanted", [([0.9, 1.0, 1.1], "without 1: the speed 1 is there already"),
+                                             ([0.9, 1.1, 0.9], "a list of different numbers")])
+def test_a_speed_that_would_be_there_twice_is_refused(factors, wanted):
+    with pytest.raises(RecipeError, match=f"fbank.speed_factors is .*; it must be {wanted}"):
+        FbankConfig(speed_factors=factors)
+    assert FbankConfig(speed_factors=[0.9, 1.1]).speed_factors == [0.9, 1.1]
+
+
 def test_old_cuts_do_not_outlive_their_features(manifests):
     assert prepare(manifests).returncode == 0
     for path in manifests.glob("*.wav"):
@@ -267,6 +279,144 @@ def test_a_full_disk_is_said_at_once(manifests, monkeypatch):
     with pytest.raises(OSError) as raised:
         script.extract(cuts, manifests / "train", fbank_extractor(FbankConfig(sampling_rate=16000)), 1, None, Skipped())
     assert known_failure(raised.value).startswith("no space left on the disk while writing ")
+
+
+def test_a_full_disk_while_shards_are_written_is_said_with_their_folder(manifests, monkeypatch):
+    script = load(SCRIPT)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(script, "executor", lambda *_: here())
+    monkeypatch.setattr(script, "write_shard", full)
+    with pytest.raises(OSError) as raised:
+        script.extract_shards(source(manifests), "train", manifests / "fbank" / "train", "train", EXTRACTOR,
+                              argparse.Namespace(jobs=1, dask=None), 3, Skipped())
+    assert known_failure(raised.value).startswith(f"no space left on the disk while writing {manifests}/fbank/train;")
+
+
+EXTRACTOR = fbank_extractor(FbankConfig(num_filters=23))
+
+
+def source(manifests, copies=1):
+    """The cuts of the fixture, each so many times."""
+    cuts = CutSet.from_file(manifests / "manifests" / "cuts_train.jsonl.gz")
+    return CutSet.from_cuts(cut.with_id(f"{cut.id}-{copy}" if copies > 1 else cut.id) for copy in range(copies) for cut in cuts)
+
+
+class Here:
+    """An executor that does the work in this process, and keeps which cuts of :func:`source` each piece took along."""
+
+    def __init__(self):
+        self.taken = []
+
+    def submit(self, function, *args, **options):
+        self.taken.append(set(re.findall(rb"cut-\d+-\d+", pickle.dumps((args, options)))))
+        future = Future()
+        try:
+            future.set_result(function(*args, **options))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+@contextmanager
+def here(pool=None):
+    yield pool or Here()
+
+
+def failing(monkeypatch, name, error, times):
+    """Let the audio of a recording fail at its first ``times`` readings."""
+    real, failed = Recording.load_audio, []
+
+    def load_audio(self, *args, **options):
+        if self.id == name and len(failed) < times:
+            failed.append(1)
+            raise error
+        return real(self, *args, **options)
+
+    monkeypatch.setattr(Recording, "load_audio", load_audio)
+
+
+@pytest.mark.parametrize("copies", [1, 15])  # one piece, and two
+def test_audio_that_could_not_be_read_once_is_read_again(manifests, monkeypatch, copies):
+    """Into the very files that there would be had it been read at once."""
+    script = load(SCRIPT)
+    monkeypatch.setattr(script, "executor", lambda *_: here())
+    expected = script.extract(source(manifests, copies), manifests / "fbank" / "dev", EXTRACTOR, 1, None, Skipped())
+    files = {path: path.read_bytes() for path in (manifests / "fbank").rglob("*.lca")}
+    skipped = Skipped()
+    failing(monkeypatch, "2", AudioLoadingError("a share was away for a moment"), 1)
+    found = script.extract(source(manifests, copies), manifests / "fbank" / "dev", EXTRACTOR, 1, None, skipped)
+    assert len(skipped) == 0 and len(found) == 8 * copies and list(found) == list(expected)
+    assert {path: path.read_bytes() for path in (manifests / "fbank").rglob("*.lca")} == files
+
+
+def test_audio_that_is_now_read_and_now_not_ends_the_stage(manifests, monkeypatch):
+    script = load(SCRIPT)
+    real, calls = Recording.load_audio, []
+
+    def load_audio(self, *args, **options):
+        calls.extend([1] if self.id == "2" else [])
+        if self.id == "2" and len(calls) != 2:
+            raise AudioLoadingError("a share is away now and then")
+        return real(self, *args, **options)
+
+    monkeypatch.setattr(Recording, "load_audio", load_audio)
+    with pytest.raises(RecipeError, match="cut-2 could be read now and not before: run the same command again"):
+        script.extract(source(manifests), manifests / "fbank" / "dev", EXTRACTOR, 1, None, Skipped())
+
+
+def test_a_shard_is_given_a_second_try_at_audio(manifests, monkeypatch):
+    failing(monkeypatch, "2", AudioLoadingError("a share was away for a moment"), 1)
+    shard, broken = write_shard(list(source(manifests)), manifests / "train", "train", 0, EXTRACTOR)
+    assert broken == [] and shard["utterances"] == 8
+    failing(monkeypatch, "3", AudioLoadingError("no audio at all"), 10)
+    shard, broken = write_shard(list(source(manifests)), manifests / "train", "train", 0, EXTRACTOR)
+    assert [name for name, reason in broken if reason.startswith("no audio at all")] == ["cut-3"] and shard["utterances"] == 7
+
+
+MACHINE = [MemoryError(), AudioLoadingError("Details: <class 'MemoryError'>: "),
+           *(OSError(n, "says the system") for n in (errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.EIO, errno.ENOMEM))]
+
+
+@pytest.mark.parametrize("error", MACHINE, ids=repr)
+def test_what_is_no_fault_of_the_audio_ends_the_stage(manifests, monkeypatch, error):
+    script = load(SCRIPT)
+    failing(monkeypatch, "2", error, 1000)
+    for work in (lambda: without_features(source(manifests), EXTRACTOR),
+                 lambda: write_shard(list(source(manifests)), manifests / "train", "train", 0, EXTRACTOR),
+                 lambda: script.extract(source(manifests), manifests / "dev", EXTRACTOR, 1, None, Skipped())):
+        with pytest.raises(RecipeError, match="run the same command again") as raised:
+            work()
+        assert "\n" not in known_failure(raised.value)
+
+
+def test_what_decoders_do_not_say_is_seen_by_reading_the_file(manifests, monkeypatch):
+    """libsndfile says "System error." where no more files can be opened."""
+    failing(monkeypatch, "2", AudioLoadingError("System error."), 1000)
+    real = open
+
+    def too_many(path, *args, **options):
+        if Path(path).name == "2.wav":
+            raise OSError(errno.EMFILE, "Too many open files", str(path))
+        return real(path, *args, **options)
+
+    assert [name for name, _ in without_features(source(manifests), EXTRACTOR)] == ["cut-2"]
+    monkeypatch.setattr("builtins.open", too_many)
+    with pytest.raises(RecipeError, match="2.wav: Too many open files: .* run the same command again"):
+        without_features(source(manifests), EXTRACTOR)
+
+
+def test_no_piece_of_the_work_takes_more_than_its_cuts_along(manifests, monkeypatch):
+    script = load(SCRIPT)
+    pool = Here()
+    monkeypatch.setattr(script, "executor", lambda *_: here(pool))
+    cuts = source(manifests, 50)  # eight pieces
+    found = script.extract(cuts, manifests / "fbank" / "train", EXTRACTOR, 1, None, Skipped())
+    assert [len(taken) for taken in pool.taken] == [50] * 8 and len(set.union(*pool.taken)) == 400
+    assert [cut.id for cut in found] == [cut.id for number in range(8) for cut in list(cuts)[number::8]]
+    assert [Path(cut.features.storage_path).name for cut in found] == [f"feats-{n}.lca" for n in range(8) for _ in range(50)]
 
 
 def test_more_machines_than_cuts(manifests):
