@@ -9,7 +9,7 @@ import argparse
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Dict, Iterator, List
+from typing import Dict, Iterator, List, Set
 
 import torch
 from lhotse import CutSet, Fbank, LilcomChunkyWriter
@@ -154,6 +154,21 @@ def read_part(manifest: Path, part: str, args, config: FbankConfig) -> CutSet:
     return CutSet.from_cuts(cut for one in [cuts, *perturbed] for cut in one)
 
 
+def remove_old_features(output: Path, name: str, joined: Set[str]) -> None:
+    """Remove the features ``name`` of an earlier run, of which there may be one file or a folder with several; of the folder
+    the shares that are ``joined`` stay."""
+    (output / f"{name}.lca").unlink(missing_ok=True)
+    if not joined:
+        shutil.rmtree(output / name, ignore_errors=True)
+        return
+    for old in (output / name).glob("*"):
+        if old.name not in joined | {f"{share}.lca" for share in joined}:
+            if old.is_dir():
+                shutil.rmtree(old, ignore_errors=True)
+            else:
+                old.unlink()
+
+
 def require_some(count: int, part: str, args) -> None:
     """Nothing at all is an error, but not in the share of one machine, which may be small."""
     if not count and not args.part:
@@ -186,8 +201,8 @@ def main():
         for where, *item in (line for share in shares for line in SkippedFile(share).read()):
             if where == part:
                 skipped.add(*item)
+        remove_old_features(args.output, name, {share.name for share in shares})
         if not shares:
-            shutil.rmtree(args.output / name, ignore_errors=True)
             cuts = read_part(manifest, part, args, config)
         if shar:
             shards = (

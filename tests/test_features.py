@@ -195,6 +195,30 @@ def test_old_cuts_do_not_outlive_their_features(manifests):
     assert not list((manifests / "fbank").glob("cuts_*"))
 
 
+def test_old_features_go_with_their_cuts(manifests):
+    """Be they of one piece or of several, of all or of a share that nobody joined; those of other parts stay."""
+    fbank, cuts = manifests / "fbank", list(source(manifests, 15))
+    few, many = CutSet.from_cuts(cuts[:8]), CutSet.from_cuts(cuts)
+
+    def files(train, *words):
+        train.to_file(manifests / "manifests" / "cuts_train.jsonl.gz")
+        few.to_file(manifests / "manifests" / "cuts_train-2.jsonl.gz")
+        done = prepare(manifests, *words)
+        assert done.returncode == 0, done.stderr
+        assert words or len(loaded(CutSet.from_file(fbank / "cuts_train-2.jsonl.gz"))) == 8
+        return sorted(str(path.relative_to(fbank)) for path in fbank.rglob("*.lca"))
+
+    assert files(few) == ["train-2.lca", "train.lca"]
+    assert files(many) == ["train-2.lca", "train/feats-0.lca", "train/feats-1.lca"]
+    assert files(few, "--part", "3/4") == ["train-2.lca", "train-2/3-of-4.lca", "train/3-of-4.lca", "train/feats-0.lca",
+                                           "train/feats-1.lca"]
+    shutil.rmtree(fbank / "parts")
+    files(few, "--part", "1/2")
+    files(few, "--part", "2/2")
+    assert files(few) == ["train-2/1-of-2.lca", "train-2/2-of-2.lca", "train/1-of-2.lca", "train/2-of-2.lca"]
+    assert files(few) == ["train-2.lca", "train.lca"]
+
+
 def test_before_stage_1(tmp_path):
     (tmp_path / "fbank.yaml").write_text("{}\n")
     done = prepare(tmp_path)
