@@ -28,10 +28,10 @@ def save_checkpoint(path: PathLike, content: Dict[str, Any]) -> None:
     # By way of memory: on a full disk torch's own writer raises what does not say so, or aborts the process.
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
-        file.write(buffer.getbuffer())
-        file.flush()
-        os.fsync(file.fileno())  # or after a power cut the name may stand for an empty file
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())  # or after a power cut the name may stand for an empty file
 
 
 def state_digest(state: Dict[str, Tensor]) -> str:
