@@ -58,8 +58,6 @@ def machine_failures(storage: Path) -> Iterator[None]:
     """What says nothing of the audio, met while features are made in ``storage``, ends the stage with one line."""
     try:
         yield
-    except RecipeError:
-        raise
     except Exception as error:
         if getattr(error, "errno", None) in DISK_FULL:
             error.filename = str(storage)

@@ -18,7 +18,8 @@ from kdlib.lang import UNK, Lang, train_lang
 
 def read_texts(cuts: Path) -> List[Tuple[str, str]]:
     """(utterance id, transcript) of all cuts."""
-    return [(cut.supervisions[0].id, transcript(cut)) for cut in load_cuts(cuts, "run stage 1 first") if transcript(cut)]
+    texts = ((cut, transcript(cut)) for cut in load_cuts(cuts, "run stage 1 first"))
+    return [(cut.supervisions[0].id, text) for cut, text in texts if text]
 
 
 def make_lang(cuts: Path, texts: List[Tuple[str, str]], config: LangConfig, output: Path, proposed: int = 0) -> Lang:

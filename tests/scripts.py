@@ -39,6 +39,14 @@ def run(*command, **options) -> subprocess.CompletedProcess:
                           timeout=120, **options)
 
 
+def alive(process: int) -> bool:
+    """Whether a process is at work; one that has ended is not, though its parent has not asked for how it ended."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text(encoding="ascii").rsplit(")", 1)[1].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):  # before, or while, it is read
+        return False
+
+
 def locale_of(encoding, folder) -> dict:
     """The environment of a program where the locale's encoding is 'ascii', or 'latin-1', of which one is made in ``folder``;
     where that cannot be, the test is skipped."""

@@ -9,6 +9,7 @@ from functools import partial
 
 import pytest
 import torch
+from scripts import alive
 
 from kdlib.errors import RecipeError
 from kdlib.processes import usable_cores
@@ -99,14 +100,6 @@ def test_no_training_on_the_cpu_beside_too_few_gpus_or_in_a_precision_that_they_
     require_devices(1, "bfloat16")
     with pytest.raises(RecipeError, match="training.precision=bfloat16: a GPU here has none"):
         require_devices(2, "bfloat16")
-
-
-def alive(pid: int) -> bool:
-    try:
-        with open(f"/proc/{pid}/stat", encoding="ascii") as stat:
-            return stat.read().rsplit(")", 1)[1].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):  # before, or while, it is read
-        return False
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT])

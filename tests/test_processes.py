@@ -5,9 +5,9 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
+from scripts import alive
 
 from kdlib.errors import RecipeError
 from kdlib.processes import executor
@@ -25,25 +25,18 @@ if __name__ == "__main__":
 """
 
 
-def gone(number: int) -> bool:
-    try:
-        return Path(f"/proc/{number}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
-    except FileNotFoundError:
-        return True
-
-
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the kernel of Linux ends them")
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_workers_end_with_a_killed_owner(tmp_path, method):
     (tmp_path / "pool.py").write_text(POOL)
     owner = subprocess.Popen([sys.executable, tmp_path / "pool.py", method], stdout=subprocess.PIPE, text=True)
     worker = int(owner.stdout.readline())
-    assert not gone(worker)
+    assert alive(worker)
     owner.send_signal(signal.SIGKILL)
     owner.wait()
     owner.stdout.close()
     end = time.monotonic() + 30
-    while not gone(worker):
+    while alive(worker):
         assert time.monotonic() < end
         time.sleep(0.02)
 

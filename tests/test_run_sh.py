@@ -6,10 +6,9 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
-from scripts import run
+from scripts import alive, run
 from toy_recipe import CHAIN, ROOT
 
 RECIPES = ["voice_commands", "fsdd"]
@@ -238,21 +237,13 @@ class TestKilled:
             assert time.monotonic() < end
             time.sleep(0.02)
 
-    @staticmethod
-    def alive(number):
-        try:
-            state = Path(f"/proc/{number}/stat").read_text().rsplit(")", 1)[1].split()[0]
-        except (FileNotFoundError, ProcessLookupError):
-            return False
-        return state != "Z"
-
     @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks /proc")
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
     def test_a_killed_run_takes_its_stage_along_and_is_not_done(self, toy, number):
         process, script = self.start(toy)
         process.send_signal(number)
         process.wait()
-        self.wait_for(lambda: not self.alive(script))
+        self.wait_for(lambda: not alive(script))
         assert toy("--stop-stage", "0").ran == ["corpus"]
 
     @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks /proc")
@@ -263,7 +254,7 @@ class TestKilled:
         try:
             os.kill(script, signal.SIGKILL)
             process.wait()
-            assert self.alive(left)
+            assert alive(left)
             assert toy("--stop-stage", "0").ran == ["corpus"]
         finally:
             os.kill(left, signal.SIGKILL)
@@ -293,4 +284,4 @@ class TestKilled:
         finally:
             process.kill()
             process.wait()
-        self.wait_for(lambda: not self.alive(script))
+        self.wait_for(lambda: not alive(script))
