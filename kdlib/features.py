@@ -3,16 +3,18 @@
 import errno
 import os
 import re
-from typing import Iterable, List, Optional, Tuple
+from pathlib import Path
+from typing import Iterable, Iterator, List, Optional, Tuple
 
 import numpy as np
-from lhotse import Fbank
+from lhotse import Fbank, LilcomChunkyWriter, fastcopy
 from lhotse import FbankConfig as LhotseFbankConfig
 from lhotse.cut import Cut
 from lhotse.features.io import MemoryRawWriter
 
 from kdlib.config import FbankConfig
 from kdlib.errors import RecipeError, in_one_line
+from kdlib.files import PathLike
 
 # What reading a file says of the machine or of its disks at that time, and not of the file.
 _PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE, errno.EAGAIN, errno.EINTR, errno.EBUSY,
@@ -65,12 +67,8 @@ def _read_plainly(cut: Cut) -> None:
                     pass
 
 
-def features_or_reason(cut: Cut, extractor: Fbank) -> Tuple[Optional[Cut], str]:
-    """:func:`with_features` of the cut; or None and the reason, where a second try, too, makes nothing of its audio.
-
-    Raises:
-        RecipeError: that is no fault of the audio, see :func:`raise_for_machine`.
-    """
+def _features_or_reason(cut: Cut, extractor: Fbank) -> Tuple[Optional[Cut], str]:
+    """:func:`with_features` of the cut; or None and the reason, where a second try, too, makes nothing of its audio."""
     reason = ""
     for last in (False, True):  # the first may meet what passes, as on a network share
         try:
@@ -86,11 +84,28 @@ def features_or_reason(cut: Cut, extractor: Fbank) -> Tuple[Optional[Cut], str]:
     return None, reason
 
 
-def without_features(cuts: Iterable[Cut], extractor: Fbank) -> List[Tuple[str, str]]:
-    """The ids of the cuts of which :func:`features_or_reason` makes nothing, each with the reason."""
-    broken = []
+def with_features_where_read(cuts: Iterable[Cut], extractor: Fbank, broken: List[Tuple[str, str]]) -> Iterator[Cut]:
+    """The cuts with their features in memory, without those of whose audio a second try, too, makes nothing: their ids go
+    to ``broken``, each with the reason.
+
+    Raises:
+        RecipeError: that is no fault of the audio, see :func:`raise_for_machine`.
+    """
     for cut in cuts:
-        done, reason = features_or_reason(cut, extractor)
+        done, reason = _features_or_reason(cut, extractor)
         if done is None:
             broken.append((cut.id, reason))
-    return broken
+        else:
+            yield done
+
+
+def write_features(cuts: Iterable[Cut], path: PathLike, extractor: Fbank) -> Tuple[List[Cut], List[Tuple[str, str]]]:
+    """Extract the features of some cuts and write them, in that order, into the file ``path``.lca.
+
+    Returns the cuts with their features, and those of whose audio there are none, each with the reason.
+    """
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    broken: List[Tuple[str, str]] = []
+    with LilcomChunkyWriter(path) as writer:
+        return [fastcopy(cut, features=cut.features.copy_feats(writer))
+                for cut in with_features_where_read(cuts, extractor, broken)], broken

@@ -55,7 +55,11 @@ def executor(jobs: int, dask: Optional[str] = None) -> Iterator[Any]:
     if not dask:
         try:
             with ProcessPoolExecutor(jobs, initializer=_start_worker) as pool:
-                yield pool
+                try:
+                    yield pool
+                except BaseException:
+                    pool.shutdown(cancel_futures=True)  # else an error would be said only once all other work is done
+                    raise
         except BrokenProcessPool:
             raise RecipeError("a process that did part of the work was ended, as for want of memory or by a fault in what "
                               "decodes audio: give fewer --jobs; if that does not help, run stage 1 again with --force, which "

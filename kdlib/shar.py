@@ -20,7 +20,7 @@ from lhotse.shar import SharWriter
 from lhotse.utils import fastcopy
 
 from kdlib.errors import RecipeError, with_its_type
-from kdlib.features import features_or_reason
+from kdlib.features import with_features_where_read
 from kdlib.files import PathLike, content_digest, read_json, write_json
 
 Shard = Dict[str, Any]
@@ -42,13 +42,9 @@ def write_shard(cuts: Sequence[Cut], folder: PathLike, name: str, number: int, e
     broken: List[Tuple[str, str]] = []
     with SharWriter(str(folder), {"features": "lilcom"}, shard_size=None, shard_suffix=f".{number:06d}",
                     warn_unused_fields=False) as writer:
-        for cut in cuts:
-            done, reason = features_or_reason(cut, extractor)
-            if done is None:
-                broken.append((cut.id, reason))
-                continue
+        for cut in with_features_where_read(cuts, extractor, broken):
             # Shards stand alone: where they are read there need be no audio.
-            writer.write(fastcopy(done, recording=None))
+            writer.write(fastcopy(cut, recording=None))
     cuts_file, features_file = f"cuts.{number:06d}.jsonl.gz", f"features.{number:06d}.tar"
     shard = {"cuts": f"{name}/{cuts_file}", "features": f"{name}/{features_file}", "utterances": len(cuts) - len(broken)}
     if shard["utterances"]:  # else there are no such files

@@ -8,18 +8,19 @@ without --part, then joins what they made. With --dask the work goes to a Dask c
 import argparse
 import shutil
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
-from typing import Dict, Iterator, List, Set
+from typing import Callable, Iterator, List, Sequence, Set
 
 import torch
-from lhotse import CutSet, Fbank, LilcomChunkyWriter
+from lhotse import CutSet, Fbank
 from lhotse.cut import Cut
 from tqdm import tqdm
 
 from kdlib.config import FbankConfig, config_to_dict, load_config
 from kdlib.cuts import load_cuts, mixed, shar_index
 from kdlib.errors import DISK_FULL, RecipeError, run_main
-from kdlib.features import fbank_extractor, raise_for_machine, without_features
+from kdlib.features import fbank_extractor, raise_for_machine, write_features
 from kdlib.files import atomic_path, content_digest, write_json
 from kdlib.manifests import Skipped, SkippedFile
 from kdlib.options import require_positive
@@ -45,14 +46,6 @@ def get_args():
     return args
 
 
-def find_broken(cuts: CutSet, extractor: Fbank, jobs: int, dask: str):
-    """The ids of the cuts of which there are no features, each with the reason."""
-    cuts = list(cuts)
-    with executor(jobs, dask) as pool:
-        pieces = [pool.submit(without_features, cuts[first:first + 50], extractor) for first in range(0, len(cuts), 50)]
-        return [item for piece in pieces for item in piece.result()]
-
-
 @contextmanager
 def machine_failures(storage: Path) -> Iterator[None]:
     """What says nothing of the audio, met while features are made in ``storage``, ends the stage with one line."""
@@ -65,59 +58,23 @@ def machine_failures(storage: Path) -> Iterator[None]:
         raise
 
 
-def extract_pieces(pieces: Dict[Path, List[Cut]], extractor: Fbank, jobs: int, dask: str) -> Dict[Path, List[Cut]]:
-    """The cuts of each piece with their features, which are in the file of that name; without what Lhotse leaves out."""
-    options = {"extractor": extractor, "storage_type": LilcomChunkyWriter}
-    with executor(jobs, dask) as pool:
-        if len(pieces) == 1:
-            return {path: list(CutSet.from_cuts(piece).compute_and_store_features(storage_path=path, **options))
-                    for path, piece in pieces.items()}
-        # Each with its own cuts: where Lhotse makes the pieces, every one of them takes along the whole set.
-        work = {path: pool.submit(CutSet.compute_and_store_features, CutSet.from_cuts(piece), storage_path=path,
-                                  progress_bar=False, **options) for path, piece in pieces.items()}
-        return {path: list(one.result()) for path, one in tqdm(work.items(), desc="Extracting features, in pieces")}
+def in_pieces(work: Callable, pieces: Sequence[tuple], storage: Path, args, skipped: Skipped) -> list:
+    """Do ``work`` for the arguments of each piece, which gives what was made and the cuts that are left out."""
+    with machine_failures(storage), executor(args.jobs, args.dask) as pool:
+        futures = [pool.submit(work, *piece) for piece in pieces]
+        done = [future.result() for future in tqdm(futures, desc="Extracting features, in pieces")]
+    for item in (item for _, broken in done for item in broken):
+        skipped.add(*item)
+    return [made for made, _ in done]
 
 
-def extract(cuts: CutSet, storage: Path, extractor: Fbank, jobs: int, dask: str, skipped: Skipped) -> CutSet:
+def extract(cuts: CutSet, storage: Path, extractor: Fbank, args, skipped: Skipped) -> CutSet:
     everything = list(cuts)
     # The same pieces for any number of processes: what was trained on these features is trained anew where they lie elsewhere.
     count = max(1, min(len(everything) // 50, MOST_PIECES))
-    pieces = {storage / f"feats-{number}" if count > 1 else storage: everything[number::count] for number in range(count)}
-    next(iter(pieces)).parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with machine_failures(storage):
-            done = extract_pieces(pieces, extractor, jobs, dask)
-            there = {cut.id for piece in done.values() for cut in piece}
-            # Lhotse leaves out what could not be read, be it for a moment, and does not say why.
-            left_out = [cut for cut in everything if cut.id not in there]
-            reasons = dict(without_features(left_out, extractor))
-            sound = {cut.id for cut in left_out if cut.id not in reasons}
-            # The whole piece, so that the features lie where they would have been.
-            again = {path: piece for path, piece in pieces.items() if any(cut.id in sound for cut in piece)}
-            if again:
-                done.update(extract_pieces(again, extractor, jobs, dask))
-    except RecipeError:
-        raise
-    except Exception as error:
-        if getattr(error, "errno", None) in DISK_FULL:
-            raise
-        # Reading every file twice on every run would be dear; only a run that met a bad file looks for it.
-        broken = find_broken(cuts, extractor, jobs, dask)
-        if not broken:
-            raise
-        for name, reason in broken:
-            skipped.add(name, reason)
-        shutil.rmtree(storage, ignore_errors=True)
-        bad = {name for name, _ in broken}
-        return extract(CutSet.from_cuts(cut for cut in cuts if cut.id not in bad), storage, extractor, jobs, dask, skipped)
-    found = [cut for piece in done.values() for cut in piece]
-    there = {cut.id for cut in found}
-    for cut in everything:
-        if cut.id not in there:
-            if cut.id not in reasons:
-                raise RecipeError(f"{cut.id} could be read now and not before: run the same command again")
-            skipped.add(cut.id, reasons[cut.id])
-    return CutSet.from_cuts(found)
+    pieces = [(everything[number::count], storage / f"feats-{number}" if count > 1 else storage, extractor)
+              for number in range(count)]
+    return CutSet.from_cuts(chain.from_iterable(in_pieces(write_features, pieces, storage, args, skipped)))
 
 
 def in_order(cuts: CutSet, part: str) -> List[Cut]:
@@ -129,13 +86,9 @@ def extract_shards(cuts: CutSet, part: str, storage: Path, name: str, extractor:
                    skipped: Skipped) -> List[dict]:
     """The same into shards of ``size`` cuts, whatever their order was: neighbours in a shard stay near in training."""
     ordered = in_order(cuts, part)
-    with machine_failures(storage), executor(args.jobs, args.dask) as pool:
-        pieces = [pool.submit(write_shard, ordered[first:first + size], storage, name, number, extractor)
-                  for number, first in enumerate(range(0, len(ordered), size))]
-        done = [piece.result() for piece in pieces]
-    for item in (item for _, broken in done for item in broken):
-        skipped.add(*item)
-    return [shard for shard, _ in done]
+    pieces = [(ordered[first:first + size], storage, name, number, extractor)
+              for number, first in enumerate(range(0, len(ordered), size))]
+    return in_pieces(write_shard, pieces, storage, args, skipped)
 
 
 def read_part(manifest: Path, part: str, args, config: FbankConfig) -> CutSet:
@@ -215,7 +168,7 @@ def main():
             continue
         # There may be fewer cuts than machines: Lhotse reads the file of a share without any as None.
         cuts = (CutSet.from_cuts(cut for share in shares for cut in CutSet.from_file(share / manifest.name) or ())
-                if shares else extract(cuts, args.output / name, fbank_extractor(config), args.jobs, args.dask, skipped))
+                if shares else extract(cuts, args.output / name, fbank_extractor(config), args, skipped))
         skipped.report(part)
         require_some(len(cuts), part, args)
         cuts = CutSet.from_cuts(in_order(cuts, part))

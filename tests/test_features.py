@@ -1,56 +1,25 @@
-"""Stage 2 on audio of which some cannot be read: the rest goes on, and what was left out is named."""
+"""Stage 2: the features of recipes, in files and in shards, made by one machine or by several."""
 
 import argparse
-import errno
 import json
-import pickle
 import re
 import shutil
 import sys
-from concurrent.futures import Future
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
-from lhotse import CutSet, MonoCut, Recording, SupervisionSegment, fastcopy
-from lhotse.audio import AudioLoadingError
-from scripts import load, refused, run_script
-from skipping import listed
+from lhotse import CutSet, fastcopy
+from recorded_noise import Here, extract, loaded, manifests, prepare, source  # noqa: F401
+from scripts import refused
 
 from kdlib.config import FbankConfig
-from kdlib.errors import RecipeError, known_failure
-from kdlib.features import fbank_extractor, without_features
+from kdlib.errors import RecipeError
+from kdlib.features import fbank_extractor
 from kdlib.files import content_digest, read_json
-from kdlib.manifests import Skipped
 from kdlib.processes import executor
 from kdlib.shar import SharCuts, write_shard
 from kdlib.shares import finish_share, finished_shares, parse_part, share_folder
-
-SCRIPT = Path(__file__).resolve().parents[1] / "local" / "prepare_features.py"
-
-
-@pytest.fixture
-def manifests(tmp_path):
-    """Eight seconds-long recordings, one cut set."""
-    cuts = []
-    for number in range(8):
-        path = tmp_path / f"{number}.wav"
-        soundfile.write(path, 0.1 * np.random.RandomState(number).randn(16000), 16000)
-        recording = Recording.from_file(path)
-        cuts.append(MonoCut(id=f"cut-{number}", start=0, duration=1.0, channel=0, recording=recording, supervisions=[
-            SupervisionSegment(id=f"cut-{number}", recording_id=recording.id, start=0, duration=1.0, text="A")]))
-    folder = tmp_path / "manifests"
-    folder.mkdir()
-    CutSet.from_cuts(cuts).to_file(folder / "cuts_train.jsonl.gz")
-    (tmp_path / "fbank.yaml").write_text("sampling_rate: 16000\nnum_filters: 23\n")
-    return tmp_path
-
-
-def prepare(folder, *overrides):
-    return run_script(SCRIPT, "--manifests", folder / "manifests", "--output", folder / "fbank", "--config",
-                      folder / "fbank.yaml", "--jobs", "2", *overrides)
 
 
 def test_features_and_speeds(manifests):
@@ -101,63 +70,6 @@ def test_the_order_is_the_same_however_many_processes_and_machines_there_are(man
     train, dev = orders()
     assert found == [[train, dev]] * 2
     assert dev == sorted(dev) and len(dev) == 600 and train != sorted(train) and sorted(train) == dev
-
-
-def test_a_corrupt_file_in_the_middle_is_left_out_and_named(manifests):
-    (manifests / "3.wav").write_bytes((manifests / "3.wav").read_bytes()[:50])
-    (manifests / "5.wav").unlink()
-    done = prepare(manifests)
-    assert done.returncode == 0, done.stderr
-    assert f"skipped 2 in all of train, see {manifests}/fbank/skipped.txt" in done.stdout
-    assert "skipped cut-3: " in done.stdout and "skipped cut-5: " in done.stdout and "Traceback" not in done.stderr
-    ids = {cut.id for cut in CutSet.from_file(manifests / "fbank" / "cuts_train.jsonl.gz")}
-    assert ids == {f"cut-{n}" for n in (0, 1, 2, 4, 6, 7)}
-
-
-def test_all_that_is_left_out_is_listed(manifests):
-    """However many there are, in whichever share; once they are mended, nothing is."""
-    shutil.copy(manifests / "manifests" / "cuts_train.jsonl.gz", manifests / "manifests" / "cuts_dev.jsonl.gz")
-    sound = {path: path.read_bytes() for path in manifests.glob("*.wav") if path.name not in ("2.wav", "5.wav")}
-    for path in sound:
-        path.unlink()
-    expected = sorted((part, f"cut-{path.stem}{speed}") for path in sound
-                      for part, speed in (("dev", ""), ("train", ""), ("train", "_sp0.9")))
-    for parts in ([], ["--part", "1/2"], ["--part", "2/2"], []):
-        done = prepare(manifests, "speed_factors=[0.9]", *parts)
-        assert done.returncode == 0, done.stderr
-        if not parts:
-            assert sorted((part, name) for part, name, _ in listed(manifests / "fbank")) == expected
-            assert f"skipped 12 in all of train, see {manifests}/fbank/skipped.txt" in done.stdout
-            assert all(".wav" in reason for _, _, reason in listed(manifests / "fbank"))
-    for path, content in sound.items():
-        path.write_bytes(content)
-    assert "skipped" not in prepare(manifests).stdout and listed(manifests / "fbank") == []
-
-
-@pytest.mark.parametrize("storage", ["files", "shar"])
-def test_a_sample_that_is_no_finite_number_is_found_by_stage_2_too(manifests, storage):
-    """Such audio can be decoded, but its features can be neither stored nor learned from."""
-    for number, value in ((3, np.nan), (4, np.inf), (6, 1e30)):
-        samples = 0.1 * np.random.RandomState(3).randn(16000)
-        samples[8000] = value
-        soundfile.write(manifests / f"{number}.wav", samples, 16000, subtype="FLOAT")
-    done = prepare(manifests, f"storage={storage}")
-    assert done.returncode == 0, done.stderr
-    assert "skipped 3 in all of train" in done.stdout and "Traceback" not in done.stderr
-    for number in (3, 4, 6):
-        assert f"skipped cut-{number}: its features are no finite numbers" in done.stdout
-    fbank = manifests / "fbank"
-    made = SharCuts(fbank / "shar_train.json") if storage == "shar" else CutSet.from_file(fbank / "cuts_train.jsonl.gz")
-    found = loaded(made)
-    assert set(found) == {f"cut-{n}" for n in (0, 1, 2, 5, 7)} and all(np.isfinite(f).all() for f in found.values())
-
-
-def test_no_file_can_be_read(manifests):
-    for path in manifests.glob("*.wav"):
-        path.unlink()
-    done = prepare(manifests)
-    assert done.returncode == 1
-    assert done.stderr.strip().splitlines()[-1].startswith("error: train: no audio can be read")
 
 
 def test_another_sampling_rate_is_an_error_that_says_so(manifests):
@@ -225,11 +137,6 @@ def test_before_stage_1(tmp_path):
     assert done.returncode == 1 and "holds no cuts_*.jsonl.gz: run stage 1 first" in done.stderr
 
 
-def loaded(cuts):
-    """The features of each cut by its id."""
-    return {cut.id: cut.load_features() for cut in cuts}
-
-
 def test_features_in_shards_are_those_in_files(manifests):
     """Of training alone; unreadable audio is left out of them too, and the old features do not outlive the new ones."""
     (manifests / "5.wav").unlink()
@@ -290,154 +197,9 @@ def test_a_share_whose_features_are_lost_is_not_joined(manifests, storage, file)
     assert prepare(manifests, f"storage={storage}").returncode == 0
 
 
-def test_a_full_disk_is_said_at_once(manifests, monkeypatch):
-    """And not after all audio was read once more."""
-    script = load(SCRIPT)
-    cuts = CutSet.from_file(manifests / "manifests" / "cuts_train.jsonl.gz")
-
-    def write(*_, **__):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(script.LilcomChunkyWriter, "write", write)
-    monkeypatch.setattr(script, "find_broken", lambda *_: pytest.fail("audio was read again"))
-    with pytest.raises(OSError) as raised:
-        script.extract(cuts, manifests / "train", fbank_extractor(FbankConfig(sampling_rate=16000)), 1, None, Skipped())
-    assert known_failure(raised.value).startswith("no space left on the disk while writing ")
-
-
-def test_a_full_disk_while_shards_are_written_is_said_with_their_folder(manifests, monkeypatch):
-    script = load(SCRIPT)
-
-    def full(*_):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(script, "executor", lambda *_: here())
-    monkeypatch.setattr(script, "write_shard", full)
-    with pytest.raises(OSError) as raised:
-        script.extract_shards(source(manifests), "train", manifests / "fbank" / "train", "train", EXTRACTOR,
-                              argparse.Namespace(jobs=1, dask=None), 3, Skipped())
-    assert known_failure(raised.value).startswith(f"no space left on the disk while writing {manifests}/fbank/train;")
-
-
-EXTRACTOR = fbank_extractor(FbankConfig(num_filters=23))
-
-
-def source(manifests, copies=1):
-    """The cuts of the fixture, each so many times."""
-    cuts = CutSet.from_file(manifests / "manifests" / "cuts_train.jsonl.gz")
-    return CutSet.from_cuts(cut.with_id(f"{cut.id}-{copy}" if copies > 1 else cut.id) for copy in range(copies) for cut in cuts)
-
-
-class Here:
-    """An executor that does the work in this process, and keeps which cuts of :func:`source` each piece took along."""
-
-    def __init__(self):
-        self.taken = []
-
-    def submit(self, function, *args, **options):
-        self.taken.append(set(re.findall(rb"cut-\d+-\d+", pickle.dumps((args, options)))))
-        future = Future()
-        try:
-            future.set_result(function(*args, **options))
-        except Exception as error:
-            future.set_exception(error)
-        return future
-
-
-@contextmanager
-def here(pool=None):
-    yield pool or Here()
-
-
-def failing(monkeypatch, name, error, times):
-    """Let the audio of a recording fail at its first ``times`` readings."""
-    real, failed = Recording.load_audio, []
-
-    def load_audio(self, *args, **options):
-        if self.id == name and len(failed) < times:
-            failed.append(1)
-            raise error
-        return real(self, *args, **options)
-
-    monkeypatch.setattr(Recording, "load_audio", load_audio)
-
-
-@pytest.mark.parametrize("copies", [1, 15])  # one piece, and two
-def test_audio_that_could_not_be_read_once_is_read_again(manifests, monkeypatch, copies):
-    """Into the very files that there would be had it been read at once."""
-    script = load(SCRIPT)
-    monkeypatch.setattr(script, "executor", lambda *_: here())
-    expected = script.extract(source(manifests, copies), manifests / "fbank" / "dev", EXTRACTOR, 1, None, Skipped())
-    files = {path: path.read_bytes() for path in (manifests / "fbank").rglob("*.lca")}
-    skipped = Skipped()
-    failing(monkeypatch, "2", AudioLoadingError("a share was away for a moment"), 1)
-    found = script.extract(source(manifests, copies), manifests / "fbank" / "dev", EXTRACTOR, 1, None, skipped)
-    assert len(skipped) == 0 and len(found) == 8 * copies and list(found) == list(expected)
-    assert {path: path.read_bytes() for path in (manifests / "fbank").rglob("*.lca")} == files
-
-
-def test_audio_that_is_now_read_and_now_not_ends_the_stage(manifests, monkeypatch):
-    script = load(SCRIPT)
-    real, calls = Recording.load_audio, []
-
-    def load_audio(self, *args, **options):
-        calls.extend([1] if self.id == "2" else [])
-        if self.id == "2" and len(calls) != 2:
-            raise AudioLoadingError("a share is away now and then")
-        return real(self, *args, **options)
-
-    monkeypatch.setattr(Recording, "load_audio", load_audio)
-    with pytest.raises(RecipeError, match="cut-2 could be read now and not before: run the same command again"):
-        script.extract(source(manifests), manifests / "fbank" / "dev", EXTRACTOR, 1, None, Skipped())
-
-
-def test_a_shard_is_given_a_second_try_at_audio(manifests, monkeypatch):
-    failing(monkeypatch, "2", AudioLoadingError("a share was away for a moment"), 1)
-    shard, broken = write_shard(list(source(manifests)), manifests / "train", "train", 0, EXTRACTOR)
-    assert broken == [] and shard["utterances"] == 8
-    failing(monkeypatch, "3", AudioLoadingError("no audio at all"), 10)
-    shard, broken = write_shard(list(source(manifests)), manifests / "train", "train", 0, EXTRACTOR)
-    assert [name for name, reason in broken if reason.startswith("no audio at all")] == ["cut-3"] and shard["utterances"] == 7
-
-
-MACHINE = [MemoryError(), AudioLoadingError("Details: <class 'MemoryError'>: "),
-           *(OSError(n, "says the system") for n in (errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.EIO, errno.ENOMEM))]
-
-
-@pytest.mark.parametrize("error", MACHINE, ids=repr)
-def test_what_is_no_fault_of_the_audio_ends_the_stage(manifests, monkeypatch, error):
-    script = load(SCRIPT)
-    failing(monkeypatch, "2", error, 1000)
-    for work in (lambda: without_features(source(manifests), EXTRACTOR),
-                 lambda: write_shard(list(source(manifests)), manifests / "train", "train", 0, EXTRACTOR),
-                 lambda: script.extract(source(manifests), manifests / "dev", EXTRACTOR, 1, None, Skipped())):
-        with pytest.raises(RecipeError, match="run the same command again") as raised:
-            work()
-        assert "\n" not in known_failure(raised.value)
-
-
-def test_what_decoders_do_not_say_is_seen_by_reading_the_file(manifests, monkeypatch):
-    """libsndfile says "System error." where no more files can be opened."""
-    failing(monkeypatch, "2", AudioLoadingError("System error."), 1000)
-    real = open
-
-    def too_many(path, *args, **options):
-        if Path(path).name == "2.wav":
-            raise OSError(errno.EMFILE, "Too many open files", str(path))
-        return real(path, *args, **options)
-
-    assert [name for name, _ in without_features(source(manifests), EXTRACTOR)] == ["cut-2"]
-    monkeypatch.setattr("builtins.open", too_many)
-    with pytest.raises(RecipeError, match="2.wav: Too many open files: .* run the same command again"):
-        without_features(source(manifests), EXTRACTOR)
-
-
-def test_no_piece_of_the_work_takes_more_than_its_cuts_along(manifests, monkeypatch):
-    script = load(SCRIPT)
-    pool = Here()
-    monkeypatch.setattr(script, "executor", lambda *_: here(pool))
-    cuts = source(manifests, 50)  # eight pieces
-    found = script.extract(cuts, manifests / "fbank" / "train", EXTRACTOR, 1, None, Skipped())
+def test_no_piece_of_the_work_takes_more_than_its_cuts_along(manifests):
+    pool, cuts = Here(), source(manifests, 50)  # eight pieces
+    found = extract(cuts, manifests / "fbank" / "train", pool)
     assert [len(taken) for taken in pool.taken] == [50] * 8 and len(set.union(*pool.taken)) == 400
     assert [cut.id for cut in found] == [cut.id for number in range(8) for cut in list(cuts)[number::8]]
     assert [Path(cut.features.storage_path).name for cut in found] == [f"feats-{n}.lca" for n in range(8) for _ in range(50)]

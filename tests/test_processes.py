@@ -53,3 +53,11 @@ def test_a_process_that_is_ended_is_one_error():
     with pytest.raises(RecipeError, match="^a process that did part of the work was ended, .*: give fewer --jobs"):
         with executor(1) as pool:
             pool.submit(os._exit, 1).result()
+
+
+def test_an_error_is_said_before_all_other_work_is_done():
+    with pytest.raises(ZeroDivisionError):
+        with executor(1) as pool:
+            first, *others = [pool.submit(divmod, 1, 0), *(pool.submit(time.sleep, 0.01) for _ in range(20))]
+            first.result()
+    assert others[-1].cancelled()
