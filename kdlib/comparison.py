@@ -144,7 +144,7 @@ def compare(summaries: Mapping[str, Summary], chain: Sequence[str], baselines: S
         "reached_compression": 100.0 - 100.0 * summaries[chain[-1]]["parameters"] / teacher["parameters"],
         "stages": len(students),
         "stage_updates": sum(summaries[student]["updates"] for student in students),
-        "matched": {model: list(part) for model, part in matched.items()},
+        "matched": {model: list(part) for model, part in matched.items() if _as_many_updates(summaries, model, part)},
         "test_sets": list(teacher["test_sets"]),
         "warnings": _warnings(summaries, chain, baselines, matched, target),
         "rows": rows,
@@ -306,7 +306,7 @@ def legend(comparison: Mapping[str, Any]) -> List[str]:
         "Params: encoder, predictor and joiner, as deployed; heads that only training uses are left out.",
         f"Updates: of that model alone. The last stage rests on {comparison['stage_updates']:,} updates, those of every "
         f"stage up to it, and on the teacher's {comparison['rows'][0]['updates']:,}. "
-        + ", ".join(f"{model} has as many as {_part(part)}" for model, part in comparison["matched"].items()) + ".",
+        + "".join(f"{model} has as many as {_part(part)}. " for model, part in comparison["matched"].items()).rstrip(),
         f"Compression: the last stage is {_floor(comparison['reached_compression'])}% smaller than the teacher "
         f"(target {comparison['target_compression']:g}%).",
     ]
@@ -325,8 +325,8 @@ def _warnings(summaries: Mapping[str, Summary], chain: Sequence[str], baselines:
     if reached < target - 1e-9:
         warnings.append(f"the last stage is {_floor(reached)}% smaller than the teacher; the target is {target:g}%.")
     for model, part in matched.items():
-        together = sum(summaries[other]["updates"] for other in part)
-        if abs(summaries[model]["updates"] - together) > UPDATES_TOLERANCE * together:
+        if not _as_many_updates(summaries, model, part):
+            together = sum(summaries[other]["updates"] for other in part)
             warnings.append(f"{model} had {summaries[model]['updates']:,} updates and {_part(part)} had {together:,}; the "
                             "comparison is not matched.")
     for model in baselines:
@@ -341,6 +341,11 @@ def _warnings(summaries: Mapping[str, Summary], chain: Sequence[str], baselines:
             if test.get("skipped"):
                 warnings.append(f"{test['skipped']} utterances of {name} were skipped when {model} was decoded.")
     return warnings
+
+
+def _as_many_updates(summaries: Mapping[str, Summary], model: str, part: Sequence[str]) -> bool:
+    together = sum(summaries[other]["updates"] for other in part)
+    return abs(summaries[model]["updates"] - together) <= UPDATES_TOLERANCE * together
 
 
 def _part(chain: Sequence[str]) -> str:

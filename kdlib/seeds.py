@@ -46,7 +46,8 @@ def pool_seeds(runs: Sequence[Mapping[str, Summary]]) -> Dict[str, Dict[str, Any
                                       "the first one")
                 sums = into["test_sets"].setdefault(name, {"wers": [], "rate": rate_name(whole),
                                                            **{key: [0] * len(test[key]) for key in keys}})
-                sums["wers"].append(test["wer"])
+                # Not the rounded rate: equal differences would differ by what was rounded, and seem to agree for certain.
+                sums["wers"].append(100.0 * test["errors"] / test["words"])
                 for key in keys:
                     sums[key] = [a + b for a, b in zip(sums[key], test[key])]
             if any(len(test["wers"]) != number for test in into["test_sets"].values()):

@@ -125,8 +125,8 @@ def read_summary(exp: Path, model: str) -> Dict[str, Any]:
 
 def read_exports(exp: Path, summaries: Dict[str, Dict[str, Any]]) -> List[Dict[str, Any]]:
     """What stage 9 has exported of these very models and decoded by sherpa-onnx: a row for each kind of files of each model.
-    What an earlier training left there is not of this run. What is of other epochs than those decoded is left out, and that is
-    printed."""
+    What an earlier training left there is not of this run. What is of other epochs or chunks than were decoded is left out, and
+    that is printed."""
     rows = []
     for model, own in summaries.items():
         done, about = exp / model / "done.json", exp / "export" / model / "model.json"
@@ -141,7 +141,8 @@ def read_exports(exp: Path, summaries: Dict[str, Dict[str, Any]]) -> List[Dict[s
             summary = read_json(decoded, EXPORT)
             if summary_problem(summary, model) or reference_words(summary) != reference_words(own):
                 continue
-            differ = [f"{key} {summary[key]} instead of {own[key]}" for key in ("epoch", "avg") if summary[key] != own[key]]
+            differ = [f"{key} {summary[key]} instead of {own[key]}" for key in ("epoch", "avg", "chunk_ms", "left_context_ms")
+                      if summary[key] != own[key]]
             if differ:
                 print(f"left out {decoded}, which is of {', '.join(differ)}: {EXPORT}")
                 continue

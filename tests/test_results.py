@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import struct
 
 import pytest
@@ -163,16 +164,18 @@ def test_the_exported_files_stand_in_the_report_once_they_are_there(run):
     assert [(row["model"], row["files"]) for row in run.results()["exports"]] == [("teacher", "int8")]
 
 
-def test_exported_files_of_another_epoch_are_left_out(run, capsys):
-    """They would stand under the name of a model that they are not."""
+@pytest.mark.parametrize("other, said", [({"avg": 1}, "avg 1 instead of 3"),
+                                         ({"chunk_ms": 1280.0}, "chunk_ms 1280.0 instead of 320.0")])
+def test_exported_files_of_another_epoch_or_chunk_are_left_out(run, capsys, other, said):
+    """They would stand under the name, or beside the latency, of a model that they are not."""
     folder = run.folder / "exp" / "export" / "stage3"
     (folder / "decode").mkdir(parents=True)
-    (folder / "decode" / "summary.json").write_text(json.dumps(summary("stage3", avg=1, real_time_factor=0.03)))
+    (folder / "decode" / "summary.json").write_text(json.dumps(summary("stage3", real_time_factor=0.03, **other)))
     (folder / "model.json").write_text("{}")
     for path in (folder / "model.json", folder / "decode" / "summary.json"):
         os.utime(path, (2e9, 2e9))
     assert run.results()["exports"] == []
-    said = f"left out {folder / 'decode' / 'summary.json'}, which is of avg 1 instead of 3: export it again with stage 9"
+    said = f"left out {folder / 'decode' / 'summary.json'}, which is of {said}: export it again with stage 9"
     assert said in capsys.readouterr().out
 
 
@@ -275,6 +278,9 @@ def test_unfair_comparisons_are_said(run, capsys, model, changes, words):
     assert f"warning: {words}" in capsys.readouterr().out
     for written in (run.folder / "RESULTS.md", run.folder / "out" / "table.md"):
         assert f"**Warning:** {words}" in written.read_text()
+        said = re.findall(r"(\S+) has as many as", written.read_text())
+        assert said == [matched for matched in ("scratch-matched", "single-matched") if (matched, "updates") not in
+                        ((model, key) for key in changes)]
 
 
 def test_a_few_updates_more_or_less_are_still_matched(run):

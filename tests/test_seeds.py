@@ -70,6 +70,20 @@ def test_what_is_relative_is_so_to_the_teacher_of_all_seeds():
     assert cells["stage3"]["rel."] == f"{100 * (9.0 / 5.75 - 1):+.1f}%"
 
 
+def test_seeds_that_differ_by_the_same_errors_have_no_p():
+    """Though the rates of their summaries are rounded, so that the differences of these are not the same."""
+    runs = [{model: summary(model) for model in WERS} for _ in range(3)]
+    for run, (teacher, last) in zip(runs, ((60, 55), (71, 66), (88, 83))):
+        for model, errors in (("teacher", teacher), ("stage3", last)):
+            test = run[model]["test_sets"]["test-clean"]
+            test.update(wer=round(100 * errors / 2403, 4), errors=errors, words=2403, words_by_utterance=[2403, *[0] * 399],
+                        errors_by_utterance=[errors, *[0] * 399])
+        for model in set(WERS) - {"teacher", "stage3"}:
+            run[model]["test_sets"]["test-clean"].update(words=2403, words_by_utterance=[2403, *[0] * 399])
+    _, rows = seed_differences_table(pool_seeds(runs))
+    assert rows[0][:3] == ["stage3 - teacher", "-0.21", "-0.21 -0.21 -0.21"] and rows[0][4] == ""
+
+
 def test_one_run_has_no_spread():
     header, rows = seeds_table(pool_seeds(two_runs()[:1]))
     assert all(row[header.index("sd")] == "" and "nan" not in row for row in rows)
