@@ -126,9 +126,10 @@ def test_an_audio_cell_that_names_no_file_is_left_out(folder, cell):
     assert set(found) == {"a0", "a1"} and len(left_out) == 1
 
 
-def test_the_text_first_is_skipped_rows_and_no_failure(folder):
-    found, left_out = read(folder, "\n".join(f"{'many words ' * 40}{number},a{number}.wav" for number in range(5)))
-    assert found == {} and len(left_out) == 5
+def test_the_text_first_is_one_error(folder):
+    with pytest.raises(RecipeError, match="files stand in column 2, not in the first: let a first row call") as error:
+        read(folder, "\n".join(f"{'many words ' * 40}{number},a{number}.wav" for number in range(5)))
+    assert len(str(error.value)) < 400 + len(str(folder))
 
 
 class TestColumns:
@@ -177,6 +178,55 @@ class TestColumns:
         with pytest.raises(RecipeError, match=said):
             self.table(tmp_path, f"{header}\na.wav,1,one\n")
 
+    @pytest.mark.parametrize("text, said", [
+        ("clip,speaker,words,split\na.wav,anna,one,train\n",
+         r"names a column speaker, but none of the audio or the text: let a first row call them audio \(.*\) and text \(or tr"),
+        ("clip,who,words\na.wav,anna,one\nb.wav,bert,two\n",
+         "the first row, 'clip, who, words', names no column that is known, and no file, though the rows after it do: let"),
+        ("id,filepath,words\n0,a.wav,one\n1,b.wav,two\n",
+         "the first row, 'id, filepath, words', names no column that is known, and files stand in column 2, not in the first"),
+        (",clip,words\n0,a.wav,one\n", "files stand in column 2, not in the first: let a first row call them audio"),
+        ("one,a.wav\ntwo,b.wav\n", "the first row, 'one, a.wav', names no column that is known, and files stand in column 2")])
+    def test_a_header_without_a_name_that_is_known_is_not_read_by_position(self, tmp_path, text, said):
+        """Speakers would be taken for transcripts, parts be mixed, and each row be an id that is no file."""
+        with pytest.raises(RecipeError, match=said):
+            self.table(tmp_path, text)
+
+    @pytest.mark.parametrize("first", ["lost.wav,stop,anna", "lost.wav,set,anna", ",one,anna", "# of 2024"])
+    def test_a_first_row_that_cannot_be_used_is_no_header(self, tmp_path, first):
+        """Though the word that is said is one that columns are called too."""
+        found, left_out = self.table(tmp_path, f"{first}\na.wav,one,anna\nb.wav,two,anna\n")
+        assert found == [("a", "one"), ("b", "two")] and len(left_out) == 1
+
+    def test_files_without_an_ending_need_no_first_row(self, tmp_path):
+        for name in "ab":
+            soundfile.write(tmp_path / name, say(["ONE"]), 16000, format="WAV")
+        found, left_out = self.table(tmp_path, "lost,one\na,two\nb,three\n", files=())
+        assert found == [("a", "two"), ("b", "three")] and list(left_out) == ["lost"]
+
+    @pytest.mark.parametrize("text, said", [
+        ("a.wav|7|one two\nb.wav|7|three\n",
+         "names no columns: the audio is the 1st ('a.wav'), the text the 2nd ('7'), the speaker the 3rd ('one two')\n"),
+        ("a.wav,one\n", "names no columns: the audio is the 1st ('a.wav'), the text the 2nd ('one')\n"),
+        ("audio,text\na.wav,one\n", "")])
+    def test_what_is_read_by_position_is_said(self, tmp_path, capsys, text, said):
+        """So that a list in another order, as VITS has, is noticed."""
+        self.table(tmp_path, text)
+        assert capsys.readouterr().out == (f"{tmp_path / 't.csv'}: the first row {said}" if said else "")
+
+    def test_a_second_text_in_the_third_column_is_no_speaker(self, tmp_path, capsys):
+        """As in LJSpeech's lists, which hold the transcript as it is read too."""
+        lines = [f"{name}.wav|Nr. {number}|number {number}" for number, name in enumerate("abc", 1)]
+        assert self.table(tmp_path, "\n".join(lines))[0][0] == ("a", "Nr. 1")
+        assert capsys.readouterr().out.endswith(
+            "2nd ('Nr. 1'); the 3rd ('number 1') is another text in nearly each row and no speaker: none is known\n")
+        read = read_corpus("csv", str(tmp_path / "t.csv"), Skipped())["all"][1]
+        assert [s.speaker for s in read] == [None] * 3
+        for speakers in (("anna b", "anna b", "carl d"), ("anna", "bert", "carl")):  # a few, or names of one word
+            (tmp_path / "t.csv").write_text("".join(f"{name}.wav|one|{who}\n" for name, who in zip("abc", speakers)))
+            read = read_corpus("csv", str(tmp_path / "t.csv"), Skipped())["all"][1]
+            assert tuple(s.speaker for s in read) == speakers
+
     @pytest.mark.parametrize("header, row, said", [
         ("audio,sentence,speaker,text", "a.wav,two,anna,one", "the text is the column text, not sentence"),
         ("file,Audio,text,sentence,sentence", "x.wav,a.wav,one,two,three", "the audio is the column audio, not file"),
@@ -195,15 +245,15 @@ class TestColumns:
 
     @pytest.mark.parametrize("column", ["split", "Subset", "set", "part"])
     def test_a_column_says_what_part_a_row_is_in(self, tmp_path, capsys, column):
-        for name in ("a.wav", "b.wav", "c.wav", "d.wav"):
+        for name in ("a.wav", "b.wav", "c.wav", "d.wav", "e.wav", "f.wav"):
             soundfile.write(tmp_path / name, say(["ONE"]), 16000)
         (tmp_path / "t.csv").write_text(f"audio,text,{column},take\na.wav,one,train,1\nb.wav,two,test,1\nc.wav,three,train,2\n"
-                                        "d.wav,four,,2\n")
+                                        "d.wav,four,,2\ne.wav,five,nan,2\nf.wav,six,NULL,2\n")
         skipped = Reasons()
         parts = read_corpus("csv", str(tmp_path / "t.csv"), skipped)
         assert {part: [[r.id for r in of], [s.text for s in said]] for part, (of, said) in parts.items()} == {
             "train": [["a", "c"], ["one", "three"]], "test": [["b"], ["two"]]}
-        assert list(skipped.of.values()) == [f"its cell of the column {column} is empty"]
+        assert list(skipped.of.values()) == [f"its cell of the column {column} has no value"] * 3
         assert capsys.readouterr().out == f"{tmp_path / 't.csv'}: not used: the column take\n"
 
     def test_a_column_of_other_parts_is_not_used_and_that_is_said(self, tmp_path, capsys):

@@ -32,7 +32,8 @@ _SEPARATORS = ("\t", "|", ";", ",")
 
 
 def read_csv(path: Path, skipped: Skipped) -> Dict[str, Part]:
-    """A table of audio path, text and (if there is one) speaker, separated by commas, semicolons, tabs or bars.
+    """A table of audio path, text and (if there is one) speaker, separated by commas, semicolons, tabs or bars. Where no first
+    row names them they stand in this order, and which is taken for what is printed.
 
     A first row that names the columns may order them otherwise and hold more: with ``start`` and ``end`` or ``duration``, in
     seconds, a row is of that much of its file; a ``split`` says which part of the corpus it is in, where any of its values
@@ -42,6 +43,10 @@ def read_csv(path: Path, skipped: Skipped) -> Dict[str, Part]:
 
     A row that cannot be read, or has not as many columns as the first row that names them (without one: as most rows), is
     left out and counted in ``skipped``.
+
+    Raises:
+        RecipeError: the table is missing, empty or no text, or its first row names columns, but none of audio or none of text,
+            two of one name, or half of a time; or without such a row the audio is not in the first column.
     """
     lines = list(io.StringIO(read_text(path), newline=""))
     named = re.fullmatch(r"sep=(.)\s*", lines[0], re.IGNORECASE) if lines else None  # for Excel
@@ -59,13 +64,9 @@ def read_csv(path: Path, skipped: Skipped) -> Dict[str, Part]:
     header = readable[0]
     place = {name: _column(header, name) for name in COLUMNS}
     if place["audio"] is None or place["text"] is None:
-        known = [title.strip() for title in header if title.strip().lower() in (*COLUMNS["audio"], *COLUMNS["text"])]
-        if known and not any(map(is_audio, header)):
-            lacks = "audio" if place["audio"] is None else "text"
-            raise RecipeError(f"{path}: the first row names a column {known[0]}, but none of the {lacks}: call that one "
-                              f"{lacks} (or {', '.join(COLUMNS[lacks][1:4])})")
-        place, header = {**dict.fromkeys(COLUMNS), "audio": 0, "text": 1, "speaker": 2}, None
         columns, usual = Counter(map(len, readable)).most_common(1)[0][0], "most rows have"
+        _check_no_header(path, readable, columns, is_audio)
+        header = None
     else:
         columns, usual = len(header), "the first row has"
         _check_choice(path, header, place)
@@ -75,6 +76,8 @@ def read_csv(path: Path, skipped: Skipped) -> Dict[str, Part]:
                                  "start, but not where they end: add a column end or duration"))
     rows = list(_rows(lines, separator, is_audio, columns))
     sound = [row for _, row in rows if not isinstance(row, str) and len(row) == columns and row != header]
+    if header is None:
+        place = _by_position(path, sound)
     split = header[place["part"]].strip() if place["part"] is not None else ""
     if split and not any(said_role(row[place["part"]]) for row in sound):
         print(f"{path}: the column {split} makes no parts, since none of its values says train, dev or test")
@@ -99,9 +102,9 @@ def read_csv(path: Path, skipped: Skipped) -> Dict[str, Part]:
         if columns < 2 or not row[place["audio"]].strip():
             skipped.add(where, f"it has {columns} columns, and no audio path with its text")
             continue
-        part = row[place["part"]].strip() if split else WHOLE
+        part = _value(row[place["part"]]) if split else WHOLE
         if not part:
-            skipped.add(where, f"its cell of the column {split} is empty")
+            skipped.add(where, f"its cell of the column {split} has no value")
             continue
         text = row[place["text"]]
         if text.strip() in _NOTHING:
@@ -122,9 +125,7 @@ def read_csv(path: Path, skipped: Skipped) -> Dict[str, Part]:
             except BadAudio as error:
                 skipped.add(name, str(error))
                 continue
-        speaker = row[place["speaker"]].strip() if place["speaker"] is not None and columns > place["speaker"] else ""
-        if speaker in _NOTHING:
-            speaker = ""
+        speaker = _value(row[place["speaker"]]) if place["speaker"] is not None else ""
         audio, id_, start, end = recordings[name], name, 0.0, recordings[name].duration
         if place["start"] is not None:
             try:
@@ -186,6 +187,67 @@ def _agreement(lines: List[str], separator: str, is_audio: Callable[[str], bool]
     """How many of the first rows have the same number of columns, if that is more than one; and a cell that ``is_audio``."""
     rows = [row for _, row in islice(_rows(lines, separator, is_audio), 20) if len(row) > 1 and not isinstance(row, str)]
     return max(Counter(map(len, rows)).values(), default=0), sum(any(map(is_audio, row)) for row in rows)
+
+
+def _value(cell: str) -> str:
+    """What a cell says; nothing where it says that it has no value."""
+    return "" if cell.strip() in _NOTHING else cell.strip()
+
+
+def _shown(cell: str) -> str:
+    return repr(cell if len(cell) <= 60 else f"{cell[:57]}...")
+
+
+def _check_no_header(path: Path, rows: List[List[str]], columns: int, is_audio: Callable[[str], bool]) -> None:
+    """Refuse a table that cannot be read by position: its first row seems to name columns, though not those of audio and
+    text, or the audio is not first. A row of audio that is missing is none that names columns, whatever is said in it."""
+    first, sample = rows[0], rows[1:101]
+    files = Counter(place for row in sample for place, cell in enumerate(row) if is_audio(cell))
+    fullest, count = next(iter(files.most_common(1)), (0, 0))
+    endings = {_ending(row[0]) for row in sample} - {""}
+    ending = _ending(first[0])
+    is_row = any(map(is_audio, first)) or ending in endings or not first[0].strip() and endings
+    known = [title.strip() for title in first if any(title.strip().lower() in names for names in COLUMNS.values())]
+    lacks = [name for name in ("audio", "text") if _column(first, name) is None]
+    unknown = f", {_shown(', '.join(first))}, names no column that is known, and"
+    if known and not is_row:
+        why = f" names a column {known[0]}, but none of the {' or the '.join(lacks)}"
+    elif not files[0] and count > 0.5 * len(sample):
+        why = f"{unknown} files stand in column {fullest + 1}, not in the first"
+    elif (len(first) == columns and not is_row and not ending and files[0]
+          and all(_ending(row[0]) for row in sample if is_audio(row[0]))):
+        why = f"{unknown} no file, though the rows after it do"
+    else:
+        return
+    raise RecipeError(f"{path}: the first row{why}: "
+                      + ("call that one " if len(lacks) == 1 else "let a first row call them ")
+                      + " and ".join(f"{name} (or {', '.join(COLUMNS[name][1:4])})" for name in lacks))
+
+
+def _ending(cell: str) -> str:
+    return os.path.splitext(cell.strip())[1].lower()
+
+
+def _by_position(path: Path, rows: List[List[str]]) -> Dict[str, Optional[int]]:
+    """The columns of a table whose first row names none; said, since the lists of some programs have another order.
+
+    A third one that is another text in nearly each row, as in LJSpeech's lists, is no speaker: what is held out by it would
+    be heard in training.
+    """
+    place = {**dict.fromkeys(COLUMNS), "audio": 0, "text": 1}
+    if not rows or len(rows[0]) < 2:
+        return place
+    audio, text, *more = map(_shown, rows[0])
+    said = f"{path}: the first row names no columns: the audio is the 1st ({audio}), the text the 2nd ({text})"
+    if more:
+        values = [value for value in (_value(row[2]) for row in rows) if value]
+        if len({*values}) >= 0.9 * len(values) and sum(" " in value for value in values) > 0.5 * len(values):
+            said += f"; the 3rd ({more[0]}) is another text in nearly each row and no speaker: none is known"
+        else:
+            place["speaker"] = 2
+            said += f", the speaker the 3rd ({more[0]})"
+    print(said)
+    return place
 
 
 def _titles(header: List[str]) -> List[str]:
