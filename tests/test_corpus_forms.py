@@ -168,6 +168,19 @@ class TestForms:
         (recordings, _), left_out = read_form("kaldi", tmp_path / "data")[0]["all"], read_form("kaldi", tmp_path / "data")[1]
         assert left_out == 0 and Path(recordings["a"].sources[0].source).samefile(tmp_path / "wav" / "a.flac")
 
+    def test_of_several_kaldi_folders_one_without_text_is_left_out(self, tmp_path):
+        """As those of noise are. Where no other is there, it is an error."""
+        for name in ("train", "musan_noise"):
+            kaldi_corpus(tmp_path / name)
+        (tmp_path / "musan_noise" / "text").unlink()
+        skipped = Reasons()
+        assert list(read_corpus("kaldi", str(tmp_path), skipped)) == ["train"]
+        assert skipped.of == {"musan_noise": "it has no text, so it has no transcripts"}
+        shutil.rmtree(tmp_path / "train")
+        for folder in (tmp_path, tmp_path / "musan_noise"):
+            with pytest.raises(RecipeError, match="musan_noise/text is missing"):
+                read_form("kaldi", folder)
+
     def test_a_place_in_an_archive_is_one_error(self, tmp_path):
         (tmp_path / "wav.scp").write_text("a /data/raw.ark:1234\n")
         (tmp_path / "text").write_text("a ONE\n")

@@ -20,7 +20,8 @@ _READS = [re.compile(rf"(?:[\w./-]*/)?{command} ?\|") for command in (
 
 
 def read_kaldi(folder: Path, skipped: Skipped) -> Dict[str, Part]:
-    """A Kaldi data folder (wav.scp, text, utt2spk and segments, the last two if there are any), or a folder of such.
+    """A Kaldi data folder (wav.scp, text, utt2spk and segments, the last two if there are any), or a folder of such. Of
+    several, one without text, as of noise, is left out and counted in ``skipped``.
 
     No command of wav.scp is run; of the few that do no more than read a file, that file is taken.
     """
@@ -29,7 +30,11 @@ def read_kaldi(folder: Path, skipped: Skipped) -> Dict[str, Part]:
     parts = sorted(path.parent for path in folder.glob("*/wav.scp"))
     if not parts:
         raise RecipeError(f"{folder} holds no wav.scp, nor does a folder in it: give a Kaldi data folder")
-    return {part.name: _read_part(part, skipped) for part in parts}
+    transcribed = [part for part in parts if is_there(part / "text")] or parts
+    for part in parts:
+        if part not in transcribed:
+            skipped.add(part.name, "it has no text, so it has no transcripts")
+    return {part.name: _read_part(part, skipped) for part in transcribed}
 
 
 def _read_part(folder: Path, skipped: Skipped) -> Part:
