@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from lhotse import Recording, RecordingSet, SupervisionSet
 from lhotse.audio import AudioSource
+from lhotse.qa import trim_supervisions_to_recordings
+from lhotse.utils import fastcopy
 from skipping import Reasons, read_form
 from toy_corpora import csv_corpus, kaldi_corpus, manifests_corpus, say, yesno_corpus
 
@@ -301,19 +303,27 @@ class TestForms:
         with pytest.raises(RecipeError, match="lhotse copy recordings_dev.json recordings_dev.jsonl.gz"):
             read_form("manifests", tmp_path / "json")
 
-    def test_what_a_recipe_of_lhotse_leaves_out_is_counted(self, tmp_path, monkeypatch):
+    def test_what_a_recipe_of_lhotse_leaves_out_is_counted(self, tmp_path, monkeypatch, capsys):
+        """But not what it keeps and mends."""
         import lhotse.recipes
 
         whole = lhotse.recipes.prepare_yesno
 
         def prepare_yesno(corpus_dir, output_dir=None):
             logging.warning("No transcript of %s", "0_1.wav")
-            return whole(corpus_dir, output_dir)
+            made = whole(corpus_dir, output_dir)
+            for part in made.values():
+                first, *rest = part["supervisions"]
+                part["supervisions"] = trim_supervisions_to_recordings(
+                    part["recordings"], [fastcopy(first, duration=first.duration + 1), *rest])
+            return made
 
         monkeypatch.setattr(lhotse.recipes, "prepare_yesno", prepare_yesno)
         skipped, handlers = Reasons(), list(logging.getLogger().handlers)
-        read_corpus("lhotse", "yesno", skipped, corpus_dir=yesno_corpus(tmp_path / "waves"))
+        parts = read_corpus("lhotse", "yesno", skipped, corpus_dir=yesno_corpus(tmp_path / "waves"))
         assert skipped.of == {"prepare_yesno": "No transcript of 0_1.wav"} and logging.getLogger().handlers == handlers
+        assert {len(supervisions) for _, supervisions in parts.values()} == {30}
+        assert capsys.readouterr().out == 2 * "prepare_yesno: Trimmed 1 supervisions exceeding the end of the recording.\n"
 
     def test_lhotse_parts(self, tmp_path):
         parts, _ = read_form("lhotse", "yesno", corpus_dir=yesno_corpus(tmp_path / "waves"))

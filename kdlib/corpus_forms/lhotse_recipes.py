@@ -55,10 +55,15 @@ def read_lhotse(name: str, corpus: Path, jobs: int, skipped: Skipped) -> Dict[st
 
 @contextmanager
 def _warnings_counted(who: str, skipped: Skipped) -> Iterator[None]:
-    """Lhotse's recipes log what they leave out, and go on: it is named and counted like anything else that is."""
+    """Lhotse's recipes log what they leave out, and go on: it is named and counted like anything else that is. Supervisions
+    that end after their recording are kept, up to its end: that is said alone."""
     class Counting(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            skipped.add(who, " ".join(record.getMessage().split()))
+            message = " ".join(record.getMessage().split())
+            if message.startswith("Trimmed "):
+                print(f"{who}: {message}")
+            else:
+                skipped.add(who, message)
 
     handler = Counting(logging.WARNING)
     logging.getLogger().addHandler(handler)
