@@ -193,13 +193,27 @@ class TestForms:
         """As Kaldi's utt2spk has it where nobody knows; of recordings of one utterance each they are speakers."""
         folder = kaldi_corpus(tmp_path / "corpus")
         names = [line.split()[0] for line in (folder / "text").read_text().splitlines()]
-        (folder / "utt2spk").write_text("".join(f"{name} {name}\n" for name in names))
+        (folder / "utt2spk").write_text("".join(f"{name} of-{name}\n" for name in names))
         assert {s.speaker for s in read_form("kaldi", folder)[0]["all"][1]} == {None}
         assert capsys.readouterr().out.startswith("all: 96 utterances of 12 recordings name 96 speakers, nearly one each: they")
         (folder / "segments").unlink()
         (folder / "text").write_text("".join(f"{line.split()[0]} ONE\n" for line in open(folder / "wav.scp")))
         (folder / "utt2spk").write_text("".join(f"{line.split()[0]} s{n}\n" for n, line in enumerate(open(folder / "wav.scp"))))
         assert len({s.speaker for s in read_form("kaldi", folder)[0]["all"][1]}) == 12
+
+    @pytest.mark.parametrize("speaker, known", [("{}", False), ("s-{}", True)])
+    def test_an_utterance_is_not_its_own_speaker(self, tmp_path, capsys, speaker, known):
+        """Where each recording is one, too; but many speakers of an utterance each are, by other names."""
+        names = [f"u{number}" for number in range(20)]
+        for name in names:
+            soundfile.write(tmp_path / f"{name}.wav", say(["ONE"]), 16000)
+        (tmp_path / "wav.scp").write_text("".join(f"{name} {name}.wav\n" for name in names))
+        (tmp_path / "text").write_text("".join(f"{name} ONE\n" for name in names))
+        (tmp_path / "utt2spk").write_text("u0 anna\n" + "".join(f"{name} {speaker.format(name)}\n" for name in names[1:]))
+        found = {s.speaker for s in read_form("kaldi", tmp_path)[0]["all"][1]}
+        assert found == ({"anna", *(f"s-{name}" for name in names[1:])} if known else {None})
+        assert capsys.readouterr().out == (
+            "" if known else "all: 19 of 20 utterances have their own id as their speaker: speakers are taken as unknown\n")
 
     @pytest.mark.parametrize("command", [
         "cat a.wav b.wav |", "sph2pipe -f wav a.sph |", "/bin/sph2pipe -f wav none.wav |",

@@ -208,6 +208,19 @@ class TestTheRecipe:
         assert "[stage 1, manifests] done before, skipped" in heard()[0]
         assert listed(new_recipe.folder / "data" / "corpus") == listed(new_recipe.folder / "data" / "manifests") == []
 
+    def test_nothing_is_held_out_by_speakers_that_are_made_up(self, new_recipe, tmp_path):
+        """A Kaldi folder where each utterance is its own speaker, and a table whose third column is a second text."""
+        table = csv_corpus(tmp_path / "corpus", 2, header=None)
+        rows = [line.split(",") for line in table.read_text().splitlines()]
+        ids = [Path(path).stem for path, *_ in rows]
+        table.write_text("".join(f"{path}|Nr. {id_}|number {id_}, {text}\n" for id_, (path, text, _) in zip(ids, rows)))
+        for name, column in (("wav.scp", [path for path, *_ in rows]), ("text", [text for _, text, _ in rows]),
+                             ("utt2spk", ids)):
+            (table.parent / name).write_text("".join(f"{id_} {value}\n" for id_, value in zip(ids, column)))
+        for form, source in (("csv", table), ("kaldi", table.parent)):
+            output = new_recipe(f"--{form}", source, name=form)
+            assert "dev and test are held out of train by utterance" in output and output.count("unknown speakers") == 3
+
     def test_an_existing_folder_is_left_alone(self, new_recipe, tmp_path, monkeypatch):
         table = csv_corpus(tmp_path / "corpus", count=2)
         new_recipe.folder.mkdir()

@@ -81,14 +81,22 @@ def _sound(part: Part, skipped: Skipped) -> Part:
 
 
 def _of_known_speakers(name: str, part: Part) -> Part:
-    """The part without its speakers where nearly every utterance has one of its own, though recordings hold several: so
-    Kaldi's utt2spk stands where nobody knew them, and what is held out by them would be heard in training."""
-    speakers = {segment.speaker for segment in part[1]} - {None}
+    """The part without its speakers where nearly every utterance has its own id for one, or has one of its own though
+    recordings hold several: so Kaldi's utt2spk stands where nobody knew them, and what is held out by them would be heard in
+    training. Recordings of one utterance each may well be of as many speakers."""
+    speakers = [segment.speaker for segment in part[1] if segment.speaker is not None]
+    made_up = sum(segment.speaker == segment.id for segment in part[1])
     of = {segment.recording_id for segment in part[1]}
-    if not speakers or len(speakers) < 0.9 * len(part[1]) or len(of) > 0.5 * len(part[1]):
+    if not speakers:
         return part
-    print(f"{name}: {len(part[1])} utterances of {len(of)} recordings name {len(speakers)} speakers, nearly one each: they are "
-          "taken as unknown")
+    if made_up >= 0.9 * len(speakers):
+        print(f"{name}: {made_up} of {len(part[1])} utterances have their own id as their speaker: speakers are taken as "
+              "unknown")
+    elif len({*speakers}) >= 0.9 * len(part[1]) and len(of) <= 0.5 * len(part[1]):
+        print(f"{name}: {len(part[1])} utterances of {len(of)} recordings name {len({*speakers})} speakers, nearly one each: "
+              "they are taken as unknown")
+    else:
+        return part
     return part[0], SupervisionSet.from_segments(fastcopy(segment, speaker=None) for segment in part[1])
 
 
