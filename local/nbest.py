@@ -15,7 +15,7 @@ from typing import Dict, List, Tuple
 import numpy as np
 import torch
 from lhotse import CutSet, SupervisionSegment
-from lhotse.cut import Cut
+from lhotse.cut import Cut, MixedCut
 from tqdm import tqdm
 
 from kdlib.config import DataConfig, DecodeConfig, load_config
@@ -107,6 +107,9 @@ def main():
         if reason:
             skipped.setdefault(reason, []).append(cut.id)
         else:
+            if isinstance(cut, MixedCut):  # whose supervisions are copies: what is put into them is lost
+                raise RecipeError(f"{args.cuts}: cut {cut.id} is mixed of several, or padded, and cannot be labelled: store "
+                                  "its features as one cut's, with Lhotse's compute_and_store_features(mix_eagerly=True)")
             if args.pseudo_label and len(cut.supervisions) > 1:  # what is heard becomes the transcript of all
                 cut.supervisions = []
             usable.append(cut)

@@ -93,6 +93,19 @@ def test_a_window_on_several_utterances_becomes_one(corpus, teacher_folder, fban
     assert (segment.start, segment.duration, segment.text) == (0.0, cut.duration, fbank[1][cut.id])
 
 
+def test_cuts_that_are_mixed_of_several_are_refused(corpus, teacher_folder, fbank, decode_config, tmp_path):
+    """What is put into them is lost. Told before anything is decoded."""
+    first, second = list(load_cuts(fbank[0] / "cuts_train.jsonl.gz"))[:2]
+    for number, mixed in enumerate((second.pad(duration=second.duration + 1), second.append(second), second.mix(first))):
+        cuts = tmp_path / f"{number}.jsonl.gz"
+        CutSet.from_cuts([first, mixed]).to_file(cuts)
+        for words in ((), ("--pseudo-label",)):
+            done = nbest(corpus, teacher_folder, cuts, tmp_path / "out.jsonl.gz", decode_config, *words)
+            said = refused(done)
+            assert f"cut {mixed.id} is mixed of several" in said and "compute_and_store_features(mix_eagerly=True)" in said
+            assert "n best" not in done.stderr and not (tmp_path / "out.jsonl.gz").exists()
+
+
 def test_what_is_too_long_to_be_heard_at_once_is_left_out(corpus, teacher_folder, fbank, decode_config, tmp_path):
     cuts = list(load_cuts(fbank[0] / "cuts_more.jsonl.gz"))[:3]
     cuts[1] = fastcopy(cuts[1], duration=301.0)
