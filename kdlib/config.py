@@ -18,6 +18,7 @@ from kdlib.files import PathLike, write_text
 from kdlib.losses import find_loss
 
 MAX_TEMPERATURE = 20.0
+FEWEST_BINS = 7  # that a model takes: the two convolutions of its subsampling leave one of them
 T = TypeVar("T")
 
 
@@ -44,7 +45,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         require_above_0(self, "model", *(f.name for f in fields(self) if f.type is int and f.name not in
                                          ("chunk_size", "left_context")))
-        require(self.num_features >= 7, "model.num_features", self.num_features, "at least 7")
+        require(self.num_features >= FEWEST_BINS, "model.num_features", self.num_features, f"at least {FEWEST_BINS}")
         require(self.head_dim % 2 == 0, "model.head_dim", self.head_dim, "even, for rotary positions")
         require(self.chunk_size >= 0, "model.chunk_size", self.chunk_size, "0 (full context) or more")
         require(0 <= self.dropout < 1, "model.dropout", self.dropout, "from 0 to below 1")
@@ -72,8 +73,10 @@ class DistillTerm:
         require(0 <= self.weight < math.inf, f"{where}, weight", self.weight, "0 or more, and finite")
         require(self.schedule in ("constant", "warmup", "decay"), f"{where}, schedule", self.schedule,
                 "constant, warmup or decay")
-        require(self.schedule == "constant" or self.schedule_updates > 0, f"{where}, schedule_updates",
-                self.schedule_updates, f"at least 1 for schedule {self.schedule}")
+        constant = self.schedule == "constant"
+        require(self.schedule_updates == 0 if constant else self.schedule_updates > 0, f"{where}, schedule_updates",
+                self.schedule_updates, "left out: the schedule is constant" if constant else
+                f"at least 1 for schedule {self.schedule}")
         for name, value in (("temperature", 1.0), ("shift", 0), ("layers", "last")):
             require(name in loss.settings or getattr(self, name) == value, f"{where}, {name}", getattr(self, name),
                     f"left out: this loss has only {' and '.join(('weight', 'schedule', *loss.settings))}")
@@ -204,7 +207,8 @@ class DataConfig:
     curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
 
     def __post_init__(self) -> None:
-        require_above_0(self, "data", "max_duration", "num_buckets", "shar_buffer")
+        require_above_0(self, "data", "max_duration", "shar_buffer")
+        require(self.num_buckets >= 2, "data.num_buckets", self.num_buckets, "at least 2")  # or Lhotse makes none
         require_amounts(self, "data", "noise_probability", most=1)
         require(self.num_workers >= 0, "data.num_workers", self.num_workers, "0 or more")
         require(len(self.noise_snr) == 2 and self.noise_snr[0] <= self.noise_snr[1], "data.noise_snr", self.noise_snr,
@@ -302,7 +306,7 @@ class FbankConfig:
     sampling_rate: int = 16000
     num_filters: int = 80
     low_freq: float = 20.0
-    high_freq: float = -400.0
+    high_freq: float = -400.0  # 0 or less: so far below half the sampling rate
     speed_factors: List[float] = field(default_factory=list)
     storage: str = "files"  # of the training part's features: files, to be read in any order, or shar, from end to end
     shard_size: int = 1000  # utterances in a file of shar
@@ -311,6 +315,14 @@ class FbankConfig:
         require(self.storage in ("files", "shar"), "storage", self.storage, "files or shar")
         require(self.sampling_rate > 0 and self.sampling_rate % 100 == 0, "fbank.sampling_rate", self.sampling_rate,
                 "a multiple of 100 Hz, so that a frame of 10 ms has whole samples")
+        require(self.num_filters >= FEWEST_BINS, "fbank.num_filters", self.num_filters,
+                f"at least {FEWEST_BINS}, the fewest that a model takes")
+        half = self.sampling_rate / 2
+        top = self.high_freq if self.high_freq > 0 else half + self.high_freq
+        require(0 < top <= half, "fbank.high_freq", self.high_freq,
+                f"at most {half:g} Hz, half of fbank.sampling_rate, or from 0 to above -{half:g}, counted down from there")
+        require(0 <= self.low_freq < top, "fbank.low_freq", self.low_freq,
+                f"from 0 to below the highest frequency, {top:g} Hz")
         require_above_0(self, "fbank", "shard_size")
         require(all(factor > 0 for factor in self.speed_factors), "fbank.speed_factors", self.speed_factors,
                 "a list of numbers above 0")

@@ -46,6 +46,7 @@ def test_configs_name_what_is_wrong(tmp_path):
                          ("data.spec_augment.max_frames_fraction=1.5", "from 0 to 1"),
                          ("data.spec_augment.start=75", "from 0 to 1"), ("data.spec_augment.time_warp=-5", "0 or more"),
                          ("data.curriculum.updates=-3", "0 or more"), ("data.curriculum.max_words=-1", "0 or more"),
+                         ("data.num_buckets=1", "at least 2"),
                          ("training.seed=20261128111500", "below 2.32"), ("training.micro_batches=0", "above 0"),
                          ("training.precision=float16", "float32 or bfloat16")):
         with pytest.raises(RecipeError, match=f"a.yaml: {word.split('=')[0]} is .*; it must be .*{wanted}"):

@@ -137,7 +137,7 @@ def test_what_cannot_be_exported(finished, exported, tmp_path):
     ({}, ["--left-context", "2000000"], "cannot be exported with left_context: 2000000 frames: give fewer"),
     ({}, ["num_filters=40"], "exp was trained with 80: give the fbank settings of its stage 2"),
     ({}, ["sampling_rate=1000000"], "fbank.yaml says what no exported model can have (sampling_rate: 1000000)"),
-    ({}, ["low_freq=9000"], "fbank.yaml says what no exported model can have (low_freq: 9000.0, high_freq: -400.0)"),
+    ({}, ["low_freq=9000"], "fbank.yaml: fbank.low_freq is 9000.0; it must be from 0 to below the highest frequency, 7600 Hz"),
 ])
 def test_what_is_refused_before_anything_is_written(finished, tmp_path, changes, words, said):
     save_finished(tmp_path / "exp", random_model(len(finished[2]), **changes), finished[2])

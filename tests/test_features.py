@@ -99,6 +99,28 @@ def test_a_speed_that_would_be_there_twice_is_refused(factors, wanted):
     assert FbankConfig(speed_factors=[0.9, 1.1]).speed_factors == [0.9, 1.1]
 
 
+@pytest.mark.parametrize("options, refused, wanted", [
+    (dict(high_freq=8001.0), "high_freq", "at most 8000 Hz, half of fbank.sampling_rate"),
+    (dict(sampling_rate=8000, high_freq=7600.0), "high_freq", "at most 4000 Hz"),
+    (dict(high_freq=-8000.0), "high_freq", "from 0 to above -8000, counted down from there"),
+    (dict(high_freq=float("nan")), "high_freq", "at most 8000 Hz"),
+    (dict(low_freq=-1.0), "low_freq", "from 0 to below the highest frequency, 7600 Hz"),
+    (dict(low_freq=7600.0), "low_freq", "from 0 to below the highest frequency, 7600 Hz"),
+    (dict(low_freq=3000.0, high_freq=2000.0), "low_freq", "below the highest frequency, 2000 Hz"),
+    (dict(low_freq=float("nan")), "low_freq", "below the highest frequency"),
+    (dict(num_filters=6), "num_filters", "at least 7, the fewest that a model takes"),
+])
+def test_bins_that_cannot_be_are_refused(options, refused, wanted):
+    with pytest.raises(RecipeError, match=f"fbank.{refused} is {options[refused]}; it must be .*{wanted}"):
+        FbankConfig(**options)
+
+
+@pytest.mark.parametrize("high", [8000.0, 0.0, -7999.0])
+def test_the_widest_and_the_narrowest_bins_that_can_be(high):
+    extractor = fbank_extractor(FbankConfig(num_filters=7, low_freq=0.0, high_freq=high))
+    assert extractor.extract(np.zeros(16000, np.float32), 16000).shape == (100, 7)
+
+
 def test_old_cuts_do_not_outlive_their_features(manifests):
     assert prepare(manifests).returncode == 0
     for path in manifests.glob("*.wav"):

@@ -347,12 +347,13 @@ def test_posteriors_of_the_n_best(data):
 
 def test_schedules_of_a_weight():
     def weights(**options):
-        return [DistillTerm("collapsed_kl", 2.0, schedule_updates=10, **options).weight_at(u) for u in (0, 5, 10, 20)]
+        return [DistillTerm("collapsed_kl", 2.0, **options).weight_at(u) for u in (0, 5, 10, 20)]
 
     assert weights() == [2, 2, 2, 2]
-    assert weights(schedule="warmup") == [0, 1, 2, 2]
-    assert weights(schedule="decay") == [2, 1, 0, 0]
-    for bad in (dict(schedule="cosine"), dict(schedule="decay", schedule_updates=0), dict(temperature=0.0),
+    assert weights(schedule="warmup", schedule_updates=10) == [0, 1, 2, 2]
+    assert weights(schedule="decay", schedule_updates=10) == [2, 1, 0, 0]
+    for bad in (dict(schedule="cosine"), dict(schedule="decay", schedule_updates=0),
+                dict(schedule="warmup", schedule_updates=-1), dict(temperature=0.0),
                 dict(weight=-1.0), dict(layers=[[1]]), dict(layers="all")):
         with pytest.raises(RecipeError, match=f"loss.distill, encoder_mse, .*{list(bad)[-1]}"):
             DistillTerm("encoder_mse", **bad)
@@ -370,6 +371,7 @@ def test_a_loss_that_is_named_twice():
     ("encoder_mse", dict(temperature=2.0)), ("encoder_l1", dict(temperature=2.0)), ("encoder_cosine", dict(temperature=0.5)),
     ("encoder_logits_kl", dict(layers="matched")), ("pruned_lattice_kl", dict(shift=1)),
     ("occupancy_kl", dict(layers=[[1, 1]])), ("nbest_rnnt", dict(shift=-1)), ("nbest_rnnt", dict(layers="matched")),
+    ("encoder_mse", dict(schedule_updates=500)), ("encoder_mse", dict(schedule_updates=-5)),
 ])
 def test_a_setting_that_a_loss_has_no_use_for(name, unused):
     with pytest.raises(RecipeError, match=f"loss.distill, {name}, {list(unused)[0]} is .*; it must be left out"):

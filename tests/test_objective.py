@@ -226,9 +226,17 @@ def test_the_weights_of_the_warm_up(update, first, simple, pruned, ctc):
     torch.testing.assert_close(parts["total"], total)
 
 
+@pytest.mark.parametrize("loss", [dict(ctc_weight=0.3), dict(ctc_first_updates=5)])
+def test_a_head_that_is_not_there_is_asked_for(loss):
+    (key,) = loss
+    with pytest.raises(RecipeError, match=f"loss.{key} is above 0 but the model has no CTC head: set model.ctc_head=true"):
+        Objective(Transducer(ModelConfig(**SIZES, ctc_head=False), 13), LossConfig(**loss))
+
+
 def test_without_a_warm_up_and_without_a_head_there_is_nothing_to_wait_for():
-    objective, batch = make(ctc_first_updates=5), make_batch()
-    objective.config.warmup_updates, objective.student.ctc = 0, None
+    torch.manual_seed(0)
+    student, batch = Transducer(ModelConfig(**SIZES, ctc_head=False), 13), make_batch()
+    objective = Objective(student, LossConfig(prune_range=3, rnnt_backend="native", warmup_updates=0))
     frames = int(outputs(objective.student, batch)[1].sum())
     total, parts, _ = results(objective, dataclasses.replace(batch, total_frames=frames, total_utterances=3), 0)
     torch.testing.assert_close(total, 0.5 * parts["simple"] + parts["pruned"])

@@ -45,8 +45,10 @@ class Objective(nn.Module):
         self.sequence_terms = [term for term in terms if isinstance(term[-1], SequenceLoss)]
         self.pairs: List[List[Tuple[int, int]]] = []
         rnnt.backend_in_use(config.rnnt_backend)  # an error where it is not to be had
-        if config.ctc_weight > 0 and student.ctc is None:
-            raise RecipeError("loss.ctc_weight is above 0 but the model has no CTC head: set model.ctc_head=true")
+        for key in ("ctc_weight", "ctc_first_updates"):
+            if getattr(config, key) > 0 and student.ctc is None:
+                raise RecipeError(f"loss.{key} is above 0 but the model has no CTC head: set model.ctc_head=true or "
+                                  f"loss.{key}=0")
         self.projections = nn.ModuleDict()  # by "student's layer-teacher's layer", where their widths differ
         if teacher is not None:
             if teacher.vocab_size != student.vocab_size:
