@@ -95,6 +95,10 @@ class DistillTerm:
         passed = min(1.0, update / self.schedule_updates)
         return self.weight * (passed if self.schedule == "warmup" else 1.0 - passed)
 
+    def ended(self, update: int) -> bool:
+        """Whether the weight has decayed, and from this update on is 0."""
+        return self.schedule == "decay" and update >= self.schedule_updates
+
 
 @dataclass
 class LossConfig:

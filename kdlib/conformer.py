@@ -9,6 +9,7 @@ F feature bins.
 """
 
 import math
+from itertools import islice
 from typing import List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
@@ -235,16 +236,19 @@ class Conformer(nn.Module):
         self.subsampling.inverse_std.copy_(1.0 / std.clamp(min=1e-3))
 
     def forward(self, x: Tensor, lengths: Tensor, chunk_size: Optional[int] = None,
-                left_context: Optional[int] = None, layers: Sequence[int] = ()) -> Tuple[Tensor, Tensor, List[Tensor]]:
+                left_context: Optional[int] = None, layers: Sequence[int] = (),
+                depth: Optional[int] = None) -> Tuple[Tensor, Tensor, List[Tensor]]:
         """The masked full pass.
 
         Args:
             x: (N, T0, F) float32 log-mel features, 10 ms frames.
             lengths: (N,) int64, frames of each utterance.
             chunk_size, left_context: in frames after subsampling; the config's when None. See :func:`chunk_mask`.
-            layers: numbers of the layers whose outputs are wanted too.
+            layers: numbers of the layers, from 0, whose outputs are wanted too.
+            depth: how many layers are run, for callers who need no more; all when None.
         Returns:
-            (N, T, C) with T = (T0 - 3) // 4; the lengths (N,) int64; one (N, T, C) for each of ``layers``.
+            (N, T, C) with T = (T0 - 3) // 4, of the last layer that is run; the lengths (N,) int64; one (N, T, C) for each
+            of ``layers``.
         """
         chunk_size = self.config.chunk_size if chunk_size is None else chunk_size
         left_context = self.config.left_context if left_context is None else left_context
@@ -256,9 +260,10 @@ class Conformer(nn.Module):
         bias = torch.where(mask & inside[:, None, None, :], 0.0, MASKED).to(x.dtype)
         rotary = rotary_tables(x.size(1), x.size(1), self.config.head_dim, x)
         outputs = {}
-        for number, layer in enumerate(self.layers):
+        for number, layer in enumerate(islice(self.layers, depth)):
             x, _, _ = layer(x, bias, rotary)
-            outputs[number] = x
+            if number in layers:
+                outputs[number] = x
         return x, lengths, [outputs[number] for number in layers]
 
     def initial_caches(self, num_streams: int, like: Tensor, left_context: Optional[int] = None) -> Tuple[Tensor, Tensor]:

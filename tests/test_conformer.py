@@ -78,6 +78,18 @@ def test_the_encoder_by_its_definition(chunk, left):
             torch.testing.assert_close(got[row, :length], layer)
 
 
+@torch.no_grad()
+def test_an_encoder_that_runs_a_part_of_its_layers():
+    encoder, run = model_of(tiny(num_layers=3)).encoder, []
+    audio, lengths = torch.randn(2, 50, 16), torch.tensor([50, 35])
+    _, frames, (first, second) = encoder(audio, lengths, layers=(0, 1))
+    for number, layer in enumerate(encoder.layers):
+        layer.register_forward_hook(lambda *_, number=number: run.append(number))
+    part, same_frames, (again,) = encoder(audio, lengths, layers=(0,), depth=2)
+    assert torch.equal(part, second) and torch.equal(again, first) and torch.equal(same_frames, frames)
+    assert run == [0, 1]
+
+
 def test_every_dropout_takes_part_in_a_training():
     encoder = model_of(tiny(dropout=0.1)).encoder.train()
     every = {name: module for name, module in encoder.named_modules() if isinstance(module, torch.nn.Dropout)}

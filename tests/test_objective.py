@@ -19,6 +19,7 @@ pytestmark = pytest.mark.both
 
 TERMS = [DistillTerm(name="pruned_lattice_kl", weight=2.0, temperature=2.0), DistillTerm(name="collapsed_kl", weight=0.5),
          DistillTerm(name="encoder_mse", weight=0.1)]
+HEARD = [[3, 4], [5], [6, 7, 8], [2]], [0, 1, 1, 2], [-1.0, -2.0, -3.0, -1.0]  # hypotheses, whose, and how likely
 
 
 @pytest.mark.parametrize("distill", [[], TERMS])
@@ -79,7 +80,7 @@ def test_every_loss_of_the_registry_by_its_definition():
 def test_every_loss_in_half_precision_is_near_that_of_float32(name, fused):
     """Under autocast; nothing that has a gradient is left without."""
     term = DistillTerm(name=name, temperature=1.5 if "temperature" in REGISTRY[name].settings else 1.0)
-    batch = with_nbest(make_batch(), [[3, 4], [5], [6, 7, 8], [2]], [0, 1, 1, 2], [-1.0, -2.0, -3.0, -1.0])
+    batch = with_nbest(make_batch(), *HEARD)
     (_, parts, grads), (_, half_parts, half_grads) = (
         results(make(distill=[term], fused=fused), batch, 10, autocast) for autocast in (False, True))
     assert parts[name] > 0 and half_parts[name] != parts[name]
@@ -104,7 +105,8 @@ def test_layers_and_shift():
     teacher = Transducer(ModelConfig(**{**SIZES, "encoder_dim": 20, "num_layers": 3}), 13)
     student = Transducer(ModelConfig(**SIZES), 13)
     objective = Objective(student, LossConfig(rnnt_backend="native", distill=terms), teacher)
-    assert objective.pairs == [[(0, 2)], [(0, 1), (0, 2)]] and set(objective.projections) == {"0-1", "0-2"}
+    assert objective.pairs == {"encoder_mse": [(0, 2)], "encoder_cosine": [(0, 1), (0, 2)]}
+    assert set(objective.projections) == {"0-1", "0-2"}
     _, parts, grads = results(objective, make_batch(), 10)
     assert parts["encoder_cosine"] > 0 and grads["projections.0-1.weight"].abs().sum() > 0
     with pytest.raises(RecipeError, match="the student has 1 layers, its teacher 3"):
@@ -158,7 +160,7 @@ def test_matched_layers_are_learned_from():
     student = Transducer(ModelConfig(**{**SIZES, "num_layers": 2}), 13)
     terms = [DistillTerm(name="encoder_l1", layers="matched"), DistillTerm(name="encoder_mse")]
     objective, batch = Objective(student, LossConfig(rnnt_backend="native", distill=terms), teacher), make_batch()
-    assert objective.pairs == [[(0, 1), (1, 3)], [(1, 3)]]
+    assert objective.pairs == {"encoder_l1": [(0, 1), (1, 3)], "encoder_mse": [(1, 3)]}
     _, parts, _ = results(objective, batch, 10)
     (_, lengths, ours), (_, _, theirs) = outputs(student, batch, (0, 1)), outputs(teacher, batch, (1, 3))
     torch.testing.assert_close(parts["encoder_l1"], sum(encoder_l1(a, b, lengths) for a, b in zip(ours, theirs)) / 2)
@@ -189,6 +191,56 @@ def test_schedules_follow_the_updates():
     early, late = (results(objective, batch, update) for update in (50, 100))
     value = early[1]["pruned_lattice_kl"]
     torch.testing.assert_close(early[0] - late[0], 2.0 * value * 3 / 6)
+
+
+@pytest.mark.parametrize("name", sorted(REGISTRY))
+def test_a_loss_that_has_faded_out_is_not_computed_in_training(name):
+    """Nor is the teacher asked, and the total is the same number."""
+    term = DistillTerm(name=name, weight=2.0, schedule="decay", schedule_updates=20)
+    objective, batch, asked = make(distill=[term]).train(), with_nbest(make_batch(), *HEARD), []
+    objective.teacher.encoder.register_forward_hook(lambda *_: asked.append(name))
+    assert results(objective, batch, 19)[1][name] > 0
+    taught = len(asked)
+    assert taught == (name != "nbest_rnnt")
+    total, parts, grads = results(objective, batch, 20)
+    assert name not in parts and len(asked) == taught
+    plain, plain_parts, plain_grads = results(make(), batch, 20)
+    assert total == plain and parts == plain_parts and grads.keys() == plain_grads.keys()
+    assert all(torch.equal(grad, plain_grads[key]) for key, grad in grads.items())
+    evaluated, parts, _ = results(objective.eval(), batch, 20)
+    assert evaluated == total and parts[name] > 0 and len(asked) == 2 * taught
+
+
+def test_what_has_not_faded_out_for_good_is_computed():
+    terms = [DistillTerm(name="pruned_lattice_kl", schedule="decay", schedule_updates=20),
+             DistillTerm(name="encoder_mse", schedule="decay", schedule_updates=21), DistillTerm(name="encoder_l1", weight=0.0),
+             DistillTerm(name="encoder_cosine", schedule="warmup", schedule_updates=20)]
+    objective, batch = make(distill=terms).train(), make_batch()
+    common = {"simple", "pruned", "ctc", "total", "encoder_l1", "encoder_cosine"}
+    assert results(objective, batch, 0)[1].keys() == common | {"pruned_lattice_kl", "encoder_mse"}
+    assert results(objective, batch, 20)[1].keys() == common | {"encoder_mse"}
+    assert results(objective, batch, 21)[1].keys() == common
+
+
+LOWER = DistillTerm(name="encoder_mse", layers=[[1, 2]])
+
+
+@pytest.mark.parametrize("others, depth", [
+    ([], 2), ([DistillTerm(name="encoder_cosine", layers=[[1, 1]])], 2), ([DistillTerm(name="nbest_rnnt")], 2),
+    ([DistillTerm(name="encoder_l1", layers=[[1, 3]])], 3), ([DistillTerm(name="encoder_l1")], 3),
+    ([DistillTerm(name="encoder_logits_kl")], 3), ([DistillTerm(name="best_path_kl")], 3),
+    ([DistillTerm(name="pruned_lattice_kl", schedule="decay", schedule_updates=5)], 2)])
+def test_the_teacher_runs_no_layer_that_is_not_needed(others, depth):
+    torch.manual_seed(0)
+    teacher = Transducer(ModelConfig(**{**SIZES, "num_layers": 3}), 13)
+    student, batch, run = Transducer(ModelConfig(**SIZES), 13), with_nbest(make_batch(), *HEARD), []
+    objective = Objective(student, LossConfig(rnnt_backend="native", distill=[LOWER, *others]), teacher).train()
+    (_, lengths, (ours,)), (_, _, (theirs,)) = outputs(student, batch, [0]), outputs(teacher, batch, [1])
+    for number, layer in enumerate(teacher.encoder.layers, start=1):
+        layer.register_forward_hook(lambda *_, number=number: run.append(number))
+    _, parts, _ = results(objective, batch, 10)
+    assert run == list(range(1, depth + 1))
+    torch.testing.assert_close(parts["encoder_mse"], encoder_mse(ours, theirs, lengths))
 
 
 def test_sharpness_comes_late():

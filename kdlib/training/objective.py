@@ -13,10 +13,12 @@ from kdlib import rnnt
 from kdlib.config import DistillTerm, LossConfig
 from kdlib.data import Batch, NBest, checked
 from kdlib.errors import RecipeError
-from kdlib.losses import (EncoderLoss, LatticeLoss, SequenceLoss, best_path_weights, find_loss, matched_layers,
+from kdlib.losses import (EncoderLoss, LatticeLoss, Loss, SequenceLoss, best_path_weights, find_loss, matched_layers,
                           node_weights, occupancy_weights, shifted)
 from kdlib.rnnt.lattice import summable
 from kdlib.transducer import Transducer
+
+Term = Tuple[str, DistillTerm, Loss]  # its name in logs, its settings, what they name
 
 
 class Objective(nn.Module):
@@ -26,8 +28,8 @@ class Objective(nn.Module):
     references and on the teacher's hypotheses, and CTC are sums of nats over the batch divided by its frames after
     subsampling; the other distillation losses are means over its utterances. In training each update draws one of
     ``chunk_sizes`` and one of ``left_contexts`` by ``seed``, for student and teacher, and the same in all processes; the
-    model's own stand where there are none. Of a batch dealt out to several processes each computes its part, and the parts
-    add up to the whole.
+    model's own stand where there are none; and a loss whose weight has decayed to 0 is left out, the teacher with it where no
+    other loss needs it. Of a batch dealt out to several processes each computes its part, and the parts add up to the whole.
     """
 
     def __init__(self, student: Transducer, config: LossConfig, teacher: Optional[Transducer] = None,
@@ -43,7 +45,8 @@ class Objective(nn.Module):
         self.lattice_terms = [term for term in terms if isinstance(term[-1], LatticeLoss)]
         self.encoder_terms = [term for term in terms if isinstance(term[-1], EncoderLoss)]
         self.sequence_terms = [term for term in terms if isinstance(term[-1], SequenceLoss)]
-        self.pairs: List[List[Tuple[int, int]]] = []
+        self.pairs: Dict[str, List[Tuple[int, int]]] = {}  # of layers, (student's, teacher's), by the term's name
+        self.per_frame = {"simple", "pruned", "ctc", *(name for name, _, _ in self.sequence_terms)}  # parts in nats a frame
         rnnt.backend_in_use(config.rnnt_backend)  # an error where it is not to be had
         for key in ("ctc_weight", "ctc_first_updates"):
             if getattr(config, key) > 0 and student.ctc is None:
@@ -60,9 +63,10 @@ class Objective(nn.Module):
                                   "read the same features: leave it as in the teacher")
             teacher.eval().requires_grad_(False)
             widths = student.config.encoder_dim, teacher.config.encoder_dim
-            self.pairs = [self._layer_pairs(term) if loss.of == "embedding" else [] for _, term, loss in self.encoder_terms]
+            self.pairs = {name: self._layer_pairs(term) if loss.of == "embedding" else []
+                          for name, term, loss in self.encoder_terms}
             if widths[0] != widths[1]:
-                for ours, theirs in sorted({pair for pairs in self.pairs for pair in pairs}):
+                for ours, theirs in sorted({pair for pairs in self.pairs.values() for pair in pairs}):
                     self.projections[f"{ours}-{theirs}"] = nn.Linear(*widths)
 
     @property
@@ -82,6 +86,20 @@ class Objective(nn.Module):
                                   f"teacher {depths[1]}")
         return [(ours - 1, theirs - 1) for ours, theirs in term.layers]
 
+    def _live(self, terms: List[Term], update: int) -> List[Term]:
+        """Those that are computed: in training a weight that has decayed to 0 stays there, and its loss is work for nothing."""
+        return [term for term in terms if not (self.student.training and term[1].ended(update))]
+
+    def weights(self, update: int) -> Dict[str, float]:
+        """What one of each part counts in the total after so many updates, by the part's name."""
+        c = self.config
+        warm = min(1.0, update / c.warmup_updates) if c.warmup_updates > 0 else 1.0
+        weights = {"simple": 1 - warm * (1 - c.simple_scale), "pruned": 0.1 + 0.9 * warm, "ctc": c.ctc_weight}
+        if update < c.ctc_first_updates:
+            weights = {"simple": 0.1 * weights["simple"], "pruned": 0.1 * weights["pruned"], "ctc": 1.0}
+        distilling = self.lattice_terms + self.encoder_terms + self.sequence_terms
+        return {**weights, **{name: term.weight_at(update) for name, term, _ in distilling}}
+
     def forward(self, batch: Batch, update: int) -> Tuple[Tensor, Dict[str, Tensor]]:
         """
         Args:
@@ -91,52 +109,48 @@ class Objective(nn.Module):
             this process's part of the batch's total, a scalar, and the means over its own utterances by name, detached.
         """
         c, student = self.config, self.student
-        wanted = [sorted({pair[side] for pairs in self.pairs for pair in pairs}) for side in (0, 1)]
+        lattice_terms, encoder_terms = (self._live(terms, update) for terms in (self.lattice_terms, self.encoder_terms))
+        wanted = [sorted({pair[side] for name, _, _ in encoder_terms for pair in self.pairs[name]}) for side in (0, 1)]
         context = self._context(update)
         encoded, lengths, layers = student.encoder(batch.features, batch.feature_lengths, *context, layers=wanted[0])
         predicted = student.predictor.prefix(batch.symbols)
         simple, ranges, lattice = self._simple(encoded, lengths, predicted, batch.symbols, batch.symbol_lengths)
         simple = simple.sum()
         taught, taught_layers = None, []
-        if self.lattice_terms or self.encoder_terms:
+        if lattice_terms or encoder_terms:
+            whole = lattice_terms or any(loss.of == "logits" for _, _, loss in encoder_terms)
+            depth = None if whole else wanted[1][-1] + 1  # the layers above are compared with nothing
             with torch.no_grad():
                 taught, _, taught_layers = self.teacher.encoder(batch.features, batch.feature_lengths, *context,
-                                                                layers=wanted[1])
+                                                                layers=wanted[1], depth=depth)
 
         # What a nat of each sum, and one of each mean over the utterances, counts in the total of the whole batch.
-        first_ctc = student.ctc is not None and update < c.ctc_first_updates
+        weights = self.weights(update)
         per_nat = 1.0 / batch.total_frames
         share = len(batch.ids) / batch.total_utterances
-        warm = min(1.0, update / c.warmup_updates) if c.warmup_updates > 0 else 1.0
         sharpness = c.sharpness if batch.progress >= c.sharpness_start else 1.0
-        weights = {"simple": 1 - warm * (1 - c.simple_scale), "pruned": 0.1 + 0.9 * warm, "ctc": c.ctc_weight}
-        if first_ctc:
-            weights = {"simple": 0.1 * weights["simple"], "pruned": 0.1 * weights["pruned"], "ctc": 1.0}
-
         total, values = self._lattice_losses(batch, encoded, predicted, taught, ranges, lattice,
                                              weights["pruned"] * per_nat, sharpness, share, update)
         total = total + weights["simple"] * per_nat * simple
         values["simple"] = simple.detach()
-        if student.ctc is not None and weights["ctc"] > 0:
+        if weights["ctc"] > 0:
             log_probs = F.log_softmax(summable(student.ctc(encoded)), dim=-1).transpose(0, 1)
             ctc = F.ctc_loss(log_probs, batch.symbols, lengths, batch.symbol_lengths, blank=student.blank_id,
                              reduction="sum", zero_infinity=True)
             total = total + weights["ctc"] * per_nat * ctc
             values["ctc"] = ctc.detach()
-        parts = {name: value / lengths.sum() if name in weights else value for name, value in values.items()}
+        parts = {name: value / lengths.sum() if name in self.per_frame else value for name, value in values.items()}
         outputs = dict(zip(wanted[0], layers)), dict(zip(wanted[1], taught_layers))
-        for (name, term, loss), pairs in zip(self.encoder_terms, self.pairs):
-            value = self._encoder_loss(term, loss, pairs, encoded, taught, outputs, lengths)
-            total = total + term.weight_at(update) * share * value
+        for name, term, loss in encoder_terms:
+            value = self._encoder_loss(term, loss, self.pairs[name], encoded, taught, outputs, lengths)
+            total = total + weights[name] * share * value
             parts[name] = value.detach()
-        for name, term, loss in self.sequence_terms if batch.nbest is not None else ():
+        for name, term, loss in self._live(self.sequence_terms, update) if batch.nbest is not None else ():
             posterior = loss.posterior(batch.nbest.log_probs, batch.nbest.rows, len(batch.ids), term.temperature)
             value = self._nbest_loss(batch.nbest, posterior, encoded, lengths, weights["simple"], weights["pruned"],
                                      sharpness)
-            total = total + term.weight_at(update) * per_nat * value
+            total = total + weights[name] * per_nat * value
             parts[name] = value.detach() / lengths.sum()
-        distilling = self.lattice_terms + self.encoder_terms + self.sequence_terms
-        weights.update((name, term.weight_at(update)) for name, term, _ in distilling)
         parts["total"] = sum(weights[name] * value for name, value in parts.items())
         return total, parts
 
@@ -204,12 +218,13 @@ class Objective(nn.Module):
         """
         c, student, teacher = self.config, self.student, self.teacher
         ours, theirs = student.lattice_side(encoded, predicted), None
-        if self.lattice_terms:
+        live = self._live(self.lattice_terms, update)
+        if live:
             with torch.no_grad():
                 theirs = teacher.lattice_side(taught, teacher.predictor.prefix(batch.symbols))
         total, values = 0.0, {}
         for nodes, kept in (("pruned", ranges), ("all", rnnt.all_nodes(encoded, batch.symbols))):
-            chosen = [(name, term, loss) for name, term, loss in self.lattice_terms if loss.nodes == nodes]
+            chosen = [(name, term, loss) for name, term, loss in live if loss.nodes == nodes]
             if nodes == "all" and not chosen:
                 continue
             next_symbols, mask = rnnt.node_symbols(batch.symbols, kept, lattice["boundary"], student.blank_id)
