@@ -9,6 +9,8 @@ from objective_cases import SIZES, make, make_batch, outputs, results, with_nbes
 
 from kdlib import rnnt
 from kdlib.config import DistillTerm, LossConfig, ModelConfig
+from kdlib.conformer import subsampled_length
+from kdlib.data import Batch
 from kdlib.errors import RecipeError
 from kdlib.losses import (REGISTRY, SequenceLoss, best_path_weights, collapsed_kl, encoder_l1, encoder_logits_kl,
                           encoder_mse, lattice_kl, lattice_kl_at, occupancy_weights, shifted)
@@ -327,21 +329,48 @@ def test_the_teacher_neither_learns_nor_drops_out():
     assert not any(parameter.requires_grad for parameter in objective.teacher.parameters())
 
 
-def test_means_over_batches_are_of_utterances_and_without_dropout():
+SEQUENCE = [DistillTerm(name="nbest_rnnt", weight=0.7)]
+
+
+def test_means_over_batches_are_without_dropout():
+    """Of what each part is per: frames of the losses in nats a frame, else utterances."""
     objective, batch = make(distill=TERMS), make_batch()
     one = dataclasses.replace(batch, ids=["a"], texts=[""], **{
         name: getattr(batch, name)[:1] for name in ("features", "feature_lengths", "symbols", "symbol_lengths")})
     parts = [results(objective, some, 10)[1] for some in (batch, one)]  # of three utterances and of one
+    frames = [int(subsampled_length(some.feature_lengths).sum()) for some in (batch, one)]
     for module in objective.student.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.5
     means = mean_parts(objective.train(), [batch, one], 10, torch.device("cpu"))
     assert means.keys() == parts[0].keys()
-    for name, value in means.items():
-        assert value == pytest.approx((3 * parts[0][name].item() + parts[1][name].item()) / 4, rel=1e-5), name
+    for name in means.keys() - {"total"}:
+        counts = frames if name in ("simple", "pruned", "ctc") else [3, 1]
+        want = sum(count * part[name].item() for count, part in zip(counts, parts)) / sum(counts)
+        assert means[name] == pytest.approx(want, rel=1e-5), name
 
 
-SEQUENCE = [DistillTerm(name="nbest_rnnt", weight=0.7)]
+def dev_set(size):
+    """The same 24 utterances in batches of so many: the longer ones have fewer labels, and every third was heard."""
+    torch.manual_seed(2)
+    lengths, counts = torch.arange(24) * 9 + 35, 6 - torch.arange(24) // 5
+    features, symbols = torch.randn(24, 242, 16, dtype=torch.float64), torch.randint(1, 13, (24, 6))
+    for rows in torch.arange(24).split(size):
+        batch = Batch(features[rows, :lengths[rows].max()], lengths[rows], symbols[rows, :counts[rows].max()], counts[rows],
+                      [""] * size, [str(row) for row in rows.tolist()], 1.0, int(subsampled_length(lengths[rows]).sum()), size)
+        heard = [place for place, row in enumerate(rows.tolist()) if row % 3 == 0]
+        yield with_nbest(batch, [[3, 4]] * len(heard), heard, [-1.0] * len(heard)) if heard else batch
+
+
+def test_means_do_not_depend_on_the_batches():
+    objective = make(distill=TERMS + SEQUENCE).double()
+    objective.teacher.double()
+    alone, four, together = (mean_parts(objective, list(dev_set(size)), 5, torch.device("cpu")) for size in (1, 4, 24))
+    assert together.keys() == {"simple", "pruned", "ctc", "total", *(term.name for term in TERMS + SEQUENCE)}
+    _, parts, _ = results(objective, *dev_set(24), 5)
+    for name, value in together.items():
+        assert value == pytest.approx(parts[name].item(), rel=1e-6), name  # the nodes' weights are float32
+        assert alone[name] == pytest.approx(value, rel=1e-6) and four[name] == pytest.approx(value, rel=1e-6), name
 
 
 @pytest.mark.parametrize("options", [{}, dict(sharpness=2.0, delay_penalty=0.2)])

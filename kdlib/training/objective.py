@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from kdlib import rnnt
 from kdlib.config import DistillTerm, LossConfig
+from kdlib.conformer import subsampled_length
 from kdlib.data import Batch, NBest, checked
 from kdlib.errors import RecipeError
 from kdlib.losses import (EncoderLoss, LatticeLoss, Loss, SequenceLoss, best_path_weights, find_loss, matched_layers,
@@ -283,16 +284,26 @@ class Objective(nn.Module):
 
 @torch.no_grad()
 def mean_parts(objective: Objective, loader: DataLoader, update: int, device: torch.device) -> Dict[str, float]:
-    """The parts of the objective over a loader's batches, weighted by utterances, the student in evaluation mode."""
+    """The parts of the objective over a loader's batches, the student in evaluation mode.
+
+    Parts in nats a frame are means over all frames, the others over all utterances, and the total is of these means: so
+    which utterances make a batch changes nothing.
+    """
     objective.student.eval()
     sums: Dict[str, Tensor] = {}  # on the device, whose numbers are waited for once
-    count = 0
+    frames = utterances = 0
     for batch in checked(loader):
+        frames_here, utterances_here = int(subsampled_length(batch.feature_lengths).sum()), len(batch.ids)
         _, parts = objective(batch.to(device), update)
-        count += len(batch.ids)
+        del parts["total"]
+        frames, utterances = frames + frames_here, utterances + utterances_here
         for name, value in parts.items():
-            sums[name] = sums.get(name, 0.0) + value.double() * len(batch.ids)
-    return {name: float(value) / count for name, value in sums.items()}
+            here = frames_here if name in objective.per_frame else utterances_here
+            sums[name] = sums.get(name, 0.0) + value.double() * here
+    means = {name: float(value) / (frames if name in objective.per_frame else utterances) for name, value in sums.items()}
+    weights = objective.weights(update)
+    means["total"] = sum(weights[name] * value for name, value in means.items())
+    return means
 
 
 def loss_with_layers(model: Transducer, layers: List[int], config: LossConfig, loader: DataLoader,
