@@ -327,7 +327,8 @@ def stage_configs(chain: ProgressiveConfig, teacher: TrainConfig, vocab_size: in
         raise RecipeError(f"{source} names no stages: list at least one under 'stages', or write a 'plan'")
     planned: List[dict] = [{} for _ in stages]
     if chain.plan is not None:
-        shared = merge_config(TrainConfig, [base, chain.student], source=f"{source}, student").model
+        # The model alone: of the training the stages and the command line have yet to speak.
+        shared = merge_config(ModelConfig, [base["model"], chain.student.get("model", {})], source=f"{source}, student.model")
         for name in GRAINS:
             if name in chain.student.get("model", {}) and chain.plan.proportions.get(name, 0.0) > 0:
                 raise RecipeError(f"{source}: student.model.{name} stands beside a plan, which sets it for each stage: "

@@ -225,6 +225,17 @@ def test_a_plan_counts_what_all_students_change(folder):
     assert 0.39 * whole < reached <= 0.4 * whole
 
 
+@pytest.mark.parametrize("words, stage", [(["training.num_epochs=1", "training.avg=1"], {}),
+                                          (["training.num_epochs=1"], {"training": {"avg": 1}})])
+def test_a_plan_asks_what_is_averaged_of_whole_trainings(folder, words, stage):
+    """What the students share may be wrong by itself, and right with what the command line or each stage says."""
+    student = {**PLAN["student"], "training": {"updates_per_epoch": 9, "avg": 2}}
+    stages = {"plan": {"stages": 2, "target": "60%"}, "student": student, "stages": [stage, stage]}
+    done = plan(folder, *words, stages=stages)
+    assert done.returncode == 0, done.stderr
+    assert config(folder, "stage2").training.avg == config(folder, "stage2").training.num_epochs == 1
+
+
 def test_a_stage_may_change_any_setting_of_its_training(folder):
     stages = [PLAN["stages"][0], {**PLAN["stages"][1], "optim": {"learning_rate": 3e-4}, "data": {"max_duration": 9},
                                   "loss": {"distill": [{"name": "collapsed_kl", "weight": 2}]}}]
