@@ -44,8 +44,9 @@ def make_configs(plan: ProgressiveConfig, teacher: TrainConfig, vocab_size: int,
                           source=f"{source}, single")
     if len(stages) > 1:
         refuse_layers_of_another_teacher(plan, single, f"stage{len(stages) - 1}", source)
-    scratch = merge_config(TrainConfig, [config_to_dict(teacher), plan.scratch, final_model, as_the_teacher], overrides,
-                           source=f"{source}, scratch")
+    untaught = {"loss": {"distill": []}}  # where the teacher is a student of another run
+    scratch = merge_config(TrainConfig, [config_to_dict(teacher), untaught, plan.scratch, final_model, as_the_teacher],
+                           overrides, source=f"{source}, scratch")
     for name, alone, rests_on in (("scratch", scratch, [teacher, *stages]), ("single", single, stages)):
         matched = f"{source}, {name}-matched"
         training = as_long_as(rests_on, alone, matched)

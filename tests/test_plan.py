@@ -109,6 +109,17 @@ def test_the_baselines_from_scratch_have_settings_of_their_own(folder):
     assert updates_of(config(folder, "scratch-matched")) == pytest.approx(10 * 5 + 4 * 9, rel=0.2)
 
 
+def test_a_student_of_another_run_as_the_teacher(folder):
+    """Its own distillation is none of the baselines' that have no teacher."""
+    teacher = {**TEACHER, "loss": {"distill": [{"name": "encoder_mse"}]}}
+    done = plan(folder, teacher=teacher)
+    assert done.returncode == 0, done.stderr
+    assert config(folder, "scratch").loss.distill == config(folder, "scratch-matched").loss.distill == []
+    scratch = {"loss": {"distill": [{"name": "encoder_mse"}]}}
+    said = refused(plan(folder, teacher=teacher, stages={**PLAN, "scratch": scratch}))
+    assert "scratch: it asks for distillation losses" in said
+
+
 def test_epochs_that_are_passes_add_up(folder):
     passes = {**PLAN, "student": {**PLAN["student"], "training": {"num_epochs": 2}}}
     assert plan(folder, "training.updates_per_epoch=0", stages=passes).returncode == 0
