@@ -115,13 +115,13 @@ def reference_words(summary: Summary) -> Dict[str, List[int]]:
 
 
 def compare(summaries: Mapping[str, Summary], chain: Sequence[str], baselines: Sequence[str],
-            matched: Mapping[str, Sequence[str]], target: float) -> Dict[str, Any]:
+            matched: Mapping[str, Sequence[str]], target: Optional[float]) -> Dict[str, Any]:
     """Compare all models with the first of ``chain``, the teacher; returns a dict ready for JSON.
 
     ``summaries`` is in the order of the rows; ``chain`` is the teacher and its students, the last one the smallest;
     ``baselines`` have the last student's size; ``matched`` gives for some of them the part of the chain that they shall
     have as many updates as, together (within ``UPDATES_TOLERANCE``); ``target`` is the compression aimed at, in per cent
-    of the teacher's parameters.
+    of the teacher's parameters, None where it was none in per cent.
     The result's ``rows`` keep all figures of the summaries; ``warnings`` are sentences on what makes the comparison
     unfair or the target unmet. All summaries must hold the same test sets.
     """
@@ -286,7 +286,7 @@ def ablation_table(arms: Mapping[str, Summary]) -> Tuple[List[str], List[List[st
 
 def legend(comparison: Mapping[str, Any]) -> List[str]:
     """Sentences that say how the figures of :func:`table` were come by."""
-    cap, beam = comparison["max_sym_per_frame"], comparison.get("beam")
+    cap, beam, target = comparison["max_sym_per_frame"], comparison.get("beam"), comparison["target_compression"]
     tests = comparison["rows"][0]["test_sets"]
     words = "; ".join(f"{name} {headline(test)['words']:,} in {test['utterances']:,} utterances"
                       for name, test in tests.items())
@@ -307,8 +307,8 @@ def legend(comparison: Mapping[str, Any]) -> List[str]:
         f"Updates: of that model alone. The last stage rests on {comparison['stage_updates']:,} updates, those of every "
         f"stage up to it, and on the teacher's {comparison['rows'][0]['updates']:,}. "
         + "".join(f"{model} has as many as {_part(part)}. " for model, part in comparison["matched"].items()).rstrip(),
-        f"Compression: the last stage is {_floor(comparison['reached_compression'])}% smaller than the teacher "
-        f"(target {comparison['target_compression']:g}%).",
+        f"Compression: the last stage is {_floor(comparison['reached_compression'])}% smaller than the teacher"
+        + (f" (target {target:g}%)." if target is not None else "."),
     ]
 
 
@@ -318,11 +318,11 @@ def is_number(value: Any) -> bool:
 
 
 def _warnings(summaries: Mapping[str, Summary], chain: Sequence[str], baselines: Sequence[str],
-              matched: Mapping[str, Sequence[str]], target: float) -> List[str]:
+              matched: Mapping[str, Sequence[str]], target: Optional[float]) -> List[str]:
     warnings = []
     teacher, last = summaries[chain[0]], summaries[chain[-1]]
     reached = 100.0 - 100.0 * last["parameters"] / teacher["parameters"]
-    if reached < target - 1e-9:
+    if target is not None and reached < target - 1e-9:
         warnings.append(f"the last stage is {_floor(reached)}% smaller than the teacher; the target is {target:g}%.")
     for model, part in matched.items():
         if not _as_many_updates(summaries, model, part):

@@ -45,8 +45,8 @@ class PlanConfig:
 class ProgressiveConfig:
     """The chain of students. Settings not named here are the teacher's."""
 
-    # Per cent that the last student must be smaller than the teacher: unless it is given, plan's target where that is one,
-    # else 60.
+    # Per cent that the last student must be smaller than the teacher. Unless it is given: 60 without a plan; plan's target
+    # where that is a percentage, and None where it is a number of parameters or bytes, which is then what must be met.
     target_compression: Optional[float] = None
     plan: Optional[PlanConfig] = None  # the stages' sizes, unless each stage gives its own
     stages: List[StageConfig] = field(default_factory=list)
@@ -57,11 +57,13 @@ class ProgressiveConfig:
     scratch: Dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.target_compression is None:
-            percent = re.fullmatch(r"\s*(\d{1,2}|\d{0,2}\.\d+)\s*%\s*", self.plan.target) if self.plan else None
-            self.target_compression = float(percent[1]) if percent else 60.0
-        require(0 < self.target_compression < 100, "target_compression", self.target_compression,
-                "between 0 and 100 per cent")
+        if self.target_compression is None and self.plan is None:
+            self.target_compression = 60.0
+        elif self.target_compression is None:
+            percent = re.fullmatch(r"\s*(\d{1,2}|\d{0,2}\.\d+)\s*%\s*", self.plan.target)
+            self.target_compression = float(percent[1]) if percent else None
+        require(self.target_compression is None or 0 < self.target_compression < 100, "target_compression",
+                self.target_compression, "between 0 and 100 per cent")
         for name in ("single", "scratch"):
             require("model" not in getattr(self, name), f"{name}.model", getattr(self, name).get("model"),
                     "left out: a baseline has the last stage's model")

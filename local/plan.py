@@ -11,7 +11,8 @@ from kdlib.errors import RecipeError, run_main
 from kdlib.files import write_json
 from kdlib.lang import Lang
 from kdlib.plan_config import ProgressiveConfig
-from kdlib.planning import check_chain, check_student, measure_model, of_trainings, size_table, stage_configs
+from kdlib.planning import (ModelSize, check_chain, check_student, measure_model, of_trainings, parse_target, size_table,
+                            stage_configs)
 from kdlib.report import plain_table
 from kdlib.transducer import Transducer
 
@@ -90,6 +91,22 @@ def refuse_layers_of_another_teacher(plan: ProgressiveConfig, single: TrainConfi
                           "'single' what is theirs, for example single: {init: {layers: even}}")
 
 
+def refuse_missed_target(plan: ProgressiveConfig, teacher: ModelSize, last: ModelSize, source: str) -> None:
+    """What a stage says of its own model goes before the plan, so the last one may have missed a plan's target as well."""
+    if plan.target_compression is None:
+        kind, most = parse_target(plan.plan.target, teacher)
+        count = last.total if kind == "parameters" else last.int8_bytes
+        if count > most:
+            raise RecipeError(f"{source}: the last stage has {count:,} {kind.replace('_', ' ')}, and plan.target "
+                              f"{plan.plan.target} allows {most:,}: make it smaller, or raise plan.target")
+        return
+    reached, most = 100 * (1 - last.total / teacher.total), math.floor(teacher.total * (1 - plan.target_compression / 100))
+    if reached < plan.target_compression:
+        raise RecipeError(f"{source}: the last stage has {last.total:,} parameters, {reached:.1f}% fewer than the teacher, "
+                          f"and target_compression {plan.target_compression:g}% allows {most:,}: make it smaller, or lower "
+                          "target_compression")
+
+
 def main():
     args = get_args()
     teacher = load_config(TrainConfig, args.teacher_config, args.overrides)
@@ -107,11 +124,9 @@ def main():
             raise RecipeError(f"{args.config}: {name} has {count} parameters, the stage before it {previous}; "
                               "each stage must make the model smaller")
         previous = count
-    reached, most = 100 * (1 - previous / whole), math.floor(whole * (1 - plan.target_compression / 100))
-    if reached < plan.target_compression:
-        raise RecipeError(f"{args.config}: the last stage has {previous:,} parameters, {reached:.1f}% fewer than the teacher, "
-                          f"and target_compression {plan.target_compression:g}% allows {most:,}: make it smaller, or lower "
-                          "target_compression")
+    reached = 100 * (1 - previous / whole)
+    refuse_missed_target(plan, measure_model(teacher.model, vocab_size), measure_model(configs[stages[-1]].model, vocab_size),
+                         str(args.config))
     check_chain(teacher, {f"stage {number}": configs[name] for number, name in enumerate(stages, start=1)}, vocab_size,
                 str(args.config))
     check_chain(teacher, {"single": configs["single"]}, vocab_size, str(args.config))

@@ -94,11 +94,24 @@ def test_a_matched_baseline_has_the_epochs_that_are_averaged(folder):
 
 
 def test_the_target_is_the_plan_s_own(folder):
-    for planned, target in (("55.5%", 55.5), ("4k", 60.0)):
+    for planned, target in (("55.5%", 55.5), ("4k", None), ("9kB", None)):
         stages = {"plan": {"stages": 1, "target": planned}, "student": PLAN["student"]}
         (folder / "progressive.yaml").write_text(yaml.safe_dump(stages))
         assert load_config(ProgressiveConfig, folder / "progressive.yaml").target_compression == target
     assert plan(folder, stages={"plan": {"stages": 2, "target": "75%"}, "student": PLAN["student"]}).returncode == 0
+
+
+@pytest.mark.parametrize("target", ["70k", "140kB"])
+def test_a_target_that_is_no_percentage_is_all_that_is_asked(folder, target):
+    """Unless a percentage stands in the file as well."""
+    stages = {"plan": {"stages": 2, "target": target}, "student": PLAN["student"]}
+    done = plan(folder, stages=stages)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((folder / "conf" / "plan.json").read_text())["compression"] < 60
+    assert "target_compression 60% allows" in refused(plan(folder, stages={**stages, "target_compression": 60}))
+    larger = {**stages, "stages": [{}, {"model": {"feedforward_dim": 96}}]}
+    assert re.search(rf"the last stage has [0-9,]+ (parameters|int8 bytes), and plan.target {target} allows",
+                     refused(plan(folder, stages=larger)))
 
 
 def test_the_baselines_from_scratch_have_settings_of_their_own(folder):

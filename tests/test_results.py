@@ -296,6 +296,16 @@ def test_missed_compression_is_said_and_not_rounded_away(run):
     assert run.results()["warnings"] == []
 
 
+def test_a_target_that_is_no_percentage(run):
+    """Stage 6 has held the last stage against it."""
+    (run.folder / "progressive.yaml").write_text("plan: {target: 1.2MB}\n")
+    for model in ("stage3", *stage8.BASELINES):
+        run.write(model, parameters=700_000)
+    results = run.results()
+    assert results["target_compression"] is None and results["warnings"] == []
+    assert "the last stage is 58.8% smaller than the teacher.\n" in (run.folder / "RESULTS.md").read_text()
+
+
 def test_skipped_utterances_are_said(run):
     tests = summary("single")["test_sets"]
     tests["test-other"]["skipped"] = 7
