@@ -4,11 +4,11 @@
 import argparse
 import math
 from pathlib import Path
-from typing import Dict, List
+from typing import Dict, List, Optional
 
 from kdlib.config import TrainConfig, config_to_dict, load_config, merge_config, save_config
 from kdlib.errors import RecipeError, run_main
-from kdlib.files import write_json
+from kdlib.files import read_record, write_json
 from kdlib.lang import Lang
 from kdlib.plan_config import ProgressiveConfig
 from kdlib.planning import (ModelSize, check_chain, check_student, measure_model, of_trainings, parse_target, size_table,
@@ -22,13 +22,17 @@ def get_args():
     parser.add_argument("--config", type=Path, required=True, help="conf/progressive.yaml")
     parser.add_argument("--teacher-config", type=Path, required=True, help="conf/teacher.yaml")
     parser.add_argument("--lang", type=Path, required=True, help="folder of stage 3, for the vocabulary size")
+    parser.add_argument("--teacher-done", type=Path, metavar="FILE",
+                        help="done.json of a teacher that is trained already: the overrides are none of its")
     parser.add_argument("--output", type=Path, help="folder for the configs and plan.json; without it they are only checked")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for every training of the plan")
     return parser.parse_args()
 
 
-def make_configs(plan: ProgressiveConfig, teacher: TrainConfig, vocab_size: int, overrides, source: str):
-    """The training config of every model by name, the stages first and in order."""
+def make_configs(plan: ProgressiveConfig, teacher: TrainConfig, vocab_size: int, overrides, source: str,
+                 trained: Optional[int] = None):
+    """The training config of every model by name, the stages first and in order; ``trained`` are the updates of a teacher
+    that has had them already."""
     overrides = of_trainings(overrides)
     stages = stage_configs(plan, teacher, vocab_size, overrides, source)
     configs = {f"stage{number}": config for number, config in enumerate(stages, start=1)}
@@ -48,24 +52,28 @@ def make_configs(plan: ProgressiveConfig, teacher: TrainConfig, vocab_size: int,
     untaught = {"loss": {"distill": []}}  # where the teacher is a student of another run
     scratch = merge_config(TrainConfig, [config_to_dict(teacher), untaught, plan.scratch, final_model, as_the_teacher],
                            overrides, source=f"{source}, scratch")
-    for name, alone, rests_on in (("scratch", scratch, [teacher, *stages]), ("single", single, stages)):
+    # Where epochs are passes over the training part, no updates can be counted.
+    had = trained if trained and scratch.training.updates_per_epoch else 0
+    for name, alone, rests_on, more in (("scratch", scratch, stages if had else [teacher, *stages], had),
+                                        ("single", single, stages, 0)):
         matched = f"{source}, {name}-matched"
-        training = as_long_as(rests_on, alone, matched)
+        training = as_long_as(rests_on, alone, matched, more)
         configs[name] = alone
         configs[f"{name}-matched"] = merge_config(TrainConfig, [config_to_dict(alone), {"training": training}], source=matched)
     return configs
 
 
-def as_long_as(others: List[TrainConfig], alone: TrainConfig, source: str) -> Dict[str, int]:
-    """The epochs of a training that is otherwise ``alone``, with as many updates as all the others together."""
+def as_long_as(others: List[TrainConfig], alone: TrainConfig, source: str, more: int) -> Dict[str, int]:
+    """The epochs of a training that is otherwise ``alone``, with as many updates as all the others together and ``more``."""
     trainings = [config.training for config in others]
     # Those of a curriculum come before the first epoch.
-    before = sum(config.data.curriculum.updates for config in others) - alone.data.curriculum.updates
+    before = more + sum(config.data.curriculum.updates for config in others) - alone.data.curriculum.updates
     lengths = {training.updates_per_epoch for training in (*trainings, alone.training)}
     if 0 in lengths:  # an epoch is a pass over the training part
         if len(lengths) > 1:
             raise RecipeError(f"{source}: training.updates_per_epoch must be 0 for the teacher and all stages, or for none, "
-                              "so that a baseline can have as many updates as all of them")
+                              "so that a baseline can have as many updates as all of them: training.updates_per_epoch=N on "
+                              "the command line sets it for all")
         if before:
             raise RecipeError(f"{source}: a baseline of whole epochs cannot have the updates of several curricula: set "
                               "training.updates_per_epoch, or data: {curriculum: {updates: 0}} for the students")
@@ -109,10 +117,13 @@ def refuse_missed_target(plan: ProgressiveConfig, teacher: ModelSize, last: Mode
 
 def main():
     args = get_args()
-    teacher = load_config(TrainConfig, args.teacher_config, args.overrides)
+    trained = None
+    if args.teacher_done is not None:
+        trained = read_record(args.teacher_done, "give the folder of a finished training", "updates")["updates"]
+    teacher = load_config(TrainConfig, args.teacher_config, args.overrides if trained is None else [])
     plan = load_config(ProgressiveConfig, args.config)
     vocab_size = len(Lang(args.lang))
-    configs = make_configs(plan, teacher, vocab_size, args.overrides, str(args.config))
+    configs = make_configs(plan, teacher, vocab_size, args.overrides, str(args.config), trained)
     header, rows = size_table({name: config.model for name, config in {"teacher": teacher, **configs}.items()}, vocab_size)
     epochs = [teacher.training.num_epochs, *(config.training.num_epochs for config in configs.values())]
     print(plain_table([*header, "epochs"], [[*row, str(n)] for row, n in zip(rows, epochs)]), end="")
@@ -132,6 +143,9 @@ def main():
     check_chain(teacher, {"single": configs["single"]}, vocab_size, str(args.config))
     check_student(Transducer(configs["scratch"].model, vocab_size), configs["scratch"], None, None,
                   f"{args.config}, scratch")
+    if trained is not None and not configs["scratch"].training.updates_per_epoch:
+        print("warning: scratch-matched is matched only if the teacher's training part was as long as this run's, since epochs "
+              "are passes over it: training.updates_per_epoch=N on the command line has updates counted")
     summary = f"{len(stages)} stages, {reached:.1f}% smaller at the end"
     if args.output is None:
         print(summary)

@@ -161,10 +161,13 @@ teacher_config() { if [[ $own_teacher ]]; then printf '%s\n' "$own_teacher/confi
 # plan_students [OPTION...]: the call of local/plan.py into the array planning. The settings of the command line go into the
 # configs that the plan writes, since some follow from others.
 plan_students() {
-  local extra
+  local extra trained=()
   mapfile -t extra < <(settings train)
+  # In a smoke run a teacher that is taken counts as one that trains as little as all else: no baseline could have its updates
+  # in minutes.
+  if [[ $own_teacher && ! $smoke ]]; then trained=(--teacher-done "$own_teacher/done.json"); fi
   planning=(python "$scripts/plan.py" --config "$(conf progressive.yaml)" --teacher-config "$(teacher_config)"
-            --lang "$lang" "$@" "${extra[@]}")
+            "${trained[@]}" --lang "$lang" "$@" "${extra[@]}")
 }
 
 train_teacher() {  # stage 4
@@ -213,8 +216,8 @@ train_chain() {
 distil() {  # stage 6
   local planning stages
   plan_students --output "$exp/conf"
-  step plan --conf "$(conf progressive.yaml)" "$(teacher_config)" --from 3 "$lang/tokens.txt" \
-    --makes "$exp/conf/plan.json" "$exp/conf/*.yaml" -- "${planning[@]}"
+  step plan --conf "$(conf progressive.yaml)" "$(teacher_config)" ${own_teacher:+"$own_teacher/done.json"} \
+    --from 3 "$lang/tokens.txt" --makes "$exp/conf/plan.json" "$exp/conf/*.yaml" -- "${planning[@]}"
   stages=$(json_value "$exp/conf/plan.json" stages int 6)
   train_chain stage "$exp/conf/stage" "$stages"
 }

@@ -122,6 +122,46 @@ def test_the_baselines_from_scratch_have_settings_of_their_own(folder):
     assert updates_of(config(folder, "scratch-matched")) == pytest.approx(10 * 5 + 4 * 9, rel=0.2)
 
 
+def taken(folder, *overrides, updates=57, **other):
+    """A plan beside a teacher that has had so many updates."""
+    (folder / "done.json").write_text(json.dumps({"updates": updates}))
+    return plan(folder, *overrides, "--teacher-done", folder / "done.json", **other)
+
+
+def test_a_teacher_that_is_trained_counts_with_the_updates_that_it_has_had(folder):
+    """Words of the command line, for a training that comes, change nothing of it."""
+    done = taken(folder, "training.num_epochs=3", "data.curriculum.updates=1", "optim.clip_norm=3")
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[-1] for line in done.stdout.splitlines() if line.startswith("teacher")] == ["10"]
+    stages, longer = 2 * (1 + 3 * 9), config(folder, "scratch-matched")
+    assert updates_of(config(folder, "single-matched")) + 1 == pytest.approx(stages, abs=6)
+    assert 0 <= 1 + updates_of(longer) - (57 + stages) < longer.training.num_epochs
+    assert config(folder, "scratch").training.num_epochs == 3 and longer.optim.clip_norm == 3
+
+
+def test_a_trained_teacher_whose_epochs_were_passes(folder):
+    """Over whatever data that was: it counts as it should where the trainings of this run are counted in updates."""
+    teacher = {**TEACHER, "training": {"num_epochs": 10}}
+    done = taken(folder, "training.updates_per_epoch=9", updates=900, teacher=teacher)
+    assert done.returncode == 0 and "matched only" not in done.stdout, done.stderr
+    longer = config(folder, "scratch-matched")
+    assert 0 <= 7 + updates_of(longer) - (900 + 2 * 2 * 9) < longer.training.num_epochs
+    said = refused(taken(folder, teacher=teacher))
+    assert "training.updates_per_epoch=N on the command line sets it for all" in said
+    passes = {**PLAN, "student": {**PLAN["student"], "training": {"num_epochs": 2}}}
+    done = taken(folder, teacher={**teacher, "data": {}}, stages=passes)
+    assert done.returncode == 0, done.stderr
+    assert config(folder, "scratch-matched").training.num_epochs == 10 + 2 + 2
+    assert "scratch-matched is matched only if the teacher's training part was as long as this run's" in done.stdout
+
+
+@pytest.mark.parametrize("content", ["", "{}"])
+def test_a_done_json_that_does_not_say_what_the_teacher_has_had(folder, content):
+    (folder / "done.json").write_text(content)
+    said = refused(plan(folder, "--teacher-done", folder / "done.json"))
+    assert "done.json" in said and "give the folder of a finished training" in said
+
+
 def test_a_student_of_another_run_as_the_teacher(folder):
     """Its own distillation is none of the baselines' that have no teacher."""
     teacher = {**TEACHER, "loss": {"distill": [{"name": "encoder_mse"}]}}

@@ -252,12 +252,13 @@ class TestSettings:
         assert ended.ran == ["take-teacher" if name == "train-teacher" else name for name in CHAIN]
         commands = dict(zip(CHAIN, ended.commands))
         assert "--take data/lang" in commands["lang"] and "--from exp/teacher" in commands["train-teacher"]
-        assert "--teacher-config exp/teacher/config.yaml" in commands["plan"]
+        assert "--teacher-config exp/teacher/config.yaml --teacher-done exp/teacher/done.json " in commands["plan"]
         assert "--teacher DIR --lang DIR" in commands["results"]
         assert toy(*other).ran == []
         (toy.folder / "conf" / "smoke.conf").write_text("training.num_epochs=1\nmodel.num_layers=1\n")
         small = dict(zip(CHAIN, toy("--smoke", *other[4:], "training.num_epochs=3").commands))
         assert "num_epochs=3" in small["plan"] and "model." not in small["plan"]
+        assert "--teacher-done" not in small["plan"]  # no baseline of minutes could have as many updates
         for words, said in ((other[:-2], "--teacher needs --lang"), ([*other, "model.num_layers=3"], "is what it is"),
                             ([*other, "--teacher", "exp/none"], "no training has ended there"),
                             ([*other, "--lang", "data"], "there is no tokens.txt")):
