@@ -178,6 +178,10 @@ train_teacher() {  # stage 4
     plan_students
     "$PYTHON" "${planning[@]:1}"
   fi
+  if [[ $own_teacher -ef $exp/teacher ]]; then
+    echo "$exp/teacher is this run's own: it stays as it is"
+    return
+  fi
   if [[ $own_teacher ]]; then
     step take-teacher --conf "$own_teacher/done.json" "$own_teacher/config.yaml" "$own_teacher/epoch-*.pt" \
       --from 2 "$fbank/fbank.json" --from 3 "$lang/tokens.txt" --aside "$exp/teacher" \

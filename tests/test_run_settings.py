@@ -244,6 +244,17 @@ class TestSettings:
         toy("--exp", f"{toy.folder}/exp/", "--stop-stage", "8")
         assert (toy.folder / "RESULTS.md").exists()
 
+    def test_this_runs_own_teacher_is_there_already(self, toy):
+        """It is neither moved aside by --force nor copied onto itself."""
+        toy("--stop-stage", "4")
+        done = toy.folder / "exp" / "teacher" / "done.json"
+        there = done.stat().st_mtime_ns
+        for words in ((), ("--force",)):
+            ended = toy("--teacher", "exp/teacher", "--lang", "data/lang", "--stop-stage", "5", *words)
+            assert ended.returncode == 0 and done.stat().st_mtime_ns == there, ended.stderr
+            assert "take-teacher" not in ended.ran and "exp/teacher is this run's own: it stays as it is" in ended.stdout
+        assert not list((toy.folder / "exp").glob("before-*"))
+
     def test_a_teacher_of_another_run_is_compressed(self, toy):
         toy("--stop-stage", "4")
         other = ["--exp", "exp/other", "--data", "data/other", "--teacher", "exp/teacher", "--lang", "data/lang"]
