@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from functools import partial
 
@@ -72,6 +73,22 @@ def test_a_process_that_is_killed_or_out_of_memory_is_told(failing):
         launch(killed, 2)
     with pytest.raises(RecipeError, match="out of memory .*9 bytes.*: set training.micro_batches of a training higher"):
         launch(full, 2)
+
+
+@pytest.mark.parametrize("name", ["a?b", "a#b"])
+def test_the_folder_for_temporary_files_may_have_any_name(tmp_path, monkeypatch, name):
+    """Even one that means something else in a URL."""
+    (tmp_path / name).mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / name))
+
+    def work(rank, device):
+        total = torch.ones(1)
+        torch.distributed.all_reduce(total)
+        assert not (tmp_path / "a").exists()  # what a URL would lead to
+        (tmp_path / str(rank)).write_text(str(total.item()))
+
+    launch(work, 2)
+    assert [(tmp_path / rank).read_text() for rank in "01"] == ["2.0", "2.0"]
 
 
 def test_threads_are_as_many_as_the_environment_allows(monkeypatch):

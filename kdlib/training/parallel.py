@@ -132,8 +132,11 @@ def _process(rank: int, work: Optional[Callable[[int, torch.device], None]], wor
     else:
         torch.cuda.set_device(device)
     # The others wait while rank 0 computes the dev loss and writes; one that ended is seen by the process that started it.
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", init_method=f"file://{folder}/store",
-                            rank=rank, world_size=world_size, timeout=timedelta(days=1))
+    wait = timedelta(days=1)
+    store = dist.FileStore(str(Path(folder, "store")), world_size)  # not by its URL, in which ? and # have a meaning
+    store.set_timeout(wait)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=store, rank=rank, world_size=world_size,
+                            timeout=wait)
     # A process that fails ends at once, and not by way of Python's end, where NCCL may wait for the others, who wait for it.
     try:
         work(rank, device)
