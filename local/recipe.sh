@@ -258,6 +258,8 @@ step() {
 run_recipe() {
   parse_options "$@"
   activate_environment ${python:+--python "$python"}
+  # What stage 6 would refuse is refused before features are made and a teacher is trained that do not serve it.
+  if ((stage <= 6 && stop_stage >= 6)); then parts_heard "$(conf progressive.yaml)" >/dev/null; fi
   echo "$recipe, stages $stage to $stop_stage, with $PYTHON"
   local begin=$SECONDS
   for current in "${!stage_functions[@]}"; do

@@ -85,17 +85,25 @@ prepare_tokens() {  # stage 3
     --count-unknown "${others[@]}" -- "${extra[@]}"
 }
 
+# parts_heard CONFIG: the parts that a teacher is to write down its hypotheses of, for students that are trained as this config,
+# or the plan of several, says; an error where these cannot be made.
+parts_heard() {
+  local heard=$unlabelled_cuts reason='unlabelled_cuts in run.sh'
+  # The labelled part is decoded, which takes long, only where a loss reads the hypotheses. It may be named in a comment.
+  if grep -qs '^[^#]*nbest_rnnt' "$1"; then heard="train $heard" reason="nbest_rnnt in $1"; fi
+  if [[ $heard && $(training_cuts) == *.json ]]; then
+    echo "error: $reason needs the teacher's hypotheses, which are not made of shards: set fbank.storage=files" >&2
+    return 1
+  fi
+  printf '%s\n' "$heard"
+}
+
 # nbest CONFIG TEACHER MADE_IN: where the config or the corpus wants them, let exp/TEACHER, which stage MADE_IN trains, write
 # down its hypotheses; the manifests to train on come into train_cuts.
 nbest() {
-  local part name extra option heard=$unlabelled_cuts config=$1 teacher=$2 current=$3 forced=$force force
-  # The labelled part is decoded, which takes long, only where a loss reads the hypotheses.
-  if grep -qs 'name: nbest_rnnt' "$config"; then heard="train $unlabelled_cuts"; fi
+  local part name extra option heard config=$1 teacher=$2 current=$3 forced=$force force
+  heard=$(parts_heard "$config")
   if [[ ! $heard ]]; then return; fi
-  if [[ $(training_cuts) == *.json ]]; then
-    echo "error: $config wants the teacher's hypotheses, which are not made of shards: set fbank.storage=files" >&2
-    return 1
-  fi
   mapfile -t extra < <(settings decode)
   if [[ $heard != "train "* ]]; then train_cuts+=("$(cuts "$fbank" train)"); fi
   for part in $heard; do
@@ -291,6 +299,7 @@ export_models() {  # stage 9
 
 ablate() {  # stage 10
   local extra arms arm name stages k ablation=$exp/ablation test_sets="dev $test_sets" summaries=()
+  parts_heard "$(conf ablation.yaml)" >/dev/null  # before any arm is trained
   mapfile -t extra < <(settings train)
   step ablation-plan --conf "$(conf ablation.yaml)" "$(conf progressive.yaml)" "$(teacher_config)" \
     --from 3 "$lang/tokens.txt" --makes "$ablation/arms.txt" "$ablation/conf/*.yaml" -- \

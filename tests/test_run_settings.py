@@ -190,6 +190,33 @@ class TestSettings:
         assert "--train-cuts exp/stage1/nbest/cuts_train.jsonl.gz exp/stage1/nbest/cuts_more.jsonl.gz" in \
             commands["train-stage2"]
 
+    @pytest.mark.parametrize("wanted, named", [
+        ("- {weight: 1.0, name: nbest_rnnt}\n", "nbest_rnnt in conf/progressive.yaml"),
+        ("2", "unlabelled_cuts in run.sh")])
+    def test_hypotheses_of_shards_are_refused_before_anything_is_made(self, toy, wanted, named):
+        (toy.folder / "conf" / "progressive.yaml").write_text(wanted)
+        if named.startswith("unlabelled"):
+            script = (toy.folder / "run.sh").read_text()
+            (toy.folder / "run.sh").write_text(script.replace("recipe=toy", 'recipe=toy unlabelled_cuts="more"'))
+        for words in ((), ("--stage", "4"), ("--stage", "6")):
+            refused = toy(*words, "fbank.storage=shar")
+            assert refused.returncode == 1 and refused.ran == [] and not (toy.folder / "data").exists()
+            assert refused.stderr == (f"error: {named} needs the teacher's hypotheses, which are not made of shards: set "
+                                      "fbank.storage=files\n")
+        assert toy("--stop-stage", "5", "fbank.storage=shar").ran[-1] == "decode-teacher"  # that needs none
+
+    def test_shards_serve_where_no_hypotheses_are_wanted(self, toy):
+        (toy.folder / "conf" / "progressive.yaml").write_text("2  # once there was nbest_rnnt\n")
+        assert toy("fbank.storage=shar").ran == CHAIN
+        # What only the students' own configs say is refused when they are planned.
+        (toy.folder / "conf" / "teacher.yaml").write_text("- name: nbest_rnnt\n")
+        refused = toy("fbank.storage=shar")
+        assert refused.returncode == 1 and refused.ran[-1] == "plan"
+        assert refused.stderr.startswith("error: nbest_rnnt in exp/conf/stage1.yaml needs the teacher's hypotheses")
+        (toy.folder / "conf" / "ablation.yaml").write_text("{name: nbest_rnnt}\n")
+        refused = toy("--stage", "10", "fbank.storage=shar")
+        assert refused.returncode == 1 and refused.ran == [] and "nbest_rnnt in conf/ablation.yaml" in refused.stderr
+
     def test_paths_start_from_where_the_user_stands(self, toy, tmp_path):
         elsewhere = tmp_path / "a folder"
         elsewhere.mkdir()

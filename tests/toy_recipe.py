@@ -18,6 +18,7 @@ SCRIPTS = {  # what each stage leaves behind, and nothing else
     "local/prepare_features.py": """
 for cuts in value("--manifests").glob("cuts_*"): write(value("--output") / cuts.name, cuts.read_text())
 write(value("--output") / "fbank.json", "")
+if "storage=shar" in words: write(value("--output") / "shar_train.json", "")
 """,
     "local/prepare_lang.py": """
 for name in ("bpe.model", "tokens.txt"): write(value("--output") / name, value("--cuts").read_text())
@@ -38,7 +39,7 @@ for name in words[words.index("--test-sets") + 1].split():
     "local/decode.py": 'write(value("--exp") / "decode" / "summary.json", (value("--exp") / "done.json").read_text())',
     "local/plan.py": """
 try:
-    count = int(value("--config").read_text())
+    count = int(value("--config").read_text().partition("#")[0])
 except ValueError:
     raise SystemExit("error: no plan can be made of this")
 if "--output" not in words: raise SystemExit(print("planned"))
