@@ -206,7 +206,8 @@ parse_options() {
   if [[ ${given[data]-} || -d $data/download ]]; then downloads=$data/download; fi
   fbank=$data/fbank lang=$data/lang
   report=$exp/RESULTS.md ablation_report=$exp/ABLATION.md
-  if [[ $exp == exp && ! $subset ]]; then report=RESULTS.md ablation_report=ABLATION.md; fi
+  # In exp/, too, other settings have a report of their own.
+  if [[ $exp == exp && ! $suffix && ! $subset ]]; then report=RESULTS.md ablation_report=ABLATION.md; fi
   if [[ $smoke ]]; then  # the user's own settings come after, and win
     mapfile -t lines < <(grep -E '^[a-z]' "$(conf smoke.conf)")
     words=("${lines[@]}" "${words[@]}")

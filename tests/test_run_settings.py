@@ -136,6 +136,18 @@ class TestSettings:
         assert (toy.folder / "RESULTS.md").read_text() == "of the whole corpus"
         assert "--report RESULTS.md --command egs/toy/run.sh --published conf/published.md" in " ".join(toy().commands)
 
+    @pytest.mark.parametrize("words", [["--smoke"], ["--settings", "tiny"]])
+    def test_other_settings_leave_the_report_in_whatever_folder_they_are(self, toy, words):
+        (toy.folder / "conf" / "tiny").mkdir()
+        (toy.folder / "conf" / "ablation.yaml").write_text("")
+        for report in ("RESULTS.md", "ABLATION.md"):
+            (toy.folder / report).write_text("of the whole corpus")
+        for last in ("8", "10"):
+            assert toy(*words, "--exp", "exp", "--stop-stage", last).returncode == 0
+        for report in ("RESULTS.md", "ABLATION.md"):
+            assert (toy.folder / report).read_text() == "of the whole corpus"
+            assert (toy.folder / "exp" / report).exists()
+
     def test_hypotheses_are_made_once_for_each_teacher_that_is_to_give_them(self, toy):
         (toy.folder / "conf" / "teacher.yaml").write_text("- name: nbest_rnnt\n")
         result = toy()
