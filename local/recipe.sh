@@ -33,7 +33,7 @@ option_names=() option_texts=() path_options=' ' flags=' '
 declare -A option_defaults option_smoke
 words=()
 shared_options='stage stop-stage settings jobs world-size python data exp teacher lang'
-stage='' stop_stage='' settings='' subset='' smoke='' force='' python='' data='' exp='' jobs='' world_size=''
+stage='' stop_stage='' settings='' subset='' smoke='' force='' ask='' python='' data='' exp='' jobs='' world_size=''
 own_teacher='' own_lang=''
 
 usage_error() { printf 'error: %s (see run.sh --help)\n' "$1" >&2; exit 2; }
@@ -247,13 +247,13 @@ settings() {
 }
 
 # step NAME [--conf FILE...] [--from STAGE FILE...]... [--aside FOLDER] --makes FILE... -- python SCRIPT ...: see
-# stage_stamp.py.
+# stage_stamp.py. With ask=yes it runs nothing, and tells whether the step is done.
 step() {
   local name=$1 folder=$exp
   shift
   if ((current < 4)); then folder=$data; fi
   "$PYTHON" "$scripts/stage_stamp.py" --stamp "$folder/.stamps/stage$current-$name.json" \
-    --title "stage $current, $name" --stage "$current" --rerun "$rerun" ${force:+--force} "$@"
+    --title "stage $current, $name" --stage "$current" --rerun "$rerun" ${force:+--force} ${ask:+--ask} "$@"
 }
 
 run_recipe() {

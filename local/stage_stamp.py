@@ -195,25 +195,27 @@ def step(args: argparse.Namespace, command: Sequence[str]) -> int:
     """Check, run, stamp."""
     stamp = Path(args.stamp)
     title = args.title
-    for pattern in args.conf:
-        if not expand(pattern):
-            raise StepError(f"stage {args.stage} needs {pattern}, which comes with the recipe: take it from the repository again, "
-                            "or name another one")
-    for number, *patterns in sorted(args.sources, key=lambda source: int(source[0])):
-        for pattern in patterns:
-            if not expand(pattern):
-                raise StepError(f"stage {args.stage} needs {pattern}, which stage {number} makes: "
-                                f"{args.rerun} --stage {number} --stop-stage {number}")
-
     inputs = args.conf + [pattern for source in args.sources for pattern in source[1:]]
     now, (before, made) = fingerprint(command, inputs), read_stamp(stamp)
     missing = [pattern for pattern in args.makes if not expand(pattern)]
     there = digests(args.makes)
     changed = [] if made is None else [pattern for pattern in args.makes if there[pattern] != made.get(pattern)]
-    if before == now and not missing and not changed and not args.force:
+    done = before == now and not missing and not changed and not args.force
+    if args.ask:
+        return 0 if done else 1
+    if done:
         print(f"[{title}] done before, skipped: {', '.join(args.makes)}", flush=True)
         return 0
 
+    for pattern in args.conf:
+        if not expand(pattern):
+            raise StepError(f"stage {args.stage} needs {pattern}, which comes with the recipe: take it from the repository "
+                            "again, or name another one")
+    for number, *patterns in sorted(args.sources, key=lambda source: int(source[0])):
+        for pattern in patterns:
+            if not expand(pattern):
+                raise StepError(f"stage {args.stage} needs {pattern}, which stage {number} makes: "
+                                f"{args.rerun} --stage {number} --stop-stage {number}")
     try:
         stamp.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
@@ -263,6 +265,7 @@ def main() -> int:
     parser.add_argument("--stage", required=True, help="number of the stage, for the messages")
     parser.add_argument("--rerun", default="run.sh", help="how the user calls the recipe, for the messages")
     parser.add_argument("--force", action="store_true", help="run it even if it is done")
+    parser.add_argument("--ask", action="store_true", help="run nothing; exit code 0 if it would be skipped, else 1")
     parser.add_argument("--aside", metavar="FOLDER", help="with --force: keep this folder elsewhere before the step runs")
     parser.add_argument("--conf", nargs="+", default=[], help="inputs that come with the recipe")
     parser.add_argument("--from", dest="sources", nargs="+", action="append", default=[],

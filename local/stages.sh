@@ -179,17 +179,22 @@ plan_students() {
 }
 
 train_teacher() {  # stage 4
-  local extra planning
-  mapfile -t extra < <(settings train)
+  local planning
   # Where stage 6 is to follow, students that cannot be had are refused now, not after days of training.
-  if ((stop_stage >= 6)) && [[ -e $lang/tokens.txt && ! -e $exp/teacher/done.json ]]; then
+  if ((stop_stage >= 6)) && [[ -e $lang/tokens.txt ]] && ! ask=yes get_teacher; then
     plan_students
     "$PYTHON" "${planning[@]:1}"
   fi
+  get_teacher
+}
+
+get_teacher() {  # trained, or that of another run
+  local extra
   if [[ $own_teacher -ef $exp/teacher ]]; then
-    echo "$exp/teacher is this run's own: it stays as it is"
+    [[ $ask ]] || echo "$exp/teacher is this run's own: it stays as it is"
     return
   fi
+  mapfile -t extra < <(settings train)
   if [[ $own_teacher ]]; then
     step take-teacher --conf "$own_teacher/done.json" "$own_teacher/config.yaml" "$own_teacher/epoch-*.pt" \
       --from 2 "$fbank/fbank.json" --from 3 "$lang/tokens.txt" --aside "$exp/teacher" \

@@ -198,6 +198,24 @@ if value("--exp").name == "{model}": write(value("--exp") / "decode" / "summary.
         ended = toy()
         assert ended.returncode == 0 and "planned" not in ended.stdout  # nor is one checked when it is trained
 
+    @pytest.mark.parametrize("words", [[], ["--force"], ["training.seed=5"]])
+    def test_a_plan_is_checked_before_the_teacher_is_trained_anew(self, toy, words):
+        toy("--stop-stage", "5")
+        (toy.folder / "conf" / "progressive.yaml").write_text("smaller than nothing")
+        if not words:
+            (toy.folder / "conf" / "teacher.yaml").write_text("larger")
+        refused = toy("--stage", "4", *words)
+        assert refused.returncode == 1 and refused.ran == []
+        assert refused.stderr.startswith("error: no plan can be made of this")
+        assert (toy.folder / "exp" / "teacher" / "done.json").exists()
+
+    def test_a_plan_is_not_checked_again_where_the_teacher_is_there(self, toy):
+        toy("--stop-stage", "5")
+        assert "planned" not in toy("--stage", "4", "--stop-stage", "6").stdout
+        (toy.folder / "exp" / "teacher" / "done.json").unlink()
+        again = toy("--stage", "4", "--stop-stage", "6")
+        assert again.stdout.count("planned") == 1 and again.ran == ["train-teacher"]
+
     def test_a_failed_stage_keeps_what_is_made_and_goes_on_when_mended(self, toy):
         train = toy.folder / ".." / ".." / "local" / "train.py"
         good = train.read_text()

@@ -21,9 +21,9 @@ class TestStamp:
         (tmp_path / "in" / "a").write_text("1")
         (tmp_path / "in" / "large").write_bytes(bytes(2_000_000))
 
-        def call(*patterns, command=("python", "-c", "open('out', 'a').write('x')"), makes="out", start=(STAMP,)):
+        def call(*patterns, command=("python", "-c", "open('out', 'a').write('x')"), makes="out", start=(STAMP,), options=()):
             result = subprocess.run(
-                [sys.executable, *start, "--stamp", "stamps/s.json", "--title", "s", "--stage",
+                [sys.executable, *start, *options, "--stamp", "stamps/s.json", "--title", "s", "--stage",
                  "1", "--conf", *(patterns or ["in"]), "--makes", makes, "--", *command],
                 cwd=tmp_path, stdin=subprocess.DEVNULL, capture_output=True, text=True)
             result.times = len((tmp_path / "out").read_text()) if (tmp_path / "out").exists() else 0
@@ -142,6 +142,23 @@ runpy.run_path(sys.argv[0], run_name="__main__")
         if not goes_on:
             assert result.stderr == f"error: stamps/lock cannot be locked: {os.strerror(number)}\n"
         assert step().times == 1
+
+    def test_asked_it_only_says_whether_the_step_is_done(self, step):
+        def done(*patterns, options=()):
+            before = sorted(path.name for path in step.folder.rglob("*"))
+            asked = step(*patterns, options=("--ask", *options))
+            assert not asked.stdout and not asked.stderr
+            assert sorted(path.name for path in step.folder.rglob("*")) == before
+            return asked.returncode == 0
+
+        assert not done("in/a") and not done("in/none")
+        assert step("in/a").times == 1
+        assert done("in/a") and not done("in/a", options=["--force"]) and not done("in/large")
+        (step.folder / "in" / "a").write_text("2")
+        assert not done("in/a")
+        assert step("in/a").times == 2 and done("in/a")
+        (step.folder / "out").write_text("")
+        assert not done("in/a")
 
     def test_the_stamp_says_what_the_result_came_from(self, step):
         step("in/a", "in/large")
