@@ -71,13 +71,22 @@ class TestCheckEnv:
         assert result.returncode == 0, result.stdout
         assert "serves" in result.stdout
 
-    def test_kdlib_of_another_checkout_does_not_serve(self, tmp_path):
+    @pytest.mark.usefixtures("no_pythonpath")
+    def test_kdlib_of_another_checkout_does_not_serve(self, tmp_path, monkeypatch):
+        checkout = tmp_path / "a folder"
+        checkout.mkdir()
         for name in ("setup.py", "tools", "kdlib"):
             (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(
-                ROOT / name, tmp_path / name, **({"ignore": lambda *_: ["venv", "venv-k2"]} if name == "tools" else {}))
-        result = run(sys.executable, tmp_path / "tools" / "check_env.py")
+                ROOT / name, checkout / name, **({"ignore": lambda *_: ["venv", "venv-k2"]} if name == "tools" else {}))
+        result = run(sys.executable, checkout / "tools" / "check_env.py")
         assert result.returncode == 1
-        assert f"not from this checkout: python -m pip install --no-deps -e {tmp_path}" in result.stdout
+        assert f"not from this checkout: python -m pip install --no-deps -e '{checkout}'" in result.stdout
+        # What the user's PYTHONPATH hides no installation would mend.
+        monkeypatch.setenv("PYTHONPATH", f"/no/such/folder:{ROOT}")
+        result = run(sys.executable, checkout / "tools" / "check_env.py")
+        assert result.returncode == 1 and not result.stderr
+        assert result.stdout == (f"PYTHONPATH has {ROOT}, whose kdlib hides this checkout's: unset PYTHONPATH, or leave that "
+                                 "folder out\n")
 
     def test_without_packages_each_is_named(self):
         # -S: no site-packages, so an environment in which nothing is installed.
@@ -114,6 +123,13 @@ class TestPins:
             assert {package for package, _ in check_env.requirements(tests=True)} <= set(self.pins(name))
 
 
+@pytest.fixture
+def no_pythonpath(monkeypatch):
+    """One that names this checkout, by which the tests may be run, would hide those that they make."""
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+
+
+@pytest.mark.usefixtures("no_pythonpath")
 class TestInstall:
     @pytest.mark.parametrize("arguments, code, said", [
         (["--nope"], 2, "unknown option --nope"),
@@ -177,6 +193,39 @@ class TestInstall:
         assert run(install).returncode == 0
         assert len(installed()) == 1
 
+    def test_a_checkout_that_pythonpath_hides_is_told_and_left_as_it_is(self, tmp_path):
+        """Whether its environment is ready, or was never made."""
+        checkout, other = self.checkout(tmp_path), tmp_path / "other"
+        for folder in (checkout, other):
+            (folder / "kdlib").mkdir(parents=True)
+            (folder / "kdlib" / "__init__.py").write_text("")
+        for name in ("python3", "python"):  # which does not serve
+            python = self.fake_python(tmp_path / "bin" / name, "3.11")
+            python.write_text(python.read_text().replace("exit 0", "[[ $* != *check_env* ]]"))
+        calls, installed = tmp_path / "calls", checkout / "tools" / "venv" / ".installed"
+        shutil.copy(ROOT / "tools" / "activate.sh", checkout / "tools")
+        commands = ([checkout / "tools" / "install.sh"],
+                    ["bash", "-c", f"source {checkout}/tools/activate.sh; activate_environment && echo goes on"])
+
+        def told(path):
+            environment = {**os.environ, "PYTHONPATH": path, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+            return [run(*command, cwd=tmp_path, env=environment) for command in commands]
+
+        for ready in (False, True):
+            if ready:
+                self.fake_python(checkout / "tools" / "venv" / "bin" / "python", "3.11", calls=calls)
+                assert run(checkout / "tools" / "install.sh").returncode == 0
+                calls.write_text("")
+            for path, named in ((str(other), other), (f"{tmp_path}:other:{checkout}", "other")):
+                for result in told(path):
+                    assert result.returncode == 1 and not result.stdout
+                    assert result.stderr == (f"error: PYTHONPATH has {named}, whose kdlib hides this checkout's: unset "
+                                             "PYTHONPATH, or leave that folder out\n")
+            assert installed.exists() == ready
+        assert not calls.read_text()
+        install, activate = told(f"{checkout}:{other}")
+        assert "is ready" in install.stdout and activate.stdout.endswith("goes on\n")
+
     def test_an_installation_that_failed_is_not_taken_for_whole(self, tmp_path):
         checkout = self.checkout(tmp_path)
         python = checkout / "tools" / "venv" / "bin" / "python"
@@ -189,14 +238,21 @@ class TestInstall:
 
     def test_an_installation_that_leaves_nothing_that_serves(self, tmp_path):
         """install.sh asks for less than the tests do, and takes the k2 that it has installed for one that can be imported."""
-        tools = self.checkout(tmp_path) / "tools"
+        (tmp_path / "a folder").mkdir()
+        tools = self.checkout(tmp_path / "a folder") / "tools"
         shutil.copy(ROOT / "tools" / "activate.sh", tools)
         python = self.fake_python(tools / "venv" / "bin" / "python", "3.11", code=1)
         (tools / "install.sh").write_text("#!/bin/bash\necho is ready\n")
-        done = run("bash", "-c", f"source {tools}/activate.sh; activate_environment --tests --python {python} && echo goes on")
+        call = f"source '{tools}/activate.sh'; activate_environment --tests --python '{python}' && echo goes on"
+        done = run("bash", "-c", call)
         assert done.returncode == 1 and done.stdout == "is ready\n"
-        assert done.stderr == (f"error: {python} does not serve either (see above): rm -r {python.parents[1]}, and this "
-                               "command makes it anew\n")
+        assert done.stderr == (f"error: {python} does not serve either (see above): "
+                               rf"rm -r {tmp_path}/a\ folder/checkout/tools/venv, and this command makes it anew" "\n")
+        shutil.copy(INSTALL, tools)
+        python.write_text(python.read_text().replace("exit 1", "[[ $* != *check_env* ]]"))
+        failed = run(tools / "install.sh")
+        assert failed.returncode == 1
+        assert rf"(see above); rm -r {tmp_path}/a\ folder/checkout/tools/venv and run tools/install.sh again" in failed.stderr
 
     @pytest.mark.parametrize("codes, said", [("71", "is on a file system without locks"), ("1 0", "waiting for it")])
     def test_a_lock_that_cannot_be_had(self, tmp_path, codes, said):
@@ -252,6 +308,7 @@ exit {code}
         return path
 
 
+@pytest.mark.usefixtures("no_pythonpath")
 @pytest.mark.parametrize("script, said", [
     ("tools/install.sh", "making tools/venv with"), ("tools/activate.sh", "found it"),
     ("tools/test.sh", "testing with echo\n-m pytest one\n"), (".ci/run", "test.sh --k2: 1 passed")])

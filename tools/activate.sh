@@ -35,7 +35,8 @@ activate_environment() {
     "$tools/install.sh" $k2 ${chosen:+--python "$chosen"} || return
     PYTHON=$tools/venv${k2:+-k2}/bin/python
     if ! "$PYTHON" "$tools/check_env.py" $k2 $tests --quiet </dev/null; then
-      echo "error: $PYTHON does not serve either (see above): rm -r ${PYTHON%/bin/python}, and this command makes it anew" >&2
+      printf 'error: %s does not serve either (see above): rm -r %q, and this command makes it anew\n' \
+        "$PYTHON" "${PYTHON%/bin/python}" >&2
       return 1
     fi
   fi

@@ -8,7 +8,9 @@ since its wheel installs on Pythons where it cannot be imported. Needs the stand
 import argparse
 import ast
 import importlib.util
+import os
 import re
+import shlex
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -79,9 +81,20 @@ def package_problems(find_version: Callable[[str], Optional[str]] = installed_ve
     return problems
 
 
+def hiding_folder() -> Optional[str]:
+    """The folder of PYTHONPATH whose kdlib is found in place of this checkout's, whatever is installed, or None.
+
+    tools/install.sh asks the same, without a Python.
+    """
+    spec = importlib.util.find_spec("kdlib")
+    found = Path(spec.origin).resolve().parent.parent if spec and spec.origin else ROOT
+    folders = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+    return None if found == ROOT else next((folder for folder in folders if Path(folder).resolve() == found), None)
+
+
 def kdlib_problems() -> List[str]:
     """kdlib must come from this checkout, not from another one."""
-    remedy = f"python -m pip install --no-deps -e {ROOT}"
+    remedy = f"python -m pip install --no-deps -e {shlex.quote(str(ROOT))}"
     spec = importlib.util.find_spec("kdlib")
     if spec is None:
         return [f"kdlib is not installed: {remedy}"]
@@ -111,6 +124,10 @@ def main() -> int:
     parser.add_argument("--quiet", action="store_true", help="print nothing when the environment serves")
     args = parser.parse_args()
 
+    hiding = hiding_folder()
+    if hiding:
+        print(f"PYTHONPATH has {hiding}, whose kdlib hides this checkout's: unset PYTHONPATH, or leave that folder out")
+        return 1
     problems = python_problems(sys.version_info[:3]) + package_problems(tests=args.tests) + kdlib_problems()
     if args.k2 and not problems:
         if args.no_import:

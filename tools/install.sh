@@ -27,6 +27,14 @@ while (($#)); do
   shift
 done
 
+# Another kdlib that Python finds first no installation mends, and checks would take what is ready for broken.
+IFS=: read -ra folders <<<"${PYTHONPATH-}"
+for folder in "${folders[@]}"; do
+  if [[ ! $folder || ! -e $folder/kdlib/__init__.py ]]; then continue; fi
+  if [[ $folder -ef $root ]]; then break; fi
+  fail "PYTHONPATH has $folder, whose kdlib hides this checkout's: unset PYTHONPATH, or leave that folder out"
+done
+
 if [[ $k2 ]]; then
   venv=$root/tools/venv-k2 versions="3.10" wanted="Python 3.10"
   requirements=$root/requirements-k2.txt wheel=$root/requirements-k2-wheel.txt
@@ -123,6 +131,7 @@ install --requirement "$requirements"
 if [[ $wheel ]]; then install --no-deps --force-reinstall --requirement "$wheel"; fi
 install --no-deps --editable "$root"
 "$python" "$root/tools/check_env.py" $k2 ||
-  fail "the environment was installed but does not serve (see above); rm -r $venv and run tools/install.sh ${k2:+$k2 }again"
+  fail "the environment was installed but does not serve (see above); rm -r $(printf %q "$venv") and run \
+tools/install.sh ${k2:+$k2 }again"
 fingerprint >"$stamp.part"
 mv "$stamp.part" "$stamp"
