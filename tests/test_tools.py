@@ -309,6 +309,25 @@ exit {code}
 
 
 @pytest.mark.usefixtures("no_pythonpath")
+def test_an_environment_is_found_through_links(tmp_path):
+    """To the recipe's folder, beside which there may be tools of another kind, or to the tools; it is one and the same."""
+    checkout, project = TestInstall.checkout(tmp_path), tmp_path / "project"
+    (checkout / "egs" / "mine").mkdir(parents=True)
+    for folder in ("recipes", "tools", "links"):
+        (project / folder).mkdir(parents=True)
+    (project / "recipes" / "mine").symlink_to(checkout / "egs" / "mine")
+    (project / "links" / "tools").symlink_to(checkout / "tools")
+    shutil.copy(ROOT / "tools" / "activate.sh", checkout / "tools")
+    TestInstall.fake_python(checkout / "tools" / "venv" / "bin" / "python", "3.11")
+    assert run(checkout / "tools" / "install.sh").returncode == 0
+    for folder, script in ((project / "recipes" / "mine", "../../tools/activate.sh"), (project / "links", "tools/activate.sh")):
+        call = f"cd {folder}; source {script}; activate_environment; echo $PYTHON"
+        done = run("bash", "-c", call, env={**os.environ, "PATH": os.defpath})  # where no Python serves
+        assert done.stdout == f"tools/venv is ready (Python 3.11)\n{checkout}/tools/venv/bin/python\n", done.stderr
+    assert "is ready" in run("tools/install.sh", cwd=project / "links").stdout
+
+
+@pytest.mark.usefixtures("no_pythonpath")
 @pytest.mark.parametrize("script, said", [
     ("tools/install.sh", "making tools/venv with"), ("tools/activate.sh", "found it"),
     ("tools/test.sh", "testing with echo\n-m pytest one\n"), (".ci/run", "test.sh --k2: 1 passed")])

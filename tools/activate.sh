@@ -15,7 +15,7 @@ usable_cores() { env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc 2>/dev/null ||
 # activate_environment [--k2] [--tests] [--python PATH]: sets PYTHON and puts its folder first on PATH.
 activate_environment() {
   local tools k2='' tests='' chosen='' candidate
-  tools=$(CDPATH='' cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+  tools=$(CDPATH='' cd -P "$(dirname "${BASH_SOURCE[0]}")" && pwd)
   while (($#)); do
     case $1 in
       --k2) k2=--k2; shift ;;

@@ -14,7 +14,7 @@ USAGE
 
 fail() { printf 'error: %s\n' "$1" >&2; exit "${2:-1}"; }
 
-root=$(CDPATH='' cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+root=$(CDPATH='' cd -P "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)  # one and the same through whatever links
 k2='' chosen=''
 while (($#)); do
   case $1 in
