@@ -1,6 +1,5 @@
 """Lhotse manifests of checked recordings: what stage 1 of every recipe does alike."""
 
-import math
 import os
 import re
 from contextlib import contextmanager
@@ -192,9 +191,8 @@ def describe(name: str, path: PathLike, samples: int, rate: int, text: Optional[
 def write_manifests(folder: PathLike, part: str, described: Sequence[tuple]) -> None:
     """Validate what :func:`describe` returned and write it as Lhotse manifests.
 
-    Leaves ``recordings_<part>``, ``supervisions_<part>`` (when there are any) and ``cuts_<part>.jsonl.gz`` in
-    ``folder``, each whole or not at all: one MonoCut a recording, with the recording's id. Prints what was written.
-    Raises :class:`RecipeError` when ``described`` is empty or not valid.
+    Leaves in ``folder`` what :func:`write_sets` does: one MonoCut a recording, with the recording's id. Prints what was
+    written. Raises :class:`RecipeError` when ``described`` is empty or not valid.
     """
     from lhotse import RecordingSet, SupervisionSet
 
@@ -214,8 +212,9 @@ def write_sets(folder: PathLike, part: str, recordings, supervisions, cuts: Sequ
     """Validate a Lhotse RecordingSet, SupervisionSet and list of cuts that belong together, and write them to ``folder``.
 
     Leaves ``recordings_<part>``, ``supervisions_<part>`` (when there are any) and ``cuts_<part>.jsonl.gz``, each whole
-    or not at all; one that would say what it says already, of audio that is older, is left as it is, so that no later stage
-    runs again for it. Raises :class:`RecipeError` when there are no cuts or something is not valid.
+    or not at all, and ``audio_<part>.txt``, a list of the files of audio as they were. While that is what it was, a manifest
+    that would say what it says already is left as it is, so that no later stage runs again for it. Raises
+    :class:`RecipeError` when there are no cuts or something is not valid.
     """
     from lhotse import CutSet, validate
     from lhotse.qa import validate_recordings_and_supervisions
@@ -234,19 +233,28 @@ def write_sets(folder: PathLike, part: str, recordings, supervisions, cuts: Sequ
         validate(cut_set)
     except AssertionError as error:
         raise RecipeError(f"the manifests of {part} are not valid: {error}") from None
-    changed = _last_change(recordings)
+    listed, audio = Path(folder) / f"audio_{part}.txt", _list_audio(recordings)
+    same_audio = listed.is_file() and listed.read_bytes() == audio
     for kind, manifest in sets.items():
         path = Path(folder) / f"{kind}_{part}.jsonl.gz"
         with atomic_path(path) as temporary:
             manifest.to_file(temporary)
-            if path.exists() and path.stat().st_mtime > changed:
+            if same_audio:
                 keep_same(path, temporary)
+    update_file(listed, audio)  # last: after a kill before this the manifests are written again
 
 
-def _last_change(recordings) -> float:
-    """When the last of the recordings' files was written or put where it is; it may say in its place what manifests do not
-    tell."""
+def _list_audio(recordings) -> bytes:
+    """A line of each file of audio: its state and its name. Of the audio manifests tell no more than the length, and times
+    alone do not tell a file that another took the place of by a rename of its folder or a link that leads elsewhere."""
+    files = {source.source for recording in recordings for source in recording.sources if source.type == "file"}
+    return "".join(f"{_state(file)}\t{file}\n" for file in sorted(files)).encode("utf-8", "surrogateescape")
+
+
+def _state(file: str) -> str:
+    """The size, when it was written, and when it was put where it is, which tells of a file that was given an old time."""
     try:
-        return max((os.stat(source.source).st_ctime for recording in recordings for source in recording.sources), default=0.0)
-    except (OSError, ValueError, TypeError):
-        return math.inf
+        status = os.stat(file)
+    except (OSError, ValueError):
+        return "missing"
+    return f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"

@@ -307,17 +307,44 @@ def test_manifests_that_would_say_the_same_stay_unless_the_audio_is_another(tmp_
 
     for name in "ab":
         tone(tmp_path / f"{name}.wav")
-    time.sleep(0.05)
     first = written("a", "b")
-    assert written("a", "b") == first and len(first) == 3
+    assert written("a", "b") == first and len(first) == 4
+    (tmp_path / "manifests" / "audio_train.txt").unlink()  # as of a run before there were such lists
+    assert all(written("a", "b")[name] != first[name] for name in first if name != "audio_train.txt")
     assert all(written("a")[name] != first[name] for name in first)
     second = written("a", "b")
-    time.sleep(0.05)
     old = (tmp_path / "a.wav").stat()
     tone(tmp_path / "a.wav", level=0.1)  # which has the same header
     os.utime(tmp_path / "a.wav", ns=(old.st_atime_ns, old.st_mtime_ns))
-    time.sleep(0.05)
-    assert all(written("a", "b")[name][1] != second[name][1] for name in second)
+    assert all(written("a", "b")[name] != second[name] for name in second)
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_manifests_of_a_folder_that_another_took_the_place_of_are_new_ones(tmp_path, linked):
+    """By a rename, or by a link that leads elsewhere, which no file in it knows of: its audio is older than the manifests."""
+    def written():
+        cuts, _ = cuts_of([recording(tmp_path / "corpus" / "a.wav")], [says("a")])
+        write_cuts(tmp_path / "manifests", "train", cuts)
+        return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in (tmp_path / "manifests").iterdir()}
+
+    def put(version):
+        if linked:
+            (tmp_path / "link").symlink_to(tmp_path / version)
+            (tmp_path / "link").replace(tmp_path / "corpus")
+        else:
+            (tmp_path / version).rename(tmp_path / "corpus")
+
+    for version, level in (("one", 0.3), ("other", 0.1)):
+        tone(tmp_path / version / "a.wav", level=level)
+        time.sleep(0.02)
+    put("one")
+    first = written()
+    assert written() == first
+    if not linked:
+        (tmp_path / "corpus").rename(tmp_path / "one")
+    put("other")
+    second = written()
+    assert all(second[name] != first[name] for name in first)
 
 
 def test_a_part_without_cuts_is_one_error_and_leaves_what_was_there(tmp_path):
