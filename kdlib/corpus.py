@@ -33,9 +33,9 @@ def checked_cuts(recordings: RecordingSet, supervisions: SupervisionSet, samplin
 
     What cannot be used is left out and counted in ``skipped`` with its reason: audio that is missing, damaged, cut
     short or other than its recording says (every file is decoded once, by ``jobs`` processes), that can be decoded
-    from its start alone where a supervision begins later, or that only a command or an address would give, a
-    supervision whose recording is missing, or has the id of another file too, a recording without supervision, an empty
-    transcript, a second utterance of one id, times outside the recording, an utterance shorter than ``min_seconds``.
+    from its start alone, or that only a command or an address would give, a supervision whose recording is missing, or
+    has the id of another file too, a recording without supervision, an empty transcript, a second utterance of one id,
+    times outside the recording, an utterance shorter than ``min_seconds``.
     ``seen`` has the ids of utterances elsewhere, and gets these: one set for several calls keeps them apart.
     """
     by_id: Dict[str, Recording] = {}
@@ -70,12 +70,8 @@ def checked_cuts(recordings: RecordingSet, supervisions: SupervisionSet, samplin
     for name in sorted(by_id.keys() - named):
         skipped.add(name, "the recording has no transcript")
 
-    files: Dict[str, bool] = {}
-    for segment, _ in usable:
-        for source in by_id[segment.recording_id].sources:
-            if source.type == "file":
-                files[source.source] = files.get(source.source, False) or segment.start > 0
-    checked = _check_files(files, jobs)
+    files = {source.source for segment, _ in usable for source in by_id[segment.recording_id].sources if source.type == "file"}
+    checked = _check_files(sorted(files), jobs)
     resampled: Dict[str, Recording] = {}
     cuts = []
     for segment, text in sorted(usable, key=lambda item: item[0].id):
@@ -111,45 +107,41 @@ def _problem(segment: SupervisionSegment, recording: Optional[Recording], text: 
     return None
 
 
-def _check_file(file: Tuple[str, bool]) -> Checked:
-    path, from_within = file
+def _check_file(path: str) -> Checked:
     try:
-        return check_audio(path, from_within)
+        return check_audio(path)
     except BadAudio as error:
         return str(error)
     except (OSError, ValueError) as error:  # a name that is too long, or holds what no name can
         return f"{path} cannot be opened ({getattr(error, 'strerror', None) or error})"
 
 
-def _check_files(files: Dict[str, bool], jobs: int) -> Dict[str, Checked]:
-    """What is in each file, or why it cannot be used; ``files`` says of each whether an utterance begins within it."""
-    items = sorted(files.items())
-    paths = [path for path, _ in items]
-    bar = {"total": len(items), "desc": "decode", "unit": "file", "mininterval": 5}
-    if jobs <= 1 or len(items) < 2:
-        return dict(zip(paths, list(tqdm(map(_check_file, items), **bar))))
+def _check_files(paths: List[str], jobs: int) -> Dict[str, Checked]:
+    """What is in each file, or why it cannot be used."""
+    bar = {"total": len(paths), "desc": "decode", "unit": "file", "mininterval": 5}
+    if jobs <= 1 or len(paths) < 2:
+        return dict(zip(paths, list(tqdm(map(_check_file, paths), **bar))))
     found: List[Checked] = []
     with tqdm(**bar) as progress:
-        while len(found) < len(items):
+        while len(found) < len(paths):
             try:
                 with ProcessPoolExecutor(jobs, initializer=end_with_parent) as pool:
-                    for result in pool.map(_check_file, items[len(found):], chunksize=8):
+                    for result in pool.map(_check_file, paths[len(found):], chunksize=8):
                         found.append(result)
                         progress.update()
             except BrokenProcessPool:  # over one of the next files, which are now looked at in a process each
-                for item in items[len(found):len(found) + 8 * jobs]:
-                    found.append(_check_apart(item))
+                for path in paths[len(found):len(found) + 8 * jobs]:
+                    found.append(_check_apart(path))
                     progress.update()
     return dict(zip(paths, found))
 
 
-def _check_apart(file: Tuple[str, bool]) -> Checked:
+def _check_apart(path: str) -> Checked:
     with ProcessPoolExecutor(1, initializer=end_with_parent) as pool:
         try:
-            return pool.submit(_check_file, file).result()
+            return pool.submit(_check_file, path).result()
         except BrokenProcessPool:
-            return (f"{file[0]} ends the process that decodes it, by a fault of its decoder or for want of memory: write it "
-                    "again")
+            return f"{path} ends the process that decodes it, by a fault of its decoder or for want of memory: write it again"
 
 
 def _audio_problem(recording: Recording, checked: Dict[str, Checked]) -> Optional[str]:

@@ -99,6 +99,9 @@ def _opened(path: Path):
         with soundfile.SoundFile(path) as audio:
             if audio.frames == UNKNOWN_LENGTH:
                 raise BadAudio(f"{path} does not tell its length in its header: write it again (sox a.flac b.flac)")
+            if not audio.seekable():  # Lhotse reads no such file, not even whole
+                raise BadAudio(f"{path} ({audio.subtype_info}) can be decoded from its start alone: convert it (sox a.wav "
+                               "-e signed -b 16 b.wav, or ffmpeg -i a.wav -c:a pcm_s16le b.wav)")
             yield audio
     except (soundfile.SoundFileError, RuntimeError, OSError) as error:
         raise BadAudio(f"{path} cannot be read ({(str(error).splitlines() or [type(error).__name__])[0]})") from None
@@ -108,7 +111,7 @@ def read_audio(path: PathLike, rate: int) -> np.ndarray:
     """Read a whole mono file of ``rate`` Hz as float32, shape (samples,).
 
     Raises :class:`BadAudio` when the file is missing, empty, cut short, damaged, NIST SPHERE or raw, not mono or of
-    another rate, does not tell its length, or holds samples that are no finite numbers.
+    another rate, does not tell its length, can be decoded from its start alone, or holds samples that are no finite numbers.
     """
     path = Path(path)
     with _opened(path) as audio:
@@ -122,18 +125,17 @@ def read_audio(path: PathLike, rate: int) -> np.ndarray:
 
 def read_header(path: PathLike) -> AudioFormat:
     """What a file says of itself, undecoded; :class:`BadAudio` when it is missing, empty, cut short, NIST SPHERE, raw
-    or no audio, or does not tell its length."""
+    or no audio, does not tell its length, or can be decoded from its start alone."""
     with _opened(Path(path)) as audio:
         _check_count(Path(path), audio.frames, audio.frames)
         return AudioFormat(audio.frames, audio.samplerate, audio.channels)
 
 
-def check_audio(path: PathLike, from_within: bool = False) -> AudioFormat:
+def check_audio(path: PathLike) -> AudioFormat:
     """Decode a whole file, of any rate and number of channels, a block at a time; return what is in it.
 
     Raises :class:`BadAudio` when the file is missing, empty, cut short, damaged, NIST SPHERE or raw, does not tell its
-    length, or holds samples that are no finite numbers; with ``from_within`` also when it can be decoded from its start
-    alone.
+    length, can be decoded from its start alone, or holds samples that are no finite numbers.
     """
     path = Path(path)
     with _opened(path) as audio:
@@ -146,9 +148,6 @@ def check_audio(path: PathLike, from_within: bool = False) -> AudioFormat:
             _check_finite(path, block[:count])
             samples += count
         _check_count(path, samples, audio.frames)
-        if from_within and not audio.seekable():
-            raise BadAudio(f"{path} ({audio.subtype_info}) can be decoded from its start alone, and an utterance "
-                           "begins later: convert it (sox a.wav -e signed -b 16 b.wav)")
         return AudioFormat(samples, audio.samplerate, audio.channels)
 
 
