@@ -17,7 +17,7 @@ from kdlib.corpus_forms.shared import said_role
 from kdlib.errors import RecipeError
 from kdlib.files import PathLike
 from kdlib.heard import Audio, audio_at, audio_of, heard_together, joined, mostly_in
-from kdlib.manifests import Skipped, SkippedFile, normalise_text
+from kdlib.manifests import Skipped, SkippedFile, normalise_text, remove_sets
 from kdlib.options import require_not_negative, require_positive
 
 # Fewer groups than this are too few to hold some out: what is left would be another corpus.
@@ -292,7 +292,8 @@ def allot(hours: Mapping[str, float], wanted: float) -> Dict[str, float]:
 def prepare_parts(corpus: PathLike, output: PathLike, parts: Mapping[str, Sequence[str]], held_out: Mapping[str, float],
                   sampling_rate: int, normalise: Callable[[Optional[str]], str] = normalise_text, hours: float = 0.0,
                   jobs: int = 1) -> None:
-    """Write the checked cuts of every part (stage 1 of a recipe): ``parts`` says which of the corpus's make each.
+    """Write the checked cuts of every part (stage 1 of a recipe): ``parts`` says which of the corpus's make each. What an
+    earlier call left of other parts goes; cuts without transcripts, such as noise, are not of this and stay.
 
     Args:
         corpus: folder of Lhotse manifests that stage 0 wrote.
@@ -337,3 +338,7 @@ def prepare_parts(corpus: PathLike, output: PathLike, parts: Mapping[str, Sequen
             print(describe_holding(held_out, by, dealt["train"]))
         for part, some in dealt.items():
             write_cuts(output, part, CutSet.from_cuts(sorted(some, key=lambda cut: cut.id)))
+    for path in Path(output).glob("supervisions_*.jsonl.gz"):
+        part = path.name[len("supervisions_"):-len(".jsonl.gz")]
+        if part not in {*parts, *held_out}:
+            remove_sets(output, part)

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Iterator, List, NamedTuple, Optional, Sequence, Tuple
@@ -241,6 +242,14 @@ def write_sets(folder: PathLike, part: str, recordings, supervisions, cuts: Sequ
             if same_audio:
                 keep_same(path, temporary)
     update_file(listed, audio)  # last: after a kill before this the manifests are written again
+
+
+def remove_sets(folder: PathLike, part: str) -> None:
+    """Remove what :func:`write_sets` left of a part, and :func:`kdlib.corpus.write_cuts` of its mixed channels, if anything;
+    the supervisions last, by which :func:`kdlib.corpus_parts.prepare_parts` finds the part."""
+    shutil.rmtree(Path(folder) / f"mixed_{part}", ignore_errors=True)
+    for name in (f"audio_{part}.txt", *(f"{kind}_{part}.jsonl.gz" for kind in ("recordings", "cuts", "supervisions"))):
+        (Path(folder) / name).unlink(missing_ok=True)
 
 
 def _list_audio(recordings) -> bytes:

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,7 +18,7 @@ from kdlib.corpus_forms.shared import said_role
 from kdlib.corpus_parts import (allot, check_apart, checked_role, describe_holding, describe_roles, hold_out,
                                 part_roles, prepare_parts, subset)
 from kdlib.errors import RecipeError
-from kdlib.manifests import Skipped
+from kdlib.manifests import Skipped, describe, write_manifests
 from kdlib.survey import shared_speakers
 
 soundfile = pytest.importorskip("soundfile")
@@ -345,6 +346,24 @@ class TestHoldingOut:
         write_parts(tmp_path / "raw", {name: self.part(tmp_path / name, [name]) for name in ("train", "dev")})
         with pytest.raises(RecipeError, match="dev is among PARTS, which the corpus has, and among HELD_OUT, which train"):
             self.prepared(tmp_path, parts={"train": ["train"], "dev": ["dev"]}, held_out={"dev": 0.1})
+
+    def test_what_stage_1_left_of_a_part_that_was_taken_out_goes(self, tmp_path):
+        """Stage 2 makes features of all cuts there are; those without transcripts (noise) come from elsewhere."""
+        parts = {name: self.part(tmp_path / name, [f"{name}{k}" for k in range(4)]) for name in ("train", "test")}
+        soundfile.write(tmp_path / "far.wav", np.stack([say(["ONE"])] * 2, axis=1), 16000)
+        parts["far"] = (RecordingSet.from_recordings([Recording.from_file(tmp_path / "far.wav")]), SupervisionSet.from_segments(
+            [SupervisionSegment(id="far", recording_id="far", start=0, duration=0.3, channel=[0, 1], text="ONE")]))
+        write_parts(tmp_path / "raw", parts)
+        write_manifests(tmp_path / "manifests", "noise", [describe("n", tmp_path / "train" / "train0.wav", 4800, 16000, None)])
+        roles = {"train": ["train"], "test": ["test"], "test-far": ["far"]}
+        self.prepared(tmp_path, parts=roles, held_out={"dev": 0.25})
+        there = {path.name for path in (tmp_path / "manifests").iterdir()}
+        gone = {"mixed_test-far", "audio_test-far.txt"} | {f"{kind}_{part}.jsonl.gz" for part in ("test-far", "dev")
+                                                          for kind in ("recordings", "supervisions", "cuts")}
+        assert gone | {"cuts_noise.jsonl.gz"} < there
+        del roles["test-far"]
+        assert set(self.prepared(tmp_path, parts=roles, held_out={})) == {"train", "test", "noise"}
+        assert {path.name for path in (tmp_path / "manifests").iterdir()} == there - gone - {"audio_dev.txt"}
 
     def test_a_part_may_be_called_recordings_and_what_is_not_read_is_said(self, tmp_path, capsys):
         write_parts(tmp_path / "raw", {"recordings": self.part(tmp_path / "wav", ["u0", "u1"])})

@@ -122,6 +122,7 @@ class TestStages0And1:
         prepare(cwd, *chosen)
         assert sorted(path.name for path in (cwd / "data" / "manifests").glob("cuts_*")) == [
             "cuts_dev.jsonl.gz", "cuts_train-other-500.jsonl.gz", "cuts_train.jsonl.gz"]
+        assert not [path for part in ("noise", "test-clean") for path in (cwd / "data" / "manifests").glob(f"*{part}*")]
         assert listed(cwd / "data" / "manifests") == []
         assert set(cuts(cwd, "train")) == {"19-198-0000", "19-198-0002", "26-495-0001"}
 

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from kdlib.errors import RecipeError, run_main
 from kdlib.files import read_record
-from kdlib.manifests import BadAudio, Skipped, SkippedFile, describe, read_audio, write_manifests
+from kdlib.manifests import BadAudio, Skipped, SkippedFile, describe, read_audio, remove_sets, write_manifests
 from kdlib.options import require_not_negative, require_positive
 from kdlib.processes import end_with_parent
 from strings import expected_seconds, join, plan
@@ -133,8 +133,7 @@ def main() -> None:
                          string["speaker"], {"takes": [take.file_name for take in string["takes"]]})
                 for string, count in zip(strings, counts)])
     if not unseen:
-        for stale in options.output.glob("*_test-unseen.jsonl.gz"):
-            stale.unlink()
+        remove_sets(options.output, "test-unseen")
     for other in options.strings.iterdir():
         if other != home and re.fullmatch("[0-9a-f]{12}", other.name):
             shutil.rmtree(other, ignore_errors=True)

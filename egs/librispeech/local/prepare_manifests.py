@@ -21,7 +21,8 @@ from kdlib.corpus import checked_cuts, write_cuts
 from kdlib.corpus_parts import describe_holding, hold_out
 from kdlib.errors import RecipeError, in_one_line, run_main
 from kdlib.files import read_record
-from kdlib.manifests import BadAudio, Skipped, SkippedFile, describe, read_audio, read_header, write_manifests
+from kdlib.manifests import (BadAudio, Skipped, SkippedFile, describe, read_audio, read_header, remove_sets,
+                             write_manifests)
 from kdlib.options import require_not_negative, require_positive
 from parts import MUSAN_PARTS, PARTS, read_transcript, sounds, split_names
 
@@ -158,8 +159,7 @@ def main() -> None:
     if corpus["musan"]:
         write_noise(Path(corpus["musan"]), options.output, options.jobs, file)
     for other in {"noise", *PARTS} - {*wanted, "noise" if corpus["musan"] else ""}:
-        for stale in options.output.glob(f"*_{other}.jsonl.gz"):  # of an earlier choice of parts
-            stale.unlink()
+        remove_sets(options.output, other)  # of an earlier choice of parts
 
 
 if __name__ == "__main__":
