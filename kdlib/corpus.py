@@ -21,9 +21,25 @@ _SLACK = 0.025
 Checked = Union[AudioFormat, str]
 
 
+def usable_part(recordings: RecordingSet, supervisions: SupervisionSet, skipped: Skipped,
+                normalise: Callable[[Optional[str]], str] = normalise_text, min_seconds: float = 0.1,
+                seen: Optional[Set[str]] = None) -> Tuple[RecordingSet, SupervisionSet]:
+    """What can be used of a part as far as its manifests tell: utterances as they are, and their recordings.
+
+    Left out and counted in ``skipped`` with its reason is a supervision whose recording is missing, or has the id of another
+    file too, a recording without supervision, a transcript that is empty once it is normalised, a second utterance of one id,
+    times outside the recording, an utterance shorter than ``min_seconds``. ``seen`` has the ids of utterances elsewhere, and
+    gets these: one set for several calls keeps them apart.
+    """
+    by_id, said = _usable(recordings, supervisions, skipped, normalise, min_seconds, set() if seen is None else seen)
+    named = {segment.recording_id for segment, _ in said}
+    return (RecordingSet.from_recordings(recording for name, recording in by_id.items() if name in named),
+            SupervisionSet.from_segments(segment for segment, _ in said))
+
+
 def checked_cuts(recordings: RecordingSet, supervisions: SupervisionSet, sampling_rate: int, skipped: Skipped,
                  normalise: Callable[[Optional[str]], str] = normalise_text, jobs: int = 1,
-                 min_seconds: float = 0.1, seen: Optional[Set[str]] = None) -> CutSet:
+                 min_seconds: float = 0.1) -> CutSet:
     """One mono cut for each supervision, with its id and its normalised transcript, sorted by id.
 
     ``normalise`` gets the transcript in Unicode's composed form (NFC), so that a letter is one letter however it was typed.
@@ -31,45 +47,11 @@ def checked_cuts(recordings: RecordingSet, supervisions: SupervisionSet, samplin
     The audio is at ``sampling_rate`` (Hz): other rates are resampled by Lhotse when it is loaded. A supervision of one
     channel gets that channel, one of several gets their mean (a Lhotse MixedCut, until :func:`write_cuts` writes it).
 
-    What cannot be used is left out and counted in ``skipped`` with its reason: audio that is missing, damaged, cut
-    short or other than its recording says (every file is decoded once, by ``jobs`` processes), that can be decoded
-    from its start alone, or that only a command or an address would give, a supervision whose recording is missing, or
-    has the id of another file too, a recording without supervision, an empty transcript, a second utterance of one id,
-    times outside the recording, an utterance shorter than ``min_seconds``.
-    ``seen`` has the ids of utterances elsewhere, and gets these: one set for several calls keeps them apart.
+    What cannot be used is left out and counted in ``skipped`` with its reason: what :func:`usable_part` leaves out, and
+    audio that is missing, damaged, cut short or other than its recording says (every file is decoded once, by ``jobs``
+    processes), that can be decoded from its start alone, or that only a command or an address would give.
     """
-    by_id: Dict[str, Recording] = {}
-    doubled: Set[str] = set()
-    for recording in recordings:
-        other = by_id.get(recording.id)
-        if other is None:
-            by_id[recording.id] = recording
-        elif other.sources == recording.sources:
-            skipped.add(recording.id, "a second recording of this id")
-        else:
-            skipped.add(recording.id, "two files have this id, and nothing tells which of them a transcript is of")
-            doubled.add(recording.id)
-    by_id = {name: recording for name, recording in by_id.items() if name not in doubled}
-    named, usable = set(), []
-    seen = set() if seen is None else seen
-    for segment in supervisions:
-        named.add(segment.recording_id)
-        recording = by_id.get(segment.recording_id)
-        text = normalise(segment.text and unicodedata.normalize("NFC", segment.text))
-        if segment.id in seen:
-            reason: Optional[str] = "a second utterance of this id"
-        elif segment.recording_id in doubled:
-            reason = f"two files have the id of its recording, {segment.recording_id}"
-        else:
-            reason = _problem(segment, recording, text, min_seconds)
-        seen.add(segment.id)
-        if reason is None:
-            usable.append((segment, text))
-        else:
-            skipped.add(segment.id, reason)
-    for name in sorted(by_id.keys() - named):
-        skipped.add(name, "the recording has no transcript")
-
+    by_id, usable = _usable(recordings, supervisions, skipped, normalise, min_seconds, set())
     files = {source.source for segment, _ in usable for source in by_id[segment.recording_id].sources if source.type == "file"}
     checked = _check_files(sorted(files), jobs)
     resampled: Dict[str, Recording] = {}
@@ -84,6 +66,42 @@ def checked_cuts(recordings: RecordingSet, supervisions: SupervisionSet, samplin
             resampled[recording.id] = recording.resample(sampling_rate)
         cuts.append(_cut(resampled[recording.id], segment, text))
     return CutSet.from_cuts(cuts)
+
+
+def _usable(recordings: RecordingSet, supervisions: SupervisionSet, skipped: Skipped,
+            normalise: Callable[[Optional[str]], str], min_seconds: float,
+            seen: Set[str]) -> Tuple[Dict[str, Recording], List[Tuple[SupervisionSegment, str]]]:
+    """The recordings by id, and the utterances with their normalised transcripts: see :func:`usable_part`."""
+    by_id: Dict[str, Recording] = {}
+    doubled: Set[str] = set()
+    for recording in recordings:
+        other = by_id.get(recording.id)
+        if other is None:
+            by_id[recording.id] = recording
+        elif other.sources == recording.sources:
+            skipped.add(recording.id, "a second recording of this id")
+        else:
+            skipped.add(recording.id, "two files have this id, and nothing tells which of them a transcript is of")
+            doubled.add(recording.id)
+    by_id = {name: recording for name, recording in by_id.items() if name not in doubled}
+    named, usable = set(), []
+    for segment in supervisions:
+        named.add(segment.recording_id)
+        text = normalise(segment.text and unicodedata.normalize("NFC", segment.text))
+        if segment.id in seen:
+            reason: Optional[str] = "a second utterance of this id"
+        elif segment.recording_id in doubled:
+            reason = f"two files have the id of its recording, {segment.recording_id}"
+        else:
+            reason = _problem(segment, by_id.get(segment.recording_id), text, min_seconds)
+        seen.add(segment.id)
+        if reason is None:
+            usable.append((segment, text))
+        else:
+            skipped.add(segment.id, reason)
+    for name in sorted(by_id.keys() - named):
+        skipped.add(name, "the recording has no transcript")
+    return by_id, usable
 
 
 def _problem(segment: SupervisionSegment, recording: Optional[Recording], text: str, min_seconds: float) -> Optional[str]:

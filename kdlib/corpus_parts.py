@@ -11,7 +11,7 @@ from lhotse.cut import Cut
 from lhotse.utils import to_list
 
 from kdlib.config import DataConfig
-from kdlib.corpus import checked_cuts, write_cuts
+from kdlib.corpus import checked_cuts, usable_part, write_cuts
 from kdlib.corpus_forms import Part, named_apart, plain_name, read_manifests
 from kdlib.corpus_forms.shared import said_role
 from kdlib.errors import RecipeError
@@ -134,16 +134,17 @@ def _ids_and_audio(part: Part) -> Iterator[Tuple[str, Optional[Audio]]]:
         yield segment.id, audio_at(recordings.get(segment.recording_id), to_list(segment.channel), segment.start, segment.end)
 
 
-def checked_role(parts: Mapping[str, Part], names: Sequence[str], sampling_rate: int, skipped: Skipped,
-                 normalise: Callable[[Optional[str]], str] = normalise_text, jobs: int = 1) -> List[Cut]:
-    """The cuts (:func:`kdlib.corpus.checked_cuts`) of the parts ``names`` together.
+def usable_parts(parts: Mapping[str, Part], names: Sequence[str], skipped: Skipped,
+                 normalise: Callable[[Optional[str]], str] = normalise_text) -> Dict[str, Part]:
+    """Of the parts ``names``, which make one role, what can be used as far as their manifests tell
+    (:func:`kdlib.corpus.usable_part`).
 
     The second utterance of an id is left out and counted in ``skipped`` wherever the first is, and so is a recording with
     the id of another file's.
     """
     seen: Set[str] = set()
     sources: Dict[str, Tuple[str, List]] = {}
-    cuts: List[Cut] = []
+    usable: Dict[str, Part] = {}
     for name in names:
         recordings, supervisions = parts[name]
         fitting = []
@@ -153,9 +154,20 @@ def checked_role(parts: Mapping[str, Part], names: Sequence[str], sampling_rate:
                 fitting.append(recording)
             else:
                 skipped.add(recording.id, f"the part {name} has a second recording of this id, of another file than {other}")
-        cuts += checked_cuts(RecordingSet.from_recordings(fitting), supervisions, sampling_rate, skipped, normalise, jobs,
-                             seen=seen)
-    return cuts
+        usable[name] = usable_part(RecordingSet.from_recordings(fitting), supervisions, skipped, normalise, seen=seen)
+    return usable
+
+
+def checked_role(parts: Mapping[str, Part], names: Sequence[str], sampling_rate: int, skipped: Skipped,
+                 normalise: Callable[[Optional[str]], str] = normalise_text, jobs: int = 1) -> List[Cut]:
+    """The cuts (:func:`kdlib.corpus.checked_cuts`) of what can be used of the parts ``names`` together
+    (:func:`usable_parts`)."""
+    return _checked(usable_parts(parts, names, skipped, normalise), sampling_rate, skipped, normalise, jobs)
+
+
+def _checked(parts: Mapping[str, Part], sampling_rate: int, skipped: Skipped, normalise: Callable[[Optional[str]], str],
+             jobs: int) -> List[Cut]:
+    return [cut for part in parts.values() for cut in checked_cuts(*part, sampling_rate, skipped, normalise, jobs)]
 
 
 def _place(name: str) -> str:
@@ -261,7 +273,7 @@ def subset(part: Part, hours: float) -> Part:
     if hours <= 0:
         return part
     chosen, seconds = [], 0.0
-    for segment in sorted(_usable(supervisions), key=lambda segment: _place(segment.id)):
+    for segment in sorted(_of_usual_length(supervisions), key=lambda segment: _place(segment.id)):
         if seconds >= hours * 3600:
             break
         chosen.append(segment)
@@ -270,7 +282,7 @@ def subset(part: Part, hours: float) -> Part:
     return (RecordingSet.from_recordings(r for r in recordings if r.id in named), SupervisionSet.from_segments(chosen))
 
 
-def _usable(supervisions: Iterable[SupervisionSegment]) -> List[SupervisionSegment]:
+def _of_usual_length(supervisions: Iterable[SupervisionSegment]) -> List[SupervisionSegment]:
     """Those of a length that training takes; all where there is none."""
     everything = list(supervisions)
     return [segment for segment in everything if _LIMITS.wrong_length(segment.duration) is None] or everything
@@ -298,8 +310,8 @@ def prepare_parts(corpus: PathLike, output: PathLike, parts: Mapping[str, Sequen
     Args:
         corpus: folder of Lhotse manifests that stage 0 wrote.
         held_out: parts that get a share of train's hours (see :func:`hold_out`).
-        hours: use only so much of train, and a quarter of it of each other part; 0 for all. What is held out then is as much
-            as of all of train, up to a tenth.
+        hours: use only so much of what can be used of train, and a quarter of it of each other part; 0 for all. What is held
+            out then is as much as of all of train, up to a tenth.
     Raises:
         RecipeError: a part is not there, or is to be held out besides, or nothing in it can be used, or in train or dev by
             training, or two roles share an utterance, or ``hours`` or ``jobs`` cannot be.
@@ -320,10 +332,11 @@ def prepare_parts(corpus: PathLike, output: PathLike, parts: Mapping[str, Sequen
     check_apart(there, parts)
     for role, names in parts.items():
         skipped = Skipped(file)
+        usable = usable_parts(there, names, skipped, normalise)
         wanted = hours if role == "train" else hours / 4
-        whole = {name: sum(segment.duration for segment in _usable(there[name][1])) / 3600 for name in names}
-        some = {name: subset(there[name], given) for name, given in allot(whole, wanted).items()}
-        cuts = checked_role(some, names, sampling_rate, skipped, normalise, jobs)
+        whole = {name: sum(segment.duration for segment in _of_usual_length(part[1])) / 3600 for name, part in usable.items()}
+        some = {name: subset(usable[name], given) for name, given in allot(whole, wanted).items()}
+        cuts = _checked(some, sampling_rate, skipped, normalise, jobs)
         skipped.report(f"{corpus}, {role}")
         if role in ("train", "dev"):
             check_trainable(cuts, role, str(corpus))

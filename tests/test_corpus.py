@@ -13,7 +13,7 @@ from scripts import run_script
 from skipping import Reasons
 
 import kdlib.corpus
-from kdlib.corpus import checked_cuts, write_cuts
+from kdlib.corpus import checked_cuts, usable_part, write_cuts
 from kdlib.errors import RecipeError
 
 soundfile = pytest.importorskip("soundfile")
@@ -90,9 +90,11 @@ def test_a_name_that_no_file_can_have_is_left_out(tmp_path):
 
 def test_ids_that_were_seen_elsewhere_are_left_out(tmp_path):
     recordings = [recording(tone(tmp_path / f"{name}.wav")) for name in "ab"]
-    seen = {"a"}
-    cuts, left_out = cuts_of(recordings, [says("a"), says("b")], seen=seen)
-    assert [cut.id for cut in cuts] == ["b"] and left_out == {"a": "a second utterance of this id"} and seen == {"a", "b"}
+    seen, skipped = {"a"}, Reasons()
+    usable = usable_part(RecordingSet.from_recordings(recordings), SupervisionSet.from_segments([says("a"), says("b")]),
+                         skipped, seen=seen)
+    assert [[item.id for item in some] for some in usable] == [["b"], ["b"]] and seen == {"a", "b"}
+    assert skipped.of == {"a": "a second utterance of this id"}
 
 
 def damage(path: Path, kind: str) -> None:

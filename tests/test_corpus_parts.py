@@ -334,6 +334,29 @@ class TestHoldingOut:
         (found,) = self.prepared(tmp_path, parts={"train": ["a", "b"]}, held_out={}, hours=2.9 / 3600).values()
         assert [name[0] for name in found] == ["a"] * 8 + ["b"] * 2
 
+    @pytest.mark.parametrize("lack", ["text", "recording", "id"])
+    def test_what_cannot_be_used_is_none_of_the_hours(self, tmp_path, lack):
+        """Of 60 utterances of 0.3 s in two parts, 40 are without a transcript, or a recording, or have the id of another."""
+        parts = {}
+        for name in "ab":
+            recordings, supervisions = self.part(tmp_path / name, [f"{name}{k:02d}" for k in range(30)])
+            if lack == "text":
+                supervisions = [fastcopy(s, text=s.text if k < 10 else "...") for k, s in enumerate(supervisions)]
+            elif lack == "recording":
+                recordings = list(recordings)[:10]
+            else:
+                supervisions = [fastcopy(s, id=f"{name}{min(k, 9):02d}") for k, s in enumerate(supervisions)]
+            parts[name] = RecordingSet.from_recordings(recordings), SupervisionSet.from_segments(supervisions)
+        write_parts(tmp_path / "raw", parts)
+        options = {"parts": {"train": ["a", "b"]}, "held_out": {}, "normalise": lambda text: text.replace(".", "")}
+        (found,) = self.prepared(tmp_path, **options, hours=4.4 / 3600).values()
+        assert len(found) == 16 and [name[0] for name in found].count("a") in (7, 8)
+        said = sorted(listed(tmp_path / "manifests"))
+        reason = {"text": "its transcript is empty", "recording": "its recording ", "id": "a second utterance of this id"}[lack]
+        assert len(said) == 40 and all(line[2].startswith(reason) for line in said)
+        (found,) = self.prepared(tmp_path, **options).values()  # all the hours
+        assert len(found) == 20 and sorted(listed(tmp_path / "manifests")) == said
+
     def test_part_of_the_hours_gives_no_smaller_test(self, tmp_path):
         """As long as that is no more than a tenth of them."""
         write_parts(tmp_path / "raw", {"all": self.part(tmp_path / "all", [f"u{k:03d}" for k in range(200)])})
