@@ -42,7 +42,8 @@ def checked_cuts(recordings: RecordingSet, supervisions: SupervisionSet, samplin
                  min_seconds: float = 0.1) -> CutSet:
     """One mono cut for each supervision, with its id and its normalised transcript, sorted by id.
 
-    ``normalise`` gets the transcript in Unicode's composed form (NFC), so that a letter is one letter however it was typed.
+    ``normalise`` gets the transcript in Unicode's composed form (NFC), so that a letter is one letter however it was typed,
+    and what it returns is composed too, since upper() takes some letters apart.
 
     The audio is at ``sampling_rate`` (Hz): other rates are resampled by Lhotse when it is loaded. A supervision of one
     channel gets that channel, one of several gets their mean (a Lhotse MixedCut, until :func:`write_cuts` writes it).
@@ -87,7 +88,7 @@ def _usable(recordings: RecordingSet, supervisions: SupervisionSet, skipped: Ski
     named, usable = set(), []
     for segment in supervisions:
         named.add(segment.recording_id)
-        text = normalise(segment.text and unicodedata.normalize("NFC", segment.text))
+        text = _composed(normalise(_composed(segment.text)))
         if segment.id in seen:
             reason: Optional[str] = "a second utterance of this id"
         elif segment.recording_id in doubled:
@@ -102,6 +103,11 @@ def _usable(recordings: RecordingSet, supervisions: SupervisionSet, skipped: Ski
     for name in sorted(by_id.keys() - named):
         skipped.add(name, "the recording has no transcript")
     return by_id, usable
+
+
+def _composed(text: Optional[str]) -> str:
+    """In NFC."""
+    return unicodedata.normalize("NFC", text or "")
 
 
 def _problem(segment: SupervisionSegment, recording: Optional[Recording], text: str, min_seconds: float) -> Optional[str]:

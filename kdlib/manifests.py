@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import unicodedata
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Iterator, List, NamedTuple, Optional, Sequence, Tuple
@@ -167,8 +168,9 @@ def _check_finite(path: Path, samples: np.ndarray) -> None:
 
 
 def normalise_text(text: Optional[str]) -> str:
-    """Return ``text`` as upper-case words separated by one space; empty for ``None`` or white space."""
-    return " ".join(str(text or "").upper().split())
+    """Return ``text`` as upper-case words separated by one space, in Unicode's composed form (NFC), which upper() undoes for
+    some letters; empty for ``None`` or white space."""
+    return " ".join(unicodedata.normalize("NFC", str(text or "").upper()).split())
 
 
 def describe(name: str, path: PathLike, samples: int, rate: int, text: Optional[str], speaker: Optional[str] = None,

@@ -15,6 +15,7 @@ from skipping import Reasons
 import kdlib.corpus
 from kdlib.corpus import checked_cuts, usable_part, write_cuts
 from kdlib.errors import RecipeError
+from kdlib.manifests import normalise_text
 
 soundfile = pytest.importorskip("soundfile")
 ROOT = Path(__file__).resolve().parents[1]
@@ -78,6 +79,17 @@ def test_a_letter_is_one_letter_however_it_was_typed(tmp_path):
     cuts, _ = cuts_of([recording(tone(tmp_path / f"{name}.wav")) for name in names],
                       [says("a", "café"), says("b", "cafe\u0301")], normalise=normalise)
     assert heard == ["café", "café"] and [cut.supervisions[0].text for cut in cuts] == ["CAFÉ", "CAFÉ"]
+
+
+@pytest.mark.parametrize("normalise", [normalise_text, str.upper])
+def test_upper_case_letters_are_composed_as_far_as_they_can_be(tmp_path, normalise):
+    """upper() takes these apart; where there is no such letter, an accent is left."""
+    texts = {"ΐ": "\N{GREEK CAPITAL LETTER IOTA WITH DIALYTIKA}\u0301", "ΰ": "\N{GREEK CAPITAL LETTER UPSILON WITH DIALYTIKA}"
+             "\u0301", "ῆ": "Η\u0342", "ᾶ": "Α\u0342", "ώ": "Ώ", "ǰ": "J\u030c"}
+    file = recording(tone(tmp_path / "a.wav"))
+    cuts, left_out = cuts_of([file], [says(str(k), text, of="a") for k, text in enumerate(texts)], normalise=normalise)
+    assert [cut.supervisions[0].text for cut in cuts] == list(texts.values()) and left_out == {}
+    assert normalise_text("ΐ") == texts["ΐ"]
 
 
 def test_a_name_that_no_file_can_have_is_left_out(tmp_path):
