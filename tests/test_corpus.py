@@ -2,6 +2,7 @@
 
 import os
 import time
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from skipping import Reasons
 
 import kdlib.corpus
 from kdlib.corpus import checked_cuts, usable_part, write_cuts
+from kdlib.corpus_forms import read_corpus
 from kdlib.errors import RecipeError
 from kdlib.manifests import normalise_text
 
@@ -98,6 +100,31 @@ def test_a_name_that_no_file_can_have_is_left_out(tmp_path):
                      duration=1.0) for name, source in (("long", "x" * 300 + ".wav"), ("nul", "a\0b.wav"))]
     cuts, left_out = cuts_of([good, *bad], [says("good"), says("long"), says("nul")])
     assert [cut.id for cut in cuts] == ["good"] and set(left_out) == {"long", "nul"}
+
+
+@pytest.mark.parametrize("form", ["csv", "kaldi"])
+@pytest.mark.parametrize("typed, there", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_names_of_files_in_the_other_form_of_unicode_are_found(tmp_path, form, typed, there):
+    """As of a corpus from a Mac; the folder that all is in may be called in either form, and one file as it was typed."""
+    corpus = tmp_path / unicodedata.normalize(typed, "étude")
+    names = ["père/forêt.wav", "père/éçà.wav", "plain.wav"]
+    for name in names:
+        tone(corpus / unicodedata.normalize(there, name))
+    tone(corpus / unicodedata.normalize(there, "père") / unicodedata.normalize(typed, "hôtel.wav"))
+    lines = [f"{unicodedata.normalize(typed, name)}{{}}one two\n" for name in (*names, "père/hôtel.wav", "père/ôté.wav")]
+    if form == "csv":
+        (corpus / "corpus.csv").write_text("".join(line.format(",") for line in lines))
+        source = corpus / "corpus.csv"
+    else:
+        for name, wanted in (("wav.scp", 0), ("text", 1)):
+            (corpus / name).write_text("".join(f"u{k} {line.split('{}')[wanted].strip()}\n" for k, line in enumerate(lines)))
+        source = corpus
+    skipped = Reasons()
+    recordings, supervisions = read_corpus(form, str(source), skipped)["all"]
+    (missing,) = skipped.of.values()
+    assert missing == f"{corpus / unicodedata.normalize(typed, 'père/ôté.wav')} is missing"
+    cuts = checked_cuts(recordings, supervisions, 16000, skipped)
+    assert len(skipped) == 1 and [cut.load_audio().shape for cut in cuts] == 4 * [(1, 16000)]
 
 
 def test_ids_that_were_seen_elsewhere_are_left_out(tmp_path):

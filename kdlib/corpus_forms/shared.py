@@ -3,6 +3,7 @@
 import codecs
 import os
 import re
+import unicodedata
 from pathlib import Path
 from typing import Any, Iterable, Optional, Tuple
 
@@ -65,6 +66,17 @@ def is_there(path: Path) -> bool:
     return path.is_file()
 
 
+def on_disk(path: str) -> str:
+    """``path``; where nothing is there, what is there by the same name in Unicode's other form (composed or decomposed: a Mac
+    may write one and whoever types the other, and they look alike), if anything is."""
+    if path.isascii() or os.path.exists(path):
+        return path
+    folder, name = os.path.split(path)
+    folder = on_disk(folder)
+    names = (name, unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name))
+    return next(filter(os.path.exists, (os.path.join(folder, some) for some in names)), path)
+
+
 def audio_base(paths: Iterable[str], folder: Path) -> Path:
     """Where the relative ones of ``paths``, all that a file in ``folder`` names, start: there, or in the nearest of
     the three folders above it under which there is one of them; ``folder`` where there is none.
@@ -73,13 +85,15 @@ def audio_base(paths: Iterable[str], folder: Path) -> Path:
     """
     relative = [path for path in paths if path and not os.path.isabs(path)]
     for base in (folder, *folder.resolve().parents[:3]):
-        if any(os.path.isfile(base / path) for path in relative):  # which a name that no file can have is not
+        if any(os.path.isfile(on_disk(str(base / path))) for path in relative):  # which a name that no file can have is not
             return base
     return folder
 
 
 def recording_of(name: str, path: str) -> Recording:
-    """The recording of a file, by its header; :class:`BadAudio` when that cannot be read."""
+    """The recording of a file, by its header and the name that it has (:func:`on_disk`); :class:`BadAudio` when that cannot be
+    read."""
+    path = on_disk(path)
     try:
         samples, rate, channels = read_header(path)
     except (OSError, ValueError) as error:  # a name that is too long, or holds what no name can
