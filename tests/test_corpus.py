@@ -127,6 +127,25 @@ def test_names_of_files_in_the_other_form_of_unicode_are_found(tmp_path, form, t
     assert len(skipped) == 1 and [cut.load_audio().shape for cut in cuts] == 4 * [(1, 16000)]
 
 
+@pytest.mark.parametrize("form", ["csv", "manifests"])
+def test_several_utterances_of_a_file_in_the_other_form_of_unicode(tmp_path, form):
+    file = tone(tmp_path / unicodedata.normalize("NFD", "forêt.wav"))
+    typed = unicodedata.normalize("NFC", file.name)
+    times = (0.0, 0.5)
+    if form == "csv":
+        source = tmp_path / "corpus.csv"
+        source.write_text("audio,start,end,text\n" + "".join(f"{typed},{start},{start + 0.5},one\n" for start in times))
+    else:
+        source = tmp_path
+        audio = fastcopy(Recording.from_file(file), id="long", sources=[AudioSource("file", [0], typed)])
+        RecordingSet.from_recordings([audio]).to_file(tmp_path / "recordings_train.jsonl.gz")
+        SupervisionSet.from_segments(says(f"u{start}", start=start, duration=0.5, of="long") for start in times).to_file(
+            tmp_path / "supervisions_train.jsonl.gz")
+    skipped = Reasons()
+    (part,) = read_corpus(form, str(source), skipped).values()
+    assert len(checked_cuts(*part, 16000, skipped)) == 2 and skipped.of == {}
+
+
 def test_ids_that_were_seen_elsewhere_are_left_out(tmp_path):
     recordings = [recording(tone(tmp_path / f"{name}.wav")) for name in "ab"]
     seen, skipped = {"a"}, Reasons()

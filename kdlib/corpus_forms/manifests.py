@@ -8,7 +8,7 @@ from lhotse import Recording, RecordingSet, SupervisionSegment, SupervisionSet
 from lhotse.audio import AudioSource
 from lhotse.utils import fastcopy
 
-from kdlib.corpus_forms.shared import WHOLE, Part, audio_base, is_there
+from kdlib.corpus_forms.shared import WHOLE, Part, audio_base, is_there, on_disk
 from kdlib.errors import RecipeError, with_its_type
 from kdlib.manifests import Skipped
 
@@ -66,4 +66,4 @@ def _names_file(source: AudioSource) -> bool:
 
 def _with_files(recording: Recording, base: Path) -> Recording:
     return fastcopy(recording, sources=[
-        fastcopy(s, source=str(base / s.source)) if _names_file(s) else s for s in recording.sources])
+        fastcopy(s, source=on_disk(str(base / s.source))) if _names_file(s) else s for s in recording.sources])

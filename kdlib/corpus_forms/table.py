@@ -12,7 +12,7 @@ from typing import Callable, Dict, Iterator, List, Optional, Tuple, Union
 from lhotse import Recording, RecordingSet, SupervisionSegment, SupervisionSet
 from tqdm import tqdm
 
-from kdlib.corpus_forms.shared import WHOLE, Part, all_channels, audio_base, read_text, recording_of, said_role
+from kdlib.corpus_forms.shared import WHOLE, Part, all_channels, audio_base, on_disk, read_text, recording_of, said_role
 from kdlib.errors import RecipeError
 from kdlib.manifests import BadAudio, Skipped
 
@@ -114,7 +114,7 @@ def read_csv(path: Path, skipped: Skipped) -> Dict[str, Part]:
         # Where the corpus stands is no part of an id: what is held out goes by them.
         within = os.path.relpath(file, top) if os.path.isabs(file) else Path(file)
         name = re.sub(r"[\s/\\]+", "-", os.path.splitext(within)[0]).strip("-") or file
-        located = str(base / file)
+        located = on_disk(str(base / file))
         if name in recordings and os.path.normpath(recordings[name].sources[0].source) != os.path.normpath(located):
             skipped.add(where, f"{file} would have the id {name}, which is that of {recordings[name].sources[0].source}: "
                                "rename one of the files")
