@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from kdlib import losses
@@ -307,6 +307,7 @@ def test_weights_of_the_best_path_and_of_the_occupancy(seed, modified, labels, f
 
     walk(0, 0, torch.zeros((), dtype=torch.float64), [])
     scores = torch.stack([score for score, _ in paths])
+    assume(len(paths) == 1 or scores.topk(2).values.diff().abs() > 1e-3)  # nearer ones share the weights (BEST_PATH)
     ranges = torch.arange(labels + 1).expand(1, frames, labels + 1)
     arguments = (label, blank, ranges, torch.tensor([[0, 0, labels, frames]]), torch.ones_like(label, dtype=torch.bool),
                  "modified" if modified else "regular")
