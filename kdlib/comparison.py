@@ -305,8 +305,8 @@ def legend(comparison: Mapping[str, Any]) -> List[str]:
         + f"{heard}.",
         "Params: encoder, predictor and joiner, as deployed; heads that only training uses are left out.",
         f"Updates: of that model alone. The last stage rests on {comparison['stage_updates']:,} updates, those of every "
-        f"stage up to it, and on the teacher's {comparison['rows'][0]['updates']:,}. "
-        + "".join(f"{model} has as many as {_part(part)}. " for model, part in comparison["matched"].items()).rstrip(),
+        f"stage up to it, and on the teacher's {comparison['rows'][0]['updates']:,}."
+        + "".join(f" {model} has as many as {_part(part)}." for model, part in comparison["matched"].items()),
         f"Compression: the last stage is {_floor(comparison['reached_compression'])}% smaller than the teacher"
         + (f" (target {target:g}%)." if target is not None else "."),
     ]

@@ -73,10 +73,8 @@ class DistillTerm:
         require(0 <= self.weight < math.inf, f"{where}, weight", self.weight, "0 or more, and finite")
         require(self.schedule in ("constant", "warmup", "decay"), f"{where}, schedule", self.schedule,
                 "constant, warmup or decay")
-        constant = self.schedule == "constant"
-        require(self.schedule_updates == 0 if constant else self.schedule_updates > 0, f"{where}, schedule_updates",
-                self.schedule_updates, "left out: the schedule is constant" if constant else
-                f"at least 1 for schedule {self.schedule}")
+        require(self.schedule == "constant" or self.schedule_updates > 0, f"{where}, schedule_updates",
+                self.schedule_updates, f"at least 1 for schedule {self.schedule}")
         for name, value in (("temperature", 1.0), ("shift", 0), ("layers", "last")):
             require(name in loss.settings or getattr(self, name) == value, f"{where}, {name}", getattr(self, name),
                     f"left out: this loss has only {' and '.join(('weight', 'schedule', *loss.settings))}")

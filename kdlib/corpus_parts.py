@@ -15,7 +15,7 @@ from kdlib.corpus import checked_cuts, usable_part, write_cuts
 from kdlib.corpus_forms import Part, named_apart, plain_name, read_manifests
 from kdlib.corpus_forms.shared import said_role
 from kdlib.errors import RecipeError
-from kdlib.files import PathLike
+from kdlib.files import PathLike, read_record, write_json
 from kdlib.heard import Audio, audio_at, audio_of, heard_together, joined, mostly_in
 from kdlib.manifests import Skipped, SkippedFile, normalise_text, remove_sets
 from kdlib.options import require_not_negative, require_positive
@@ -305,7 +305,7 @@ def prepare_parts(corpus: PathLike, output: PathLike, parts: Mapping[str, Sequen
                   sampling_rate: int, normalise: Callable[[Optional[str]], str] = normalise_text, hours: float = 0.0,
                   jobs: int = 1) -> None:
     """Write the checked cuts of every part (stage 1 of a recipe): ``parts`` says which of the corpus's make each. What an
-    earlier call left of other parts goes; cuts without transcripts, such as noise, are not of this and stay.
+    earlier call made of this corpus and this one does not goes.
 
     Args:
         corpus: folder of Lhotse manifests that stage 0 wrote.
@@ -351,7 +351,16 @@ def prepare_parts(corpus: PathLike, output: PathLike, parts: Mapping[str, Sequen
             print(describe_holding(held_out, by, dealt["train"]))
         for part, some in dealt.items():
             write_cuts(output, part, CutSet.from_cuts(sorted(some, key=lambda cut: cut.id)))
-    for path in Path(output).glob("supervisions_*.jsonl.gz"):
-        part = path.name[len("supervisions_"):-len(".jsonl.gz")]
-        if part not in {*parts, *held_out}:
-            remove_sets(output, part)
+    _remove_what_is_named_no_more(Path(output), str(corpus), {*parts, *held_out})
+
+
+def _remove_what_is_named_no_more(output: Path, corpus: str, parts: Set[str]) -> None:
+    """Of what earlier calls made of this corpus, the parts that are not among ``parts`` now: stage 2 makes features of all cuts
+    that it finds, and those of other corpora stand there too."""
+    note = output / "parts.json"
+    before = read_record(note, "remove it") if note.exists() else {}
+    others = {part for other, made in before.items() if other != corpus for part in made}
+    for part in sorted({*before.get(corpus, [])} - parts - others):
+        remove_sets(output, part)
+        print(f"removed the manifests of {part}, which no part of {corpus} makes any more")
+    write_json(note, {**before, corpus: sorted(parts)})

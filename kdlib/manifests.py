@@ -247,10 +247,10 @@ def write_sets(folder: PathLike, part: str, recordings, supervisions, cuts: Sequ
 
 
 def remove_sets(folder: PathLike, part: str) -> None:
-    """Remove what :func:`write_sets` left of a part, and :func:`kdlib.corpus.write_cuts` of its mixed channels, if anything;
-    the supervisions last, by which :func:`kdlib.corpus_parts.prepare_parts` finds the part."""
+    """Remove what :func:`write_sets` left of a part, and :func:`kdlib.corpus.write_cuts` of its mixed channels, if
+    anything."""
     shutil.rmtree(Path(folder) / f"mixed_{part}", ignore_errors=True)
-    for name in (f"audio_{part}.txt", *(f"{kind}_{part}.jsonl.gz" for kind in ("recordings", "cuts", "supervisions"))):
+    for name in (f"audio_{part}.txt", *(f"{kind}_{part}.jsonl.gz" for kind in ("recordings", "supervisions", "cuts"))):
         (Path(folder) / name).unlink(missing_ok=True)
 
 

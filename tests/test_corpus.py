@@ -346,6 +346,22 @@ def test_audio_of_any_rate_and_channels_goes_through_stage_2_mono_and_resampled(
     assert spectrum[600] == pytest.approx(0.15, abs=0.01) and spectrum[1500] == pytest.approx(0.15, abs=0.01)
 
 
+def test_mixes_of_the_same_audio_stay_as_they_are(tmp_path):
+    """And with them the manifests: no later stage runs again for them."""
+    stereo = recording(tone(tmp_path / "stereo.wav", pitches=(600, 1500)))
+
+    def written():
+        cuts, _ = cuts_of([stereo], [says("a", of="stereo", channel=[0, 1])])
+        write_cuts(tmp_path / "manifests", "train", cuts)
+        return {path: path.stat().st_mtime_ns for path in (tmp_path / "manifests").rglob("*") if path.is_file()}
+
+    before = written()
+    time.sleep(0.05)
+    assert written() == before and len(before) == 5
+    tone(tmp_path / "stereo.wav", pitches=(700, 1500))
+    assert not {*written().items()} & {*before.items()}
+
+
 def test_mixes_of_an_earlier_run_are_removed(tmp_path):
     stereo = recording(tone(tmp_path / "stereo.wav", 2.0, pitches=(600, 1500)))
     manifests = tmp_path / "manifests"

@@ -370,8 +370,8 @@ class TestHoldingOut:
         with pytest.raises(RecipeError, match="dev is among PARTS, which the corpus has, and among HELD_OUT, which train"):
             self.prepared(tmp_path, parts={"train": ["train"], "dev": ["dev"]}, held_out={"dev": 0.1})
 
-    def test_what_stage_1_left_of_a_part_that_was_taken_out_goes(self, tmp_path):
-        """Stage 2 makes features of all cuts there are; those without transcripts (noise) come from elsewhere."""
+    def test_what_stage_1_left_of_a_part_that_was_taken_out_goes(self, tmp_path, capsys):
+        """Stage 2 makes features of all cuts there are; those of other corpora, and of noise, stay."""
         parts = {name: self.part(tmp_path / name, [f"{name}{k}" for k in range(4)]) for name in ("train", "test")}
         soundfile.write(tmp_path / "far.wav", np.stack([say(["ONE"])] * 2, axis=1), 16000)
         parts["far"] = (RecordingSet.from_recordings([Recording.from_file(tmp_path / "far.wav")]), SupervisionSet.from_segments(
@@ -379,14 +379,19 @@ class TestHoldingOut:
         write_parts(tmp_path / "raw", parts)
         write_manifests(tmp_path / "manifests", "noise", [describe("n", tmp_path / "train" / "train0.wav", 4800, 16000, None)])
         roles = {"train": ["train"], "test": ["test"], "test-far": ["far"]}
+        write_parts(tmp_path / "raw-2", {"near": self.part(tmp_path / "near", ["near0", "near1"])})
+        prepare_parts(tmp_path / "raw-2", tmp_path / "manifests", {"test-near": ["near"]}, {}, 16000)
         self.prepared(tmp_path, parts=roles, held_out={"dev": 0.25})
         there = {path.name for path in (tmp_path / "manifests").iterdir()}
         gone = {"mixed_test-far", "audio_test-far.txt"} | {f"{kind}_{part}.jsonl.gz" for part in ("test-far", "dev")
                                                           for kind in ("recordings", "supervisions", "cuts")}
         assert gone | {"cuts_noise.jsonl.gz"} < there
         del roles["test-far"]
-        assert set(self.prepared(tmp_path, parts=roles, held_out={})) == {"train", "test", "noise"}
+        assert set(self.prepared(tmp_path, parts=roles, held_out={})) == {"train", "test", "test-near", "noise"}
         assert {path.name for path in (tmp_path / "manifests").iterdir()} == there - gone - {"audio_dev.txt"}
+        said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("removed")]
+        assert said == [f"removed the manifests of {part}, which no part of {tmp_path}/raw makes any more"
+                        for part in ("dev", "test-far")]
 
     def test_a_part_may_be_called_recordings_and_what_is_not_read_is_said(self, tmp_path, capsys):
         write_parts(tmp_path / "raw", {"recordings": self.part(tmp_path / "wav", ["u0", "u1"])})

@@ -227,6 +227,15 @@ def test_no_piece_of_the_work_takes_more_than_its_cuts_along(manifests):
     assert [Path(cut.features.storage_path).name for cut in found] == [f"feats-{n}.lca" for n in range(8) for _ in range(50)]
 
 
+def test_shares_of_other_audio_are_not_joined(manifests):
+    """Of the same lengths: stage 1 then says so beside the manifests, in which nothing is otherwise."""
+    listed = manifests / "manifests" / "audio_train.txt"
+    listed.write_text("1 a.wav\n")
+    assert prepare(manifests, "--part", "1/1").returncode == 0
+    listed.write_text("2 a.wav\n")
+    assert "1-of-1 was made of other manifests or with other settings" in refused(prepare(manifests))
+
+
 def test_more_machines_than_cuts(manifests):
     """The second share is empty since its only file cannot be read, the third from the start."""
     cuts = CutSet.from_file(manifests / "manifests" / "cuts_train.jsonl.gz").subset(first=2)

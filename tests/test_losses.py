@@ -372,7 +372,6 @@ def test_a_loss_that_is_named_twice():
     ("encoder_mse", dict(temperature=2.0)), ("encoder_l1", dict(temperature=2.0)), ("encoder_cosine", dict(temperature=0.5)),
     ("encoder_logits_kl", dict(layers="matched")), ("pruned_lattice_kl", dict(shift=1)),
     ("occupancy_kl", dict(layers=[[1, 1]])), ("nbest_rnnt", dict(shift=-1)), ("nbest_rnnt", dict(layers="matched")),
-    ("encoder_mse", dict(schedule_updates=500)), ("encoder_mse", dict(schedule_updates=-5)),
 ])
 def test_a_setting_that_a_loss_has_no_use_for(name, unused):
     with pytest.raises(RecipeError, match=f"loss.distill, {name}, {list(unused)[0]} is .*; it must be left out"):

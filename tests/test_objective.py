@@ -287,6 +287,15 @@ def test_a_head_that_is_not_there_is_asked_for(loss):
         Objective(Transducer(ModelConfig(**SIZES, ctc_head=False), 13), LossConfig(**loss))
 
 
+@pytest.mark.parametrize("updates", [500, -5])
+def test_updates_of_a_schedule_that_is_not_named_are_refused(updates):
+    """In training; of what was trained so before, the config can still be read."""
+    term = DistillTerm("encoder_mse", schedule_updates=updates)
+    student, teacher = (Transducer(ModelConfig(**SIZES), 13) for _ in range(2))
+    with pytest.raises(RecipeError, match=f"loss.distill, encoder_mse, schedule_updates is {updates}; it must be left out"):
+        Objective(student, LossConfig(distill=[term]), teacher)
+
+
 def test_without_a_warm_up_and_without_a_head_there_is_nothing_to_wait_for():
     torch.manual_seed(0)
     student, batch = Transducer(ModelConfig(**SIZES, ctc_head=False), 13), make_batch()

@@ -58,6 +58,6 @@ def test_a_process_that_is_ended_is_one_error():
 def test_an_error_is_said_before_all_other_work_is_done():
     with pytest.raises(ZeroDivisionError):
         with executor(1) as pool:
-            first, *others = [pool.submit(divmod, 1, 0), *(pool.submit(time.sleep, 0.01) for _ in range(20))]
+            first, *others = [pool.submit(divmod, 1, 0), *(pool.submit(time.sleep, 0.01) for _ in range(500))]
             first.result()
     assert others[-1].cancelled()

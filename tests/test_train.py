@@ -305,6 +305,15 @@ class TestTheSameTraining:
         write_json(exp / "run.json", record)
         assert not self.begin(exp)
 
+    @pytest.mark.parametrize("schedule, same", [("constant", True), ("decay", False)])
+    def test_one_that_had_updates_of_no_schedule_goes_on_without_them(self, exp, schedule, same):
+        def of(updates):
+            return settings(f"loss.distill=[{{name: encoder_mse, schedule: {schedule}, schedule_updates: {updates}}}]")
+
+        self.begin(exp, config=of(500))
+        (exp / "done.json").touch()
+        assert self.begin(exp, config=of(0 if same else 400)) == same
+
     def test_what_a_killed_one_left_half_written_goes(self, exp):
         (exp / ".tmp-a1.pt").write_bytes(b"half")
         assert self.begin(exp) and not list(exp.glob(".*"))

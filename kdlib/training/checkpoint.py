@@ -169,6 +169,9 @@ NO_EFFECT = (("training", "save_every_updates"), ("training", "log_every_updates
 def _with_effect(config: Dict[str, Any]) -> Dict[str, Any]:
     try:  # a setting that is newer than the record was as its default is
         config = config_to_dict(merge_config(TrainConfig, config))
+        for term in config["loss"]["distill"]:
+            if term["schedule"] == "constant":
+                term["schedule_updates"] = 0
     except RecipeError:  # one that is no more: another training
         pass
     return {section: {key: value for key, value in settings.items() if (section, key) not in NO_EFFECT}

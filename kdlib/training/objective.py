@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from kdlib import rnnt
 from kdlib.config import DistillTerm, LossConfig
+from kdlib.config_checks import require
 from kdlib.conformer import subsampled_length
 from kdlib.data import Batch, NBest, checked
 from kdlib.errors import RecipeError
@@ -49,6 +50,9 @@ class Objective(nn.Module):
         self.pairs: Dict[str, List[Tuple[int, int]]] = {}  # of layers, (student's, teacher's), by the term's name
         self.per_frame = {"simple", "pruned", "ctc", *(name for name, _, _ in self.sequence_terms)}  # parts in nats a frame
         rnnt.backend_in_use(config.rnnt_backend)  # an error where it is not to be had
+        for name, term, _ in terms:  # here and not where configs are read: there are models that were trained so
+            require(term.schedule != "constant" or term.schedule_updates == 0, f"loss.distill, {name}, schedule_updates",
+                    term.schedule_updates, "left out, or beside schedule: warmup or decay")
         for key in ("ctc_weight", "ctc_first_updates"):
             if getattr(config, key) > 0 and student.ctc is None:
                 raise RecipeError(f"loss.{key} is above 0 but the model has no CTC head: set model.ctc_head=true or "
