@@ -30,7 +30,7 @@ def make_batch():
 
 
 def results(objective, batch, update, autocast=False):
-    objective.zero_grad()
+    objective.zero_grad(set_to_none=True)  # as older torch does not by itself
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
         total, parts = objective(batch, update)
     total.backward()
