@@ -14,7 +14,7 @@ from scripts import alive
 
 from kdlib.errors import RecipeError
 from kdlib.processes import usable_cores
-from kdlib.training.parallel import launch, require_devices
+from kdlib.training.parallel import launch, require_devices, sum_gradients
 
 pytestmark = [pytest.mark.both, pytest.mark.usefixtures("no_gpu")]
 
@@ -29,6 +29,23 @@ def work(rank, device):
 
 launch(work, 2)
 """
+
+
+def test_gradients_are_summed_and_what_no_process_has_stays_without(tmp_path):
+    """Of the others the sum, though some process lacks one; frozen parameters are passed over."""
+    def work(rank, device):
+        both, one, none, frozen = (torch.nn.Parameter(torch.ones(2, 3), requires_grad=n < 3) for n in range(4))
+        both.grad = torch.full((2, 3), 1.0 + rank)
+        if rank == 1:
+            one.grad = torch.tensor([[1.0, float("inf"), 0.0]] * 2)
+        sum_gradients([both, frozen, none, one])
+        torch.save([p.grad for p in (both, one, none, frozen)], tmp_path / f"{rank}.pt")
+
+    launch(work, 2)
+    for rank in range(2):
+        both, one, none, frozen = torch.load(tmp_path / f"{rank}.pt")
+        assert both.tolist() == [[3.0] * 3] * 2 and one.tolist() == [[1.0, float("inf"), 0.0]] * 2
+        assert none is None and frozen is None
 
 
 @pytest.mark.parametrize("failing", [0, 1])

@@ -158,12 +158,15 @@ def world_size() -> int:
 
 
 def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
-    """Replace every parameter's gradient by its sum over the processes; a missing one counts as zero."""
+    """Replace every parameter's gradient by its sum over the processes. One that some lack counts as zero there; what none has
+    is left without, as in a single process: an optimizer would let the weight decay, were it zero."""
     if world_size() == 1:
         return
     parameters = [p for p in parameters if p.requires_grad]
-    flat = torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in parameters])
+    here = [torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in parameters]
+    flat = torch.cat([*here, here[0].new_tensor([float(p.grad is not None) for p in parameters])])
     dist.all_reduce(flat)
-    for p, part in zip(parameters, flat.split([p.numel() for p in parameters])):
-        p.grad = part.view_as(p)
+    *parts, has = flat.split([*(p.numel() for p in parameters), len(parameters)])
+    for p, part, count in zip(parameters, parts, has.tolist()):
+        p.grad = part.view_as(p) if count else None
 
