@@ -15,7 +15,7 @@ from lhotse.utils import fastcopy, to_list
 from tqdm import tqdm
 
 from kdlib.files import PathLike, update_file
-from kdlib.manifests import AudioFormat, BadAudio, Skipped, check_audio, normalise_text, write_sets
+from kdlib.manifests import AudioFormat, BadAudio, Skipped, audio_files, check_audio, normalise_text, write_sets
 from kdlib.processes import end_with_parent
 
 # Seconds by which times may miss what they belong to: transcripts' times are rounded, and so are encoders' frames.
@@ -55,7 +55,7 @@ def checked_cuts(recordings: RecordingSet, supervisions: SupervisionSet, samplin
     processes), that can be decoded from its start alone, or that only a command or an address would give.
     """
     by_id, usable = _usable(recordings, supervisions, skipped, normalise, min_seconds, set())
-    files = {source.source for segment, _ in usable for source in by_id[segment.recording_id].sources if source.type == "file"}
+    files = {file for segment, _ in usable for file in audio_files(by_id[segment.recording_id])}
     checked = _check_files(sorted(files), jobs)
     resampled: Dict[str, Recording] = {}
     cuts = []

@@ -6,7 +6,7 @@ import shutil
 import unicodedata
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 import numpy as np
 
@@ -254,10 +254,15 @@ def remove_sets(folder: PathLike, part: str) -> None:
         (Path(folder) / name).unlink(missing_ok=True)
 
 
+def audio_files(recording) -> Set[str]:
+    """The files that a Lhotse Recording reads."""
+    return {source.source for source in recording.sources if source.type == "file"}
+
+
 def _list_audio(recordings) -> bytes:
     """A line of each file of audio: its state and its name. Of the audio manifests tell no more than the length, and times
     alone do not tell a file that another took the place of by a rename of its folder or a link that leads elsewhere."""
-    files = {source.source for recording in recordings for source in recording.sources if source.type == "file"}
+    files = {file for recording in recordings for file in audio_files(recording)}
     return "".join(f"{_state(file)}\t{file}\n" for file in sorted(files)).encode("utf-8", "surrogateescape")
 
 

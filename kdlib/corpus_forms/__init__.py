@@ -10,7 +10,7 @@ import re
 import unicodedata
 from numbers import Integral
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, List, Optional, Set, Tuple
+from typing import Any, Callable, Dict, Iterable, List, Optional, Tuple
 
 from lhotse import Recording, RecordingSet, SupervisionSegment, SupervisionSet
 from lhotse.audio import get_audio_duration_mismatch_tolerance
@@ -23,7 +23,7 @@ from kdlib.corpus_forms.shared import Part
 from kdlib.corpus_forms.table import read_csv
 from kdlib.errors import RecipeError
 from kdlib.files import PathLike, atomic_path, keep_same, update_file
-from kdlib.manifests import Skipped
+from kdlib.manifests import Skipped, audio_files
 
 
 def read_corpus(form: str, source: str, skipped: Skipped, corpus_dir: Optional[PathLike] = None,
@@ -158,7 +158,7 @@ def write_parts(folder: PathLike, parts: Dict[str, Part]) -> None:
                 manifest.to_file(temporary)
                 keep_same(path, temporary)
             written.add(path)
-    files = {file for recordings, _ in parts.values() for r in recordings for file in _files(r)}
+    files = {file for recordings, _ in parts.values() for r in recordings for file in audio_files(r)}
     update_file(folder / "audio.txt", "".join(f"{_state(file)}\t{file}\n" for file in sorted(files)).encode(
         "utf-8", "surrogateescape"))
     for stale in {*folder.glob("*.jsonl.gz")} - written:
@@ -180,18 +180,14 @@ def check_still_there(folder: PathLike, parts: Dict[str, Part]) -> None:
     gone = {file for file in before if _state(file) == "missing"}
     if not gone:
         return
-    found = {r.id for recordings, _ in parts.values() for r in recordings if not _files(r) & gone}
+    found = {r.id for recordings, _ in parts.values() for r in recordings if not audio_files(r) & gone}
     for part, (recordings, _) in read_manifests(folder, Skipped()).items():
-        had = [r for r in recordings if _files(r) & before]
-        lost = [r for r in had if _files(r) & gone and r.id not in found]
+        had = [r for r in recordings if audio_files(r) & before]
+        lost = [r for r in had if audio_files(r) & gone and r.id not in found]
         if lost and (len(lost) == len(had) or len(lost) > max(10, 0.05 * len(had))):
             raise RecipeError(f"of the {len(had)} recordings of {part} that were there before, {len(lost)} are missing, "
-                              f"{sorted(_files(lost[0]) & gone)[0]} for one: mount the disk that they are on, or remove "
+                              f"{sorted(audio_files(lost[0]) & gone)[0]} for one: mount the disk that they are on, or remove "
                               f"{folder} to go on without them")
-
-
-def _files(recording: Recording) -> Set[str]:
-    return {source.source for source in recording.sources if source.type == "file"}
 
 
 def _state(file: str) -> str:
