@@ -203,6 +203,9 @@ class DataConfig:
     shar_buffer: int = 5000  # their utterances that each process holds, with features, to shuffle and to make batches of
     noise_probability: float = 0.0
     noise_snr: List[float] = field(default_factory=lambda: [8.0, 25.0])  # dB: mean powers, while there is noise
+    # Share of the utterances that the predictor begins with the last labels of another one, which is what it meets where a
+    # stream goes on after a sentence.
+    carried_labels: float = 0.0
     min_seconds: float = 0.2
     max_seconds: float = 30.0
     spec_augment: SpecAugmentConfig = field(default_factory=SpecAugmentConfig)
@@ -211,7 +214,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         require_above_0(self, "data", "max_duration", "shar_buffer")
         require(self.num_buckets >= 2, "data.num_buckets", self.num_buckets, "at least 2")  # or Lhotse makes none
-        require_amounts(self, "data", "noise_probability", most=1)
+        require_amounts(self, "data", "noise_probability", "carried_labels", most=1)
         require(self.num_workers >= 0, "data.num_workers", self.num_workers, "0 or more")
         require(len(self.noise_snr) == 2 and self.noise_snr[0] <= self.noise_snr[1], "data.noise_snr", self.noise_snr,
                 "the lowest and the highest ratio, in dB")

@@ -78,7 +78,8 @@ class Batch:
     features: (N, T0, F) float32; feature_lengths: (N,) int64;
     symbols: (N, U) int64, padded with 0; symbol_lengths: (N,) int64; texts and ids of the utterances;
     progress: of the training when the batch ends; total_frames (after subsampling) and total_utterances: of the whole
-    batch, over all shares; nbest: where the cuts have any.
+    batch, over all shares; nbest: where the cuts have any; follows: (N,) int64, the row of the utterance whose last labels
+    the predictor begins with, -1 where with none, or None where with none at all.
     """
 
     features: Tensor
@@ -91,12 +92,14 @@ class Batch:
     total_frames: int
     total_utterances: int
     nbest: Optional[NBest] = None
+    follows: Optional[Tensor] = None
 
     def each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         """With every tensor as ``change`` makes it."""
         return replace(self, features=change(self.features), feature_lengths=change(self.feature_lengths),
                        symbols=change(self.symbols), symbol_lengths=change(self.symbol_lengths),
-                       nbest=None if self.nbest is None else self.nbest.each(change))
+                       nbest=None if self.nbest is None else self.nbest.each(change),
+                       follows=None if self.follows is None else change(self.follows))
 
     def to(self, device) -> "Batch":
         """From pinned memory it is copied while the GPU computes."""
@@ -159,6 +162,7 @@ class TransducerDataset(Dataset):
         self.config = config
         self.noise = noise if train and config.noise_probability > 0 else None
         self.masks = train and config.spec_augment.enabled
+        self.carried_labels = config.carried_labels if train else 0.0
 
     def __getitem__(self, planned: PlannedBatch) -> Union[Batch, RecipeError]:
         """The batch; or what is wrong with its features: as a value, since a worker's exceptions become tracebacks."""
@@ -187,7 +191,13 @@ class TransducerDataset(Dataset):
         features = F.pad(features, (0, 0, 0, max(0, 7 - features.size(1))))
         return Batch(features, lengths.to(torch.int64), *_padded([self.lang.encode(text) for text in texts]), texts, ids,
                      planned.progress, planned.total_frames, planned.total_utterances,
-                     self._nbest(planned.cuts, lengths))
+                     self._nbest(planned.cuts, lengths), self._follows(len(texts), planned.seed))
+
+    def _follows(self, count: int, seed: int) -> Optional[Tensor]:
+        if self.carried_labels == 0:
+            return None
+        draw = random.Random(seed)
+        return torch.tensor([draw.randrange(count) if draw.random() < self.carried_labels else -1 for _ in range(count)])
 
     def _nbest(self, cuts: CutSet, lengths: Tensor) -> Optional[NBest]:
         """The hypotheses that fit into their utterance's frames (lengths before subsampling)."""

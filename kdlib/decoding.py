@@ -27,12 +27,13 @@ class Hypothesis:
 
 class Search:
     """What a search knows of an utterance after the frames that it was given, its ``best`` hypothesis above all; the base
-    of those below."""
+    of those below. ``before``: labels that the predictor has read before it, where it is not the first of its stream."""
 
     best: Hypothesis
 
-    def __init__(self, context_size: int = 2) -> None:
+    def __init__(self, context_size: int = 2, before: Tuple[int, ...] = ()) -> None:
         self.context_size = context_size  # of the predictor
+        self.before = before
         self.num_frames = 0
 
     @staticmethod
@@ -44,8 +45,8 @@ class Search:
 class GreedySearch(Search):
     """The most probable token at each step."""
 
-    def __init__(self, context_size: int = 2) -> None:
-        super().__init__(context_size)
+    def __init__(self, context_size: int = 2, before: Tuple[int, ...] = ()) -> None:
+        super().__init__(context_size, before)
         self.best = Hypothesis()
 
     @staticmethod
@@ -56,7 +57,7 @@ class GreedySearch(Search):
         if not searches:
             return
         encoded = model.joiner.encoder_proj(encoder_out)
-        contexts = [_context(model, search.best.tokens) for search in searches]
+        contexts = [_context(model, search.before + search.best.tokens) for search in searches]
         context = torch.tensor(contexts, device=encoder_out.device)
         predicted = model.joiner.predictor_proj(model.predictor(context))[:, 0]
         tokens = [list(search.best.tokens) for search in searches]
@@ -87,8 +88,8 @@ class BeamSearch(Search):
     """Frame-synchronous beam search with at most one token a frame: the best extensions of all hypotheses together, equal
     label sequences merged, as icefall and sherpa-onnx do it."""
 
-    def __init__(self, context_size: int = 2) -> None:
-        super().__init__(context_size)
+    def __init__(self, context_size: int = 2, before: Tuple[int, ...] = ()) -> None:
+        super().__init__(context_size, before)
         self.beam: List[Hypothesis] = [Hypothesis()]  # the most probable first
 
     @property
@@ -113,7 +114,7 @@ class BeamSearch(Search):
             widest = max(map(len, beams))
             owners = [row for row, hyps in zip(rows, beams) for _ in hyps]
             places = [n * widest + i for n, hyps in enumerate(beams) for i in range(len(hyps))]
-            contexts = [_context(model, hyp.tokens) for hyps in beams for hyp in hyps]
+            contexts = [_context(model, searches[row].before + hyp.tokens) for row, hyps in zip(rows, beams) for hyp in hyps]
             fresh = sorted(set(contexts) - set(predicted_cache))
             if fresh:
                 # The predictor sees the last labels only, so that its outputs are few and used again and again.

@@ -4,7 +4,7 @@ Needs k2. It keeps a lattice, of which the best path is read at the end; as in t
 token.
 """
 
-from typing import List
+from typing import List, Tuple
 
 import torch
 from torch import Tensor
@@ -30,7 +30,9 @@ def load_k2():
 class FastBeamSearch(Search):
     """A k2 decoding stream over the graph that allows every token at any time."""
 
-    def __init__(self, context_size: int = 2) -> None:
+    def __init__(self, context_size: int = 2, before: Tuple[int, ...] = ()) -> None:
+        if before:
+            raise ValueError("a search of k2's begins without labels: use greedy_search or modified_beam_search")
         super().__init__(context_size)
         self.stream = None
         self.config = None

@@ -1,5 +1,7 @@
 """The stateless predictor (Ghodsi et al. 2020): the last few labels, embedded and mixed by a short convolution."""
 
+from typing import Optional
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -33,6 +35,14 @@ class Predictor(nn.Module):
         context[:, -1] = self.blank_id
         return context
 
-    def prefix(self, symbols: Tensor) -> Tensor:
-        """(N, U) int64 symbols to (N, U + 1, predictor_dim): the state before each label and after the last."""
-        return self(torch.cat([self.initial_context(symbols.size(0), symbols.device), symbols], dim=1))
+    def context_after(self, symbols: Tensor, lengths: Tensor) -> Tensor:
+        """(N, context_size) int64: what is read after the first ``lengths`` (N,) int64 of the symbols (N, U) int64."""
+        read = torch.cat([self.initial_context(symbols.size(0), symbols.device), symbols], dim=1)
+        return read.gather(1, lengths[:, None] + torch.arange(self.context_size, device=symbols.device))
+
+    def prefix(self, symbols: Tensor, context: Optional[Tensor] = None) -> Tensor:
+        """(N, U) int64 symbols to (N, U + 1, predictor_dim): the state before each label and after the last; ``context``
+        (N, context_size) int64: what was read before, where that is not the beginning."""
+        if context is None:
+            context = self.initial_context(symbols.size(0), symbols.device)
+        return self(torch.cat([context, symbols], dim=1))

@@ -7,7 +7,7 @@ search over all of it give, chunk for chunk.
 F feature bins, L frames of left context, C channels.
 """
 
-from typing import List, Optional
+from typing import List, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -64,11 +64,11 @@ class StreamingRecogniser:
         self.search, self.options = find_search(config or DecodeConfig())
         self.device = next(model.parameters()).device
 
-    def create_stream(self) -> Stream:
-        """A stream at its beginning."""
+    def create_stream(self, before: Tuple[int, ...] = ()) -> Stream:
+        """A stream at its beginning; ``before``: labels that its predictor has read already (see :class:`Search`)."""
         like = next(self.model.parameters())
         caches = self.model.encoder.initial_caches(1, like, self.left_context)
-        return Stream(self.search(self.model.predictor.context_size), *(cache[:, :, 0] for cache in caches))
+        return Stream(self.search(self.model.predictor.context_size, before), *(cache[:, :, 0] for cache in caches))
 
     def ready(self, stream: Stream) -> bool:
         """Whether the stream has a chunk to run."""

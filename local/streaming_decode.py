@@ -39,6 +39,8 @@ def get_args():
     parser.add_argument("--tail", metavar="SECONDS", help="compute the features from the audio, followed by so much "
                         f"silence, as a device does; '{RUNTIME}': by what local/decode_sherpa.py gives it, of which it runs "
                         "whole chunks alone; without it the features of stage 2 are read")
+    parser.add_argument("--carry-labels", action="store_true", help="the predictor begins each utterance with the last labels "
+                        "of the transcript before it in the test set, as it does in a stream that goes on after an endpoint")
     parser.add_argument("--fbank-config", type=Path, help="conf/fbank.yaml, for --tail")
     return parser.parse_args()
 
@@ -77,18 +79,20 @@ def feature_reader(args, model, chunk_size):
     return read
 
 
-def decode(recogniser, cuts, read, num_streams, name, whole_chunks=False):
+def decode(recogniser, cuts, read, num_streams, name, whole_chunks=False, lang=None):
     """(utterance id, transcript, best hypothesis) of every cut, and the seconds that the recogniser took.
 
-    ``whole_chunks``: what is left at the end of a stream and is no whole chunk is not run.
+    ``whole_chunks``: what is left at the end of a stream and is no whole chunk is not run. ``lang``: a stream begins with the
+    labels of the transcript before its own, by these tokens; None: with none.
 
     Each stream is given a chunk's worth of features at a time; where one ends, the next begins in its place."""
     step, results, busy = SUBSAMPLING * recogniser.chunk_size, [], 0.0
-    waiting, active = iter(cuts), []
+    waiting, active, before = iter(cuts), [], ()
     bar = tqdm(total=len(cuts), desc=name, unit="utterance", mininterval=5)
     while True:
         while len(active) < num_streams and (cut := next(waiting, None)) is not None:
-            active.append((cut, list(read(cut).split(step)), recogniser.create_stream()))
+            active.append((cut, list(read(cut).split(step)), recogniser.create_stream(before)))
+            before = () if lang is None else tuple(lang.encode(transcript(cut)))
         if not active:
             bar.close()
             return results, busy
@@ -119,6 +123,9 @@ def main():
     lang = Lang(args.lang)
     model, trained, which = load_averaged(args.exp, config.epoch, config.avg, tokens=lang.tokens)
     check_search(config, trained, args.exp)
+    if args.carry_labels and config.method == "fast_beam_search":
+        raise RecipeError("--carry-labels: a search of k2's begins without labels: give --method greedy_search or "
+                          "modified_beam_search")
     model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     try:
         recogniser = StreamingRecogniser(model, args.chunk_size, args.left_context, config)
@@ -129,11 +136,11 @@ def main():
     if args.tail is None:  # else the features of the cuts are not read
         check_cuts(args.exp, model, (cut for test in test_sets for cut in test.cuts), args.fbank)
     setting = (f"streaming-chunk-{recogniser.chunk_size}-left-{recogniser.left_context}-{search_setting(config)}"
-               + ("" if args.tail is None else f"-tail-{args.tail}"))
+               + ("" if args.tail is None else f"-tail-{args.tail}") + ("-carried-labels" if args.carry_labels else ""))
     suffix = f"epoch-{which['epoch']}-avg-{which['avg']}-{setting}"
     folder = args.exp / "streaming_decode"
     folder.mkdir(parents=True, exist_ok=True)
-    tried = bool(args.overrides) or any(getattr(args, option) is not None for option in (*TRIED, "tail"))
+    tried = bool(args.overrides) or args.carry_labels or any(getattr(args, option) is not None for option in (*TRIED, "tail"))
     path = summary_path(folder, [test.name for test in test_sets], suffix, tried)
     parameters = model.parameter_counts()["total"]
     name = folder_name(args.exp)
@@ -141,7 +148,8 @@ def main():
     summary = decoding_summary(about, config, recogniser.chunk_size, recogniser.left_context)
     busy = seconds = 0.0
     for test in test_sets:
-        results, took = decode(recogniser, test.cuts, read, args.streams, test.name, args.tail == RUNTIME)
+        results, took = decode(recogniser, test.cuts, read, args.streams, test.name, args.tail == RUNTIME,
+                               lang if args.carry_labels else None)
         summary["test_sets"][test.name] = write_test_set(name, folder, test, setting, suffix, lang, results)
         busy, seconds = busy + took, seconds + sum(cut.duration for cut in test.cuts)
     summary["real_time_factor"] = round(busy / seconds, 5)

@@ -279,11 +279,28 @@ def test_cuts_too_short_for_a_frame_are_not_aligned(options, corpus):
     ("streaming_decode", ["--tail", "-1", "--fbank-config", "fbank.yaml"], "--tail -1: give seconds of silence, from 0 to"),
     ("streaming_decode", ["--tail", "nan", "--fbank-config", "fbank.yaml"], "--tail nan: give seconds of silence"),
     ("streaming_decode", ["--tail", "1e9", "--fbank-config", "fbank.yaml"], "--tail 1e9: give seconds of silence"),
+    ("streaming_decode", ["--carry-labels", "method=fast_beam_search"], "a search of k2's begins without labels"),
     ("streaming_decode", ["--tail", "long", "--fbank-config", "fbank.yaml"], "--tail long: give seconds of silence"),
 ])
 def test_options_that_mean_nothing_are_refused(options, name, more, said):
     done = run(name, options, *more)
     assert done.returncode == 1 and said in done.stderr and "Traceback" not in done.stderr
+
+
+def test_streams_that_go_on_begin_with_the_labels_before_them(monkeypatch, options, corpus):
+    _, lang, _, dev = corpus
+    module, begun = load(LOCAL / "streaming_decode.py"), []
+    create = module.StreamingRecogniser.create_stream
+    monkeypatch.setattr(module.StreamingRecogniser, "create_stream",
+                        lambda self, before=(): begun.append(before) or create(self, before))
+    for more, want in (((), [()] * len(dev)), (["--carry-labels"], [(), *(tuple(lang.encode(cut.supervisions[0].text))
+                                                                         for cut in list(dev)[:-1])])):
+        begun.clear()
+        monkeypatch.setattr(sys, "argv", ["streaming_decode.py", *words_of(options, more)])
+        module.main()
+        assert begun == want
+    names = {path.name for path in (options["--exp"] / "streaming_decode").glob("summary*.json")}
+    assert len(names) == 2 and "summary.json" in names and min(names).endswith("-carried-labels.json")
 
 
 def test_features_that_are_gone_are_named(options):

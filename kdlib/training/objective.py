@@ -13,7 +13,7 @@ from kdlib import rnnt
 from kdlib.config import DistillTerm, LossConfig
 from kdlib.config_checks import require
 from kdlib.conformer import subsampled_length
-from kdlib.data import Batch, NBest, checked
+from kdlib.data import Batch, checked
 from kdlib.errors import RecipeError
 from kdlib.losses import (EncoderLoss, LatticeLoss, Loss, SequenceLoss, best_path_weights, find_loss, matched_layers,
                           node_weights, occupancy_weights, shifted)
@@ -21,6 +21,14 @@ from kdlib.rnnt.lattice import summable
 from kdlib.transducer import Transducer
 
 Term = Tuple[str, DistillTerm, Loss]  # its name in logs, its settings, what they name
+
+
+def labels_before(model: Transducer, batch: Batch) -> Optional[Tensor]:
+    """(N, context_size) int64, what the model's predictor reads before each utterance; None where each is a beginning."""
+    if batch.follows is None:
+        return None
+    rows = batch.follows.clamp(min=0)
+    return model.predictor.context_after(batch.symbols[rows], batch.symbol_lengths[rows].masked_fill(batch.follows < 0, 0))
 
 
 class Objective(nn.Module):
@@ -118,7 +126,7 @@ class Objective(nn.Module):
         wanted = [sorted({pair[side] for name, _, _ in encoder_terms for pair in self.pairs[name]}) for side in (0, 1)]
         context = self._context(update)
         encoded, lengths, layers = student.encoder(batch.features, batch.feature_lengths, *context, layers=wanted[0])
-        predicted = student.predictor.prefix(batch.symbols)
+        predicted = student.predictor.prefix(batch.symbols, labels_before(student, batch))
         simple, ranges, lattice = self._simple(encoded, lengths, predicted, batch.symbols, batch.symbol_lengths)
         simple = simple.sum()
         taught, taught_layers = None, []
@@ -152,8 +160,7 @@ class Objective(nn.Module):
             parts[name] = value.detach()
         for name, term, loss in self._live(self.sequence_terms, update) if batch.nbest is not None else ():
             posterior = loss.posterior(batch.nbest.log_probs, batch.nbest.rows, len(batch.ids), term.temperature)
-            value = self._nbest_loss(batch.nbest, posterior, encoded, lengths, weights["simple"], weights["pruned"],
-                                     sharpness)
+            value = self._nbest_loss(batch, posterior, encoded, lengths, weights["simple"], weights["pruned"], sharpness)
             total = total + weights[name] * per_nat * value
             parts[name] = value.detach() / lengths.sum()
         parts["total"] = sum(weights[name] * value for name, value in parts.items())
@@ -180,11 +187,12 @@ class Objective(nn.Module):
         ranges = rnnt.get_rnnt_prune_ranges(px_grad, py_grad, boundary, c.prune_range, backend=c.rnnt_backend)
         return simple, ranges, lattice
 
-    def _nbest_loss(self, nbest: NBest, posterior: Tensor, encoded: Tensor, lengths: Tensor, simple_weight: float,
+    def _nbest_loss(self, batch: Batch, posterior: Tensor, encoded: Tensor, lengths: Tensor, simple_weight: float,
                     pruned_weight: float, sharpness: float) -> Tensor:
         """The RNN-T loss on the hypotheses (M of them) by their posterior (M,), summed over the batch, in nats."""
+        nbest, before = batch.nbest, labels_before(self.student, batch)
         encoded, lengths = encoded[nbest.rows], lengths[nbest.rows]
-        predicted = self.student.predictor.prefix(nbest.symbols)
+        predicted = self.student.predictor.prefix(nbest.symbols, None if before is None else before[nbest.rows])
         simple, ranges, lattice = self._simple(encoded, lengths, predicted, nbest.symbols, nbest.symbol_lengths)
         side = self.student.lattice_side(encoded, predicted)
         _, mask = rnnt.node_symbols(nbest.symbols, ranges, lattice["boundary"], self.student.blank_id)
@@ -226,7 +234,7 @@ class Objective(nn.Module):
         live = self._live(self.lattice_terms, update)
         if live:
             with torch.no_grad():
-                theirs = teacher.lattice_side(taught, teacher.predictor.prefix(batch.symbols))
+                theirs = teacher.lattice_side(taught, teacher.predictor.prefix(batch.symbols, labels_before(teacher, batch)))
         total, values = 0.0, {}
         for nodes, kept in (("pruned", ranges), ("all", rnnt.all_nodes(encoded, batch.symbols))):
             chosen = [(name, term, loss) for name, term, loss in live if loss.nodes == nodes]
