@@ -241,6 +241,16 @@ def test_missing_wheel_is_one_line(tmp_path, copy):
     assert "espeakng-loader" in line and "tools/install.sh" in line
 
 
+def test_a_voice_that_is_not_there_is_refused():
+    """Where espeak-ng itself would speak with the language's default voice; and all voices of the parts are there."""
+    code = ("import sys; sys.path[:0] = [{!r}]; from kdlib.errors import run_main; import espeak, voices; "
+            "speak = espeak.Synthesizer(1); print(min(len(speak('one', voice)) for part in ('train', 'dev', 'test') "
+            "for voice in voices.voices_of(part))); run_main(lambda: speak('one', 'en-us+klatt66'))").format(str(LOCAL))
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert int(ended.stdout) > 1000
+    assert "espeak-ng has no voice en-us+klatt66" in refused(ended)
+
+
 def test_an_environment_deep_down_in_folders(tmp_path):
     """Of a path of more than 159 characters espeak-ng takes no notice."""
     deep = tmp_path / ("a" * 100) / ("b" * 100)

@@ -3,6 +3,7 @@
 import ctypes
 import os
 import tempfile
+from pathlib import Path
 from typing import List
 
 import numpy as np
@@ -49,6 +50,7 @@ class Synthesizer:
         if self.rate <= 0:
             raise RecipeError(f"espeak-ng finds no data at {data}: reinstall espeakng-loader; a path of more than "
                               f"{_LONGEST_PATH} characters needs a shorter TMPDIR")
+        self._variants = Path(data, "voices", "!v")
         self._library.espeak_SetSynthCallback(self._callback)
         if self._library.espeak_ng_SetRandSeed(ctypes.c_long(seed)) != 0:
             raise RecipeError("espeak-ng refuses the random seed: install espeakng-loader 0.2 or later")
@@ -65,8 +67,11 @@ class Synthesizer:
         ``voice`` is a language and a variant, as in ``en-us+f3``. ``pitch``, ``pitch_range`` and ``volume`` run from
         0 to 100. The volume is below espeak-ng's default of 100, at which some voices clip.
         """
-        if self._library.espeak_SetVoiceByName(voice.encode()) != 0:
-            raise RecipeError(f"espeak-ng has no voice {voice}")
+        _, plus, variant = voice.partition("+")
+        # Of a variant that is not there the library says nothing, and speaks with the language's default voice.
+        if (plus and not (self._variants / variant).is_file()) or \
+                self._library.espeak_SetVoiceByName(voice.encode()) != 0:
+            raise RecipeError(f"espeak-ng has no voice {voice}: reinstall espeakng-loader, whose data lacks it")
         # Setting a voice resets the parameters, so they follow it.
         for name, value in ((_RATE, words_per_minute), (_VOLUME, volume), (_PITCH, pitch), (_RANGE, pitch_range)):
             self._library.espeak_SetParameter(name, int(value), 0)
