@@ -41,7 +41,8 @@ _PERTURBED_UP_TO = 1000.0
 # output layer is learnt: one token for each 1,000 characters of text, a token being about three characters.
 _MOST_TOKENS, _LEAST_TOKENS, _CHARACTERS_A_TOKEN = 500, 50, 1000
 # So few different words, each said so often, are a closed vocabulary: every word becomes one token, as in
-# egs/voice_commands. A handful of sentences has few different words too, but most of them once.
+# egs/voice_commands, but for those that SentencePiece always divides: of more than 15 letters, or of letters with digits,
+# apostrophes or hyphens. A handful of sentences has few different words too, but most of them once.
 _CLOSED, _SAID = 300, 10
 
 
@@ -91,15 +92,17 @@ def propose_tokens(texts: Sequence[str]) -> Tuple[str, int, str]:
     with tempfile.TemporaryDirectory() as folder:
         while True:
             try:
-                size = len(train_lang(texts, LangConfig(type="bpe", vocab_size=wanted), folder))
+                lang = train_lang(texts, LangConfig(type="bpe", vocab_size=wanted), folder)
                 break
             except RecipeError as error:
                 limit = re.search(r"<= (\d+)", str(error))
                 if limit is None or int(limit[1]) >= wanted:
                     return "char", len(letters) + 4, f"characters, since BPE does not fit the text ({error})"
                 wanted = int(limit[1])
-    return "bpe", size, (f"BPE, as many as make each of {len(words)} words one token" if closed and size < _MOST_TOKENS
-                         else f"BPE, for {len(words):,} different words in {sum(map(len, texts)):,} characters")
+    if closed and len(lang) < _MOST_TOKENS:
+        whole = sum(len(lang.encode(word)) == 1 for word in words)
+        return "bpe", len(lang), f"BPE, as many as the text fills: {whole} of {len(words)} words are one token"
+    return "bpe", len(lang), f"BPE, for {len(words):,} different words in {sum(map(len, texts)):,} characters"
 
 
 def propose(hours: float, texts: Sequence[str], found_rates: Counter) -> Proposal:

@@ -43,7 +43,15 @@ class TestProposals:
     def test_few_words_that_are_said_once_are_no_closed_vocabulary(self):
         words = ["".join(chr(ord("A") + (7 * k + 3 * j) % 26) for j in range(3 + k % 5)) for k in range(150)]
         kind, size, why = propose_tokens([" ".join(words[k:k + 10]) for k in range(0, 150, 10)])
-        assert (kind, size) == ("bpe", 50) and "make each" not in why
+        assert (kind, size) == ("bpe", 50) and "one token" not in why
+
+    @pytest.mark.parametrize("words, told", [
+        (["YES", "NO", "STOP"], "3 of 3 words are one token"),
+        (["YES", "NO", "MP3", "DON'T", "ABCDEFGHIJKLMNO", "ABCDEFGHIJKLMNOP"], "3 of 6 words are one token")])
+    def test_of_a_closed_vocabulary_it_says_how_many_words_are_one_token(self, words, told):
+        """SentencePiece makes none of digits or apostrophes with letters, nor of more than 15 letters."""
+        kind, _, why = propose_tokens([" ".join(words[k:] + words[:k]) for k in range(len(words))] * 10)
+        assert kind == "bpe" and why == f"BPE, as many as the text fills: {told}"
 
     def test_rates(self):
         assert propose_rate({(8000, 1): 5, (16000, 1): 4}) == 8000
