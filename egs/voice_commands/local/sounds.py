@@ -1,7 +1,7 @@
 """Background sounds for the noisy test and for the augmentation of training.
 
-Each maker returns ``count`` float32 samples at ``rate`` Hz and -20 dBFS. The test and the training draw from different
-makers and seeds; both know babble, spoken by their own voices.
+Each maker returns ``count`` samples at ``rate`` Hz. The test and the training draw from different makers and seeds; both
+know babble, spoken by their own voices.
 """
 
 from typing import Callable, Dict, List
@@ -89,7 +89,10 @@ def babble(speech: List[np.ndarray], count: int, rng: np.random.Generator) -> np
 
 def make(kind: str, makers: Dict[str, Maker], speech: List[np.ndarray], count: int, rate: int,
          rng: np.random.Generator) -> np.ndarray:
-    """Return ``count`` samples of ``kind``: ``babble`` of ``speech`` or one of ``makers``, at -20 dBFS."""
+    """Return ``count`` float32 samples of ``kind``: ``babble`` of ``speech`` or one of ``makers``.
+
+    They have -20 dBFS, or less where a sample would exceed 0.95.
+    """
     if kind == "babble":
         return babble(speech, count, rng)
     return normalise_level(makers[kind](count, rate, rng), -20.0)
