@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Type, TypeVar
 
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from kdlib.config_checks import require, require_above_0, require_amounts
-from kdlib.config_help import known_keys, misplaced
+from kdlib.config_help import FAULTS, merge_layer, what_is_wrong
 from kdlib.errors import RecipeError, in_one_line
 from kdlib.files import PathLike, write_text
 from kdlib.losses import find_loss
@@ -386,14 +385,9 @@ def merge_config(schema: Type[T], content: Any, overrides: Sequence[str] = (), s
     contents = content if isinstance(content, (list, tuple)) else [content]
     for origin, layer in (*((source, layer) for layer in contents), ("command line", words)):
         try:
-            merged = OmegaConf.merge(merged, layer)
-            OmegaConf.to_container(merged, resolve=True)  # what refers to nothing
-        except (OmegaConfBaseException, TypeError, ValueError) as error:
-            key = getattr(error, "full_key", None) or getattr(error, "key", None)
-            if key is None:  # a list, a mapping or a value in the place of another of these
-                raise RecipeError(f"{origin}: {misplaced(merged, layer)}") from None
-            reason = str(error).splitlines()[0]
-            raise RecipeError(f"{origin}: key '{key}': {reason}{known_keys(error)}") from None
+            merged = merge_layer(merged, layer)
+        except FAULTS:
+            raise RecipeError(f"{origin}: {what_is_wrong(merged, layer)}") from None
     try:
         return OmegaConf.to_object(merged)
     except RecipeError as error:

@@ -15,7 +15,7 @@ def test_configs_name_what_is_wrong(tmp_path):
     with pytest.raises(RecipeError, match=r"a.yaml: key 'model.num_layer'.*known keys there: .*num_layers"):
         load_config(TrainConfig, path)
     path.write_text("loss: {distill: [{name: encoder_mse, temprature: 2}]}\n")
-    with pytest.raises(RecipeError, match=r"key 'temprature'.*known keys there: name, weight, .*temperature"):
+    with pytest.raises(RecipeError, match=r"key 'loss.distill\[0\].temprature'.*known keys there: name, weight, .*temperature"):
         load_config(TrainConfig, path)
     path.write_text("model: {num_layers: many}\n")
     with pytest.raises(RecipeError, match="a.yaml: key 'model.num_layers'.*many"):
@@ -75,6 +75,13 @@ def test_utterances_of_a_wrong_length(seconds, said):
     ({"loss": {"distill": {"name": "encoder_mse"}}}, [], "conf: key 'loss.distill' is a mapping, .*; it must be a list"),
     ({"loss": [1]}, [], r"conf: key 'loss' is a list, \[1\]; it must be a mapping"),
     ({"model": 3}, [], "conf: key 'model' is a value, 3; it must be a mapping"),
+    ({}, ["training.chunk_sizes=8,16"],
+     r"command line: key 'training.chunk_sizes' is a value, 8,16; it must be a list, given whole, such as \[a, b\]"),
+    ({"data": {"noise_snr": 5}}, [], "conf: key 'data.noise_snr' is a value, 5; it must be a list"),
+    ({"training": {"left_contexts": None}}, [], "conf: key 'training.left_contexts' is a value, None; it must be a list"),
+    ({"loss": {"distill": "encoder_mse"}}, [], "conf: key 'loss.distill' is a value, encoder_mse; it must be a list"),
+    ({"loss": {"distill": [{"name": "encoder_mse"}, "encoder_l1"]}}, [],
+     r"conf: key 'loss.distill\[1\]' is a value, encoder_l1; it must be a mapping"),
     ({"data": {"noise_snr": {"low": 1}}}, [], "conf: key 'data.noise_snr' is a mapping"),
     (3, [], "conf: all of it is a value, 3; it must be a mapping"),
     ({}, ["loss.distill.0.weight=3"], "command line: key 'loss.distill' is a mapping, .*; it must be a list, given whole"),
@@ -90,14 +97,34 @@ def test_lists_and_mappings_that_stand_in_each_others_place(content, words, said
 @pytest.mark.parametrize("content, said", [
     ({"stages": {"a": 1}}, "conf: key 'stages' is a mapping, {'a': 1}; it must be a list"),
     ({"student": [1]}, "conf: key 'student' is a list"),
-    ({"plan": 3}, "conf: key 'plan', 3, has a list, a mapping or a value in the place"),
-    ({"plan": {"parts": {"a": 1}}}, "conf: key 'plan', {'parts': .*in the place of another"),
+    ({"stages": 3}, "conf: key 'stages' is a value, 3; it must be a list"),
+    ({"stages": [{}, 3]}, r"conf: key 'stages\[1\]' is a value, 3; it must be a mapping"),
+    ({"student": 3}, "conf: key 'student' is a value, 3; it must be a mapping"),
+    ({"plan": 3}, "conf: key 'plan' is a value, 3; it must be a mapping"),
+    ({"plan": {"parts": 0.4}}, "conf: key 'plan.parts' is a value, 0.4; it must be a list"),
+    ({"plan": {"parts": {"a": 1}}}, "conf: key 'plan.parts' is a mapping, {'a': 1}; it must be a list"),
     ([{"student": {"loss": {"distill": []}}}, {"student": {"loss": {"distill": {"name": "x"}}}}],
      "conf: key 'student.loss.distill' is a mapping"),
 ])
 def test_chains_with_lists_and_mappings_in_each_others_place(content, said):
     with pytest.raises(RecipeError, match=said):
         merge_config(ProgressiveConfig, content, source="conf")
+
+
+@pytest.mark.parametrize("schema, content, said", [
+    (TrainConfig, {"loss": {"distill": [{"name": "encoder_mse"}, {"name": "encoder_l1", "wieght": 1}]}},
+     r"conf: key 'loss.distill\[1\].wieght': .*known keys there: name, weight"),
+    (TrainConfig, {"loss": {"distill": [{"name": "encoder_mse"}, {"name": "encoder_l1", "weight": "two"}]}},
+     r"conf: key 'loss.distill\[1\].weight': .*two"),
+    (TrainConfig, {"training": {"chunk_sizes": [8, "a"]}}, r"conf: key 'training.chunk_sizes\[1\]': .*'a'"),
+    (TrainConfig, {"model": {"num_layers": [4]}}, "conf: key 'model.num_layers': .*converted to Integer"),
+    (TrainConfig, {"modle": {"num_layers": 4}}, "conf: key 'modle': .*known keys there: model, loss"),
+    (TrainConfig, {"init": {"layers": "${nothing}"}}, "conf: key 'init.layers': .*nothing"),
+    (ProgressiveConfig, {"stages": [{}, {"modell": 3}]}, r"conf: key 'stages\[1\].modell': .*known keys there: model"),
+])
+def test_the_place_of_what_is_wrong(schema, content, said):
+    with pytest.raises(RecipeError, match=said):
+        merge_config(schema, content, source="conf")
 
 
 @pytest.mark.parametrize("content, said", [
