@@ -21,6 +21,10 @@ FEWEST_BINS = 7  # that a model takes: the two convolutions of its subsampling l
 T = TypeVar("T")
 
 
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 1  # True is an int too
+
+
 @dataclass
 class ModelConfig:
     """Sizes of a streaming Conformer transducer. Frames are counted after subsampling by 4 (40 ms each)."""
@@ -72,6 +76,7 @@ class DistillTerm:
         require(0 <= self.weight < math.inf, f"{where}, weight", self.weight, "0 or more, and finite")
         require(self.schedule in ("constant", "warmup", "decay"), f"{where}, schedule", self.schedule,
                 "constant, warmup or decay")
+        require(self.schedule_updates >= 0, f"{where}, schedule_updates", self.schedule_updates, "0 or more")
         require(self.schedule == "constant" or self.schedule_updates > 0, f"{where}, schedule_updates",
                 self.schedule_updates, f"at least 1 for schedule {self.schedule}")
         for name, value in (("temperature", 1.0), ("shift", 0), ("layers", "last")):
@@ -82,7 +87,7 @@ class DistillTerm:
                 f"above 0 and at most {MAX_TEMPERATURE:g}")
         pairs = self.layers if isinstance(self.layers, list) else []
         good = self.layers in ("last", "matched") or (pairs and all(
-            isinstance(p, list) and len(p) == 2 and all(isinstance(n, int) and n >= 1 for n in p) for p in pairs))
+            isinstance(p, list) and len(p) == 2 and all(map(_is_count, p)) for p in pairs))
         require(bool(good), f"{where}, layers", self.layers, "last, matched or a list of pairs such as [[2, 4], [4, 8]]")
 
     def weight_at(self, update: int) -> float:
@@ -132,7 +137,8 @@ class LossConfig:
                 "auto or never where loss.rnnt_backend is k2, which has no fused loss")
         require(1.0 <= self.sharpness <= 100.0, "loss.sharpness", self.sharpness, "from 1 to 100")
         require(0.0 <= self.sharpness_start <= 1.0, "loss.sharpness_start", self.sharpness_start, "from 0 to 1")
-        require_amounts(self, "loss", "lm_scale", "am_scale", "simple_scale", "delay_penalty", "ctc_weight")
+        require_amounts(self, "loss", "lm_scale", "am_scale", "simple_scale", "delay_penalty", "ctc_weight",
+                        "warmup_updates", "ctc_first_updates")
         # The joint term has the rest of the weight: with less than none of it the loss has no lower bound.
         require(self.lm_scale + self.am_scale <= 1, "loss.lm_scale", self.lm_scale,
                 f"at most 1 together with loss.am_scale, {self.am_scale}")
@@ -159,7 +165,8 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         require_above_0(self, "optim", "learning_rate", "clip_norm")
-        require_amounts(self, "optim", "learning_rate", "weight_decay", "final_ratio")
+        require_amounts(self, "optim", "learning_rate", "weight_decay", "warmup_updates")
+        require_amounts(self, "optim", "final_ratio", most=1)
         require(0 <= self.ema_decay < 1, "optim.ema_decay", self.ema_decay, "from 0 to below 1")
 
 
@@ -211,7 +218,10 @@ class DataConfig:
     curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
 
     def __post_init__(self) -> None:
-        require_above_0(self, "data", "max_duration", "shar_buffer")
+        require_above_0(self, "data", "max_duration", "shar_buffer", "max_seconds")
+        require_amounts(self, "data", "max_duration")
+        require(0 <= self.min_seconds < self.max_seconds, "data.min_seconds", self.min_seconds,
+                f"from 0 to below data.max_seconds, {self.max_seconds:g}")
         require(self.num_buckets >= 2, "data.num_buckets", self.num_buckets, "at least 2")  # or Lhotse makes none
         require_amounts(self, "data", "noise_probability", "carried_labels", most=1)
         require(self.num_workers >= 0, "data.num_workers", self.num_workers, "0 or more")
@@ -269,8 +279,7 @@ class InitConfig:
     def __post_init__(self) -> None:
         require(self.weights in ("teacher", "scratch"), "init.weights", self.weights, "teacher or scratch")
         numbers = self.layers if isinstance(self.layers, list) else []
-        rising = bool(numbers) and all(isinstance(n, int) and n >= 1 for n in numbers) and \
-            numbers == sorted(set(numbers))
+        rising = bool(numbers) and all(map(_is_count, numbers)) and numbers == sorted(set(numbers))
         require(rising or self.layers in ("even", "importance"), "init.layers", self.layers,
                 "even, importance or a list of rising layer numbers such as [1, 3, 4]")
         require(self.units in ("norm", "first"), "init.units", self.units, "norm or first")
@@ -328,8 +337,8 @@ class FbankConfig:
         require(0 <= self.low_freq < top, "fbank.low_freq", self.low_freq,
                 f"from 0 to below the highest frequency, {top:g} Hz")
         require_above_0(self, "fbank", "shard_size")
-        require(all(factor > 0 for factor in self.speed_factors), "fbank.speed_factors", self.speed_factors,
-                "a list of numbers above 0")
+        require(all(0.1 <= factor <= 10 for factor in self.speed_factors), "fbank.speed_factors", self.speed_factors,
+                "a list of numbers from 0.1 to 10, such as 0.9")
         require(1 not in self.speed_factors, "fbank.speed_factors", self.speed_factors,
                 "without 1: the speed 1 is there already")
         require(len(set(self.speed_factors)) == len(self.speed_factors), "fbank.speed_factors", self.speed_factors,
@@ -343,7 +352,12 @@ class FbankConfig:
 @dataclass
 class LangConfig:
     type: str = "bpe"
-    vocab_size: int = 500
+    vocab_size: int = 500  # of characters there are as many as the text has, whatever this is
+
+    def __post_init__(self) -> None:
+        require(self.type in ("bpe", "unigram", "char"), "lang.type", self.type, "bpe, unigram or char")
+        require(self.type == "char" or self.vocab_size >= 5, "lang.vocab_size", self.vocab_size,
+                "at least 5: three symbols, the mark of a word's beginning and a letter")
 
 
 def load_config(schema: Type[T], path: PathLike, overrides: Sequence[str] = ()) -> T:

@@ -25,11 +25,9 @@ def train_lang(texts: Iterable[str], config: LangConfig, output: PathLike) -> "L
     for the beginning of a word either: it would be a label before every utterance that says nothing.
 
     Raises:
-        RecipeError: the type is unknown, there is no text, or the vocabulary is too small for the characters or larger
-            than the text can fill (the message gives the limit).
+        RecipeError: there is no text, or the vocabulary is too small for the characters or larger than the text can fill
+            (the message gives the limit).
     """
-    if config.type not in ("unigram", "bpe", "char"):
-        raise RecipeError(f"lang type '{config.type}' is unknown: choose unigram, bpe or char")
     texts = [text for text in (text.replace(_RESERVED, "") for text in texts) if text.strip()]
     if not texts:
         raise RecipeError("there is no text to make tokens from: the training cuts hold no transcripts")
@@ -43,6 +41,7 @@ def train_lang(texts: Iterable[str], config: LangConfig, output: PathLike) -> "L
         options["max_sentence_length"] = longest
     if config.type == "char":
         options["use_all_vocab"] = True
+        options["vocab_size"] = max(config.vocab_size, 3)  # with less it does not begin
         options["add_dummy_prefix"] = any(len(text.split()) > 1 for text in texts)
     try:
         spm.SentencePieceTrainer.train(**options)

@@ -2,7 +2,8 @@
 
 import pytest
 
-from kdlib.config import DataConfig, DecodeConfig, DistillTerm, TrainConfig, load_config, merge_config
+from kdlib.config import (DataConfig, DecodeConfig, DistillTerm, FbankConfig, LangConfig, TrainConfig, load_config,
+                          merge_config)
 from kdlib.errors import RecipeError
 from kdlib.plan_config import ProgressiveConfig
 
@@ -40,7 +41,13 @@ def test_configs_name_what_is_wrong(tmp_path):
                          ("loss.delay_penalty=-1", "0 or more"), ("loss.ctc_weight=-1", "0 or more"),
                          ("optim.learning_rate=-1", "above 0"), ("optim.learning_rate=.inf", "finite"),
                          ("optim.clip_norm=0", "above 0"), ("optim.weight_decay=-1", "0 or more"),
-                         ("optim.final_ratio=-1", "0 or more"), ("optim.ema_decay=1", "below 1"),
+                         ("optim.final_ratio=-1", "from 0 to 1"), ("optim.ema_decay=1", "below 1"),
+                         ("optim.final_ratio=3", "from 0 to 1"), ("optim.warmup_updates=-5", "0 or more"),
+                         ("loss.warmup_updates=-5", "0 or more"), ("loss.ctc_first_updates=-5", "0 or more"),
+                         ("data.max_duration=.inf", "finite"), ("data.min_seconds=.nan", "from 0 to below"),
+                         ("data.min_seconds=-1", "from 0 to below"), ("data.max_seconds=.nan", "above 0"),
+                         ("data.min_seconds=50", "from 0 to below data.max_seconds, 30"), ("data.max_seconds=0", "above 0"),
+                         ("init.layers=[true]", "rising layer numbers"),
                          ("data.noise_probability=2", "from 0 to 1"), ("data.spec_augment.frame_mask_size=0", "above 0"),
                          ("data.spec_augment.num_feature_masks=-1", "0 or more"),
                          ("data.spec_augment.max_frames_fraction=1.5", "from 0 to 1"),
@@ -125,6 +132,28 @@ def test_chains_with_lists_and_mappings_in_each_others_place(content, said):
 def test_the_place_of_what_is_wrong(schema, content, said):
     with pytest.raises(RecipeError, match=said):
         merge_config(schema, content, source="conf")
+
+
+@pytest.mark.parametrize("schema, word, said", [
+    (FbankConfig, "speed_factors=[.inf]", "a list of numbers from 0.1 to 10, such as 0.9"),
+    (FbankConfig, "speed_factors=[90,110]", "a list of numbers from 0.1 to 10, such as 0.9"),
+    (FbankConfig, "speed_factors=[0.0001]", "a list of numbers from 0.1 to 10, such as 0.9"),
+    (LangConfig, "type=BPE", "bpe, unigram or char"),
+    (LangConfig, "vocab_size=-3", "at least 5"),
+    (LangConfig, "vocab_size=4", "at least 5"),
+])
+def test_features_and_tokens_that_cannot_be(schema, word, said):
+    with pytest.raises(RecipeError, match=f"{word.split('=')[0]} is .*; it must be {said}"):
+        merge_config(schema, {}, [word])
+
+
+@pytest.mark.parametrize("settings, said", [
+    (dict(schedule_updates=-3), "schedule_updates is -3; it must be 0 or more"),
+    (dict(layers=[[1, True]]), "layers is .*; it must be last, matched or a list of pairs"),
+])
+def test_terms_that_mean_nothing(settings, said):
+    with pytest.raises(RecipeError, match=f"loss.distill, encoder_mse, {said}"):
+        DistillTerm("encoder_mse", **settings)
 
 
 @pytest.mark.parametrize("content, said", [

@@ -51,6 +51,14 @@ def test_a_vocabulary_that_the_text_cannot_fill(cuts):
     assert prepare(cuts, type="bpe", vocab_size=most).returncode == 0
 
 
+@pytest.mark.parametrize("settings, said", [
+    (dict(type="BPE"), "lang.type is 'BPE'; it must be bpe, unigram or char"),
+    (dict(type="bpe", vocab_size=2), "lang.vocab_size is 2; it must be at least 5"),
+])
+def test_settings_that_no_text_fits(cuts, settings, said):
+    assert f"lang.yaml: {said}" in refused(prepare(cuts, **settings))
+
+
 def test_the_tokens_of_another_run_are_taken(cuts, tmp_path):
     other = train_lang(["THE CAT SAT ON A MAT"], LangConfig(type="char"), tmp_path / "other")
     done = prepare(cuts, "--take", tmp_path / "other", type="bpe", vocab_size=500)
@@ -73,8 +81,9 @@ def test_a_proposed_vocabulary_shrinks_to_what_the_text_fills(cuts):
     assert "600 asks for: give" in line
 
 
-def test_of_characters_there_are_as_many_as_there_are(cuts):
-    assert prepare(cuts, type="char", vocab_size=4).returncode == 0
+@pytest.mark.parametrize("size", [-3, 0, 2, 4, 500])
+def test_of_characters_there_are_as_many_as_there_are(cuts, size):
+    assert prepare(cuts, type="char", vocab_size=size).returncode == 0
     assert set("".join(TEXTS.values())) - {" "} <= set(Lang(cuts.parent / "lang").tokens)
 
 

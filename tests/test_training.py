@@ -389,8 +389,6 @@ def test_lang_folders_that_do_not_fit(corpus, tmp_path):
         Lang(tmp_path)
     with pytest.raises(RecipeError, match="there is no text"):
         train_lang(["", " "], LangConfig(), tmp_path)
-    with pytest.raises(RecipeError, match="lang type 'word' is unknown"):
-        train_lang(["A"], LangConfig(type="word"), tmp_path)
 
 
 def test_distilling_from_a_first_teacher_that_is_not_given(tmp_path):
