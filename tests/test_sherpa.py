@@ -27,7 +27,7 @@ from kdlib.export import ExportedEncoder, OnnxModel, export_onnx, quantise
 from kdlib.files import write_json
 from kdlib.lang import train_lang
 from kdlib.scoring import read_recogs, write_recogs
-from kdlib.sherpa import PARTS, make_recognizer, read_model, seal
+from kdlib.sherpa import PARTS, decode_ready, make_recognizer, read_model, seal
 
 pytestmark = [pytest.mark.both, pytest.mark.usefixtures("one_thread")]
 
@@ -148,6 +148,35 @@ def test_examples_travel_with_the_model(finished, exported, tmp_path):
     done = script("decode_sherpa.py", "--model", exported, "--cuts", tmp_path, "--test-sets", "other")
     assert done.returncode == 0, done.stderr
     assert {path.name: path.read_bytes() for path in (exported / "test_wavs").iterdir()} == shipped
+
+
+@pytest.mark.parametrize("method", ["greedy_search", "modified_beam_search"])
+def test_reset_of_the_runtime_keeps_the_last_labels(finished, tmp_path, method):
+    """As docs/deploy.md says. By a model that hears nothing, whose last labels alone say the next one: after reset() it goes on
+    as a stream does that was not reset, and in a new stream it begins anew."""
+    model = random_model(len(finished[2]))
+    with torch.no_grad():
+        model.joiner.encoder_proj.weight.zero_()
+        model.joiner.out.weight.mul_(4.0)  # so sure of each label that a beam is of no use
+        model.joiner.out.bias[:3] = -300.0  # blank, and what is no text: each frame has a label
+    save_finished(finished[0] / "exp" / f"deaf-{method}", model, finished[2])
+    folder = export(finished[0], f"deaf-{method}", tmp_path / "onnx")
+    recognizer, noise = make_recognizer(folder, read_model(folder), method=method), np.ones(16000, dtype=np.float32)
+
+    def heard(stream):
+        """The tokens of the stream after another second."""
+        stream.accept_waveform(16000, noise)
+        while decode_ready(recognizer, stream):
+            pass
+        return recognizer.tokens(stream)
+
+    going_on, reset = recognizer.create_stream(), recognizer.create_stream()
+    first = heard(going_on)
+    assert heard(reset) == first
+    recognizer.reset(reset)
+    later, anew = heard(reset), heard(recognizer.create_stream())
+    count = min(len(later), len(anew))
+    assert count > 10 and heard(going_on)[len(first):][:count] == later[:count] != anew[:count] == first[:count]
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no disk that is always full")

@@ -301,8 +301,8 @@ def transcribe(recognizer, about, name, rate, blocks, args):
                 if args.live or ended:
                     printer.show(words_of(recognizer, stream, begin), ended)
                 if ended:
-                    # A stream of its own for each segment: sherpa-onnx's reset leaves the encoder an empty past that it
-                    # takes for a real one, and most words of the next segment are lost.
+                    # A stream of its own for each segment: sherpa-onnx's reset keeps the last labels, after which a model
+                    # that was trained with single sentences expects none to begin, and words of the next segment are lost.
                     stream, begin, taken = recognizer.create_stream(), begin + taken / rate, 0
                     stream.accept_waveform(rate, given)
     stream.accept_waveform(rate, tail(about, rate))
