@@ -24,7 +24,8 @@ def cut_short(path: Path) -> Optional[str]:
         head, promised, at_least = file.read(40), 0, ""
         if head[:4] in (b"RIFF", b"RF64") and head[8:12] == b"WAVE":
             place, count = _wav_data(file, size)
-            if count == 0 and struct.unpack("<I", head[4:8])[0] + 8 == place < size - 8:
+            # Recorders write the sizes in the end: until then both may be 0, or the first that of the header alone.
+            if count == 0 and struct.unpack("<I", head[4:8])[0] in (0, place - 8) and place < size - 8:
                 return (f"its header tells of no sound, and {size - place} bytes follow: the recorder did not end in peace "
                         "(sox --ignore-length reads it)")
             promised = place + count if count < _UNKNOWN or head[:4] == b"RF64" else 0

@@ -130,6 +130,8 @@ def wav(riff, data, sound, more=b""):
     (wav(36, 0, b""), None),
     (wav(46, 0, b"", b"LIST" + struct.pack("<I", 2) + b"ab"), None),
     (wav(36, 0, bytes(1000)), "its header tells of no sound, and 1000 bytes follow: the recorder did not end in peace"),
+    (wav(0, 0, bytes(1000)), "its header tells of no sound, and 1000 bytes follow: the recorder did not end in peace"),
+    (wav(0, 0, b""), None),
     (wav(0xFFFFFFFF, 0xFFFFFFFF, bytes(1000)), None),  # streamed
     (wav(0x7FFFF024, 0x7FFFF000, bytes(1000)), None),  # by sox
 ])

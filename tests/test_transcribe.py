@@ -100,16 +100,19 @@ def test_transcribe_says_what_a_file_lacks(finished, exported, tmp_path):
         soundfile.write(str(whole[-1]), samples, rate)
         content = whole[-1].read_bytes()
         cut[-1].write_bytes(content[:len(content) * 3 // 4])
-    bare = tmp_path / "bare.wav"
-    bare.write_bytes(whole[0].read_bytes()[:44])
+    bare, unended = tmp_path / "bare.wav", tmp_path / "unended.wav"
+    content = whole[0].read_bytes()
+    bare.write_bytes(content[:44])
+    unended.write_bytes(content[:4] + bytes(4) + content[8:40] + bytes(4) + content[44:])  # sizes are written in the end
     assert "error" not in transcribe(exported, *whole)[1]
-    lines, errors = transcribe(exported, *cut, bare, code=1)
-    assert [line.split(":")[0] for line in lines] == [str(file) for file in [*cut, bare]]
-    assert all(len(line.split(":", 1)[1]) > 3 for line in lines[:-1])  # what is there is heard
+    lines, errors = transcribe(exported, *cut, bare, unended, code=1)
+    assert [line.split(":")[0] for line in lines] == [str(file) for file in [*cut, bare, unended]]
+    assert all(len(line.split(":", 1)[1]) > 3 for line in lines[:-2])  # what is there is heard
     for file, reason in zip(cut, said.values()):
         assert re.search(f"error: {re.escape(str(file))} {reason}", errors), (file, errors)
-    assert f"{bare} is cut short: 44 of 128044 bytes; it is empty" in errors
-    assert "6 of 6 could not be transcribed in full" in errors
+    assert f"{bare} is cut short: 44 of 128044 bytes; none of its sound was read" in errors
+    assert f"{unended} is cut short: its header tells of no sound, and 128000 bytes follow" in errors
+    assert "7 of 7 could not be transcribed in full" in errors
 
 
 def uncounted(path, samples, tag, **options):

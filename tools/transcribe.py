@@ -94,7 +94,7 @@ def file_blocks(path):
         found = cut_short(Path(path))
         wrong = f"is cut short: {found}" if found else unread(Path(path), count, source.frames, MP3_SLACK)
         if wrong:
-            raise RecipeError(f"{path} {wrong}" + ("" if count else "; it is empty: there is no sound in it"))
+            raise RecipeError(f"{path} {wrong}" + ("" if count else "; none of its sound was read"))
         if count == 0:
             print(f"warning: {path} is empty: there is no sound in it", file=sys.stderr)
     return source.samplerate, blocks()
