@@ -5,6 +5,7 @@ adds what comes out of both. Shapes and metadata are those of sherpa-onnx's cont
 chunk, F bins, L frames of left context, C channels, V tokens.
 """
 
+import logging
 import math
 import tempfile
 import warnings
@@ -200,11 +201,21 @@ def quantise(folder: PathLike) -> List[Path]:
             room.unlink()
             link = Path(place, source.name)
             link.symlink_to(source.resolve())
-            quantize_dynamic(str(link), str(temporary), op_types_to_quantize=["MatMul", "Gemm", "Gather"],
-                             weight_type=QuantType.QInt8 if signed else QuantType.QUInt8, reduce_range=signed,
-                             per_channel=True)
+            root = logging.getLogger()
+            root.addFilter(_no_advice)
+            try:
+                quantize_dynamic(str(link), str(temporary), op_types_to_quantize=["MatMul", "Gemm", "Gather"],
+                                 weight_type=QuantType.QInt8 if signed else QuantType.QUInt8, reduce_range=signed,
+                                 per_channel=True)
+            finally:
+                root.removeFilter(_no_advice)
         paths.append(target)
     return paths
+
+
+def _no_advice(record: logging.LogRecord) -> bool:
+    """Whether a line of the log is another than onnxruntime's advice to change the files before, which users cannot follow."""
+    return "run pre-processing before quantization" not in record.getMessage()
 
 
 class OnnxModel:

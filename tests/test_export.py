@@ -1,6 +1,7 @@
 """Exported files: the numbers of torch, and what cannot be exported."""
 
 import json
+import logging
 import os
 import shutil
 import sys
@@ -12,7 +13,7 @@ from untrained import CHUNK, LEFT, random_model, save_finished, script
 
 from kdlib.config import DistillTerm, FbankConfig
 from kdlib.errors import RecipeError
-from kdlib.export import OnnxModel, check_exported, export_onnx
+from kdlib.export import OnnxModel, check_exported, export_onnx, quantise
 from kdlib.files import write_json
 from kdlib.sherpa import PARTS, read_model
 from kdlib.training.checkpoint import load_averaged, load_checkpoint, save_checkpoint
@@ -210,6 +211,15 @@ for kilobytes in range(0, 400, 20):
         done = known_failure(error) or repr(error)
     print(done, sorted({path.name for path in folder.iterdir()} - {"encoder.onnx", "decoder.onnx", "joiner.onnx"}), sep="; ")
 """
+
+
+def test_advice_that_is_not_for_the_user_is_not_given(exported, tmp_path, caplog):
+    """onnxruntime would have its own pre-processing of the files run before; what else it says is said."""
+    shutil.copytree(exported, tmp_path / "model")
+    quantise(tmp_path / "model")
+    assert caplog.messages == []
+    logging.warning("another")
+    assert caplog.messages == ["another"]
 
 
 def test_a_disk_that_is_full_before_all_is_quantised(exported, tmp_path):
