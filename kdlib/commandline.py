@@ -86,23 +86,36 @@ def load_test_sets(args: argparse.Namespace, lang: Lang, chunk_size: int) -> Lis
             for name in named_test_sets(args.test_sets)]
 
 
+def own_suffix(folder: PathLike, suffix: str) -> str:
+    """What ends the names of a decoding's files: ``suffix``, which names the settings; of a call by hand with a mark where a
+    step of a run.sh has decoded into ``folder``, so that the step's files stay: the cuts may be others of the same name."""
+    by_hand = STEP not in os.environ and _own_summary(folder).get("step")
+    return f"{suffix}-by-hand" if by_hand else suffix
+
+
 def summary_path(folder: PathLike, names: Sequence[str], suffix: str, tried: bool) -> Path:
     """Where a decoding's summary belongs: tables and model cards are made from ``summary.json``, which is for the recipe's
     own settings; what else is tried gets a file of its own name. What a step of a run.sh wrote, nothing else replaces.
 
     Args:
         names: of the test sets; by hand, others than those of the ``summary.json`` that is there are a trial.
-        suffix: what names the settings.
+        suffix: of :func:`own_suffix`.
         tried: whether a call by hand would be a trial; a step of a run.sh never is.
     """
     own = Path(folder) / "summary.json"
     if STEP in os.environ:
         return own
-    known = read_json(own, "delete it") if own.exists() else {}
-    there = list(known.get("test_sets", names)) if isinstance(known, dict) else names
-    if not tried and there == list(names) and not (isinstance(known, dict) and known.get("step")):
+    known = _own_summary(folder)
+    if not tried and list(known.get("test_sets", names)) == list(names) and not known.get("step"):
         return own
     return own.with_name(f"summary-{'-'.join(names)}-{suffix}.json")
+
+
+def _own_summary(folder: PathLike) -> Dict[str, Any]:
+    """The ``summary.json`` that is there; empty where none is."""
+    path = Path(folder) / "summary.json"
+    known = read_json(path, "delete it") if path.exists() else {}
+    return known if isinstance(known, dict) else {}
 
 
 def search_setting(config: DecodeConfig) -> str:

@@ -8,7 +8,7 @@ import torch
 from tqdm import tqdm
 
 from kdlib.commandline import (TRIED, add_decoding_options, check_search, decoding_config, decoding_summary,
-                               load_test_sets, search_setting, summary_path, write_test_set)
+                               load_test_sets, own_suffix, search_setting, summary_path, write_test_set)
 from kdlib.config import DataConfig, DecodeConfig
 from kdlib.data import LONGEST_SECONDS, checked, eval_loader
 from kdlib.decoding import best_hypotheses
@@ -78,9 +78,9 @@ def main():
     setting = search_setting(config)
     if (args.chunk_size, args.left_context) != (None, None):
         setting = f"chunk-{model.config.chunk_size}-left-{model.config.left_context}-{setting}"
-    suffix = f"epoch-{which['epoch']}-avg-{which['avg']}-{setting}"
     folder = args.exp / "decode"
     folder.mkdir(parents=True, exist_ok=True)
+    suffix = own_suffix(folder, f"epoch-{which['epoch']}-avg-{which['avg']}-{setting}")
     tried = bool(args.overrides) or any(getattr(args, option) is not None for option in TRIED)
     path = summary_path(folder, [test.name for test in test_sets], suffix, tried)
     name = folder_name(args.exp)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from kdlib.commandline import decoding_summary, named_test_sets, summary_path
+from kdlib.commandline import decoding_summary, named_test_sets, own_suffix, summary_path
 from kdlib.config import DecodeConfig
 from kdlib.cuts import load_cuts, load_samples, transcript
 from kdlib.errors import run_main
@@ -33,13 +33,14 @@ def main():
     args = get_args()
     test_sets = named_test_sets(args.test_sets)
     about = read_model(args.model, args.int8)
-    suffix, rate = ".int8" if args.int8 else "", about["sampling_rate"]
+    kind, rate = ".int8" if args.int8 else "", about["sampling_rate"]
     recognizer = make_recognizer(args.model, about, args.int8, args.method, args.beam)
     folder = args.model / ("decode-int8" if args.int8 else "decode")
     folder.mkdir(parents=True, exist_ok=True)
     greedy = args.method == METHODS[0]
-    setting = f"sherpa-onnx{suffix}-{args.method}" + ("" if greedy else f"-beam-{args.beam}")
-    path = summary_path(folder, test_sets, setting, tried=not greedy)
+    setting = f"sherpa-onnx{kind}-{args.method}" + ("" if greedy else f"-beam-{args.beam}")
+    suffix = own_suffix(folder, setting)
+    path = summary_path(folder, test_sets, suffix, tried=not greedy)
     config = DecodeConfig(method=args.method, beam=args.beam)
     summary = decoding_summary(about, config, about["chunk_size"], about["left_context"])
     loaded = [(name, load_cuts(args.cuts / f"cuts_{name}.jsonl.gz")) for name in test_sets]
@@ -56,15 +57,15 @@ def main():
             busy += time.perf_counter() - start
             audio_seconds += cut.duration
             results.append((cut.id, transcript(cut).split(), heard))
-        counts = write_results(folder, name, setting, setting, results, read_takes(cuts))
+        counts = write_results(folder, name, setting, suffix, results, read_takes(cuts))
         summary["test_sets"][name] = counts
-        print(f"{about['model']}{suffix} {name}: {describe_errors(counts, ' by sherpa-onnx')} "
-              f"-> {folder}/errs-{name}-{setting}.txt")
+        print(f"{about['model']}{kind} {name}: {describe_errors(counts, ' by sherpa-onnx')} "
+              f"-> {folder}/errs-{name}-{suffix}.txt")
     summary["seconds"] = round(time.monotonic() - begin, 1)
     summary["real_time_factor"] = round(busy / audio_seconds, 5)
     write_json(path, summary)
     write_model_card(args.model)
-    print(f"{about['model']}{suffix}: real-time factor {busy / audio_seconds:.4f} on one thread, "
+    print(f"{about['model']}{kind}: real-time factor {busy / audio_seconds:.4f} on one thread, "
           f"{about['int8_bytes' if args.int8 else 'float32_bytes']:,} bytes")
 
 

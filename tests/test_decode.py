@@ -118,7 +118,29 @@ def test_what_is_tried_leaves_the_recipe_s_summary_alone(monkeypatch, options, c
     # By hand with another config or other data: neither shows in the options.
     (options["--fbank"] / "decode.yaml").write_text("method: modified_beam_search\nbeam: 3\n")
     names, after = decode("--test-sets", "dev other")
-    assert names - again == {f"summary-dev-other-{sure}-modified_beam_search-beam-3.json"} and after == now
+    assert names - again == {f"summary-dev-other-{sure}-modified_beam_search-beam-3-by-hand.json"} and after == now
+
+
+@pytest.mark.parametrize("script", ["decode"])
+def test_by_hand_no_file_of_a_step_is_replaced(monkeypatch, options, corpus, script):
+    """Other data may have the names of a recipe's test sets, and the settings are those of the step."""
+    folder = options["--exp"] / script
+
+    def decode():
+        """What lies in the folder then, by name."""
+        done = run(script, options)
+        assert done.returncode == 0, done.stderr
+        return {path.name: path.read_text() for path in folder.iterdir()}
+
+    with monkeypatch.context() as patch:
+        patch.setenv("RECIPE_STEP", "stage 5, decode")
+        of_the_step = decode()
+    assert len(of_the_step) == 4
+    CutSet.from_cuts(list(corpus[3])[:5]).to_file(options["--fbank"] / "cuts_dev.jsonl.gz")
+    both = decode()
+    assert {name: both.pop(name) for name in of_the_step} == of_the_step
+    assert len(both) == 4 and all(Path(name).stem.endswith("-by-hand") for name in both)
+    assert decode().keys() == {**of_the_step, **both}.keys()
 
 
 def test_a_step_writes_a_damaged_summary_anew(monkeypatch, options):

@@ -150,6 +150,26 @@ def test_examples_travel_with_the_model(finished, exported, tmp_path):
     assert {path.name: path.read_bytes() for path in (exported / "test_wavs").iterdir()} == shipped
 
 
+def test_by_hand_no_file_of_a_step_is_replaced(finished, tmp_path, monkeypatch):
+    """Of the model's folder, which travels with the words that the step heard."""
+    model = export(finished[0], "tiny", tmp_path / "onnx")
+
+    def decode(cuts):
+        """What lies in the folder then, by name; and the line of the test set."""
+        done = script("decode_sherpa.py", "--model", model, "--cuts", cuts, "--test-sets", "test")
+        assert done.returncode == 0, done.stderr
+        return {path: path.read_bytes() for path in [*model.glob("decode/*"), *model.glob("*.md")]}, done.stdout
+
+    with monkeypatch.context() as patch:
+        patch.setenv("RECIPE_STEP", "stage 9, decode stage3")
+        of_the_step, _ = decode(finished[0])
+    CutSet.from_cuts(finished[3][1:3]).to_file(tmp_path / "cuts_test.jsonl.gz")
+    both, said = decode(tmp_path)
+    assert {path: both.pop(path) for path in of_the_step} == of_the_step
+    assert len(both) == 4 and all(path.stem.endswith("sherpa-onnx-greedy_search-by-hand") for path in both)
+    assert f"-> {model}/decode/errs-test-sherpa-onnx-greedy_search-by-hand.txt\n" in said
+
+
 @pytest.mark.parametrize("method", ["greedy_search", "modified_beam_search"])
 def test_reset_of_the_runtime_keeps_the_last_labels(finished, tmp_path, method):
     """As docs/deploy.md says. By a model that hears nothing, whose last labels alone say the next one: after reset() it goes on
