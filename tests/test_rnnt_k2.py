@@ -158,18 +158,24 @@ def test_k2_sends_a_gradient_into_an_utterance_without_a_path():
     assert results["native"][1][0].abs().sum() == results["native"][1][1].abs().sum() == 0
 
 
-def test_k2_makes_nan_of_scales_that_add_up_to_one():
-    """Without a boundary k2 multiplies the -inf after the last frame by the joint's scale, zero; native leaves it."""
+@pytest.mark.parametrize("scales", [(0.5, 0.5), (0.25, 0.75), (0.9, 0.1), (1.0, 0.0)])
+def test_k2_makes_nan_of_scales_that_add_up_to_one(scales):
+    """Without a boundary k2 multiplies the -inf after the last frame by the joint's scale, zero; we always give it one."""
     torch.manual_seed(0)
-    lm, am, symbols = torch.randn(1, 3, 5), torch.randn(1, 4, 5), torch.tensor([[1, 2]])
-    losses = {
-        (backend, given): rnnt.rnnt_loss_smoothed(
-            lm, am, symbols, 0, 0.5, 0.5, torch.tensor([[0, 0, 2, 4]]) if given else None, backend=backend)
-        for backend in ("k2", "native") for given in (False, True)
-    }
-    assert torch.isnan(losses["k2", False])
-    for case in (("native", False), ("native", True)):
-        torch.testing.assert_close(losses[case], losses["k2", True])
+    lm, am, symbols = torch.randn(1, 3, 5, requires_grad=True), torch.randn(1, 4, 5, requires_grad=True), torch.tensor([[1, 2]])
+    boundary = torch.tensor([[0, 0, 2, 4]])
+    assert torch.isnan(k2.rnnt_loss_smoothed(lm, am, symbols, 0, *scales))
+
+    def results(function, boundary, **backend):
+        loss, posteriors = function(lm, am, symbols, 0, *scales, boundary=boundary, return_grad=True, **backend)
+        return loss.detach(), *posteriors, *torch.autograd.grad(loss, (lm, am))
+
+    want = results(k2.rnnt_loss_smoothed, boundary)
+    assert torch.isfinite(want[0])
+    for backend in ("k2", "auto", "native"):
+        for given in (None, boundary):
+            for got, expected in zip(results(rnnt.rnnt_loss_smoothed, given, backend=backend), want):
+                torch.testing.assert_close(got, expected)
 
 
 def test_k2_drowns_tokens_of_which_am_and_lm_are_sure_in_turn():

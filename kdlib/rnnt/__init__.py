@@ -150,6 +150,8 @@ def rnnt_loss_smoothed(
     )
     checks.check_alike(("am", "lm"), (am, lm))
     checks.check_alike(("am", "symbols"), (am, symbols), dtype=False)
+    if boundary is None:
+        boundary = full_boundary(count, labels, frames, am.device)
     findings = checks.check_boundary(boundary, count, labels, frames)
     findings += checks.check_symbols(symbols, boundary, count, tokens, termination_symbol)
     checks.require(symbols.shape[1] == labels, f"symbols has {symbols.shape[1]} labels, lm is for {labels}")
@@ -170,8 +172,7 @@ def rnnt_loss_smoothed(
         )
     loss = result[0] if return_grad else result
     if not bool(torch.isfinite(loss.detach()).all()):
-        bounds = full_boundary(count, labels, frames, am.device) if boundary is None else boundary
-        u_begin, t_begin, u_end, t_end = bounds.unsqueeze(2).unbind(1)
+        u_begin, t_begin, u_end, t_end = boundary.unsqueeze(2).unbind(1)
         t, u = torch.arange(frames, device=am.device), torch.arange(labels + 1, device=am.device)
         checks.check_no_infinity("am", am, (t >= t_begin) & (t < t_end))
         checks.check_no_infinity("lm", lm, (u >= u_begin) & (u <= u_end))
@@ -304,8 +305,9 @@ def rnnt_loss_pruned(
     checks.check_alike(("logits", "symbols", "ranges"), (logits, symbols, ranges), dtype=False)
     checks.require(symbols.dim() == 2, f"symbols must be int64 ({count}, U), not {tuple(symbols.shape)}")
     labels = symbols.shape[1]
-    bounds = full_boundary(count, labels, frames, logits.device) if boundary is None else boundary
-    checks.check_lattice(symbols, ranges, bounds, count, frames, labels, tokens, termination_symbol, rnnt_type)
+    if boundary is None:
+        boundary = full_boundary(count, labels, frames, logits.device)
+    checks.check_lattice(symbols, ranges, boundary, count, frames, labels, tokens, termination_symbol, rnnt_type)
     checks.require(ranges.shape[2] == kept, f"ranges keeps {ranges.shape[2]} nodes a frame, logits has {kept}")
     arguments = dict(
         logits=summable(logits),
@@ -325,7 +327,7 @@ def rnnt_loss_pruned(
         else:
             loss = _implementation(backend, labels, frames, logits).rnnt_loss_pruned(**arguments)
     if not bool(torch.isfinite(loss.detach()).all()):
-        _, mask = lattice_nodes(symbols, ranges, bounds, termination_symbol)
+        _, mask = lattice_nodes(symbols, ranges, boundary, termination_symbol)
         checks.check_no_infinity("logits", logits, mask)
     return (loss, occupancies) if return_occupancies else loss
 

@@ -65,7 +65,7 @@ def do_rnnt_pruning(**arguments) -> Tuple[Tensor, Tensor]:
 
 def rnnt_loss_pruned(
     logits: Tensor,
-    boundary: Optional[Tensor],
+    boundary: Tensor,
     rnnt_type: str,
     delay_penalty: float,
     reduction: str,

@@ -237,17 +237,12 @@ def as_ranges(starts: Tensor, kept: int) -> Tensor:
     return starts.unsqueeze(2) + torch.arange(kept, device=starts.device)
 
 
-def delay_offsets(boundary: Optional[Tensor], frames: int, like: Tensor) -> Tensor:
-    """(N or 1, T): how far each frame lies before the middle of its utterance, in frames.
+def delay_offsets(boundary: Tensor, frames: int, like: Tensor) -> Tensor:
+    """(N, T): how far each frame lies before the middle of its utterance, in frames.
 
-    With a boundary, the middle is formed in torch's default float type, as k2 forms it, so that float64 results
-    agree to all their digits.
+    The middle is formed in torch's default float type, as k2 forms it, so that float64 results agree to all their digits.
     """
-    if boundary is None:
-        middle = torch.full((1, 1), (frames - 1) / 2, dtype=like.dtype, device=like.device)
-    else:
-        middle = ((boundary[:, 3] - 1) / 2).reshape(-1, 1)
-    return middle - torch.arange(frames, device=like.device)
+    return (boundary[:, 3:4] - 1) / 2 - torch.arange(frames, device=like.device)
 
 
 def reduce_loss(loss: Tensor, reduction: str) -> Tensor:

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdlib.rnnt import cpu, plain
-from kdlib.rnnt.lattice import (LatticeResult, as_ranges, delay_offsets, full_boundary, inside_boundary, lattice_nodes,
-                                reduce_loss, summable)
+from kdlib.rnnt.lattice import (LatticeResult, as_ranges, delay_offsets, inside_boundary, lattice_nodes, reduce_loss,
+                                summable)
 
 BEST_PATH = 1e4  # a path worse by a thousandth of a nat keeps less than e^-10 beside the best
 # Where am and lm are sure of different tokens, float32 has no digits left of the product of their probabilities.
@@ -223,7 +223,7 @@ def rnnt_loss_smoothed(
     termination_symbol: int,
     lm_only_scale: float,
     am_only_scale: float,
-    boundary: Optional[Tensor],
+    boundary: Tensor,
     rnnt_type: str,
     delay_penalty: float,
     reduction: str,
@@ -232,8 +232,7 @@ def rnnt_loss_smoothed(
     """See ``kdlib.rnnt.rnnt_loss_smoothed``."""
     count, frames, _ = am.shape
     modified = rnnt_type == "modified"
-    bounds = full_boundary(count, symbols.shape[1], frames, am.device) if boundary is None else boundary
-    lm, am, *maxima, broken = _finite_vectors(lm, am, bounds)
+    lm, am, *maxima, broken = _finite_vectors(lm, am, boundary)
     label_arcs, blank_arcs = smoothed_arcs(lm, am, *maxima, symbols, termination_symbol, lm_only_scale, am_only_scale)
     if delay_penalty > 0.0:
         penalty = delay_offsets(boundary, frames, am) * delay_penalty
@@ -243,7 +242,7 @@ def rnnt_loss_smoothed(
     with_grad = torch.is_grad_enabled() and label_arcs.requires_grad
     with torch.no_grad():
         result = kernels_for(am).score_lattice(
-            label_arcs, blank_arcs, starts, bounds, modified, occupancies=with_grad or return_grad
+            label_arcs, blank_arcs, starts, boundary, modified, occupancies=with_grad or return_grad
         )
         score, label_occupancy, blank_occupancy = result if broken is None else without_broken(result, broken)
         score = score.to(am.dtype)
@@ -302,7 +301,7 @@ def rnnt_loss_pruned(
     symbols: Tensor,
     ranges: Tensor,
     termination_symbol: int,
-    boundary: Optional[Tensor],
+    boundary: Tensor,
     rnnt_type: str,
     delay_penalty: float,
     reduction: str,
@@ -311,13 +310,12 @@ def rnnt_loss_pruned(
 ) -> Union[Tensor, Tuple[Tensor, Tuple[Tensor, Tensor]]]:
     """See ``kdlib.rnnt.rnnt_loss_pruned``."""
     count, frames, _, _ = logits.shape
-    bounds = full_boundary(count, symbols.shape[1], frames, logits.device) if boundary is None else boundary
-    labels, mask = lattice_nodes(symbols, ranges, bounds, termination_symbol)
+    labels, mask = lattice_nodes(symbols, ranges, boundary, termination_symbol)
     penalty = None
     if delay_penalty > 0.0:
         penalty = (delay_offsets(boundary, frames, logits) * delay_penalty).unsqueeze(2).to(logits.dtype)
     occupancies = return_occupancies or (torch.is_grad_enabled() and logits.requires_grad)
-    lattice = (ranges[:, :, 0], bounds, rnnt_type == "modified")
+    lattice = (ranges[:, :, 0], boundary, rnnt_type == "modified")
     score, label_occupancy, blank_occupancy = _PrunedScore.apply(
         logits, labels, termination_symbol, mask, lattice, penalty, occupancies, sharpness
     )
