@@ -298,6 +298,16 @@ def check_what_is_not_finite(device):
         with pytest.raises(ValueError, match="logits of utterance 1 is .inf"):
             results(device, gpu, logits)
 
+    # A frame and a history of nothing but -inf meet in nodes through which no path leads.
+    lm, am, symbols = torch.randn(2, 3, 4), torch.randn(2, 3, 4), symbols.to(device)
+    am[1, 1], lm[1, 0] = -math.inf, -math.inf
+    native.kernels_for = lambda tensor: gpu
+    try:
+        loss = rnnt.rnnt_loss_smoothed(lm.to(device), am.to(device), symbols, 0, reduction="none", backend="native")
+    finally:
+        native.kernels_for = kernels_for
+    assert torch.isfinite(loss[0]) and loss[1] == math.inf
+
 
 CHECKS = (check_log_softmax_at, check_logit_gradient, check_score_lattice, check_public_functions, check_what_is_not_finite)
 

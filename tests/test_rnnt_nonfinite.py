@@ -144,3 +144,19 @@ def test_of_am_that_does_not_count_the_gradient_is_zero():
         loss = rnnt.rnnt_loss_smoothed(lm, am, symbols, 0, 1.0, 0.0, None, kind, backend="native")
         assert torch.isfinite(loss)
         assert torch.equal(torch.autograd.grad(loss, am)[0], torch.zeros_like(am))
+
+
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("scales", [(0.0, 0.0), (0.25, 0.0), (0.2, 0.1)])
+def test_where_am_and_lm_meet_in_nothing_but_minus_infinity_there_is_no_path(kernels, kind, scales):
+    """A frame and a history of nothing but -inf: the loss is +inf wherever they meet, and the other utterance's a number."""
+    for dtype in (torch.float32, torch.float64):
+        for t, u in ((0, 0), (1, 0), (1, 1), (3, 2)):
+            torch.manual_seed(6)
+            lm, am = torch.randn(2, 3, 5, dtype=dtype), torch.randn(2, 4, 5, dtype=dtype)
+            symbols = torch.randint(1, 5, (2, 2))
+            am[0, t], lm[0, u] = -math.inf, -math.inf
+            loss, *others = smoothed(lm, am, symbols, scales, None, kind)
+            assert loss[0] == math.inf and torch.isfinite(loss[1])
+            assert all(torch.isfinite(x).all() for x in others)
+            assert not any(posterior[0].any() for posterior in others[:2])

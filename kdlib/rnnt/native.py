@@ -178,8 +178,9 @@ def smoothed_arcs(
     softmax(lm) (Kuang et al. 2022, sections 3.1 and 4). At u = U the label arc is not meaningful.
     """
     joint_scale = 1.0 - lm_scale - am_scale
-    tiny, lowest = torch.finfo(am.dtype).tiny, torch.finfo(am.dtype).min
-    lm_max, am_max = lm_max.clamp(min=lowest), am_max.clamp(min=lowest)  # (N, U+1, 1), (N, T, 1)
+    tiny = torch.finfo(am.dtype).tiny
+    # Of a vector of nothing but -inf, 0 stands for the largest: -inf less any number remains -inf.
+    lm_max, am_max = (top.masked_fill(top == float("-inf"), 0.0) for top in (lm_max, am_max))  # (N, U+1, 1), (N, T, 1)
     am_exp, lm_exp = (am - am_max).exp(), (lm - lm_max).exp()
 
     next_symbols = F.pad(symbols, (0, 1), value=blank)  # (N, U+1)
