@@ -59,6 +59,16 @@ def test_minus_infinity_is_never_nan(kind):
     assert rnnt.rnnt_loss_smoothed(lm, am, symbols, 0, 0.25, 0.0, boundary, kind, backend="native") == math.inf
 
 
+@pytest.mark.parametrize("scales", [(0.9, 0.1), (0.8, 0.2), (0.7, 0.3), (0.6, 0.4), (0.1, 0.9)])
+def test_scales_that_add_up_to_one_but_for_rounding(scales):
+    """The joint, whose scale is then 0, does not count, also where a label is excluded by -inf."""
+    torch.manual_seed(10)
+    lm, am, symbols = torch.randn(2, 3, 5), torch.randn(2, 4, 5), torch.tensor([[1, 2], [3, 1]])
+    lm[0, :, 2], am[0, :, 2] = -math.inf, -math.inf
+    loss = rnnt.rnnt_loss_smoothed(lm, am, symbols, 0, *scales, reduction="none", backend="native")
+    assert loss[0] == math.inf and torch.isfinite(loss[1])
+
+
 def test_tokens_of_which_am_and_lm_are_sure_in_turn():
     """Each by 100 nats, of different ones: in float32 what it is in float64."""
     results = []
