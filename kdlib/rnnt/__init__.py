@@ -112,6 +112,9 @@ def rnnt_loss_smoothed(
     the am-only part is taken against the mean of softmax(lm) over all positions of the batch, padding included (so
     with a > 0 a loss depends a little on the batch it is in, as k2's does). Kuang et al. 2022, section 3.
 
+    Where am and lm are sure of different tokens, each by more than 700 nats, the joint's normaliser falls below the numbers
+    of float64: native's loss is then too large, as k2's in float64 is, and its gradient lacks the normaliser's part.
+
     Args:
       lm: (N, U+1, V) float, unnormalised log-probabilities of the predictor's side.
       am: (N, T, V), dtype of lm, the encoder's side.

@@ -178,7 +178,7 @@ def smoothed_arcs(
     softmax(lm) (Kuang et al. 2022, sections 3.1 and 4). At u = U the label arc is not meaningful.
     """
     joint_scale = 1.0 - (lm_scale + am_scale)
-    joint_scale = joint_scale if abs(joint_scale) > 1e-12 else 0.0  # but for rounding: 1 - 0.8 - 0.2 is -6e-17
+    joint_scale = joint_scale if abs(joint_scale) > 1e-12 else 0.0  # 0 but for rounding
     tiny = torch.finfo(am.dtype).tiny
     # Of a vector of nothing but -inf, 0 stands for the largest: -inf less any number remains -inf.
     lm_max, am_max = (top.masked_fill(top == float("-inf"), 0.0) for top in (lm_max, am_max))  # (N, U+1, 1), (N, T, 1)
