@@ -277,7 +277,9 @@ def rnnt_loss_pruned(
     Kuang et al. 2022, section 3.2; Graves 2012, section 2.4.
 
     Args:
-      logits: (N, T, R, V) float, joiner output at the kept nodes, not normalised.
+      logits: (N, T, R, V) float, joiner output at the kept nodes, not normalised. In half precision they cost three
+        tensors of their size, a copy in float32, its gradient, and that in half precision, where else it is the gradient
+        alone (``rnnt_loss_fused`` has no such tensors).
       symbols: (N, U) int64, the labels, padded with any token.
       ranges: (N, T, R) int64, from ``get_rnnt_prune_ranges``.
       termination_symbol: the blank.

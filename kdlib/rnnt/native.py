@@ -98,7 +98,8 @@ class _WithOccupancies(torch.autograd.Function):
 class _PrunedScore(torch.autograd.Function):
     """From logits (N, T, R, V) to scores (N,): softmax, lattice and their gradient together.
 
-    The one tensor of the logits' size that is made is their gradient, in the backward pass.
+    The one tensor of the logits' size that is made is their gradient, in the backward pass. Logits of half precision come
+    here as a copy in float32, and their gradient is converted back.
     """
 
     @staticmethod
