@@ -7,6 +7,7 @@ own, ``python tests/test_rnnt_gpu.py check_...``. On a GPU the same functions ru
 import math
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -14,11 +15,13 @@ import sys
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from test_rnnt import TYPES, all_nodes, every_path_in_band, labels_for, make_band
 from torch import nn
 
 from kdlib import rnnt
-from kdlib.rnnt import fused, gpu, gpu_launch, gpu_lattice, native, plain
+from kdlib.rnnt import checks, fused, gpu, gpu_checks, gpu_launch, gpu_lattice, native, plain
 
 DTYPES = (torch.float32, torch.float64)
 needs_triton = pytest.mark.skipif(not gpu.available(), reason="Triton cannot be imported here")
@@ -309,7 +312,104 @@ def check_what_is_not_finite(device):
     assert torch.isfinite(loss[0]) and loss[1] == math.inf
 
 
-CHECKS = (check_log_softmax_at, check_logit_gradient, check_score_lattice, check_public_functions, check_what_is_not_finite)
+@st.composite
+def values_to_look_at(draw):
+    """The arguments of ``checks.look``: of a lattice that is good, or nearly."""
+    count, frames, labels = draw(st.integers(1, 3)), draw(st.integers(1, 6)), draw(st.integers(0, 6))
+    tokens, kind = draw(st.integers(2, 9)), draw(st.sampled_from(TYPES))
+    kept = min(draw(st.integers(1 if kind == "modified" else 2, 4)), labels + 1)
+    torch.manual_seed(draw(st.integers(0, 10**6)))
+    blank = draw(st.integers(0, tokens - 1))
+    symbols = labels_for(count, labels, tokens, blank)
+    boundary = torch.tensor([[0, 0, labels, frames]]).repeat(count, 1)
+    if draw(st.booleans()):
+        for row in boundary[1:]:
+            row[2:] = torch.stack([torch.randint(0, n + 1, ()) for n in (labels, frames)])
+            row[:2] = torch.stack([torch.randint(0, n + 1, ()) for n in row[2:].tolist()])
+    step = 1 if kind == "modified" else kept - 1
+    ranges = torch.stack([make_band(frames, labels, kept, step) for _ in range(count)])
+    if draw(st.booleans()):  # up to the last label of each utterance, or not quite
+        last = boundary[:, 2:3] + 1 - kept - draw(st.integers(0, 1))
+        ranges = torch.minimum(step * torch.arange(frames), last).clamp(min=0).unsqueeze(2) + torch.arange(kept)
+    far = [-2**63, -1, 2**31, 2**63 - 1]
+    near = {"symbols": [blank, 0, tokens - 1, tokens], "others": [0, 1, labels, labels + 1, frames, frames + 1]}
+    for name, tensor in (("symbols", symbols), ("others", ranges), ("others", boundary)):
+        if tensor.numel() and draw(st.sampled_from([False, False, True])):
+            place = draw(st.integers(0, tensor.numel() - 1))
+            tensor.view(-1)[place] = draw(st.one_of(st.sampled_from(near[name]), st.sampled_from(far)))
+    tokens = draw(st.sampled_from([tokens, None]))
+    call = draw(st.sampled_from(["symbols", "boundary", "ranges", "all", "all covered", "covered"]))
+    if call not in ("symbols", "all", "all covered"):
+        symbols = None
+    if call == "ranges":
+        boundary = None
+    if call in ("symbols", "boundary"):
+        ranges = None
+    if symbols is None and draw(st.booleans()):
+        labels = None
+    return symbols, ranges, boundary, frames, labels, tokens, blank, kind if "covered" in call else None
+
+
+def check_arguments(device):
+    """The kernel finds wrong what the torch forms do, and of arguments that are right these are not asked."""
+    complaints = ("consecutive", "lies outside the tensors", "negative|vocabulary", "termination symbol", "cover", "^$")
+    seen = dict.fromkeys(complaints, 0)
+
+    @settings(max_examples=600, deadline=None, database=None)
+    @given(values=values_to_look_at(), block=st.sampled_from([2, 8, 1024]))
+    def agree(values, block):
+        findings = checks.look(*values)
+        want = torch.stack([finding.bad for finding in findings]).any(0)
+        gpu_checks.BLOCK = block
+        got = gpu_checks.wrong_utterances(*(x.to(device) if torch.is_tensor(x) else x for x in values))
+        assert got.device.type == device and torch.equal(got.cpu().bool(), want)
+        found = [finding.message() for finding in findings if finding.bad.any()] or [""]
+        if len(found) == 1:
+            seen[next(complaint for complaint in complaints if re.search(complaint, found[0]))] += 1
+
+    usual = gpu_checks.BLOCK
+    try:
+        agree()
+    finally:
+        gpu_checks.BLOCK = usual
+    assert min(seen.values()) > 0 and seen["^$"] > 100, seen  # each by itself, and nothing
+
+    kernel_for, look, looks = checks.kernel_for, checks.look, []
+    assert device == "cpu" or kernel_for(torch.zeros(1, device=device).device) is gpu_checks.wrong_utterances
+    checks.kernel_for = lambda device: gpu_checks.wrong_utterances
+    checks.look = lambda *values: looks.append(values) or look(*values)
+    try:
+        symbols, ranges = torch.tensor([[1, 2], [3, 1]], device=device), all_nodes(2, 3, 2).to(device)
+        arcs, logits = torch.randn(2, 3, 3, device=device), torch.randn(2, 3, 3, 5, device=device)
+        boundary = torch.tensor([[0, 0, 2, 3], [0, 0, 1, 3]], device=device)
+        calls = {
+            "smoothed": lambda y, k, b: rnnt.rnnt_loss_smoothed(logits[:, 0], logits[:, 1], y, 0, 0.1, 0.1, b),
+            "ranges": lambda y, k, b: rnnt.get_rnnt_prune_ranges(arcs[:, :2], arcs, b, 3),
+            "pruning": lambda y, k, b: rnnt.do_rnnt_pruning(arcs, arcs, k),
+            "pruned": lambda y, k, b: rnnt.rnnt_loss_pruned(logits, y, k, 0, b),
+            "symbols": lambda y, k, b: rnnt.node_symbols(y, k, b, 0),
+            "posteriors": lambda y, k, b: rnnt.node_posteriors(arcs, arcs, k, b),
+        }
+        for call in calls.values():
+            call(symbols, ranges, boundary)
+        assert not looks
+        for name, message, change in (
+            ("smoothed", "symbols of utterance 1 lie outside the vocabulary of 5", (symbols + 2, ranges, boundary)),
+            ("pruned", "symbols of utterance 1 contain the termination symbol 0", (symbols % 3, ranges, boundary)),
+            ("ranges", "boundary of utterance 0, 1 lies outside the tensors .2 labels", (symbols, ranges, boundary + 1)),
+            ("pruning", "ranges of utterance 0, 1 are not consecutive", (symbols, ranges * 2, boundary)),
+            ("symbols", "symbols of utterance 0, 1 are negative", (symbols - 2, ranges, boundary)),
+            ("posteriors", "ranges of utterance 1 do not cover its labels", (symbols, ranges + 2, boundary)),
+        ):
+            with pytest.raises(ValueError, match=message):
+                calls[name](*change)
+        assert len(looks) == 6
+    finally:
+        checks.kernel_for, checks.look = kernel_for, look
+
+
+CHECKS = (check_log_softmax_at, check_logit_gradient, check_score_lattice, check_public_functions, check_what_is_not_finite,
+          check_arguments)
 
 
 @needs_triton
@@ -369,6 +469,7 @@ def compile_for_gpu(kernel, dtype, constants, **options):
     kinds = {"labels": "*i64", "starts": "*i64", "boundary": "*i64", "wanted": "*u8"}
     kinds.update(dict.fromkeys(("mantissas", "exponents"), "*fp64"))
     kinds.update(dict.fromkeys(("rows", "units", "blank", "blocks", "count", "frames", "nodes"), "i32"))
+    kinds.update(symbols="*i64", ranges="*i64", wrong="*u8", tokens="i32")
     if kernel in (gpu_lattice._lattice, gpu_lattice._posteriors):
         kinds["score"] = "*fp64"
     kinds.update(dict.fromkeys(constants, "constexpr"))
@@ -412,6 +513,17 @@ def test_compiles_for_a_gpu(dtype, monkeypatch, tmp_path):
             # takes memory to be constant.
             assert "bar.sync" in code and ".nc" not in code
         compile_for_gpu(gpu_lattice._posteriors, dtype, dict(MODIFIED=modified, BLOCK=256), num_warps=4)
+
+
+@pytest.mark.skipif(not has_ptxas(), reason="there is no Triton here, or no ptxas with it")
+@pytest.mark.parametrize("absent", [
+    (), ("tokens",), ("symbols", "rows"), ("ranges",), ("symbols", "ranges"), ("symbols", "boundary"),
+])
+def test_the_argument_checks_compile_for_a_gpu(absent, monkeypatch, tmp_path):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    for kind in (None, *TYPES) if "ranges" not in absent and "boundary" not in absent else (None,):
+        given = dict(COVERED=kind is not None, MODIFIED=kind == "modified", BLOCK=gpu_checks.BLOCK)
+        compile_for_gpu(gpu_checks._wrong_utterances, torch.float32, {**dict.fromkeys(absent), **given}, num_warps=4)
 
 
 # ---- on a GPU ----

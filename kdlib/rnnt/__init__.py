@@ -155,10 +155,7 @@ def rnnt_loss_smoothed(
     checks.check_alike(("am", "symbols"), (am, symbols), dtype=False)
     if boundary is None:
         boundary = full_boundary(count, labels, frames, am.device)
-    findings = checks.check_boundary(boundary, count, labels, frames)
-    findings += checks.check_symbols(symbols, boundary, count, tokens, termination_symbol)
-    checks.require(symbols.shape[1] == labels, f"symbols has {symbols.shape[1]} labels, lm is for {labels}")
-    checks.raise_findings(findings)
+    checks.check_lattice(symbols, None, boundary, count, frames, labels, tokens, termination_symbol)
     with torch.autocast(am.device.type, enabled=False):
         result = _implementation(backend, labels, frames, am, lm).rnnt_loss_smoothed(
             lm=summable(lm),
@@ -217,10 +214,10 @@ def get_rnnt_prune_ranges(
     modified = columns == frames
     checks.require(count > 0 and frames > 0, f"py_grad is empty: {tuple(py_grad.shape)}")
     checks.check_alike(("px_grad", "py_grad"), (px_grad, py_grad))
+    boundary = checks.boundary_on(px_grad.device, boundary)
     if boundary is None:
         boundary = full_boundary(count, labels, frames, px_grad.device)
-    checks.raise_findings(checks.check_boundary(boundary, count, labels, frames))
-    boundary = boundary.to(px_grad.device)
+    checks.check_lattice(None, None, boundary, count, frames, labels)
     least = 1 if modified else 2
     checks.check_whole("s_range", s_range)
     checks.require(s_range >= least, f"s_range must be at least {least}, not {s_range}")
@@ -252,7 +249,7 @@ def do_rnnt_pruning(am: Tensor, lm: Tensor, ranges: Tensor, *, backend: str = "a
     checks.check_float("lm", lm, 3)
     checks.require(lm.shape[0] == am.shape[0], f"lm {tuple(lm.shape)} and am {tuple(am.shape)} differ in utterances")
     checks.check_alike(("am", "lm", "ranges"), (am, lm, ranges), dtype=False)
-    checks.raise_findings(checks.check_ranges(ranges, am.shape[0], am.shape[1], lm.shape[1] - 1))
+    checks.check_lattice(None, ranges, None, am.shape[0], am.shape[1], lm.shape[1] - 1)
     # Only a selection, alike in both; the shape limits of the lattice functions do not apply.
     implementation = native if backend_in_use(backend) == "native" else k2_backend
     return implementation.do_rnnt_pruning(am=am, lm=lm, ranges=ranges)
@@ -361,12 +358,10 @@ def node_symbols(
     count, frames, labels = ranges.shape[0], ranges.shape[1], symbols.shape[1]
     checks.require(ranges.numel() > 0, f"ranges is empty: {tuple(ranges.shape)}")
     boundary = checks.boundary_on(ranges.device, boundary)
-    bounds = full_boundary(count, labels, frames, ranges.device) if boundary is None else boundary
-    findings = checks.check_ranges(ranges, count, frames, labels)
-    findings += checks.check_boundary(bounds, count, labels, frames)
-    findings += checks.check_symbols(symbols, bounds if boundary is not None else None, count, None, termination_symbol)
-    checks.raise_findings(findings)
-    return lattice_nodes(symbols, ranges, bounds, termination_symbol)
+    if boundary is None:
+        boundary = full_boundary(count, labels, frames, ranges.device)
+    checks.check_lattice(symbols, ranges, boundary, count, frames, labels, None, termination_symbol)
+    return lattice_nodes(symbols, ranges, boundary, termination_symbol)
 
 
 def node_posteriors(
@@ -404,8 +399,9 @@ def node_posteriors(
     checks.require(isinstance(boundary, Tensor), f"boundary must be int64 (N, 4), not {checks.describe(boundary)}")
     count, frames, kept = label_arcs.shape
     boundary = boundary.to(label_arcs.device)
-    findings = checks.check_ranges(ranges, count, frames, None)
-    checks.require(ranges.shape[2] == kept, f"ranges keeps {ranges.shape[2]} nodes a frame, label_arcs has {kept}")
-    findings += checks.check_boundary(boundary, count, None, frames)
-    checks.raise_findings(findings + checks.check_coverage(ranges, boundary, rnnt_type == "modified"))
+    checks.require(
+        ranges.dim() != 3 or ranges.shape[2] == kept,
+        f"ranges keeps {ranges.shape[-1]} nodes a frame, label_arcs has {kept}",
+    )
+    checks.check_lattice(None, ranges, boundary, count, frames, None, rnnt_type=rnnt_type)
     return native.node_posteriors(label_arcs, blank_arcs, ranges, boundary, rnnt_type, sharpness)

@@ -2,7 +2,8 @@
 at fault.
 
 What has to look at values gives a ``Finding``, and ``raise_findings`` asks of all of a call at once whether there is
-one: on a GPU each such question waits for all the work before it.
+one: on a GPU each such question waits for all the work before it. There one kernel looks first, and these only where it
+has found something.
 """
 
 import math
@@ -105,14 +106,95 @@ def boundary_on(device: torch.device, boundary: Optional[Tensor]) -> Optional[Te
     return None if boundary is None else boundary.to(device)
 
 
-def check_boundary(boundary: Optional[Tensor], count: int, labels: Optional[int], frames: int) -> List[Finding]:
-    """``labels``: None where it is not known how many there are room for."""
-    if boundary is None:
-        return []
-    require(
-        isinstance(boundary, Tensor) and boundary.dtype == torch.int64 and boundary.shape == (count, 4),
-        f"boundary must be int64 ({count}, 4), not {describe(boundary)}",
-    )
+def kernel_for(device: torch.device) -> Optional[Callable[..., Tensor]]:
+    """What does the work of ``look`` by one kernel, where the device has such."""
+    if device.type != "cuda":
+        return None
+    from kdlib.rnnt import gpu, gpu_checks  # which import Triton
+
+    return gpu_checks.wrong_utterances if gpu.runs_on(device) else None
+
+
+def check_lattice(
+    symbols: Optional[Tensor],
+    ranges: Optional[Tensor],
+    boundary: Optional[Tensor],
+    count: int,
+    frames: int,
+    labels: Optional[int],
+    tokens: Optional[int] = None,
+    blank: int = 0,
+    rnnt_type: Optional[str] = None,
+) -> None:
+    """Everything about a lattice but its logits. A tensor that is None is none of the call's; symbols come with a boundary.
+
+    ``labels``, ``tokens``: None where it is not known how many there are room for; ``rnnt_type``: None where the ranges need
+    not cover the labels.
+    """
+    room = "" if labels is None else f" of the {labels + 1} that there are"
+    if ranges is not None:
+        require(
+            ranges.dtype == torch.int64 and ranges.dim() == 3 and ranges.shape[:2] == (count, frames),
+            f"ranges must be int64 ({count}, {frames}, R), not {describe(ranges)}",
+        )
+        kept = ranges.shape[2]
+        require(kept >= 1 and (labels is None or kept <= labels + 1), f"ranges keeps {kept} nodes a frame{room}")
+    if boundary is not None:
+        require(
+            boundary.dtype == torch.int64 and boundary.shape == (count, 4),
+            f"boundary must be int64 ({count}, 4), not {describe(boundary)}",
+        )
+    if symbols is not None:
+        require(
+            symbols.dim() == 2 and symbols.shape[0] == count and symbols.dtype == torch.int64,
+            f"symbols must be int64 ({count}, U), not {describe(symbols)}",
+        )
+        check_whole("termination_symbol", blank)
+        require(tokens is not None or blank >= 0, f"termination_symbol {blank} is negative")
+        require(
+            tokens is None or 0 <= blank < tokens,
+            f"termination_symbol {blank} lies outside the vocabulary of {tokens}",
+        )
+        require(symbols.shape[1] == labels, f"symbols has {symbols.shape[1]} labels, lm is for {labels}")
+
+    values = (symbols, ranges, boundary, frames, labels, tokens, blank, rnnt_type)
+    kernel = kernel_for(next(tensor for tensor in values[:3] if tensor is not None).device)
+    if kernel is None or bool(kernel(*values).cpu().any()):
+        raise_findings(look(*values))
+
+
+def look(
+    symbols: Optional[Tensor],
+    ranges: Optional[Tensor],
+    boundary: Optional[Tensor],
+    frames: int,
+    labels: Optional[int],
+    tokens: Optional[int],
+    blank: int,
+    rnnt_type: Optional[str],
+) -> List[Finding]:
+    """The part of ``check_lattice`` that looks at values."""
+    findings = []
+    if ranges is not None:
+        findings += _look_at_ranges(ranges, labels)
+    if boundary is not None:
+        findings += _look_at_boundary(boundary, labels, frames)
+    if symbols is not None:
+        findings += _look_at_symbols(symbols, boundary, tokens, blank)
+    if rnnt_type is not None:
+        findings += _look_at_coverage(ranges, boundary, rnnt_type == "modified")
+    return findings
+
+
+def _look_at_ranges(ranges: Tensor, labels: Optional[int]) -> List[Finding]:
+    good = (ranges == ranges[:, :, :1] + torch.arange(ranges.shape[2], device=ranges.device)) & (ranges >= 0)
+    bounds = "of 0 or more"
+    if labels is not None:
+        good, bounds = good & (ranges <= labels), f"between 0 and {labels}"
+    return [_finding(good.flatten(1).all(dim=1), "ranges", f"are not consecutive label counts {bounds}")]
+
+
+def _look_at_boundary(boundary: Tensor, labels: Optional[int], frames: int) -> List[Finding]:
     u_begin, t_begin, u_end, t_end = boundary.unbind(1)
     bad = (u_begin < 0) | (u_begin > u_end) | (t_begin < 0) | (t_begin > t_end) | (t_end > frames)
     room = f"{frames} frames"
@@ -124,51 +206,19 @@ def check_boundary(boundary: Optional[Tensor], count: int, labels: Optional[int]
     ))]
 
 
-def check_symbols(
-    symbols: Tensor, boundary: Optional[Tensor], count: int, tokens: Optional[int], blank: int
-) -> List[Finding]:
-    """``tokens``: None where it is not known how many there are."""
-    require(
-        symbols.dim() == 2 and symbols.shape[0] == count and symbols.dtype == torch.int64,
-        f"symbols must be int64 ({count}, U), not {describe(symbols)}",
-    )
-    check_whole("termination_symbol", blank)
-    if tokens is None:
-        require(blank >= 0, f"termination_symbol {blank} is negative")
-        inside, complaint = (symbols >= 0).all(dim=1), "are negative"
-    else:
-        require(0 <= blank < tokens, f"termination_symbol {blank} lies outside the vocabulary of {tokens}")
-        inside = ((symbols >= 0) & (symbols < tokens)).all(dim=1)
-        complaint = f"lie outside the vocabulary of {tokens} tokens"
-    is_blank = symbols == blank
-    if boundary is not None:
-        u = torch.arange(symbols.shape[1], device=symbols.device)
-        is_blank = is_blank & (u >= boundary[:, 0:1]) & (u < boundary[:, 2:3])
+def _look_at_symbols(symbols: Tensor, boundary: Tensor, tokens: Optional[int], blank: int) -> List[Finding]:
+    inside, complaint = symbols >= 0, "are negative"
+    if tokens is not None:
+        inside, complaint = inside & (symbols < tokens), f"lie outside the vocabulary of {tokens} tokens"
+    u = torch.arange(symbols.shape[1], device=symbols.device)
+    is_blank = (symbols == blank) & (u >= boundary[:, 0:1]) & (u < boundary[:, 2:3])
     return [
-        _finding(inside, "symbols", complaint),
+        _finding(inside.all(dim=1), "symbols", complaint),
         _finding(~is_blank.any(dim=1), "symbols", f"contain the termination symbol {blank}, which is no label"),
     ]
 
 
-def check_ranges(ranges: Tensor, count: int, frames: int, labels: Optional[int]) -> List[Finding]:
-    """``labels``: None where it is not known how many there are room for."""
-    require(
-        ranges.dtype == torch.int64 and ranges.dim() == 3 and ranges.shape[:2] == (count, frames),
-        f"ranges must be int64 ({count}, {frames}, R), not {describe(ranges)}",
-    )
-    kept = ranges.shape[2]
-    require(
-        kept >= 1 and (labels is None or kept <= labels + 1),
-        f"ranges keeps {kept} nodes a frame" + ("" if labels is None else f" of the {labels + 1} that there are"),
-    )
-    good = (ranges == ranges[:, :, :1] + torch.arange(kept, device=ranges.device)) & (ranges >= 0)
-    bounds = "of 0 or more"
-    if labels is not None:
-        good, bounds = good & (ranges <= labels), f"between 0 and {labels}"
-    return [_finding(good.flatten(1).all(dim=1), "ranges", f"are not consecutive label counts {bounds}")]
-
-
-def check_coverage(ranges: Tensor, boundary: Tensor, modified: bool) -> List[Finding]:
+def _look_at_coverage(ranges: Tensor, boundary: Tensor, modified: bool) -> List[Finding]:
     """The kept nodes hold the last one of each utterance, where the lattice has a path to it at all.
 
     A modified band that has climbed as steeply as it can from label 0 is let pass, though it may be too late for an
@@ -194,25 +244,6 @@ def check_coverage(ranges: Tensor, boundary: Tensor, modified: bool) -> List[Fin
         )
 
     return [Finding(bad, message)]
-
-
-def check_lattice(
-    symbols: Tensor,
-    ranges: Tensor,
-    boundary: Tensor,
-    count: int,
-    frames: int,
-    labels: int,
-    tokens: int,
-    blank: int,
-    rnnt_type: str,
-) -> None:
-    """Everything about a pruned lattice but its logits."""
-    findings = check_ranges(ranges, count, frames, labels)
-    findings += check_boundary(boundary, count, labels, frames)
-    findings += check_symbols(symbols, boundary, count, tokens, blank)
-    require(symbols.shape[1] == labels, f"symbols has {symbols.shape[1]} labels, lm is for {labels}")
-    raise_findings(findings + check_coverage(ranges, boundary, rnnt_type == "modified"))
 
 
 def check_no_infinity(name: str, tensor: Tensor, mask: Tensor) -> None:

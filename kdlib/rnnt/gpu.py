@@ -1,7 +1,7 @@
 """The kernels on a CUDA GPU, in Triton; imported by ``kdlib.rnnt.native`` with the first CUDA tensor.
 
 ``log_softmax_at`` reads a logit once, ``logit_gradient`` reads and writes once: memory is what bounds them. The lattice's
-kernels are in ``gpu_lattice``.
+kernels are in ``gpu_lattice``, that of the argument checks in ``gpu_checks``.
 """
 
 from __future__ import annotations
@@ -45,12 +45,17 @@ def _launches(device: torch.device) -> bool:
     return True
 
 
-def takes(tensor: Tensor) -> bool:
-    if tensor.dtype not in (torch.float32, torch.float64) or not available():
+def runs_on(device: torch.device) -> bool:
+    """Whether Triton's kernels run there."""
+    if not available():
         return False
-    if tensor.is_cuda:
-        return torch.version.hip is None and _launches(tensor.device)
-    return tensor.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
+    if device.type == "cuda":
+        return torch.version.hip is None and _launches(device)
+    return device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def takes(tensor: Tensor) -> bool:
+    return tensor.dtype in (torch.float32, torch.float64) and runs_on(tensor.device)
 
 
 @jit
