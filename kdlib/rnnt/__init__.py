@@ -91,6 +91,11 @@ def _implementation(backend: str, labels: int, frames: int, *tensors: Tensor):
     return k2_backend
 
 
+def _finite(loss: Tensor) -> bool:
+    """Asked on the host, which waits for the loss anyway: a GPU would start five kernels for it."""
+    return bool(torch.isfinite(loss.detach().cpu()).all())
+
+
 def rnnt_loss_smoothed(
     lm: Tensor,
     am: Tensor,
@@ -171,7 +176,7 @@ def rnnt_loss_smoothed(
             return_grad=return_grad,
         )
     loss = result[0] if return_grad else result
-    if not bool(torch.isfinite(loss.detach()).all()):
+    if not _finite(loss):
         u_begin, t_begin, u_end, t_end = boundary.unsqueeze(2).unbind(1)
         t, u = torch.arange(frames, device=am.device), torch.arange(labels + 1, device=am.device)
         checks.check_no_infinity("am", am, (t >= t_begin) & (t < t_end))
@@ -222,9 +227,8 @@ def get_rnnt_prune_ranges(
     checks.check_whole("s_range", s_range)
     checks.require(s_range >= least, f"s_range must be at least {least}, not {s_range}")
     if not modified:
-        _, t_begin, u_end, t_end = boundary.unbind(1)
-        climb = torch.div(u_end + t_end - 1, t_end.clamp(min=1), rounding_mode="floor")
-        s_range = max(s_range, int(climb.masked_fill(t_end == t_begin, 0).max()) + 1)
+        climbs = [-(-u_end // t_end) for _, t_begin, u_end, t_end in boundary.tolist() if t_end > t_begin]
+        s_range = max([s_range] + [climb + 1 for climb in climbs])
     s_range = min(s_range, labels + 1)
     return _implementation(backend, labels, frames, px_grad).get_rnnt_prune_ranges(
         px_grad=px_grad, py_grad=py_grad, boundary=boundary, s_range=s_range
@@ -328,7 +332,7 @@ def rnnt_loss_pruned(
             loss, occupancies = native.rnnt_loss_pruned(**arguments, return_occupancies=True)
         else:
             loss = _implementation(backend, labels, frames, logits).rnnt_loss_pruned(**arguments)
-    if not bool(torch.isfinite(loss.detach()).all()):
+    if not _finite(loss):
         _, mask = lattice_nodes(symbols, ranges, boundary, termination_symbol)
         checks.check_no_infinity("logits", logits, mask)
     return (loss, occupancies) if return_occupancies else loss

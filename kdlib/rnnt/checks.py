@@ -31,7 +31,7 @@ def require(condition: bool, message: str) -> None:
 
 def raise_findings(findings: Sequence[Finding]) -> None:
     """A ValueError of the first that has found something."""
-    if findings and bool(torch.stack([finding.bad for finding in findings]).any()):
+    if findings and bool(torch.stack([finding.bad for finding in findings]).cpu().any()):
         raise ValueError(next(finding.message() for finding in findings if bool(finding.bad.any())))
 
 
@@ -39,13 +39,13 @@ def _utterances(bad: Tensor) -> str:
     return ", ".join(str(n) for n in bad.nonzero().flatten().tolist()[:8])
 
 
-def require_utterances(good: Tensor, name: str, complaint: str) -> None:
-    """``good`` (N,) bool; a ValueError "<name> of utterance 1, 4 <complaint>" where it is not all true."""
-    raise_findings([_finding(good, name, complaint)])
+def refuse_utterances(bad: Tensor, name: str, complaint: str) -> None:
+    """``bad`` (N,) bool; a ValueError "<name> of utterance 1, 4 <complaint>" where one is."""
+    raise_findings([_finding(bad, name, complaint)])
 
 
-def _finding(good: Tensor, name: str, complaint: str) -> Finding:
-    return Finding(~good, lambda: f"{name} of utterance {_utterances(~good)} {complaint}")
+def _finding(bad: Tensor, name: str, complaint: str) -> Finding:
+    return Finding(bad, lambda: f"{name} of utterance {_utterances(bad)} {complaint}")
 
 
 def check_options(rnnt_type: str, reduction: str, delay_penalty: float) -> None:
@@ -187,11 +187,11 @@ def look(
 
 
 def _look_at_ranges(ranges: Tensor, labels: Optional[int]) -> List[Finding]:
-    good = (ranges == ranges[:, :, :1] + torch.arange(ranges.shape[2], device=ranges.device)) & (ranges >= 0)
+    bad = (ranges != ranges[:, :, :1] + torch.arange(ranges.shape[2], device=ranges.device)) | (ranges < 0)
     bounds = "of 0 or more"
     if labels is not None:
-        good, bounds = good & (ranges <= labels), f"between 0 and {labels}"
-    return [_finding(good.flatten(1).all(dim=1), "ranges", f"are not consecutive label counts {bounds}")]
+        bad, bounds = bad | (ranges > labels), f"between 0 and {labels}"
+    return [_finding(bad.flatten(1).any(dim=1), "ranges", f"are not consecutive label counts {bounds}")]
 
 
 def _look_at_boundary(boundary: Tensor, labels: Optional[int], frames: int) -> List[Finding]:
@@ -207,14 +207,14 @@ def _look_at_boundary(boundary: Tensor, labels: Optional[int], frames: int) -> L
 
 
 def _look_at_symbols(symbols: Tensor, boundary: Tensor, tokens: Optional[int], blank: int) -> List[Finding]:
-    inside, complaint = symbols >= 0, "are negative"
+    outside, complaint = symbols < 0, "are negative"
     if tokens is not None:
-        inside, complaint = inside & (symbols < tokens), f"lie outside the vocabulary of {tokens} tokens"
+        outside, complaint = outside | (symbols >= tokens), f"lie outside the vocabulary of {tokens} tokens"
     u = torch.arange(symbols.shape[1], device=symbols.device)
     is_blank = (symbols == blank) & (u >= boundary[:, 0:1]) & (u < boundary[:, 2:3])
     return [
-        _finding(inside.all(dim=1), "symbols", complaint),
-        _finding(~is_blank.any(dim=1), "symbols", f"contain the termination symbol {blank}, which is no label"),
+        _finding(outside.any(dim=1), "symbols", complaint),
+        _finding(is_blank.any(dim=1), "symbols", f"contain the termination symbol {blank}, which is no label"),
     ]
 
 
@@ -249,4 +249,4 @@ def _look_at_coverage(ranges: Tensor, boundary: Tensor, modified: bool) -> List[
 def check_no_infinity(name: str, tensor: Tensor, mask: Tensor) -> None:
     """No +inf in the last dimension of ``tensor`` where ``mask`` is true."""
     bad = torch.isposinf(tensor.detach()).any(-1) & mask
-    require_utterances(~bad.flatten(1).any(1), name, "is +inf at a node of its lattice")
+    refuse_utterances(bad.flatten(1).any(1), name, "is +inf at a node of its lattice")

@@ -67,14 +67,14 @@ def _arcs(side: Side, output: _Output, lattice: Lattice) -> Tuple[Tensor, Tensor
     for i, nodes in enumerate(lattice.chunks()):
         logits = output.logits(i, side.joiner.hidden(*nodes.inputs(side)))
         if columns is None:
-            columns = [logits.new_zeros(lattice.shape.numel()) for _ in range(3)]
+            columns = logits.new_zeros(3, lattice.shape.numel())
         wanted = torch.ones_like(nodes.place, dtype=torch.bool)
         parts = kernels_for(logits).log_softmax_at(logits, nodes.labels, lattice.blank, wanted)
         for column, part in zip(columns, parts):
             column.index_copy_(0, nodes.place, part)
     normaliser, label_arcs, blank_arcs = columns
     infinite = torch.isposinf(normaliser).view(lattice.shape[0], -1).any(1)
-    checks.require_utterances(~infinite, "the joiner's logits", "are +inf at a node of the lattice")
+    checks.refuse_utterances(infinite, "the joiner's logits", "are +inf at a node of the lattice")
     return normaliser, label_arcs.view(lattice.shape), blank_arcs.view(lattice.shape)
 
 
@@ -154,13 +154,13 @@ def _differentiate(
     learning = gradients is not None
     if arc_weights:
         label_weight, blank_weight = (weight.reshape(-1) for weight in arc_weights)
-        # What less than a hundredth of the resolution of the numbers goes through has no gradient worth computing.
-        least = torch.finfo(label_weight.dtype).eps / 100 * torch.stack([weight.abs().max() for weight in arc_weights]).max()
-        visited = label_weight.abs() + blank_weight.abs() > least
     # Older torch takes autocast's copies of weights that the first pass has made, without a way back to the weights.
     torch.clear_autocast_cache()
-    chunks = lattice.chunks()
-    fewer = lattice.chunks_of(visited) if arc_weights and not terms and len(chunks) > CHUNKS_KEPT else chunks
+    chunks = fewer = lattice.chunks()
+    if arc_weights and not terms and len(chunks) > CHUNKS_KEPT:
+        # What less than a hundredth of the resolution of the numbers goes through has no gradient worth computing.
+        sizes = torch.stack((label_weight, blank_weight)).abs()
+        fewer = lattice.chunks_of(sizes.sum(0) > torch.finfo(sizes.dtype).eps / 100 * sizes.max())
     values = [student.am.new_zeros(()) for _ in terms]
     teacher_output = _Output(teacher.joiner.out, lattice.at_once) if terms else None
     # Backwards, since the first pass has left the logits of its last chunks.

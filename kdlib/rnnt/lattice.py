@@ -58,7 +58,7 @@ def summable(x: Tensor) -> Tensor:
 
 def full_boundary(count: int, labels: int, frames: int, device: torch.device) -> Tensor:
     """The boundary (N, 4) int64 that stands for "no padding": rows of [0, 0, labels, frames]."""
-    return torch.tensor([[0, 0, labels, frames]], dtype=torch.int64, device=device).expand(count, 4)
+    return torch.tensor([[0, 0, labels, frames]] * count, dtype=torch.int64, device=device)
 
 
 def _lay_out(starts: Tensor, kept: int, boundary: Tensor, modified: bool) -> _Band:

@@ -150,9 +150,9 @@ def _finite_vectors(lm: Tensor, am: Tensor, boundary: Tensor) -> Tuple[Tensor, T
       within the boundary, (N,) bool, or None where none was replaced.
     """
     lm_max, am_max = (x.detach().amax(dim=2, keepdim=True) for x in (lm, am))  # nan, too, is passed on
-    lm_bad, am_bad = (~(top < float("inf")) for top in (lm_max, am_max))
-    if not bool(lm_bad.any() | am_bad.any()):
+    if bool((torch.cat((lm_max, am_max), dim=1) < float("inf")).all()):
         return lm, am, lm_max, am_max, None
+    lm_bad, am_bad = (~(top < float("inf")) for top in (lm_max, am_max))
     lm, lm_max = lm.masked_fill(lm_bad, 0.0), lm_max.masked_fill(lm_bad, 0.0)
     am, am_max = am.masked_fill(am_bad, 0.0), am_max.masked_fill(am_bad, 0.0)
     u_begin, t_begin, u_end, t_end = boundary.unsqueeze(2).unbind(1)
@@ -182,7 +182,7 @@ def smoothed_arcs(
     joint_scale = joint_scale if abs(joint_scale) > 1e-12 else 0.0  # 0 but for rounding
     tiny = torch.finfo(am.dtype).tiny
     # Of a vector of nothing but -inf, 0 stands for the largest: -inf less any number remains -inf.
-    lm_max, am_max = (top.masked_fill(top == float("-inf"), 0.0) for top in (lm_max, am_max))  # (N, U+1, 1), (N, T, 1)
+    lm_max, am_max = (top.nan_to_num(neginf=0.0) for top in (lm_max, am_max))  # (N, U+1, 1), (N, T, 1)
     am_exp, lm_exp = (am - am_max).exp(), (lm - lm_max).exp()
 
     next_symbols = F.pad(symbols, (0, 1), value=blank)  # (N, U+1)
@@ -215,8 +215,7 @@ def smoothed_arcs(
         blank_arcs.append((blank_am + log_unigram[blank] - am_normaliser) * am_scale)
     if joint_scale == 0.0 and am_scale == 0.0:  # nothing of am counts, but its gradient is zero rather than missing
         label_arcs.append(am[:, :, :1].masked_fill(torch.ones_like(am[:1, :1, :1], dtype=torch.bool), 0.0))
-    shape = label_am.shape
-    return sum(label_arcs).expand(shape), sum(blank_arcs).expand(shape)
+    return tuple(sum(arcs[1:], arcs[0]).expand(label_am.shape) for arcs in (label_arcs, blank_arcs))
 
 
 def rnnt_loss_smoothed(
@@ -277,7 +276,7 @@ def get_rnnt_prune_ranges(px_grad: Tensor, py_grad: Tensor, boundary: Tensor, s_
 
     # The last frame, and the padding after it, must hold the last label.
     t = torch.arange(frames, device=starts.device)
-    last_start = (boundary[:, 2:3] - s_range + 1).clamp(min=0)
+    last_start = (boundary[:, 2:3] - (s_range - 1)).clamp(min=0)
     starts = torch.where(t < boundary[:, 3:4] - 1, starts, last_start)
 
     # Monotone; then no step longer than a path can take inside the band, beginning at zero. The second is the first
@@ -292,7 +291,7 @@ def do_rnnt_pruning(am: Tensor, lm: Tensor, ranges: Tensor) -> Tuple[Tensor, Ten
     """See ``kdlib.rnnt.do_rnnt_pruning``."""
     count, frames, kept = ranges.shape
     histories = lm.shape[1]
-    offsets = torch.arange(count, device=ranges.device).reshape(count, 1, 1) * histories
+    offsets = torch.arange(0, count * histories, histories, device=ranges.device).reshape(count, 1, 1)
     # An embedding look-up: its gradient is (N, U+1, C), where that of a gather over the frames is (N, T, U+1, C). It is
     # summed over the frames in the dtype of what is looked up, which half precision is too coarse for.
     lm_pruned = F.embedding(ranges + offsets, summable(lm).reshape(count * histories, -1)).to(lm.dtype)
