@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from kdlib.commandline import (TRIED, add_decoding_options, check_search, decoding_config, decoding_summary,
-                               load_test_sets, search_setting, summary_path, write_test_set)
+                               load_test_sets, own_suffix, search_setting, summary_path, write_test_set)
 from kdlib.config import FbankConfig, load_config
 from kdlib.conformer import SUBSAMPLING
 from kdlib.cuts import load_features, load_samples, transcript
@@ -137,9 +137,9 @@ def main():
         check_cuts(args.exp, model, (cut for test in test_sets for cut in test.cuts), args.fbank)
     setting = (f"streaming-chunk-{recogniser.chunk_size}-left-{recogniser.left_context}-{search_setting(config)}"
                + ("" if args.tail is None else f"-tail-{args.tail}") + ("-carried-labels" if args.carry_labels else ""))
-    suffix = f"epoch-{which['epoch']}-avg-{which['avg']}-{setting}"
     folder = args.exp / "streaming_decode"
     folder.mkdir(parents=True, exist_ok=True)
+    suffix = own_suffix(folder, f"epoch-{which['epoch']}-avg-{which['avg']}-{setting}")
     tried = bool(args.overrides) or args.carry_labels or any(getattr(args, option) is not None for option in (*TRIED, "tail"))
     path = summary_path(folder, [test.name for test in test_sets], suffix, tried)
     parameters = model.parameter_counts()["total"]

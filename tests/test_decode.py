@@ -121,7 +121,7 @@ def test_what_is_tried_leaves_the_recipe_s_summary_alone(monkeypatch, options, c
     assert names - again == {f"summary-dev-other-{sure}-modified_beam_search-beam-3-by-hand.json"} and after == now
 
 
-@pytest.mark.parametrize("script", ["decode"])
+@pytest.mark.parametrize("script", ["decode", "streaming_decode"])
 def test_by_hand_no_file_of_a_step_is_replaced(monkeypatch, options, corpus, script):
     """Other data may have the names of a recipe's test sets, and the settings are those of the step."""
     folder = options["--exp"] / script
