@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,14 @@ from kdlib.training.checkpoint import load_averaged, load_checkpoint, load_state
 from kdlib.transducer import Transducer
 
 pytestmark = [pytest.mark.both, pytest.mark.usefixtures("one_thread")]
+
+
+def flip_a_bit(path):
+    """Of a weight, so that all but its value is as it was."""
+    weights = torch.load(path, weights_only=True)["average"]["joiner.out.weight"].numpy().tobytes()
+    content = bytearray(path.read_bytes())
+    content[content.index(weights) + 3] ^= 1
+    path.write_bytes(content)
 
 
 def test_the_average_is_the_mean_of_the_epochs(teacher_folder):
@@ -43,7 +52,7 @@ def test_a_finished_training_is_left_as_it_is(corpus, teacher_folder):
     assert (teacher_folder / "done.json").read_bytes() == before
 
 
-@pytest.mark.parametrize("harm", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:2000])])
+@pytest.mark.parametrize("harm", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:2000]), flip_a_bit])
 def test_a_last_epoch_that_was_lost_is_written_anew(corpus, teacher_folder, tmp_path, harm):
     exp = tmp_path / "exp"
     shutil.copytree(teacher_folder, exp)
@@ -110,6 +119,25 @@ def test_damaged_and_foreign_checkpoints(corpus, teacher_folder, tmp_path):
         load_averaged(teacher_folder, avg=-3)
     with pytest.raises(RecipeError, match="done.json is missing: its training has not ended"):
         load_averaged(tmp_path)
+
+
+def test_weights_of_which_a_bit_flipped_are_refused(teacher_folder, tmp_path):
+    for name in ("epoch-12.pt", "done.json"):
+        shutil.copy(teacher_folder / name, tmp_path)
+    load_averaged(tmp_path)
+    flip_a_bit(tmp_path / "epoch-12.pt")
+    with pytest.raises(RecipeError, match=r"epoch-12.pt is damaged or no checkpoint \(.*checksum.*\): run the stage that"):
+        load_averaged(tmp_path)
+
+
+def test_a_checkpoint_that_says_nonsense_is_refused(teacher_folder, tmp_path):
+    """Whatever torch then raises."""
+    nonsense = b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n)R."
+    with zipfile.ZipFile(teacher_folder / "epoch-12.pt") as good, zipfile.ZipFile(tmp_path / "bad.pt", "w") as bad:
+        for name in good.namelist():
+            bad.writestr(name, nonsense if name.endswith("/data.pkl") else good.read(name))
+    with pytest.raises(RecipeError, match="bad.pt is damaged or no checkpoint .*: do this"):
+        load_checkpoint(tmp_path / "bad.pt", "do this")
 
 
 def test_code_in_a_checkpoint_is_not_run(tmp_path):

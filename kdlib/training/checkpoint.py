@@ -5,7 +5,7 @@ import io
 import json
 import logging
 import os
-import pickle
+import zipfile
 from pathlib import Path
 from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple
 
@@ -46,13 +46,20 @@ def load_checkpoint(path: PathLike, remedy: str, needs: Sequence[str] = ("model"
     """Read tensors and plain containers only.
 
     Raises:
-        RecipeError: the file is missing, truncated, or no checkpoint that holds all that ``needs`` names.
+        RecipeError: the file is missing, damaged, or no checkpoint that holds all that ``needs`` names.
     """
     try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as file:
+                damaged = file.testzip()
+            if damaged is not None:  # torch looks at no checksum: it takes flipped bits for weights
+                raise ValueError(f"{damaged} in it has another checksum")
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise RecipeError(f"{path} is missing: {remedy}") from None
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, OSError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # of damaged files the unpickler raises whatever it meets first
         reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
         raise RecipeError(f"{path} is damaged or no checkpoint ({reason}): {remedy}") from None
     if (not isinstance(content, dict) or not {"model", "config", "tokens", *needs} <= set(content)
