@@ -16,7 +16,7 @@ from kdlib.config import FbankConfig, LangConfig, config_to_dict, save_config
 from kdlib.cuts import feature_statistics
 from kdlib.files import content_digest, read_json, write_json
 from kdlib.lang import train_lang
-from kdlib.training.checkpoint import begin_run, load_averaged
+from kdlib.training.checkpoint import begin_run, load_averaged, save_checkpoint
 
 SCRIPT = Path(__file__).resolve().parents[1] / "local" / "train.py"
 SHORT = ("training.num_epochs=1", "training.updates_per_epoch=2", "data.curriculum.updates=0")
@@ -313,6 +313,15 @@ class TestTheSameTraining:
         self.begin(exp, config=of(500))
         (exp / "done.json").touch()
         assert self.begin(exp, config=of(0 if same else 400)) == same
+
+    @pytest.mark.parametrize("change, same", [("data.num_workers=3", True), ("optim.learning_rate=0.5", False)])
+    def test_of_one_without_a_record_the_checkpoint_says_the_config(self, exp, change, same):
+        """Of a folder that was copied, say."""
+        (exp / "run.json").unlink()
+        save_checkpoint(exp / "checkpoint.pt", {"model": {}, "average": {}, "tokens": [], "updates": 1,
+                                                "config": json.dumps(config_to_dict(settings()))})
+        assert self.begin(exp, config=settings(change)) == same == (exp / "checkpoint.pt").exists()
+        assert same or (exp / "before-1" / "checkpoint.pt").exists()
 
     def test_what_a_killed_one_left_half_written_goes(self, exp):
         (exp / ".tmp-a1.pt").write_bytes(b"half")

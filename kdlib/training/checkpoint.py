@@ -191,8 +191,9 @@ def set_aside(exp: PathLike) -> Path:
     number = 1 + max([int(p.name[7:]) for p in exp.glob("before-*") if p.name[7:].isdigit()], default=0)
     old, record = exp / f"before-{number}", exp / "run.json"
     old.mkdir()
-    # The record goes last: a move that was cut short is seen, and ended, by the next run.
-    for item in sorted((p for p in exp.iterdir() if not p.name.startswith("before-")), key=lambda p: p == record):
+    # The record goes last, after the checkpoint: a move that was cut short is seen, and ended, by the next run.
+    for item in sorted((p for p in exp.iterdir() if not p.name.startswith("before-")),
+                       key=lambda p: (p == record, p.name == "checkpoint.pt")):
         item.rename(old / item.name)
     return old
 
@@ -202,7 +203,8 @@ def begin_run(exp: PathLike, config: TrainConfig, inputs: Dict[str, str], models
     """Write down in ``run.json`` what a training is made of, and set aside what another config or other data made; remove
     what a run that was killed left half written.
 
-    Call it when nothing can refuse the training any more: what was there moves to ``before-N``, a folder of its own.
+    Call it when nothing can refuse the training any more: what was there moves to ``before-N``, a folder of its own. Where
+    there is no ``run.json`` a checkpoint's own config is what it was made with; a damaged one is a :class:`RecipeError`.
 
     Args:
         exp: the training's folder.
@@ -214,12 +216,14 @@ def begin_run(exp: PathLike, config: TrainConfig, inputs: Dict[str, str], models
     exp, record = Path(exp), Path(exp) / "run.json"
     remove_unfinished(exp)
     run = {"config": config_to_dict(config), "inputs": inputs, "models": models, "features": features}
+    was, checkpoint = run, exp / "checkpoint.pt"
     if record.exists():
         was = read_record(record, f"remove {exp}", "config", "inputs")
-        same = was["inputs"] == inputs
-        if "models" not in was:  # once the inputs went by their files' names
-            same = set(was["inputs"].values()) == set(inputs.values())
-        if _with_effect(was["config"]) != _with_effect(run["config"]) or not same:
-            logging.info("the config, the data or the teacher of %s changed: what was there is now in %s", exp,
-                         set_aside(exp))
+    elif checkpoint.exists():  # copied here, or older than such records: it says the config, and no more
+        was = {**run, "config": json.loads(load_checkpoint(checkpoint, f"remove it to train {exp} from the start")["config"])}
+    same = was["inputs"] == inputs
+    if "models" not in was:  # once the inputs went by their files' names
+        same = set(was["inputs"].values()) == set(inputs.values())
+    if _with_effect(was["config"]) != _with_effect(run["config"]) or not same:
+        logging.info("the config, the data or the teacher of %s changed: what was there is now in %s", exp, set_aside(exp))
     write_json(record, run)
