@@ -171,6 +171,32 @@ def test_the_log_tells_how_it_goes(corpus, tmp_path, caplog):
         assert float(words[4]) == pytest.approx(sum(norm for _, norm, _ in part) / 3, abs=0.01)
 
 
+@pytest.mark.parametrize("curriculum", [4, 5])
+def test_the_audio_a_second_is_that_since_the_line_before(corpus, tmp_path, caplog, monkeypatch, curriculum):
+    """Or since the first update after a curriculum; where that is the line's own, its pace is not known."""
+    caplog.set_level(logging.INFO)
+    now, heard = [0.0], []
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    run = trainer(settings("training.num_epochs=1", "training.updates_per_epoch=12", "training.save_every_updates=3",
+                           f"data.curriculum={{updates: {curriculum}, max_words: 2}}"), tmp_path, corpus)
+    update = run._update
+
+    def timed(shares):
+        now[0] += 0.01
+        heard.append(shares[0].total_frames * 4)  # of 40 ms, in 0.01 s
+        return update(shares)
+
+    run._update = timed
+    run.train()
+    told = {int(found[1]): found[2] and int(found[2]) for found in (
+        re.search(r"update (\d+), .*, rate [\d.e-]+(?:, (\d+) s of audio a second)?", message) for message in caplog.messages)
+        if found}
+    # What came before the first update of each phase, which is not in the time, is not in the audio either.
+    since = {3: 1, 6: curriculum + 1, 9: 6, 12: 9, 15: 12}
+    assert told == {line: round(sum(heard[start:line]) / (line - start)) if start < line else None
+                    for line, start in since.items()}
+
+
 def test_the_time_left_goes_by_the_pace_of_the_updates(corpus, tmp_path, caplog, monkeypatch):
     """What is read before the first one, and a curriculum, take time and are no progress."""
     caplog.set_level(logging.INFO)

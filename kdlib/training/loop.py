@@ -160,7 +160,7 @@ class Trainer:
     def _tell(self, parts: Dict[str, Tensor], norm: float, share: Batch, bar: tqdm) -> None:
         """Show and record how it goes, each time as means over the updates since the last time, of rank 0's shares."""
         if self.began is None:
-            self.said = time.monotonic()
+            self.heard, self.said = 0.0, time.monotonic()
             self.began = share.progress, self.said
         else:
             self.heard += share.total_frames * FRAME_MS / 1000
@@ -182,11 +182,12 @@ class Trainer:
             before, then = self.began
             pace = (now - then) / (progress - before) if progress > before else None
             left = f", {format_duration(pace * (1 - progress))} left" if pace is not None else ""
+            audio = f", {self.heard / (now - self.said):.0f} s of audio a second" if self.heard else ""
             memory = (f", {torch.cuda.max_memory_allocated(self.device) / 2**30:.1f} GiB" if self.device.type == "cuda" else "")
-            logging.info("epoch %d, update %d, %.0f%% of the training: loss %.4f (%s), gradient %.2f, rate %.2e, %.0f s of "
-                         "audio a second%s%s", self.epoch, self.updates, 100 * progress, total,
-                         ", ".join(f"{name} {value:.4f}" for name, value in values.items()), norm, self._rate(),
-                         self.heard / (now - self.said), memory, left)
+            logging.info("epoch %d, update %d, %.0f%% of the training: loss %.4f (%s), gradient %.2f, rate %.2e%s%s%s",
+                         self.epoch, self.updates, 100 * progress, total,
+                         ", ".join(f"{name} {value:.4f}" for name, value in values.items()), norm, self._rate(), audio,
+                         memory, left)
         self.heard, self.said = 0.0, now
 
     def _rate(self) -> float:
