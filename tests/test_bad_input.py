@@ -40,7 +40,7 @@ def test_an_utterance_whose_features_are_no_numbers(value, corpus, tmp_path, cap
     training = trainer(config, tmp_path / "exp", (folder, lang, cuts, dev))
     done = training.train()
     assert done["updates"] == 40 and done["bad_updates"] == 1
-    assert "gradient is not finite, the update is left out (utterances spoilt-3)" in caplog.text
+    assert "gradient is not finite, the update is left out (the features of spoilt-3 hold nan or infinity)" in caplog.text
     assert all(torch.isfinite(p).all() for p in (*training.model.parameters(), *training.average.state.values()))
 
 

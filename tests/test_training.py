@@ -5,6 +5,7 @@ import logging
 import math
 import re
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -381,6 +382,23 @@ def test_gradients_are_clipped_and_their_norm_is_told(corpus, tmp_path):
         norms.append((told, torch.stack([p.grad.norm() for p in run.objective.parameters()]).norm().item()))
     (told, whole), (same, clipped) = norms
     assert told == same == pytest.approx(whole) and clipped == pytest.approx(0.01, rel=1e-3) and whole > 0.1
+
+
+def test_a_gradient_that_is_not_finite_names_the_utterances_that_are_not(corpus, tmp_path, caplog):
+    """And where all are, of how many it may be any."""
+    run = trainer(settings("training.micro_batches=2"), tmp_path, corpus)
+    shares = list(islice(train_loader(corpus[2], run.dataset, run.config.data, Phase(1, seed=1), micro_batches=2), 2))
+    shares[1].features[-1, 3, 2] = math.nan
+    run._update(shares)
+    assert f"the update is left out (the features of {shares[1].ids[-1]} hold nan or infinity)" in caplog.messages[-1]
+    shares[1].features[-1, 3, 2] = 0.0
+    with torch.no_grad():
+        run.model.joiner.out.weight[0, 0] = math.nan
+    run._update(shares)
+    ids = shares[0].ids + shares[1].ids
+    assert len(ids) > 3
+    assert caplog.messages[-1].endswith(f"left out (any of the batch's {len(ids)} utterances: {', '.join(ids[:3])} ...)")
+    assert run.bad_updates == 2
 
 
 def test_the_curriculum_is_of_short_utterances(corpus, tmp_path, monkeypatch):

@@ -50,6 +50,16 @@ def make_optimizer(objective: Objective, config: OptimConfig) -> torch.optim.Opt
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98), **fused)
 
 
+def _suspects(shares: Sequence[Batch]) -> str:
+    """Those of this process's utterances whose features are not finite; where all are, the first of them, of how many."""
+    found = [id_ for share in shares for id_, row in zip(share.ids, share.features) if not bool(row.isfinite().all())]
+    ids = found or [id_ for share in shares for id_ in share.ids]
+    some = ", ".join(ids[:3]) + (" ..." if len(ids) > 3 else "")
+    if found:
+        return f"the features of {some} hold nan or infinity"
+    return f"any of the batch's {shares[0].total_utterances} utterances: {some}"
+
+
 class MovingAverage:
     """Exponential moving average of a model's weights; it follows quickly while the training is young."""
 
@@ -220,8 +230,8 @@ class Trainer:
         else:
             self.bad_updates += 1
             self.bad_in_a_row += 1
-            logging.warning("update %d: the gradient is not finite, the update is left out (utterances %s)",
-                            self.updates, ", ".join([id_ for share in shares for id_ in share.ids][:3]))
+            logging.warning("update %d: the gradient is not finite, the update is left out (%s)", self.updates,
+                            _suspects(shares))
             if self.bad_in_a_row >= MAX_BAD_UPDATES:
                 raise RecipeError(f"{MAX_BAD_UPDATES} updates in a row had gradients that are not finite: lower "
                                   "optim.learning_rate or check the features")
