@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import Callable, Optional, Union
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+DISK_FAILED = (errno.EFBIG, errno.EIO, errno.ESTALE)
 
 
 class RecipeError(Exception):
@@ -50,7 +51,7 @@ def known_failure(error: BaseException) -> Optional[str]:
         if error.errno == errno.EEXIST:  # only making a folder says so
             return f"{error.filename} is a file: a folder is to stand there; name another"
         if error.errno in (errno.ENOENT, errno.EACCES, errno.EISDIR, errno.ENOTDIR, errno.EROFS, errno.EPERM,
-                           errno.ENAMETOOLONG, errno.ELOOP, errno.EIO, errno.ESTALE) and error.filename is not None:
+                           errno.ENAMETOOLONG, errno.ELOOP, *DISK_FAILED) and error.filename is not None:
             return dangling if error.errno == errno.ENOENT and dangling else f"{error.filename}: {error.strerror}"
     return None
 

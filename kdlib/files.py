@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Union
 
-from kdlib.errors import DISK_FULL, RecipeError
+from kdlib.errors import DISK_FAILED, DISK_FULL, RecipeError
 
 PathLike = Union[str, Path]
 
@@ -47,7 +47,7 @@ def atomic_path(path: PathLike) -> Iterator[Path]:
         yield temporary
     except OSError as error:
         # A failed write does not know its file; tell the one that the user knows.
-        if error.errno in DISK_FULL:
+        if error.errno in DISK_FULL or error.errno in DISK_FAILED and error.filename is None:
             error.filename = str(path)
         raise
     else:

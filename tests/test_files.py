@@ -40,13 +40,18 @@ def test_an_error_leaves_what_was_there(tmp_path):
     assert path.read_text() == "[\n  1\n]\n" and os.listdir(tmp_path) == ["a.json"]
 
 
-@pytest.mark.parametrize("code,said", [(errno.ENOSPC, "no space left on the disk"),
-                                       (errno.EDQUOT, "the quota of the disk is used up")])
+FREE = "; free some space and run the same command again"
+
+
+@pytest.mark.parametrize("code,said", [(errno.ENOSPC, f"no space left on the disk while writing {{}}{FREE}"),
+                                       (errno.EDQUOT, f"the quota of the disk is used up while writing {{}}{FREE}"),
+                                       (errno.EFBIG, "{}: File too large"), (errno.EIO, "{}: Input/output error"),
+                                       (errno.ESTALE, f"{{}}: {os.strerror(errno.ESTALE)}")])
 @pytest.mark.parametrize("method,write", [
     ("write_bytes", lambda path: save_checkpoint(path, CHECKPOINT)),
     ("write_text", lambda path: write_text(path, "new")),
 ])
-def test_a_full_disk(tmp_path, monkeypatch, capsys, method, write, code, said):
+def test_a_full_or_failing_disk(tmp_path, monkeypatch, capsys, method, write, code, said):
     path = tmp_path / "epoch-1.pt"
     save_checkpoint(path, CHECKPOINT)
 
@@ -58,8 +63,7 @@ def test_a_full_disk(tmp_path, monkeypatch, capsys, method, write, code, said):
         with pytest.raises(SystemExit) as end:
             run_main(lambda: write(path))
     assert end.value.code == 1
-    assert capsys.readouterr().err == (f"error: {said} while writing {path}; free some space and run the same "
-                                       "command again\n")
+    assert capsys.readouterr().err == f"error: {said.format(path)}\n"
     assert load_checkpoint(path, "")["updates"] == 1 and os.listdir(tmp_path) == [path.name]
 
 
