@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_
 from kdlib.config import DataConfig, SpecAugmentConfig
 from kdlib.conformer import subsampled_length
 from kdlib.cuts import TrainCuts, nbest_of, total_seconds, transcript
-from kdlib.errors import RecipeError, in_one_line, with_its_type
+from kdlib.errors import RecipeError, killed_reader, with_its_type
 from kdlib.lang import Lang
 from kdlib.shar import REMAKE, SharCuts
 
@@ -294,19 +294,16 @@ class PlannedSampler(Sampler):
 
 
 def checked(loader: DataLoader) -> Iterator[Batch]:
-    """The loader's batches; raises the :class:`RecipeError` that took a batch's place, or of a worker that was killed."""
+    """The loader's batches; raises the :class:`RecipeError` that took a batch's place, or of a worker that was killed while it
+    handed one over. Of one that was killed at another time see :func:`kdlib.errors.known_failure`."""
     batches = iter(loader)
     while True:
         try:
             batch = next(batches)
         except StopIteration:
             return
-        except RuntimeError as error:
-            if not str(error).startswith("DataLoader worker"):
-                raise
-            raise RecipeError(f"a process that reads the data was killed ({in_one_line(error)}), most likely for want of "
-                              "memory: set data.num_workers lower or training.micro_batches higher, and run the same "
-                              "command again") from None
+        except (ConnectionError, EOFError) as error:  # of a process that was killed while it handed a batch over
+            raise RecipeError(killed_reader(error)) from None
         if isinstance(batch, RecipeError):
             raise batch
         yield batch

@@ -34,6 +34,12 @@ def link_to_nothing(path: Union[str, os.PathLike]) -> Optional[str]:
     return None
 
 
+def killed_reader(error: BaseException) -> str:
+    """What to tell the user of the error that a killed process, which read the data of a training, leaves in it."""
+    return (f"a process that reads the data was killed ({with_its_type(error)}), most likely for want of memory: set "
+            "data.num_workers lower or training.micro_batches higher, and run the same command again")
+
+
 def known_failure(error: BaseException) -> Optional[str]:
     """What to tell the user of an error that is no defect of the program, or None."""
     if isinstance(error, RecipeError):
@@ -41,6 +47,8 @@ def known_failure(error: BaseException) -> Optional[str]:
     if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
         return (f"out of memory ({in_one_line(error, 120)}): set training.micro_batches of a training higher, "
                 "decode.max_duration (by hand max_duration) of decoding lower, and run the same command again")
+    if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):  # whatever it was doing, torch raises it
+        return killed_reader(error)
     if isinstance(error, OSError):
         if error.errno in DISK_FULL:
             full = "no space left on the disk" if error.errno == errno.ENOSPC else "the quota of the disk is used up"

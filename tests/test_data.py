@@ -1,8 +1,11 @@
 """What a training reads: its batches, which utterances make them, noise and masks, and what cannot be read."""
 
+import errno
 import os
 import random
+import re
 import signal
+import time
 from dataclasses import replace
 from itertools import islice, zip_longest
 
@@ -18,7 +21,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from kdlib.config import DataConfig, SpecAugmentConfig
 from kdlib.cuts import describe_skipped, feature_statistics, load_cuts, mixed, select_cuts, transcript
 from kdlib.data import Phase, _spec_augment, TransducerDataset, checked, eval_loader, plan_batch, seeded, train_loader
-from kdlib.errors import RecipeError
+from kdlib.errors import RecipeError, known_failure
 from kdlib.training.loop import Trainer
 from kdlib.transducer import Transducer
 
@@ -29,13 +32,40 @@ class Deadly(IterableDataset):
     """Kills the process that reads it."""
 
     def __iter__(self):
-        yield 1
+        yield os.getpid()
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_a_reading_process_that_is_killed_is_told():
-    with pytest.raises(RecipeError, match="a process that reads the data was killed .*: set data.num_workers lower or"):
-        list(checked(DataLoader(Deadly(), batch_size=None, num_workers=1)))
+class Slow(Deadly):
+    def __iter__(self):
+        yield os.getpid()
+        time.sleep(600)
+
+
+class CutOff:
+    """A loader whose process was killed while it handed a batch over."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def __iter__(self):
+        yield 1
+        raise self.error
+
+
+@pytest.mark.parametrize("killed", ["reading", "at an update", ConnectionResetError(errno.ECONNRESET, "reset"), EOFError()])
+def test_a_reading_process_that_is_killed_is_told(killed):
+    """Wherever the process that trains is then."""
+    if isinstance(killed, str):
+        loader = DataLoader(Deadly() if killed == "reading" else Slow(), batch_size=None, num_workers=1)
+    else:
+        loader = CutOff(killed)
+    with pytest.raises((RecipeError, RuntimeError)) as failure:
+        for reader in checked(loader):
+            if killed == "at an update":
+                os.kill(reader, signal.SIGKILL)
+                time.sleep(60)
+    assert re.match("a process that reads the data was killed .*: set data.num_workers lower or", known_failure(failure.value))
 
 
 def test_batches_do_not_depend_on_workers_or_on_where_one_resumes(corpus):
