@@ -65,6 +65,15 @@ def load_train_cuts(files: List[Path], shar_root: str) -> TrainCuts:
     return CutSet.from_cuts(mixed(cut for part in cuts for cut in part)) if len(cuts) > 1 else cuts[0]
 
 
+def require_bins(cuts: TrainCuts, source: str, bins: int, config_file: Path) -> None:
+    """See that all features have as many bins as the model hears: what has others could not be trained on when it is met,
+    maybe after hours. Of Shar features the first cut's speak for all."""
+    for cut in [next(iter(cuts))] if isinstance(cuts, SharCuts) else cuts:
+        if cut.has_features and cut.num_features != bins:
+            raise RecipeError(f"cut {cut.id} of {source} has {cut.num_features} feature bins, model.num_features is {bins}: "
+                              f"make conf/fbank.yaml and {config_file} agree")
+
+
 def layers_to_start_from(args, config: TrainConfig, start: Transducer, lang: Lang, dev_cuts) -> List[int]:
     """Numbers from 0; none where they are evenly spaced. Those by importance are measured once, and written down."""
     if isinstance(config.init.layers, list):
@@ -126,21 +135,19 @@ def main():
     modified = config.loss.rnnt_type == "modified"
     train_cuts, skipped = select_cuts(load_train_cuts(train_files, config.data.shar_root), lang, config.data, modified)
     dev_cuts, dev_skipped = select_cuts(load_cuts(dev_file), lang, config.data, modified)
-    for path, cuts in ((", ".join(map(str, train_files)), train_cuts), (dev_file, dev_cuts)):
+    parts = [(", ".join(map(str, train_files)), train_cuts, skipped), (str(dev_file), dev_cuts, dev_skipped)]
+    for source, cuts, left_out in parts:
         if len(cuts) == 0:
-            raise RecipeError("; ".join([f"{path} holds no utterance that can be trained on",
-                                         *describe_skipped(skipped), *describe_skipped(dev_skipped)]))
+            raise RecipeError("; ".join([f"{source} holds no utterance that can be trained on", *describe_skipped(left_out)]))
+        require_bins(cuts, source, config.model.num_features, args.config)
     if any(isinstance(find_loss(term.name), SequenceLoss) for term in config.loss.distill) and not has_nbest(train_cuts):
         raise RecipeError(f"{args.config} asks for a loss of the teacher's hypotheses and no training cut has any: make "
                           "them with local/nbest.py and give its manifest as --train-cuts")
-    num_features = next(iter(train_cuts)).num_features
-    if num_features != config.model.num_features:
-        raise RecipeError(f"{train_files[0]} has {num_features} feature bins, model.num_features is "
-                          f"{config.model.num_features}: make conf/fbank.yaml and {args.config} agree")
     noise = None
     if config.data.noise_probability > 0:
         inputs["noise"] = args.fbank / "cuts_noise.jsonl.gz"
         noise = load_cuts(inputs["noise"], "make the noise set or set data.noise_probability=0")
+        require_bins(noise, str(inputs["noise"]), config.model.num_features, args.config)
 
     # What cannot be trained is refused before anything of an earlier training is moved.
     models = {role: path for role, path in (("init-from", args.init_from), ("teacher", args.teacher)) if path is not None}
@@ -149,7 +156,7 @@ def main():
     made_as = args.fbank / "fbank.json"  # not there beside features that stage 2 has not made
     features = read_record(made_as, "run stage 2 again") if made_as.exists() else None
     for path, model in loaded.items():
-        check_features(path, model, features or {"num_filters": num_features}, made_as if features else args.fbank)
+        check_features(path, model, features or {"num_filters": config.model.num_features}, made_as if features else args.fbank)
     start = loaded[args.init_from] if args.init_from is not None and config.init.weights == "teacher" else None
     teacher = loaded.get(args.teacher)
     torch.manual_seed(config.training.seed)
@@ -159,8 +166,9 @@ def main():
               {role: path.name for role, path in models.items()}, features)
     save_config(config, args.exp / "config.yaml")
     log_messages(args.exp)
-    for line in describe_skipped(skipped) + describe_skipped(dev_skipped):
-        logging.warning("%s", line)
+    for source, _, left_out in parts:
+        for line in describe_skipped(left_out):
+            logging.warning("%s: %s", source, line)
 
     fill_model(args, config, model, lang, start, train_cuts, dev_cuts)
     logging.info("%s: %d parameters deployed, %d training cuts (%.2f h), %d processes", args.exp,

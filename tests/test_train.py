@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from lhotse import CutSet
+from lhotse.utils import fastcopy
 from made_up import make_noise, settings
 from scripts import run, run_script
 
@@ -20,6 +21,7 @@ from kdlib.training.checkpoint import begin_run, load_averaged, save_checkpoint
 
 SCRIPT = Path(__file__).resolve().parents[1] / "local" / "train.py"
 SHORT = ("training.num_epochs=1", "training.updates_per_epoch=2", "data.curriculum.updates=0")
+NOISY = (*SHORT, "data.noise_probability=0.5", "optim.learning_rate=1e-9")
 SMALLER = (*SHORT, "model.feedforward_dim=16", "loss.distill=[{name: encoder_mse}]")
 
 
@@ -151,6 +153,39 @@ def test_a_teacher_of_other_features_is_refused(train, student, tmp_path):
             "-200.0: give the fbank settings of its stage 2")
 
 
+@pytest.mark.parametrize("part", ["train", "dev", "noise"])
+def test_a_cut_of_other_feature_bins_is_named(train, corpus, tmp_path, part):
+    """Wherever among the others it stands, and before anything is trained."""
+    cuts = {"train": corpus[2], "dev": corpus[3], "noise": make_noise(corpus[0])}
+    odd = cuts[part][1].with_id("odd")
+    odd.features = fastcopy(odd.features, num_features=20)
+    cuts[part] = CutSet.from_cuts([*cuts[part], odd])
+    for name, some in cuts.items():
+        some.to_file(tmp_path / f"cuts_{name}.jsonl.gz")
+    refused(train(tmp_path / "exp", settings(*NOISY), f"--fbank={tmp_path}"),
+            f"cut odd of {tmp_path}/cuts_{part}.jsonl.gz has 20 feature bins, model.num_features is 16: make conf/fbank.yaml")
+    assert not list((tmp_path / "exp").iterdir())
+
+
+def test_what_is_left_out_is_told_of_each_set(train, corpus, tmp_path):
+    def empty(cuts):
+        return CutSet.from_cuts(cut.map_supervisions(lambda segment: fastcopy(segment, text="")) for cut in cuts)
+
+    train_file, dev_file = (tmp_path / f"cuts_{part}.jsonl.gz" for part in ("train", "dev"))
+    train_cuts, dev_cuts = list(corpus[2])[:40], list(corpus[3])
+    CutSet.from_cuts([*train_cuts[2:], *empty(train_cuts[:2])]).to_file(train_file)
+    empty(dev_cuts[:3]).to_file(dev_file)
+    refused(train(tmp_path / "exp", settings(*SHORT), f"--fbank={tmp_path}"),
+            f"error: {dev_file} holds no utterance that can be trained on; skipped 3 utterances (empty transcript): dev-0, "
+            "dev-1, dev-2")
+    CutSet.from_cuts([*dev_cuts[1:], *empty(dev_cuts[:1])]).to_file(dev_file)
+    done = train(tmp_path / "exp", settings(*SHORT), f"--fbank={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    for file, said in ((train_file, "2 utterances (empty transcript): train-0, train-1"),
+                       (dev_file, "1 utterances (empty transcript): dev-0")):
+        assert f"WARNING {file}: skipped {said}\n" in done.stderr
+
+
 def test_a_student_may_start_from_nothing(train, corpus, teacher_folder, student, tmp_path):
     """With statistics of its own training's features, where another has its teacher's, and the units that it names."""
     cuts = corpus[2].subset(first=30)
@@ -182,8 +217,6 @@ def test_important_layers_are_chosen_once(train, teacher_folder, tmp_path):
     done = train(tmp_path / "student", config, **models)
     assert done.returncode == 0 and not chosen.exists() and not list(tmp_path.glob("student/before-*"))
 
-
-NOISY = (*SHORT, "data.noise_probability=0.5", "optim.learning_rate=1e-9")
 
 
 @pytest.fixture(scope="module")
