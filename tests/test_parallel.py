@@ -10,7 +10,7 @@ from functools import partial
 
 import pytest
 import torch
-from scripts import alive
+from scripts import alive, run
 
 from kdlib.errors import RecipeError
 from kdlib.processes import usable_cores
@@ -106,6 +106,33 @@ def test_the_folder_for_temporary_files_may_have_any_name(tmp_path, monkeypatch,
 
     launch(work, 2)
     assert [(tmp_path / rank).read_text() for rank in "01"] == ["2.0", "2.0"]
+
+
+SPAWNS = """
+import os, sys
+from pathlib import Path
+import torch
+from kdlib.training import parallel
+
+def work(rank, device):
+    torch.distributed.all_reduce(torch.ones(1))
+    Path(sys.argv[1], f"{rank}").write_text(" ".join(path.name for path in Path(os.environ["TMPDIR"]).glob("*/*")))
+
+if __name__ == "__main__":
+    parallel.training_device = lambda rank, world_size: torch.device("cuda")  # in this process alone
+    parallel.launch(work, 2)
+"""
+
+
+def test_what_spawned_processes_are_given_goes_once_they_have_read_it(tmp_path, monkeypatch):
+    """So that a training that is killed leaves no such file, which holds models and cuts."""
+    (tmp_path / "tmp").mkdir()
+    (tmp_path / "program.py").write_text(SPAWNS)
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # a machine may have one GPU
+    done = run(sys.executable, tmp_path / "program.py", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert [(tmp_path / rank).read_text() for rank in "01"] == ["store", "store"]
 
 
 def test_threads_are_as_many_as_the_environment_allows(monkeypatch):

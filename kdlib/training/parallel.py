@@ -122,7 +122,8 @@ def training_device(rank: int, world_size: int) -> torch.device:
 def _process(rank: int, work: Optional[Callable[[int, torch.device], None]], world_size: int, folder: str) -> None:
     # In place of torch's own way, a SIGINT, to which a shell's background jobs are born deaf.
     end_with_parent()
-    if work is None:
+    spawned = work is None
+    if spawned:
         with open(Path(folder, WORK), "rb") as file:
             work, state = pickle.load(file)
         torch.set_rng_state(state)
@@ -135,6 +136,8 @@ def _process(rank: int, work: Optional[Callable[[int, torch.device], None]], wor
     wait = timedelta(days=1)
     store = dist.FileStore(str(Path(folder, "store")), world_size)  # not by its URL, in which ? and # have a meaning
     store.set_timeout(wait)
+    if spawned and store.add("read", 1) == world_size:  # not at the end, which a training that is killed does not come to
+        Path(folder, WORK).unlink(missing_ok=True)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=store, rank=rank, world_size=world_size,
                             timeout=wait)
     # A process that fails ends at once, and not by way of Python's end, where NCCL may wait for the others, who wait for it.
