@@ -1,6 +1,7 @@
 """Batches from Lhotse cuts: bucketed by duration, augmented reproducibly, resumable in the middle of an epoch."""
 
 import math
+import os
 import queue
 import random
 import warnings
@@ -31,6 +32,9 @@ from kdlib.shar import REMAKE, SharCuts
 # Attention over a whole utterance at once takes memory that grows with the square of its length: some 3 GiB for so many
 # seconds. Longer ones are decoded chunk by chunk, and not aligned.
 LONGEST_SECONDS = 300.0
+
+SHARED_MEMORY = "/dev/shm"  # by which a process is handed what its workers read
+MOST_AHEAD = 8  # batches that each worker may have ready
 
 NOISE = "data.noise"  # the tag of what was mixed in
 
@@ -327,6 +331,31 @@ class _SequentialBatches(IterableDataset):
             yield error
 
 
+def _batches_ahead(cut: Cut, config: DataConfig, micro_batches: int) -> int:
+    """How many parts of batches each worker may have ready. Were the shared memory full, as the 64 MB that Docker gives a
+    container soon are, torch would lose one and wait for it for ever.
+
+    Raises:
+        RecipeError: there is no room for one of each worker beside what is trained on.
+    """
+    try:
+        memory = os.statvfs(SHARED_MEMORY)
+    except OSError:  # it is elsewhere
+        return MOST_AHEAD
+    if memory.f_blocks == 0:  # it has no limit
+        return MOST_AHEAD
+    # Of all of it, not of what is free, which other processes of the training may have begun to fill with their shares: each
+    # has as many workers, and together they hold whole parts.
+    part = config.max_duration / micro_batches / cut.frame_shift * cut.num_features * 4  # bytes, of float32
+    room = memory.f_blocks * memory.f_frsize / (1.25 * part)  # parts are padded
+    ahead = int((room - 2 * micro_batches) / config.num_workers)  # a batch is held until the next one is there
+    if ahead < 1:
+        raise RecipeError(f"{SHARED_MEMORY} has room for {room / micro_batches:.1f} batches, too few for data.num_workers="
+                          f"{config.num_workers}: give it more (a container's is docker run --shm-size), or set "
+                          "data.num_workers=0")
+    return min(MOST_AHEAD, ahead)
+
+
 def train_loader(cuts: TrainCuts, dataset: TransducerDataset, config: DataConfig, phase: Phase, skip: int = 0,
                  rank: int = 0, world_size: int = 1, micro_batches: int = 1) -> DataLoader:
     """Process ``rank``'s shares of the batches of a phase, ``micro_batches`` of each, from batch ``skip`` on."""
@@ -349,8 +378,10 @@ def train_loader(cuts: TrainCuts, dataset: TransducerDataset, config: DataConfig
     # A phase that goes round several times shuffles anew each time; a thousand rounds are kept for each.
     sampler.set_epoch(1000 * phase.epoch)
     planned = PlannedSampler(sampler, phase, skip, total_seconds(cuts), rank, world_size, micro_batches)
-    loading = dict(batch_size=None, num_workers=config.num_workers, pin_memory=torch.cuda.is_available(),
-                   **({"prefetch_factor": 8} if config.num_workers else {}))
+    loading = dict(batch_size=None, num_workers=config.num_workers, pin_memory=torch.cuda.is_available())
+    if config.num_workers:
+        first = next(cuts.described() if isinstance(cuts, SharCuts) else iter(cuts))
+        loading["prefetch_factor"] = _batches_ahead(first, config, micro_batches)
     if isinstance(cuts, SharCuts):
         return DataLoader(_SequentialBatches(dataset, planned), **loading)
     return DataLoader(dataset, sampler=planned, **loading)

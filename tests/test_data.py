@@ -8,6 +8,7 @@ import signal
 import time
 from dataclasses import replace
 from itertools import islice, zip_longest
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -114,6 +115,24 @@ def test_a_process_reads_in_turn_what_several_read_at_once(corpus, workers):
         other = several[number % 4 // 2][number // 4 * 2 + number % 2]
         assert share.ids == other.ids and torch.equal(share.features, other.features)
         assert share.total_utterances == sum(len(part.ids) for part in alone[number // 4 * 4:][:4])
+
+
+@pytest.mark.parametrize("batches, micro_batches, ahead", [
+    (1000, 1, 8), (12.1, 1, 5), (4.1, 1, 1), (3.9, 1, None), (4.6, 4, 5), (2.6, 4, 1), (2.4, 4, None), (0, 1, 8)])
+def test_no_more_is_read_ahead_than_the_shared_memory_holds(corpus, monkeypatch, batches, micro_batches, ahead):
+    """Were it full, torch would lose a batch and wait for it for ever. One of size 0 has no limit."""
+    config = settings("data.num_workers=2").data
+    size = 1.25 * config.max_duration * 100 * 16 * 4  # bytes, of 16 bins in float32, with padding
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_blocks=batches * size, f_frsize=1))
+
+    def make():
+        return train_loader(corpus[2], None, config, Phase(1, seed=1), micro_batches=micro_batches)
+
+    if ahead is None:
+        with pytest.raises(RecipeError, match=r"/dev/shm has room for .* --shm-size\), or set data.num_workers=0"):
+            make()
+    else:
+        assert make().prefetch_factor == ahead
 
 
 def test_batches_of_a_test_set_are_as_large_as_may_be(corpus):
