@@ -391,17 +391,31 @@ def test_the_benchmark_refuses_what_cannot_be_measured_here(words, said):
     assert refused(done).startswith(f"error: {' '.join(words)}: {said}")
 
 
-def test_the_benchmark_says_that_there_is_no_torchaudio(monkeypatch, capsys):
+@pytest.mark.parametrize("fault, said", [
+    (None, ""),  # it is not there
+    ("import no_such_library", "No module named"),
+    ("raise OSError('libcudart.so: cannot open')", "libcudart.so: cannot open"),
+    ("raise RuntimeError('compiled with different CUDA versions.\\nPlease')", "compiled with different CUDA versions. Please")])
+def test_the_benchmark_says_that_torchaudio_cannot_be_imported(monkeypatch, capsys, tmp_path, fault, said):
     import bench_rnnt
 
-    monkeypatch.setitem(sys.modules, "torchaudio.functional", None)
+    for name in [name for name in sys.modules if name.split(".")[0] == "torchaudio"]:
+        monkeypatch.delitem(sys.modules, name)
+    if fault is None:
+        monkeypatch.setitem(sys.modules, "torchaudio", None)
+    else:
+        (tmp_path / "torchaudio").mkdir()
+        (tmp_path / "torchaudio" / "__init__.py").write_text(fault)
+        monkeypatch.syspath_prepend(tmp_path)
     assert bench_rnnt.torchaudio_call(bench_rnnt.Batch(2, 6, 3, 5, 2, "cpu"), "cpu") is None
-    assert capsys.readouterr().out.startswith("torchaudio cannot be imported, so there is no row of it: ")
+    out = capsys.readouterr().out
+    assert out.startswith("torchaudio cannot be imported, so there is no row of it: ") and said in out
 
 
 @pytest.mark.parametrize("device, error, ends", [
     ("cuda", torch.cuda.OutOfMemoryError("CUDA out of memory"), False),
     ("cuda", RuntimeError("CUDA error: an illegal memory access was encountered"), True),
+    ("cuda", NotImplementedError("Could not run 'torchaudio::rnnt_loss_forward' with arguments from the 'CUDA' backend."), False),
     ("cpu", RuntimeError("can't allocate memory"), False),
 ])
 def test_the_benchmark_ends_with_an_error_that_leaves_the_gpu_dead(monkeypatch, capsys, device, error, ends):

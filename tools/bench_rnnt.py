@@ -171,7 +171,7 @@ def torchaudio_call(batch: Batch, device: str, joiner: Optional[Joiner] = None) 
     """The full lattice, from given logits or through a joiner; None, and a line, without torchaudio."""
     try:
         from torchaudio.functional import rnnt_loss
-    except (ImportError, OSError) as error:
+    except Exception as error:  # a binary for another torch or CUDA fails with whatever it meets first
         print(f"torchaudio cannot be imported, so there is no row of it: {in_one_line(error)}\n")
         return None
     n, t, u, v, _ = batch.size
@@ -191,8 +191,9 @@ def torchaudio_call(batch: Batch, device: str, joiner: Optional[Joiner] = None) 
     try:
         call()
     except RuntimeError as error:
-        # All nodes may be more than fit in memory. After any other error on a GPU nothing works there in this process.
-        if device == "cuda" and not isinstance(error, torch.cuda.OutOfMemoryError):
+        # All nodes may be more than fit in memory, and a torchaudio without CUDA says NotImplementedError. After any other
+        # error on a GPU nothing works there in this process.
+        if device == "cuda" and not isinstance(error, (torch.cuda.OutOfMemoryError, NotImplementedError)):
             raise
         print(f"torchaudio cannot take {batch.size}: {str(error).splitlines()[0]}\n")
         return None
