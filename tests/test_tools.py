@@ -3,6 +3,8 @@
 import os
 import shutil
 import sys
+from argparse import Namespace
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -382,6 +384,56 @@ def test_the_benchmark_takes_what_torchaudio_can_index_on_a_gpu():
         assert (t, u, v, r) == size[1:] and n * nodes < 2**31 and (n == size[0] or (n + 1) * nodes >= 2**31)
 
 
+@pytest.fixture
+def small_gpu_tables(monkeypatch):
+    """The tables of a GPU, of two small sizes and on the CPU: prints one, given bench_rnnt's function."""
+    import bench_rnnt
+
+    sizes = ((2, 12, 4, 6, 3), (2, 12, 4, 30, 3))
+    monkeypatch.setattr(bench_rnnt, "GPU_SIZES", sizes)
+    monkeypatch.setattr(bench_rnnt, "synchronise", lambda _: None)
+    monkeypatch.setattr(bench_rnnt, "peak_mib", lambda *_: 1.0)  # they may take none
+
+    def show(table, capsys):
+        table(Namespace(device="cpu", repeats=1, skip_torchaudio=False))
+        lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+        return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]], [str(size) for size in sizes]
+
+    return show
+
+
+def test_on_a_gpu_torchaudio_stands_beside_the_loss_with_and_without_joiner_and_the_ranges_have_a_row(small_gpu_tables, capsys):
+    pytest.importorskip("torchaudio")
+    import bench_rnnt
+
+    rows, sizes = small_gpu_tables(bench_rnnt.gpu_losses, capsys)
+    theirs = "torchaudio, all nodes"
+    assert [row[:3] for row in rows] == [[what, size, by] for size in sizes for what, by in (
+        ("smoothed, ranges", "ours"), ("pruned", "ours"), ("pruned", theirs), ("with joiner", "ours"),
+        ("with joiner", "ours, all at once"), ("with joiner", theirs))]
+
+
+@pytest.mark.parametrize("kernels", ["fail", "none", "seen"])
+def test_the_bandwidth_of_both_vocabularies_with_and_without_a_profiler(small_gpu_tables, monkeypatch, capsys, kernels):
+    import bench_rnnt
+
+    def profile(activities):
+        if kernels == "fail":
+            raise AssertionError("no CUPTI")
+        event = Namespace(device_type=torch.autograd.DeviceType.CUDA, time_range=Namespace(elapsed_us=lambda: 250.0))
+        return nullcontext(Namespace(events=lambda: [event] if kernels == "seen" else []))
+
+    monkeypatch.setattr(torch.profiler, "profile", profile)
+    rows, sizes = small_gpu_tables(bench_rnnt.bandwidth, capsys)
+    assert [row[:2] for row in rows] == [[what, size] for size in sizes for what in ("copy", "pruned")]
+    for what, _, milliseconds, _, share, *of_kernels in rows:
+        assert float(milliseconds) >= 0 and share.endswith("%")
+        if kernels == "seen":
+            assert of_kernels[0] == "0.25" and of_kernels[2] == {"copy": "100%", "pruned": "150%"}[what]
+        else:
+            assert of_kernels == ["-", "-", "-"]
+
+
 @pytest.mark.parametrize("words, said", [
     (["--only", "bandwidth"], "it is a GPU's"), (["--device", "cuda"], "torch sees no GPU")])
 def test_the_benchmark_refuses_what_cannot_be_measured_here(words, said):
@@ -415,7 +467,7 @@ def test_the_benchmark_says_that_torchaudio_cannot_be_imported(monkeypatch, caps
 @pytest.mark.parametrize("device, error, ends", [
     ("cuda", torch.cuda.OutOfMemoryError("CUDA out of memory"), False),
     ("cuda", RuntimeError("CUDA error: an illegal memory access was encountered"), True),
-    ("cuda", NotImplementedError("Could not run 'torchaudio::rnnt_loss_forward' with arguments from the 'CUDA' backend."), False),
+    ("cuda", NotImplementedError("Could not run 'torchaudio::rnnt_loss_forward' with arguments from the 'CUDA' device"), False),
     ("cpu", RuntimeError("can't allocate memory"), False),
 ])
 def test_the_benchmark_ends_with_an_error_that_leaves_the_gpu_dead(monkeypatch, capsys, device, error, ends):
