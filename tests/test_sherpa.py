@@ -380,6 +380,14 @@ def test_the_benchmark_measures_each_runtime(finished, exported, tmp_path):
                             text=True) for runtime in ("sherpa-onnx float32", "torch float32")]
     own = own_words(finished, "greedy_search")
     assert [json.loads(done.stdout)["heard"] for done in heard] == 2 * [[own[cut.id] for cut in cuts]]
+    # The memory does not grow with the number of utterances: 38 MB of audio here.
+    held = []
+    for count in (1, 30):
+        np.savez(tmp_path / "audio.npz", *count * [np.zeros(20 * 16000, np.float32)])
+        done = subprocess.run([*words, "--measure", "tiny-again", "sherpa-onnx features", tmp_path / "audio.npz"],
+                              capture_output=True, text=True)
+        held.append(json.loads(done.stdout)["memory"])
+    assert held[1] < held[0] + 10
     CutSet.from_cuts([cut.resample(8000) for cut in cuts]).to_file(tmp_path / "data" / "fbank" / "cuts_test.jsonl.gz")
     done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 1 and "noise-0 has audio of 8000 Hz and the model hears 16000 Hz" in done.stderr

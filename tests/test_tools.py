@@ -488,6 +488,18 @@ def test_the_benchmark_ends_with_an_error_that_leaves_the_gpu_dead(monkeypatch, 
         assert f"torchaudio cannot take (2, 6, 3, 5, 2): {error}" in capsys.readouterr().out
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks /proc")
+def test_a_process_is_not_charged_with_what_its_heap_has_kept():
+    import peak_memory
+
+    pieces = [bytearray(1000) for _ in range(200_000)]
+    pieces = pieces[::1000]  # so that the heap keeps what lies between them
+    kept = peak_memory.now()
+    peak_memory.start_anew()
+    assert peak_memory.now() <= peak_memory.most() < kept - 100 * 2 ** 20
+    del pieces
+
+
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
 def test_text_is_utf8_for_whatever_sources_the_environment(tmp_path, encoding):
     code = "import locale; print(locale.getpreferredencoding(False))"

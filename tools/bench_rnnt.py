@@ -13,7 +13,6 @@ has them.
 import environment  # noqa: F401  first, since the rest needs what it finds
 
 import argparse
-import ctypes
 import datetime
 import gc
 import os
@@ -36,6 +35,7 @@ from kdlib.joiner import Joiner  # noqa: E402
 from kdlib.losses import lattice_kl, lattice_kl_at, node_weights  # noqa: E402
 from kdlib.options import require_positive  # noqa: E402
 from kdlib.report import markdown_table  # noqa: E402
+import peak_memory  # noqa: E402
 
 SIZES = ((8, 250, 40, 500, 5), (8, 400, 80, 500, 5))  # N, T, U, V, R
 GPU_SIZES = ((30, 310, 55, 500, 5), (30, 310, 55, 5000, 5))  # as batches of LibriSpeech's train-clean-100
@@ -88,27 +88,20 @@ def synchronise(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def _status(key: str) -> float:
-    with open("/proc/self/status") as file:
-        return next(int(line.split()[1]) / 1024 for line in file if line.startswith(key + ":"))
-
-
 def peak_mib(call: Callable[[], None], device: str) -> float:
     """MiB above what was held before; nan where it cannot be told."""
-    gc.collect()
     if device == "cuda":
+        gc.collect()
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         call()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
     try:
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-        with open("/proc/self/clear_refs", "w") as file:
-            file.write("5")  # the high-water mark starts anew
-        before = _status("VmRSS")
+        peak_memory.start_anew()
+        before = peak_memory.now()
         call()
-        return _status("VmHWM") - before
+        return (peak_memory.most() - before) / 2**20
     except OSError:
         return float("nan")
 

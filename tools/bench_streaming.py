@@ -28,6 +28,7 @@ from kdlib.errors import RecipeError, run_main
 from kdlib.files import write_text
 from kdlib.options import require_positive
 from kdlib.sherpa import decode_ready, make_recognizer, read_model, tail, words
+import peak_memory
 
 # Torch and lhotse are imported where they are used: a process that measures sherpa-onnx holds neither.
 
@@ -135,20 +136,16 @@ def measure(args, model, runtime, audio_path):
         recognise = torch_stream(args.exp / about["model"], args.data / "lang", about)
     else:
         recognise = sherpa_stream(folder, about, int8, runtime == FEATURES)
+    heard, took, seconds = [], 0.0, 0.0
     with np.load(audio_path) as arrays:
-        audio = [arrays[name] for name in arrays.files]
-    recognise(audio[0])
-    begin = time.perf_counter()
-    heard = [recognise(samples) for samples in audio]
-    took = time.perf_counter() - begin
-    seconds = sum(map(len, audio)) / about["sampling_rate"]
-    return {"rtf": took / seconds, "heard": heard, "memory": peak_memory()}
-
-
-def peak_memory():
-    """MiB of this process; not by getrusage, which counts what the parent held when it started this one."""
-    status = Path("/proc/self/status").read_text()
-    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:"))) / 1024
+        recognise(arrays[arrays.files[0]])
+        for name in arrays.files:
+            samples = arrays[name]  # one utterance at a time: all of them would count as the row's memory
+            begin = time.perf_counter()
+            heard.append(recognise(samples))
+            took += time.perf_counter() - begin
+            seconds += len(samples) / about["sampling_rate"]
+    return {"rtf": took / seconds, "heard": heard, "memory": peak_memory.most() / 2**20}
 
 
 def main():

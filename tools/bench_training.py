@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Dict, List, Optional, Tuple
@@ -38,6 +39,7 @@ from kdlib.report import describe_machine, markdown_table, name_processor
 from kdlib.training.loop import Trainer
 from kdlib.training.parallel import default_world_size, launch
 from kdlib.transducer import Transducer
+import peak_memory
 from made_up_speech import POOL, MadeUpSpeech, make_speech
 
 PLAN = Path(__file__).resolve().parents[1] / "local" / "plan.py"
@@ -117,15 +119,6 @@ class TimedTrainer(Trainer):
         self.epoch += 1  # neither dev loss nor checkpoint
 
 
-def peak_memory() -> int:
-    """The most bytes that this process has held since its high-water mark was set anew; 0 where that cannot be told."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return 0
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), 0)
-
-
 def train(config: TrainConfig, teacher: Optional[TrainConfig], lang: Lang, cuts: CutSet, skip: int, exp: Path, rank: int,
           device: torch.device) -> None:
     """What each process does; its figures go to a file of its own in ``exp``."""
@@ -138,20 +131,24 @@ def train(config: TrainConfig, teacher: Optional[TrainConfig], lang: Lang, cuts:
     noise = None
     if config.data.noise_probability > 0:
         noise = CutSet.from_cuts(cut.drop_supervisions() for cut in cuts.subset(first=POOL))
-    gc.collect()
     if device.type == "cuda":
+        gc.collect()
         torch.cuda.init()  # before that it has no counters to reset
         torch.cuda.empty_cache()  # what an earlier model held
         torch.cuda.reset_peak_memory_stats(device)
     else:
-        try:
-            Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
-        except OSError:
-            pass  # then it is of the whole process so far
+        with suppress(OSError):  # then it is of the whole process so far
+            peak_memory.start_anew()
     trainer = TimedTrainer(config, exp, lang, models[0], cuts, cuts.subset(first=POOL), noise, models[1], device, rank)
     trainer.marks = []
     trainer.train()
-    peak = torch.cuda.max_memory_reserved(device) if device.type == "cuda" else peak_memory()
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_reserved(device)
+    else:
+        try:
+            peak = peak_memory.most()
+        except OSError:
+            peak = 0  # it cannot be told
     state = sum(value.numel() * value.element_size() for value in trainer.model.state_dict().values())
     took, measured = trainer.marks[-1][0] - trainer.marks[skip - 1][0], trainer.marks[skip:]
     heard = sum(seconds for _, seconds in measured)
