@@ -1,11 +1,15 @@
 """tools/bench_training.py on tiny models: what it prints adds up, and what is wrong is one line."""
 
 import re
+import textwrap
 from pathlib import Path
 
 import pytest
 import yaml
+from made_up_speech import make_speech
 from scripts import run_script
+
+from kdlib.config import FbankConfig
 
 SCRIPT = Path(__file__).resolve().parents[1] / "tools" / "bench_training.py"
 TEACHER = {
@@ -32,6 +36,24 @@ def recipe(tmp_path) -> Path:
 
 def bench(recipe: Path, *options: str):
     return run_script(SCRIPT, "--recipe", recipe, "--seconds", "0:0.4 100:1.6", "--updates", "3", "--warm-up", "1", *options)
+
+
+def bench_with(folder: Path, change: str, recipe: Path, *options: str):
+    """The same where ``change`` has been done to ``bench``, the tool as a module."""
+    script = folder / "bench_with.py"
+    script.write_text(f"import sys\nsys.path.insert(0, {str(SCRIPT.parent)!r})\nimport bench_training as bench\n"
+                      f"{textwrap.dedent(change)}\nif __name__ == '__main__':\n    bench.run_main(bench.main)\n")
+    return run_script(script, "--recipe", recipe, "--seconds", "0:0.4 100:1.6", *options)
+
+
+# Models of a gigabyte that take no time.
+MEASURE_NOTHING = """
+    def measure(args, name, *rest):
+        if name == FAILS:
+            raise MemoryError("no more of it")
+        return {"memory": 1, "audio": 1.0, "updates": 1.0, "batch": 1.0, "state": 10 ** 9, "bad": 0}
+    bench.measure, FAILS = measure, ""
+"""
 
 
 def rows(text: str):
@@ -83,6 +105,21 @@ def test_processes_share_the_batches(recipe, monkeypatch):
     assert "--settings longer --hours 960 data.max_duration=6" in done.stdout and float(rows(done.stdout)["stage1"]["s in a batch"]) <= 7
     stage = rows(done.stdout)["stage1"]  # an epoch is so many updates, and so is the curriculum
     assert float(stage["h of audio"]) == pytest.approx((3 * 90 + 400) * float(stage["s in a batch"]) / 3600, rel=0.1, abs=0.06)
+
+
+def test_checkpoints_are_of_all_epochs_and_what_resuming_needs(recipe, tmp_path):
+    done = bench_with(tmp_path, MEASURE_NOTHING, recipe, "--models", "teacher")
+    assert "Checkpoints: 10.00 GB, of all epochs and what resuming needs." in done.stdout  # 3 epochs of two, and four
+
+
+def test_cuts_are_weighed_at_all_speeds(tmp_path):
+    """Those at other speeds hold how they are made."""
+    weights = []
+    for factors in ([], [0.9, 1.1]):
+        folder = tmp_path / str(len(factors))
+        folder.mkdir()
+        weights.append(make_speech(folder, FbankConfig(speed_factors=factors), 60, 1.0, "0:0.3 100:0.6", 4.4).bytes_per_cut)
+    assert 1.03 * weights[0] < weights[1] < 1.3 * weights[0]
 
 
 @pytest.mark.parametrize("options, said", [

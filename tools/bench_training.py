@@ -200,7 +200,8 @@ def report(args: argparse.Namespace, configs: Dict[str, TrainConfig], found: Dic
         hours = audio / figures["audio"]
         total += hours
         epochs = training.num_epochs + (curriculum > 0)
-        checkpoints += 2 * epochs * figures["state"]  # each epoch's weights and their moving average
+        # Each epoch's weights and their moving average; what resuming needs has the optimizer's two moments as well.
+        checkpoints += (2 * epochs + 4) * figures["state"]
         rows.append([name, f"{measure_model(config.model, len(speech.lang), run=False).total:,}", f"{figures['audio']:,.1f}",
                      f"{figures['updates']:.3f}", f"{figures['batch']:,.0f}", f"{figures['memory'] / GIB:.2f}",
                      str(training.num_epochs), f"{audio:,.1f}", in_hours(hours), in_hours(hours * cores)])
@@ -215,7 +216,7 @@ def report(args: argparse.Namespace, configs: Dict[str, TrainConfig], found: Dic
             f"{command}. GiB: the most that a {'GPU' if on_gpu else 'process'} held.\n\n{markdown_table(header, rows)}\n"
             f"Features: {each / 1e6:.1f} MB an hour, {each * heard / 1e9:.2f} GB for {heard:,.0f} h (training, "
             f"{1 + len(fbank.speed_factors)} speeds).\n"
-            f"Checkpoints: {checkpoints / 1e9:.2f} GB, of all epochs.\n"
+            f"Checkpoints: {checkpoints / 1e9:.2f} GB, of all epochs and what resuming needs.\n"
             f"Cuts: {speech.bytes_per_cut:,.0f} bytes each in memory, {speech.bytes_per_cut * cuts / GIB:.2f} GiB for "
             f"{cuts:,.0f} of them in each process.\n")
 

@@ -4,11 +4,12 @@ import math
 import random
 import tracemalloc
 from pathlib import Path
-from typing import List, NamedTuple, Tuple
+from typing import List, NamedTuple, Sequence, Tuple
 
 import numpy as np
 import soundfile
 from lhotse import CutSet, LilcomChunkyWriter, Recording, SupervisionSegment
+from lhotse.cut import Cut
 from lhotse.utils import fastcopy
 
 from kdlib.config import FbankConfig, LangConfig
@@ -27,7 +28,7 @@ class MadeUpSpeech(NamedTuple):
     lang: Lang
     cuts: CutSet
     features_per_hour: float  # bytes on disk of an hour's features
-    bytes_per_cut: float  # in memory, once read
+    bytes_per_cut: float  # in memory, once read; of all speeds
 
 
 def read_durations(words: str) -> Tuple[List[float], List[float]]:
@@ -52,6 +53,25 @@ def make_sound(seconds: float, rate: int, rng: np.random.Generator) -> np.ndarra
     level = np.interp(np.arange(count) / (rate * SYLLABLE), np.arange(len(levels)), levels)
     steps = np.cumsum(rng.standard_normal(count + 64))
     return (10 ** (level / 20) * (steps[64:] - steps[:-64]) / 8 + 1e-4 * rng.standard_normal(count)).clip(-1, 1)
+
+
+def repeat(speeds: Sequence[Sequence[Cut]], turns: int) -> CutSet:
+    """The cuts of one speed after those of another, so many turns in all, each cut under an id of its own."""
+    return CutSet.from_cuts(fastcopy(cut, id=f"{cut.id}-{turn}") for turn in range(turns) for cut in speeds[turn % len(speeds)])
+
+
+def weigh(cuts: Sequence[Cut], speed_factors: Sequence[float], turns: int, folder: Path) -> float:
+    """Bytes that a training cut takes in memory, one of some thousands: the mean of these cuts and of the same at other speeds,
+    which also hold how their audio is made, as those of stage 2."""
+    speeds = [cuts, *([fastcopy(cut.drop_features().perturb_speed(factor), features=cut.features) for cut in cuts]
+                      for factor in speed_factors)]
+    path = folder / "weighed.jsonl.gz"
+    repeat(speeds, len(speeds) * math.ceil(turns / len(speeds))).to_file(path)
+    tracemalloc.start()
+    read = load_cuts(path)
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return held / len(read)
 
 
 def make_speech(folder: Path, fbank: FbankConfig, vocab_size: int, seconds: float, durations: str,
@@ -85,11 +105,7 @@ def make_speech(folder: Path, fbank: FbankConfig, vocab_size: int, seconds: floa
                                                                   storage_type=LilcomChunkyWriter, progress_bar=False))
     pooled = sum(cut.duration for cut in pool)
     on_disk = sum(path.stat().st_size for path in {Path(cut.features.storage_path) for cut in pool})
-    path = folder / "cuts.jsonl.gz"
-    CutSet.from_cuts(fastcopy(cut, id=f"{cut.id}-{turn}")
-                     for turn in range(math.ceil(seconds / pooled)) for cut in pool).to_file(path)
-    tracemalloc.start()
-    cuts = load_cuts(path)
-    held, _ = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    return MadeUpSpeech(lang, cuts, 3600 * on_disk / pooled, held / len(cuts))
+    path, turns = folder / "cuts.jsonl.gz", math.ceil(seconds / pooled)
+    repeat([pool], turns).to_file(path)
+    cuts = load_cuts(path)  # before they are weighed, since the first call imports what is no cut's
+    return MadeUpSpeech(lang, cuts, 3600 * on_disk / pooled, weigh(pool, fbank.speed_factors, turns, folder))
