@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 from made_up_speech import make_speech
-from scripts import run_script
+from scripts import refused, run_script
 
 from kdlib.config import FbankConfig
 
@@ -107,9 +107,36 @@ def test_processes_share_the_batches(recipe, monkeypatch):
     assert float(stage["h of audio"]) == pytest.approx((3 * 90 + 400) * float(stage["s in a batch"]) / 3600, rel=0.1, abs=0.06)
 
 
+def test_a_model_that_fails_leaves_the_others_their_table(recipe, tmp_path):
+    done = bench_with(tmp_path, MEASURE_NOTHING + "    FAILS = 'stage1'", recipe, "--output", str(tmp_path / "table.md"))
+    assert list(rows(done.stdout)) == ["teacher", "stage2", "scratch", "scratch-matched", "single", "single-matched",
+                                       "together"]
+    assert "\nWithout stage1, which failed.\n" in (tmp_path / "table.md").read_text()
+    assert "error: stage1: out of memory (no more of it)" in done.stderr
+    assert refused(done) == "error: stage1 could not be measured, for the reasons above"
+    done = bench_with(tmp_path, MEASURE_NOTHING + "    FAILS = 'stage1'", recipe, "--models", "stage1")
+    assert refused(done) and not done.stdout
+
+
+def test_settings_may_follow_the_models_and_a_wrong_model_costs_no_measurement(recipe, tmp_path):
+    done = bench_with(tmp_path, MEASURE_NOTHING, recipe, "--models", "teacher", "nonsense")
+    assert refused(done).startswith("error: --models nonsense: the recipe has") and "of audio a second" not in done.stderr
+    done = bench_with(tmp_path, MEASURE_NOTHING, recipe, "--models", "teacher", "teacher", "data.num_workers=1")
+    assert list(rows(done.stdout)) == ["teacher", "together"] and "--hours 960 data.num_workers=1" in done.stdout
+
+
 def test_checkpoints_are_of_all_epochs_and_what_resuming_needs(recipe, tmp_path):
     done = bench_with(tmp_path, MEASURE_NOTHING, recipe, "--models", "teacher")
     assert "Checkpoints: 10.00 GB, of all epochs and what resuming needs." in done.stdout  # 3 epochs of two, and four
+
+
+def test_more_processes_than_gpus(recipe, tmp_path):
+    done = bench_with(tmp_path, """
+        import torch
+        torch.cuda.is_available, torch.cuda.device_count = lambda: True, lambda: 1
+        torch.cuda.get_device_capability = lambda *_: (9, 0)
+        """, recipe, "--world-size", "4", "--models", "teacher")
+    assert refused(done).startswith("error: --world-size 4: there are 1 GPUs")
 
 
 def test_cuts_are_weighed_at_all_speeds(tmp_path):
@@ -122,9 +149,22 @@ def test_cuts_are_weighed_at_all_speeds(tmp_path):
     assert 1.03 * weights[0] < weights[1] < 1.3 * weights[0]
 
 
+def test_tokens_that_are_characters_are_as_many_as_the_corpus_has(recipe, tmp_path):
+    (recipe / "conf" / "lang.yaml").write_text("type: char\n")
+    assert refused(bench_with(tmp_path, MEASURE_NOTHING, recipe)).startswith("error: --vocab-size is wanted")
+    few, many = (rows(bench_with(tmp_path, MEASURE_NOTHING, recipe, "--models", "teacher", "--vocab-size", count).stdout)
+                 for count in ("60", "90"))
+    assert int(few["teacher"]["Params"]) < int(many["teacher"]["Params"])
+
+
 @pytest.mark.parametrize("options, said", [
     (["--seconds", "short"], "--seconds 'short' is not understood"),
     (["--seconds", "0:3 100:2"], "must rise from 0 to 100 per cent"),
+    (["--seconds", "0:nan 100:2"], "to a finite number"),
+    (["--seconds", "0:1 100:inf"], "to a finite number"),
+    (["--seconds", "0:0.05 100:0.1"], "training leaves out utterances shorter than 0.2 s"),
+    (["--seconds", "0:25 100:40"], "training leaves out utterances longer than 30 s"),
+    (["model.num_features=40"], "model.num_features is 40, and "),
     (["--models", "stage7"], "--models stage7: the recipe has teacher, stage1, stage2, scratch, single"),
     (["--updates", "0"], "--updates 0 is not positive"),
     (["model.layers=3"], "key 'model.layers'"),

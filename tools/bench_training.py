@@ -30,17 +30,17 @@ from lhotse import CutSet
 from kdlib.config import FbankConfig, LangConfig, TrainConfig, load_config, merge_config
 from kdlib.conformer import RIGHT_CONTEXT, SUBSAMPLING
 from kdlib.cuts import feature_statistics
-from kdlib.errors import RecipeError, run_main
+from kdlib.errors import RecipeError, known_failure, run_main
 from kdlib.files import read_json, write_json, write_text
 from kdlib.lang import Lang
 from kdlib.options import require_positive
 from kdlib.planning import FRAMES_A_SECOND, measure_model
 from kdlib.report import describe_machine, markdown_table, name_processor
 from kdlib.training.loop import Trainer
-from kdlib.training.parallel import default_world_size, launch
+from kdlib.training.parallel import default_world_size, launch, require_devices
 from kdlib.transducer import Transducer
 import peak_memory
-from made_up_speech import POOL, MadeUpSpeech, make_speech
+from made_up_speech import POOL, MadeUpSpeech, make_speech, read_durations
 
 PLAN = Path(__file__).resolve().parents[1] / "local" / "plan.py"
 # Durations of LibriSpeech's train-clean-360 at its three speeds, as icefall's display_manifest_statistics.py gives them.
@@ -65,6 +65,9 @@ def get_args() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, help="a file for the tables in Markdown")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for every training")
     args = parser.parse_args()
+    # Settings that follow the models' names are settings, as they are for run.sh.
+    args.overrides += [word for word in args.models or () if "=" in word]
+    args.models = list(dict.fromkeys(word for word in args.models or () if "=" not in word))
     require_positive(**{name: getattr(args, name) for name in ("hours", "updates", "warm_up", "tokens_per_second",
                                                                "vocab_size", "world_size")})
     if not (args.recipe / "conf").is_dir():
@@ -78,6 +81,26 @@ def conf(args: argparse.Namespace, name: str) -> Path:
     """That file of the recipe's settings, as run.sh chooses it."""
     special = args.recipe / "conf" / (args.settings or "") / name
     return special if special.exists() else args.recipe / "conf" / name
+
+
+def require_fitting(args: argparse.Namespace, fbank: FbankConfig, lang: LangConfig, teacher: TrainConfig) -> None:
+    """See that the options and settings go together, before anything is made.
+
+    Raises:
+        RecipeError
+    """
+    require_devices(args.world_size, teacher.training.precision)
+    if lang.type == "char" and args.vocab_size is None:
+        raise RecipeError("--vocab-size is wanted: the tokens are the characters of the corpus, which nothing here tells "
+                          "(AISHELL-1 has over 4,000)")
+    if teacher.model.num_features != fbank.num_filters:
+        raise RecipeError(f"model.num_features is {teacher.model.num_features}, and {conf(args, 'fbank.yaml')} makes "
+                          f"{fbank.num_filters} feature bins: make them agree")
+    for seconds in read_durations(args.seconds)[1]:
+        wrong = teacher.data.wrong_length(seconds)
+        if wrong:
+            raise RecipeError(f"--seconds {args.seconds}: training leaves out utterances {wrong}; give durations from "
+                              "data.min_seconds to data.max_seconds")
 
 
 def read_configs(args: argparse.Namespace, folder: Path) -> Dict[str, TrainConfig]:
@@ -168,7 +191,7 @@ def measure(args: argparse.Namespace, name: str, configs: Dict[str, TrainConfig]
                    speech.cuts, args.warm_up, exp), args.world_size)
     figures = [json.loads(path.read_text()) for path in sorted(exp.glob("figures-*.json"))]
     if figures[0]["bad"]:
-        raise RecipeError(f"{name}: {figures[0]['bad']} updates had gradients that are not finite and were left out, which "
+        raise RecipeError(f"{figures[0]['bad']} updates had gradients that are not finite and were left out, which "
                           "is quicker: lower optim.learning_rate")
     return {**figures[0], "memory": max(one["memory"] for one in figures)}
 
@@ -179,8 +202,8 @@ def in_hours(hours: float) -> str:
 
 
 def report(args: argparse.Namespace, configs: Dict[str, TrainConfig], found: Dict[str, Dict[str, float]],
-           speech: MadeUpSpeech, fbank: FbankConfig) -> str:
-    """The tables, in Markdown."""
+           failed: List[str], speech: MadeUpSpeech, fbank: FbankConfig) -> str:
+    """The tables, in Markdown, of the models that were measured; those that ``failed`` are named."""
     on_gpu = torch.cuda.is_available() and args.world_size <= torch.cuda.device_count()
     machine = describe_machine()
     cores = args.world_size if on_gpu else machine["cores"]
@@ -212,8 +235,10 @@ def report(args: argparse.Namespace, configs: Dict[str, TrainConfig], found: Dic
     settings = [f"--settings {args.settings}"] if args.settings else []
     command = " ".join([*settings, f"--hours {args.hours:g}", *args.overrides])
     each = speech.features_per_hour
+    without = f"Without {', '.join(failed)}, which failed.\n" if failed else ""
     return (f"{device}; torch {torch.__version__}; {args.updates} updates of each model after {args.warm_up}; "
             f"{command}. GiB: the most that a {'GPU' if on_gpu else 'process'} held.\n\n{markdown_table(header, rows)}\n"
+            f"{without}"
             f"Features: {each / 1e6:.1f} MB an hour, {each * heard / 1e9:.2f} GB for {heard:,.0f} h (training, "
             f"{1 + len(fbank.speed_factors)} speeds).\n"
             f"Checkpoints: {checkpoints / 1e9:.2f} GB, of all epochs and what resuming needs.\n"
@@ -225,24 +250,37 @@ def main() -> None:
     args = get_args()
     torch.set_num_threads(1)  # processes are forked from this one
     fbank = load_config(FbankConfig, conf(args, "fbank.yaml"))
-    vocab_size = args.vocab_size or load_config(LangConfig, conf(args, "lang.yaml")).vocab_size
+    lang = load_config(LangConfig, conf(args, "lang.yaml"))
     teacher = load_config(TrainConfig, conf(args, "teacher.yaml"), args.overrides)
+    require_fitting(args, fbank, lang, teacher)
     # Enough for all updates and for what the buckets hold back.
     seconds = teacher.data.max_duration * (args.warm_up + args.updates + 2 * teacher.data.num_buckets)
     with tempfile.TemporaryDirectory() as temporary:
-        folder, found = Path(temporary), {}
-        speech = make_speech(folder, fbank, vocab_size, seconds, args.seconds, args.tokens_per_second)
+        folder, found, failed = Path(temporary), {}, []
+        speech = make_speech(folder, fbank, args.vocab_size or lang.vocab_size, seconds, args.seconds, args.tokens_per_second)
         configs = read_configs(args, folder)
         known = [name for name in configs if not name.endswith(LONGER)]
-        for name in args.models or known:
+        for name in args.models:
             if name not in known:
                 raise RecipeError(f"--models {name}: the recipe has {', '.join(known)}")
-            found[name] = measure(args, name, configs, speech, folder)
-            print(f"{name}: {found[name]['audio']:,.1f} s of audio a second", file=sys.stderr)
-        text = report(args, configs, found, speech, fbank)
-    print(text)
-    if args.output:
-        write_text(args.output, text)
+        for name in args.models or known:
+            try:
+                found[name] = measure(args, name, configs, speech, folder)
+            except Exception as error:
+                told = known_failure(error)
+                if told is None:
+                    raise
+                failed.append(name)  # and the others are worth their time still
+                print(f"error: {name}: {told}", file=sys.stderr)
+            else:
+                print(f"{name}: {found[name]['audio']:,.1f} s of audio a second", file=sys.stderr)
+        text = report(args, configs, found, failed, speech, fbank) if found else ""
+    if found:
+        print(text)
+        if args.output:
+            write_text(args.output, text)
+    if failed:
+        raise RecipeError(f"{', '.join(failed)} could not be measured, for the reasons above")
 
 
 if __name__ == "__main__":

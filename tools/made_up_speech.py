@@ -35,14 +35,18 @@ def read_durations(words: str) -> Tuple[List[float], List[float]]:
     """``0:1.5 50:6 100:20``: half of the utterances take 1.5 to 6 s. Returns the per cent and the seconds.
 
     Raises:
-        RecipeError: it reads otherwise, or does not rise from 0 to 100 per cent.
+        RecipeError: it reads otherwise, or does not rise from 0 to 100 per cent and from above 0 to finite
+            seconds.
     """
     try:
         percent, seconds = (list(column) for column in zip(*(map(float, word.split(":")) for word in words.split())))
     except ValueError:
         raise RecipeError(f"--seconds '{words}' is not understood: write it as '0:1.5 50:6 100:20'") from None
-    if percent != sorted(percent) or seconds != sorted(seconds) or [percent[0], percent[-1]] != [0, 100] or seconds[0] <= 0:
-        raise RecipeError(f"--seconds '{words}' must rise from 0 to 100 per cent, and from above 0 seconds")
+    finite = all(map(math.isfinite, percent + seconds))  # nan passes for sorted
+    rises = percent == sorted(percent) and seconds == sorted(seconds) and [percent[0], percent[-1]] == [0, 100]
+    if not (finite and rises and seconds[0] > 0):
+        raise RecipeError(f"--seconds '{words}' must rise from 0 to 100 per cent, and from above 0 seconds to a finite "
+                          "number of them")
     return percent, seconds
 
 
