@@ -107,6 +107,35 @@ def test_processes_share_the_batches(recipe, monkeypatch):
     assert float(stage["h of audio"]) == pytest.approx((3 * 90 + 400) * float(stage["s in a batch"]) / 3600, rel=0.1, abs=0.06)
 
 
+def test_updates_wait_for_what_they_train_on(recipe, tmp_path):
+    """Not for what was read while the first of them compiled its kernels: one process that reads for 0.3 s gives no more than
+    3.3 batches a second; one may be ready."""
+    done = bench_with(tmp_path, """
+        import time
+        from kdlib.data import TransducerDataset
+
+        def slow(self, planned, read=TransducerDataset.__getitem__):
+            time.sleep(0.3)
+            return read(self, planned)
+
+        def update(self, shares, usual=bench.TimedTrainer._update):
+            if not self.marks:
+                time.sleep(3)
+            return usual(self, shares)
+        TransducerDataset.__getitem__, bench.TimedTrainer._update = slow, update
+        """, recipe, "--models", "teacher", "--world-size", "1", "--updates", "7", "data.num_workers=1")
+    assert done.returncode == 0, done.stderr
+    assert 0 < float(rows(done.stdout)["teacher"]["updates / s"]) < 1.25 / 0.3
+
+
+@pytest.mark.parametrize("workers, options, after, warned", [
+    ("0", [], 5, False), ("12", [], 13, False), ("4", ["--warm-up", "4"], 4, True), ("3", ["--warm-up", "4"], 4, False)])
+def test_the_warm_up_is_longer_than_what_is_read_ahead(recipe, tmp_path, workers, options, after, warned):
+    done = bench_with(tmp_path, MEASURE_NOTHING, recipe, *options, f"data.num_workers={workers}")
+    assert done.returncode == 0 and f"20 updates of each model after {after};" in done.stdout
+    assert (f"--warm-up {after}: up to {workers} batches" in done.stderr) == warned
+
+
 def test_a_model_that_fails_leaves_the_others_their_table(recipe, tmp_path):
     done = bench_with(tmp_path, MEASURE_NOTHING + "    FAILS = 'stage1'", recipe, "--output", str(tmp_path / "table.md"))
     assert list(rows(done.stdout)) == ["teacher", "stage2", "scratch", "scratch-matched", "single", "single-matched",

@@ -26,17 +26,19 @@ from typing import Dict, List, Optional, Tuple
 
 import torch
 from lhotse import CutSet
+from torch.utils.data import DataLoader
 
 from kdlib.config import FbankConfig, LangConfig, TrainConfig, load_config, merge_config
 from kdlib.conformer import RIGHT_CONTEXT, SUBSAMPLING
 from kdlib.cuts import feature_statistics
+from kdlib.data import train_loader
 from kdlib.errors import RecipeError, known_failure, run_main
 from kdlib.files import read_json, write_json, write_text
 from kdlib.lang import Lang
 from kdlib.options import require_positive
 from kdlib.planning import FRAMES_A_SECOND, measure_model
 from kdlib.report import describe_machine, markdown_table, name_processor
-from kdlib.training.loop import Trainer
+from kdlib.training import loop
 from kdlib.training.parallel import default_world_size, launch, require_devices
 from kdlib.transducer import Transducer
 import peak_memory
@@ -56,7 +58,7 @@ def get_args() -> argparse.Namespace:
     parser.add_argument("--hours", type=float, default=960.0, help="of speech to train on, at one speed (960)")
     parser.add_argument("--models", nargs="+", help="of teacher, stage1, ..., scratch, single (all)")
     parser.add_argument("--updates", type=int, default=20, help="measured, of each model (20)")
-    parser.add_argument("--warm-up", type=int, default=5, help="updates before them (5)")
+    parser.add_argument("--warm-up", type=int, help="updates before them (5, and more than data.num_workers)")
     parser.add_argument("--seconds", default=LIBRISPEECH, metavar="PERCENT:SECONDS ...",
                         help="the utterances' durations: so many per cent are at most so long (LibriSpeech's)")
     parser.add_argument("--tokens-per-second", type=float, default=4.4, help="of labels (4.4, as LibriSpeech has)")
@@ -125,7 +127,7 @@ def teacher_of(name: str, configs: Dict[str, TrainConfig]) -> Optional[str]:
     return "teacher" if number == 1 or configs[name].loss.distill_from == "first" else f"stage{number - 1}"
 
 
-class TimedTrainer(Trainer):
+class TimedTrainer(loop.Trainer):
     """The training loop, which notes when each update ended and how many seconds of audio it heard."""
 
     marks: List[Tuple[float, float]]
@@ -140,6 +142,25 @@ class TimedTrainer(Trainer):
 
     def _end_epoch(self):
         self.epoch += 1  # neither dev loss nor checkpoint
+
+
+def set_warm_up(args: argparse.Namespace, read_ahead: int) -> None:
+    """The warm-up trains on all that was read while the first update compiled what it runs, so that the updates measured pay
+    for the reading of what they train on."""
+    if args.warm_up is None:
+        args.warm_up = max(5, read_ahead + 1)
+    elif args.warm_up <= read_ahead:
+        print(f"warning: --warm-up {args.warm_up}: up to {read_ahead} batches (data.num_workers) are read before it, so that "
+              f"what reading costs may be missing in the figures; {read_ahead + 1} updates would do", file=sys.stderr)
+
+
+def read_little_ahead(*args, **options) -> DataLoader:
+    """The training's loader, but each of its workers has one batch ready in place of eight: of a few updates most would else
+    train on what was read before they began."""
+    loader = train_loader(*args, **options)
+    if loader.num_workers:
+        loader.prefetch_factor = 1
+    return loader
 
 
 def train(config: TrainConfig, teacher: Optional[TrainConfig], lang: Lang, cuts: CutSet, skip: int, exp: Path, rank: int,
@@ -162,6 +183,7 @@ def train(config: TrainConfig, teacher: Optional[TrainConfig], lang: Lang, cuts:
     else:
         with suppress(OSError):  # then it is of the whole process so far
             peak_memory.start_anew()
+    loop.train_loader = read_little_ahead
     trainer = TimedTrainer(config, exp, lang, models[0], cuts, cuts.subset(first=POOL), noise, models[1], device, rank)
     trainer.marks = []
     trainer.train()
@@ -253,6 +275,7 @@ def main() -> None:
     lang = load_config(LangConfig, conf(args, "lang.yaml"))
     teacher = load_config(TrainConfig, conf(args, "teacher.yaml"), args.overrides)
     require_fitting(args, fbank, lang, teacher)
+    set_warm_up(args, teacher.data.num_workers)
     # Enough for all updates and for what the buckets hold back.
     seconds = teacher.data.max_duration * (args.warm_up + args.updates + 2 * teacher.data.num_buckets)
     with tempfile.TemporaryDirectory() as temporary:
