@@ -154,27 +154,26 @@ def same_lattice(device, arguments, modified):
 
 def check_score_lattice(device):
     interpreted = device == "cpu"
-    gpu_lattice.LEAST_LANES = 2 if interpreted else gpu_lattice.LEAST_LANES  # the interpreter takes them one after the other
     reached = 0
     for seed in range(40 if interpreted else 400):
         modified = seed % 2 == seed // 2 % 2
         got, there = same_lattice(device, random_lattice(seed, DTYPES[seed // 2 % 2], modified), modified)
-        score, *others = gpu.score_lattice(*there, modified, False)
+        labels = int(there[3][:, 2].max()) + seed % 3
+        score, *others = gpu.score_lattice(*there, modified, False, labels)
         assert others == [None, None] and torch.equal(score, got.score)
         reached += int(torch.isfinite(score).sum())
     assert reached > seed / 2
 
-    gpu_lattice.LEAST_LANES = 32
-    for seed in (1, 2):
-        for modified in (False, True):
-            same_lattice(device, random_lattice(seed, torch.float64, modified, 1, 3, 4, 3), modified)
-    same_lattice(device, random_lattice(1, torch.float64, False, 1, 2, 299, 300), False)
+    same_lattice(device, random_lattice(1, torch.float64, False, 1, 2, 69, 70), False)
     same_lattice(device, random_lattice(1, torch.float32, True, 3, 30, 40, 300), True)
+    # As many labels as go with 64 lanes, and so many paths that m is made smaller on the way; and one label more.
+    for labels, frames in ((62, 80), (63, 2)):
+        arguments = [torch.full((1, frames, labels + 1), -0.001, dtype=torch.float64) for _ in range(2)]
+        arguments += [torch.zeros(1, frames, dtype=torch.int64), torch.tensor([[0, 0, labels, frames]])]
+        same_lattice(device, arguments, False)
     for modified in (False, True):
-        gpu_lattice.LEAST_LANES = 2 if interpreted else 32
         same_lattice(device, random_lattice(5, torch.float64, modified, 1, 60, 40, 2), modified)  # a long chain
     if not interpreted:
-        gpu_lattice.LEAST_LANES = 32
         # More paths than float64 can count.
         arguments = [torch.zeros(1, 1100, 551, dtype=torch.float64) for _ in range(2)]
         arguments += [torch.zeros(1, 1100, dtype=torch.int64), torch.tensor([[0, 0, 550, 1100]])]
@@ -185,6 +184,15 @@ def check_score_lattice(device):
                 for dtype in DTYPES:
                     frames = max(150, kept + 50)
                     same_lattice(device, random_lattice(seed, dtype, modified, 5, frames, kept + 9, kept), modified)
+
+    # A nan leads to a node that no path goes on from.
+    arguments = [-torch.rand(1, 5, 2, dtype=torch.float64) for _ in range(2)]
+    arguments += [torch.tensor([[0, 0, 2, 2, 2]]), torch.tensor([[0, 0, 3, 5]])]
+    results = []
+    for value in (-math.inf, math.nan):
+        arguments[1][0, 0, 0] = value
+        results.append(gpu.score_lattice(*(x.to(device) for x in arguments), True, True))
+    assert torch.isfinite(results[0].score) and all(torch.equal(*both) for both in zip(*results))
 
     # Numbers that float64 has no place for, and one that is not a number, each leave the others alone.
     for modified in (False, True):
@@ -461,13 +469,13 @@ def test_imports_without_triton():
 
 
 def compile_for_gpu(kernel, dtype, constants, **options):
-    """PTX, and machine code by ptxas, of a kernel for an H100 or H200; no GPU is needed."""
+    """PTX of a kernel for an H100 or H200, and its machine code, by ptxas; no GPU is needed."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     kinds = {"labels": "*i64", "starts": "*i64", "boundary": "*i64", "wanted": "*u8"}
-    kinds.update(dict.fromkeys(("mantissas", "exponents"), "*fp64"))
+    kinds["variables"] = "*fp64"
     kinds.update(dict.fromkeys(("rows", "units", "blank", "blocks", "count", "frames", "nodes"), "i32"))
     kinds.update(symbols="*i64", ranges="*i64", wrong="*u8", tokens="i32")
     if kernel in (gpu_lattice._lattice, gpu_lattice._posteriors):
@@ -479,18 +487,18 @@ def compile_for_gpu(kernel, dtype, constants, **options):
     places = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
     source = ASTSource(fn=kernel, signature=signature, constexprs=places, attrs=aligned)
     code = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options).asm
-    assert code["cubin"]
-    return code["ptx"]
+    return code["ptx"], code["cubin"]
 
 
-def has_ptxas():
+def cuda_tool(name):
+    """Triton's own, or the one that is installed, or None."""
     if not gpu.available():
-        return False
-    beside = pathlib.Path(gpu_launch.triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
-    return beside.exists() or shutil.which("ptxas") is not None
+        return None
+    beside = pathlib.Path(gpu_launch.triton.__file__).parent / "backends" / "nvidia" / "bin" / name
+    return str(beside) if beside.exists() else shutil.which(name)
 
 
-@pytest.mark.skipif(not has_ptxas(), reason="there is no Triton here, or no ptxas with it")
+@pytest.mark.skipif(cuda_tool("ptxas") is None, reason="there is no Triton here, or no ptxas with it")
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_compiles_for_a_gpu(dtype, monkeypatch, tmp_path):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
@@ -499,23 +507,40 @@ def test_compiles_for_a_gpu(dtype, monkeypatch, tmp_path):
         rows, block = gpu._tile(tokens)
         tile = dict(ROWS=rows, BLOCK=block, VECTOR=gpu._vector(tokens))
         blocks = -(-tokens // block)
-        code = compile_for_gpu(gpu._log_softmax_at, dtype, dict(tile, LOWEST=lowest, BLOCKS=blocks), num_warps=gpu.WARPS)
+        code, _ = compile_for_gpu(
+            gpu._log_softmax_at, dtype, dict(tile, LOWEST=lowest, BLOCKS=blocks), num_warps=gpu.WARPS)
         wide = tokens > 2  # several logits at once
         assert ("ld.global.v" in code) == wide
         for add in (False, True):
-            code = compile_for_gpu(gpu._logit_gradient, dtype, dict(tile, ADD=add), num_warps=gpu.WARPS)
+            code, _ = compile_for_gpu(gpu._logit_gradient, dtype, dict(tile, ADD=add), num_warps=gpu.WARPS)
             assert ("ld.global.v" in code) == ("st.global.v" in code) == wide
     for modified in (False, True):
-        for block, warps in ((32, 1), (512, 4)):
-            constants = dict(MODIFIED=modified, BLOCK=block)
-            code = compile_for_gpu(gpu_lattice._lattice, dtype, constants, num_warps=warps, num_stages=1)
-            # What other threads of the program have written is read: after a barrier, and not from a cache that
-            # takes memory to be constant.
-            assert "bar.sync" in code and ".nc" not in code
-        compile_for_gpu(gpu_lattice._posteriors, dtype, dict(MODIFIED=modified, BLOCK=256), num_warps=4)
+        for kernel in (gpu_lattice._arriving, gpu_lattice._posteriors):
+            compile_for_gpu(kernel, dtype, dict(MODIFIED=modified, BLOCK=256), num_warps=4)
 
 
-@pytest.mark.skipif(not has_ptxas(), reason="there is no Triton here, or no ptxas with it")
+@pytest.mark.skipif(cuda_tool("ptxas") is None, reason="there is no Triton here, or no ptxas with it")
+@pytest.mark.parametrize("lanes", (64, 256, 2048))
+@pytest.mark.parametrize("modified", (False, True))
+def test_the_chain_of_the_lattice_is_short(lanes, modified, monkeypatch, tmp_path):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    shape = gpu_lattice._shape(lanes)
+    constants = dict(MODIFIED=modified, BLOCK=shape.pop("BLOCK"), AHEAD=shape.pop("AHEAD"))
+    code, machine_code = compile_for_gpu(gpu_lattice._lattice, torch.float64, constants, num_stages=1, **shape)
+    # The score is read after a barrier, and not from a cache that takes memory to be constant.
+    assert "bar.sync" in code and ".nc" not in code
+    if lanes == 64:  # in one warp numbers go from thread to thread, and wait for none
+        assert code.count("shfl.sync") == 16 and code.count("bar.sync") == 1 and "shared" not in code
+    older = tuple(int(number) for number in gpu_launch.triton.__version__.split(".")[:2]) < (3, 6)
+    if cuda_tool("cuobjdump") is None or lanes > 256 and older:
+        return  # some older ones run out of registers
+    (tmp_path / "machine_code").write_bytes(machine_code)
+    used = [cuda_tool("cuobjdump"), "-res-usage", str(tmp_path / "machine_code")]
+    used = subprocess.run(used, capture_output=True, text=True, check=True).stdout
+    assert " STACK:0 " in used and " LOCAL:0 " in used
+
+
+@pytest.mark.skipif(cuda_tool("ptxas") is None, reason="there is no Triton here, or no ptxas with it")
 @pytest.mark.parametrize("absent", [
     (), ("tokens",), ("symbols", "rows"), ("ranges",), ("symbols", "ranges"), ("symbols", "boundary"),
 ])

@@ -9,7 +9,7 @@ import pickle
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from typing import Sequence, Tuple
+from typing import Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
@@ -136,7 +136,13 @@ def kl_gradient(
 
 
 def score_lattice(
-    label_arcs: Tensor, blank_arcs: Tensor, starts: Tensor, boundary: Tensor, modified: bool, occupancies: bool
+    label_arcs: Tensor,
+    blank_arcs: Tensor,
+    starts: Tensor,
+    boundary: Tensor,
+    modified: bool,
+    occupancies: bool,
+    labels: Optional[int] = None,
 ) -> LatticeResult:
     """See ``kdlib.rnnt.lattice.score_lattice``."""
     label_arcs, blank_arcs = label_arcs.detach().contiguous(), blank_arcs.detach().contiguous()

@@ -82,7 +82,7 @@ def _score(normaliser: Tensor, arcs: Sequence[Tensor], lattice: Lattice, occupan
     label_arcs, blank_arcs = arcs
     if lattice.penalty is not None:
         label_arcs = label_arcs + lattice.penalty.to(label_arcs.dtype)
-    places = (lattice.starts, lattice.boundary, lattice.modified)
+    places = (lattice.starts, lattice.boundary, lattice.modified, lattice.labels)
     result = sharp_score(label_arcs, blank_arcs, places, occupancies, lattice.sharpness)
     return without_broken(result, broken_utterances(normaliser, lattice.shape[0]))
 

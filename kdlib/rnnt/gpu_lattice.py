@@ -1,12 +1,21 @@
 """The lattice on a CUDA GPU, in Triton: the kernels of ``kdlib.rnnt.gpu.score_lattice``.
 
-It is bound by the length of its chain of dependent sums, so it has no logarithm in it: a probability is kept as m * 2^e,
-two float64 numbers with m from 1 to 2 and e whole, which neither under- nor overflows and is as exact as float64.
+It is bound by the length of its chain of dependent sums, so the chain has no logarithm and no exponential in it: a
+probability is kept as m * 2^e, two float64 numbers with m of 1 or more and e whole, which neither under- nor overflows and
+is as exact as float64. ``_arriving`` makes such numbers of all arcs, ``_lattice`` is the chain, and ``_posteriors`` takes
+its sums from both ends together.
+
+The chain is a wave. In a regular lattice the nodes of one t + u follow from those of the t + u before, so one step does
+them all (Graves 2012, arXiv 1211.3711); in a modified one, whose arcs all lead to the next frame, a step is a frame. Each
+label count has a lane, which keeps the sum of its last node in registers: of the two arcs to its next node the blank comes
+from there, the label from the lane before. The terminal node is a node as others are, the only one that frame t_end keeps.
 
 N utterances, T frames, R nodes kept a frame.
 """
 
 from __future__ import annotations
+
+from typing import Dict, Optional
 
 import torch
 from torch import Tensor
@@ -14,8 +23,8 @@ from torch import Tensor
 from kdlib.rnnt.gpu_launch import jit, launching_on, tl, triton
 from kdlib.rnnt.lattice import LatticeResult
 
-# The lanes of the lattice's scan: at least one to each thread of a warp.
-LEAST_LANES = 32
+# The least lanes: two to each thread of a warp.
+LEAST_LANES = 64
 
 # Numbers m * 2^e. Zero is m = 0, with an e below that of every other number; nan is m = nan, whatever e is.
 
@@ -39,213 +48,249 @@ def _logarithm(m, e):
 
 
 @jit
-def _carry(m, e):
-    """m from 1 to 4 to one from 1 to 2."""
-    over = m >= 2.0
-    return tl.where(over, m * 0.5, m), tl.where(over, e + 1.0, e)
-
-
-@jit
-def _times(m1, e1, m2, e2):
-    return _carry(m1 * m2, e1 + e2)
-
-
-@jit
 def _plus(m1, e1, m2, e2):
     first = e1 >= e2
-    # 2^-|e1 - e2| from its bits. Below 2^-1000 nothing is left of the smaller number.
-    exponent = tl.where(tl.abs(e1 - e2) < 1000.0, tl.abs(e1 - e2), 1000.0).to(tl.int64)
-    scale = ((1023 - exponent) << 52).to(tl.float64, bitcast=True)
-    m = tl.where(first, m1, m2) + tl.where(first, m2, m1) * scale
-    return _carry(m, tl.where(first, e1, e2))
+    difference = tl.abs(e1 - e2)
+    # 2^-difference from its bits: the last ones of 2^52 + x are the whole number x. Below 2^-1000 nothing is left of the
+    # smaller number.
+    exponent = (4503599627370496.0 + 1023.0 - difference).to(tl.int64, bitcast=True)
+    scale = tl.where(difference < 1000.0, (exponent << 52).to(tl.float64, bitcast=True), 0.0)
+    return tl.where(first, m1, m2) + tl.where(first, m2, m1) * scale, tl.where(first, e1, e2)
 
 
 @jit
-def _then(am1, ae1, bm1, be1, am2, ae2, bm2, be2):
-    """One map x -> a * x + b after another."""
-    am, ae = _times(am1, ae1, am2, ae2)
-    m, e = _times(am2, ae2, bm1, be1)
-    bm, be = _plus(m, e, bm2, be2)
-    return am, ae, bm, be
+def _smaller(m, e):
+    """The same number, with an m below 2^256 if it was below 2^512."""
+    over = m >= 1.157920892373162e77
+    return tl.where(over, m * 8.636168555094445e-78, m), tl.where(over, e + 256.0, e)
+
+
+# A lattice is (starts, bounds, nodes): where the utterance's starts lie, its boundary, and R.
 
 
 @jit
-def _from_before(
-    arcs, mantissas, exponents, exists, t, r, u, before, step, back, shift, u_begin, u_end, nodes,
-):
-    """What reaches the nodes (t, r) from the frame that was done before, over the arcs of one kind: the numbers there,
-    and the logs of the arcs. It only loads, so that a caller can wait for all its loads together.
+def _bounds(boundary, n):
+    """u_begin, t_begin, u_end, t_end"""
+    boundary += 4 * n
+    return (
+        tl.load(boundary).to(tl.int32), tl.load(boundary + 1).to(tl.int32),
+        tl.load(boundary + 2).to(tl.int32), tl.load(boundary + 3).to(tl.int32),
+    )
 
-    ``before`` is the r of the nodes' label count u in that frame; the arcs come from ``shift`` labels less.
-    In the first step they come from one node, (t_begin - 1, u_begin) with a blank arc of weight 1 to the start or,
-    backward, the terminal node (t_end, u_end).
-    """
-    from_u, from_r = u - shift, before - shift
-    known = exists & (step > 0) & (from_r >= 0) & (from_r < nodes) & (from_u >= u_begin) & (from_u <= u_end)
-    first = exists & (step == 0) & (from_u == tl.where(back, u_end, u_begin)) & (back | (shift == 0))
-    there = (tl.where(back, t + 1, t - 1)) * nodes + from_r
-    m = tl.load(mantissas + there, mask=known, other=0.0)
-    e = tl.load(exponents + there, mask=known, other=-1e200)
+
+@jit
+def _within(x, end):
+    """0 <= x < end: without its sign a negative number is a large one."""
+    return x.to(tl.uint32) < tl.cast(end, tl.uint32)
+
+
+@jit
+def _first(lattice, t):
+    """The label counts of the first nodes that the frames t keep."""
+    starts, bounds, _ = lattice
+    return tl.load(starts + t, mask=_within(t, bounds[3]), other=bounds[2]).to(tl.int32)
+
+
+@jit
+def _find(lattice, t, u):
+    """The places t * R + r of the nodes (t, u), and which of them there are."""
+    _, bounds, nodes = lattice
+    r = u - _first(lattice, t)
+    inside = _within(u - bounds[0], bounds[2] - bounds[0] + 1) & _within(t - bounds[1], bounds[3] - bounds[1] + 1)
+    return t * nodes + r, inside & _within(r, nodes)
+
+
+@jit
+def _arc(arcs, lattice, place, exists, from_t, from_u, back):
+    """The number of the arcs from the nodes (from_t, from_u) or, backward, to them; zero where there is none."""
+    from_place, from_exists = _find(lattice, from_t, from_u)
     # An arc lies where it leaves from.
-    arc = tl.load(arcs + tl.where(back, t * nodes + r, there), mask=known | (first & back), other=0.0)
-    return tl.where(first, 1.0, m), tl.where(first, 0.0, e), arc
+    log = tl.load(arcs + tl.where(back, place, from_place), mask=exists & from_exists, other=float("-inf"))
+    return _number(log.to(tl.float64))
 
 
 @jit
-def _over(m, e, arc):
-    arc_m, arc_e = _number(arc.to(tl.float64))
-    return _times(m, e, arc_m, arc_e)
+def _arriving(
+    label_arcs, blank_arcs, starts, boundary, variables, count, frames, nodes, MODIFIED: tl.constexpr, BLOCK: tl.constexpr
+):
+    """A program: BLOCK places in one direction, and the two arcs by which ``_lattice`` comes to the node of each.
+
+    ``variables``: (1 or 2, N, T + 2, R, 4) float64, m and e of the blank and of the label; zero where there is no node, as
+    in the last frame.
+    """
+    back = tl.program_id(1) == 1
+    way = tl.where(back, -1, 1)
+    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    size = tl.cast(count, tl.int64) * (frames + 2) * nodes
+    n = tl.minimum(i // nodes // (frames + 2), count - 1)
+    t = (i // nodes - n * (frames + 2)).to(tl.int32)
+    bounds = _bounds(boundary, n)
+    lattice = starts + n * frames, bounds, nodes
+    u = _first(lattice, t) + (i % nodes).to(tl.int32)
+    place, exists = _find(lattice, t, u)
+    first = n * frames * nodes
+    blank_m, blank_e = _arc(blank_arcs + first, lattice, place, exists, t - way, u, back)
+    label_t = t - way if MODIFIED else t
+    label_m, label_e = _arc(label_arcs + first, lattice, place, exists, label_t, u - way, back)
+    # To where a direction begins, a blank of weight 1 leads.
+    begins = exists & (t == tl.where(back, bounds[3], bounds[1])) & (u == tl.where(back, bounds[2], bounds[0]))
+    variables += 4 * (tl.program_id(1) * size + i)
+    tl.store(variables, tl.where(begins, 1.0, blank_m), mask=i < size)
+    tl.store(variables + 1, tl.where(begins, 0.0, blank_e), mask=i < size)
+    tl.store(variables + 2, label_m, mask=i < size)
+    tl.store(variables + 3, label_e, mask=i < size)
+
+
+@jit
+def _ahead(variables, lattice, back, lane, step, nowhere, MODIFIED: tl.constexpr):
+    """What a step of the lanes needs from memory: the places of their nodes, and the arcs that lead to these."""
+    bounds = lattice[1]
+    way = tl.where(back, -1, 1)
+    t = tl.where(back, bounds[3], bounds[1]) + way * (step if MODIFIED else step - lane)
+    u = tl.where(back, bounds[2], bounds[0]) + way * lane
+    place, exists = _find(lattice, t, u)
+    place = tl.where(exists, place, nowhere)
+    blank = variables + 4 * place.to(tl.int64)[:, None] + tl.arange(0, 2)[None, :]
+    return place, tl.load(blank), tl.load(blank + 2)
+
+
+@jit
+def _both_ahead(variables, lattice, back, even, step, nowhere, MODIFIED: tl.constexpr):
+    return (
+        _ahead(variables, lattice, back, even, step, nowhere, MODIFIED),
+        _ahead(variables, lattice, back, even + 1, step, nowhere, MODIFIED),
+    )
+
+
+@jit
+def _step(variables, own, before, ahead, nowhere):
+    """The lanes' next numbers, from their own and those of the lanes before."""
+    place, blank, label = ahead
+    blank_m, blank_e = tl.split(blank)
+    label_m, label_e = tl.split(label)
+    m, e = _plus(own[0] * blank_m, own[1] + blank_e, before[0] * label_m, before[1] + label_e)
+    m = tl.where(place < nowhere, m, 0.0)  # not nan
+    variable = variables + 4 * place.to(tl.int64)[:, None] + tl.arange(0, 2)[None, :]
+    tl.store(variable, tl.join(m, e), mask=(place < nowhere)[:, None])
+    return m, e
 
 
 @jit
 def _lattice(
-    label_arcs, blank_arcs, starts, boundary, mantissas, exponents, score, frames, nodes,
-    MODIFIED: tl.constexpr, BLOCK: tl.constexpr,
+    starts, boundary, variables, score, frames, nodes, MODIFIED: tl.constexpr, BLOCK: tl.constexpr, AHEAD: tl.constexpr
 ):
     """A program: the forward variable of one utterance, and its score, or the backward variable.
 
-    ``mantissas``, ``exponents``: (1 or 2, N, T, R) float64, written in the frames of the utterance.
+    ``variables``: as ``_arriving`` leaves them; the variable of a node takes the place of its blank.
+    ``BLOCK``: the lanes, more than there are label counts. A thread has an even lane and the odd one after it, which so has
+    the lane before at hand.
     """
     n, back = tl.program_id(0).to(tl.int64), tl.program_id(1) == 1
-    u_begin = tl.load(boundary + 4 * n).to(tl.int32)
-    t_begin = tl.load(boundary + 4 * n + 1).to(tl.int32)
-    u_end = tl.load(boundary + 4 * n + 2).to(tl.int32)
-    t_end = tl.load(boundary + 4 * n + 3).to(tl.int32)
-    label_arcs += n * frames * nodes
-    blank_arcs += n * frames * nodes
-    starts += n * frames
-    own = (tl.program_id(1) * tl.num_programs(0) + n) * frames * nodes
-    mantissas += own
-    exponents += own
+    bounds = _bounds(boundary, n)
+    lattice = starts + n * frames, bounds, nodes
+    nowhere = (frames + 1) * nodes
+    variables += 4 * (tl.program_id(1) * tl.num_programs(0) + n) * (frames + 2) * nodes
+    thread = tl.arange(0, BLOCK // 2)
+    thread_before = (thread + BLOCK // 2 - 1) % (BLOCK // 2)  # the first lane has the last one, without a node, before it
+    zero = tl.zeros([BLOCK // 2], tl.float64), tl.full([BLOCK // 2], -1e200, tl.float64)
+    even, odd = (tl.where(thread == 0, 1.0, zero[0]), tl.where(thread == 0, 0.0, zero[1])), zero
+    # To wait for memory takes longer than a step, so it is asked some steps ahead.
+    ahead = ()
+    for i in tl.static_range(AHEAD):
+        ahead += (_both_ahead(variables, lattice, back, 2 * thread, i, nowhere, MODIFIED),)
+    steps = bounds[3] - bounds[1] + 1
+    if not MODIFIED:
+        steps += bounds[2] - bounds[0]
+    asked = AHEAD
+    while asked < steps + AHEAD:
+        for _ in tl.static_range(4):
+            before = tl.gather(odd[0], thread_before, 0), tl.gather(odd[1], thread_before, 0)
+            odd = _step(variables, odd, even, ahead[0][1], nowhere)
+            even = _step(variables, even, before, ahead[0][0], nowhere)
+            ahead = ahead[1:] + (_both_ahead(variables, lattice, back, 2 * thread, asked, nowhere, MODIFIED),)
+            asked += 1
+        # In four steps m has grown to 2^8 times what it was at most.
+        even, odd = _smaller(even[0], even[1]), _smaller(odd[0], odd[1])
 
-    lane = tl.arange(0, BLOCK)
-    r = tl.where(back, nodes - 1 - lane, lane)  # so that what a node depends on lies in lanes before its own
-    way = tl.where(back, -1, 1)
-    steps = t_end - t_begin
-    first_before = u_begin
-    step = 0
-    while step < steps:
-        t = tl.where(back, t_end - 1 - step, t_begin + step)
-        first = tl.load(starts + t).to(tl.int32)
-        u = first + r
-        exists = (lane < nodes) & (u >= u_begin) & (u <= u_end)
-        before = u - first_before
-        blank_m, blank_e, blank = _from_before(
-            blank_arcs, mantissas, exponents, exists, t, r, u, before, step, back, 0, u_begin, u_end, nodes
-        )
-        if MODIFIED:
-            label_m, label_e, label = _from_before(
-                label_arcs, mantissas, exponents, exists, t, r, u, before, step, back, way, u_begin, u_end, nodes
-            )
-            m, e = _over(blank_m, blank_e, blank)
-            label_m, label_e = _over(label_m, label_e, label)
-            m, e = _plus(m, e, label_m, label_e)
-        else:
-            # x[r] = m[r] + label[r] * x[r - 1] along the frame
-            linked = exists & (r - way >= 0) & (r - way < nodes) & (u - way >= u_begin) & (u - way <= u_end)
-            label = tl.load(label_arcs + t * nodes + tl.where(back, r, r - 1), mask=linked, other=float("-inf"))
-            m, e = _over(blank_m, blank_e, blank)
-            label_m, label_e = _number(label.to(tl.float64))
-            _, _, m, e = tl.associative_scan((label_m, label_e, m, e), 0, _then)
-        tl.store(mantissas + t * nodes + r, m, mask=lane < nodes)
-        tl.store(exponents + t * nodes + r, e, mask=lane < nodes)
-        tl.debug_barrier()  # other threads read them in the next step
-        first_before = first
-        step += 1
-
-    # The terminal node, in the first lane: forward, it is one more frame of one node.
-    u = u_end + 0 * lane
-    exists = (lane == 0) & (back == 0)
-    before = u - first_before
-    blank_m, blank_e, blank = _from_before(
-        blank_arcs, mantissas, exponents, exists, t_end, lane, u, before, steps, back, 0, u_begin, u_end, nodes
-    )
-    m, e = _over(blank_m, blank_e, blank)
-    if MODIFIED:
-        label_m, label_e, label = _from_before(
-            label_arcs, mantissas, exponents, exists, t_end, lane, u, before, steps, back, 1, u_begin, u_end, nodes
-        )
-        label_m, label_e = _over(label_m, label_e, label)
-        m, e = _plus(m, e, label_m, label_e)
-    tl.store(score + n + lane, _logarithm(m, e), mask=exists)
+    tl.debug_barrier()  # another thread may have written the terminal node
+    end = variables + 4 * bounds[3].to(tl.int64) * nodes
+    tl.store(score + n, _logarithm(tl.load(end), tl.load(end + 1)), mask=back == 0)
 
 
 @jit
-def _visits(arcs, mantissas, exponents, i, to, lands, ends, m, e, score):
-    """The posteriors of arcs that lead to the nodes ``to`` or, where ``ends``, to the terminal node."""
-    to_m = tl.where(ends, 1.0, tl.load(mantissas + to, mask=lands, other=0.0))
-    to_e = tl.where(ends, 0.0, tl.load(exponents + to, mask=lands, other=-1e200))
-    arc = tl.load(arcs + i, mask=lands | ends, other=float("-inf")).to(tl.float64)
-    posterior = m * to_m * tl.exp((e + to_e) * 0.6931471805599453 + arc - score)
+def _visits(arc, variables, lattice, t, u, inside, m, e, score):
+    """The posteriors of arcs that lead to the nodes (t, u) from nodes with the variable (m, e)."""
+    place, exists = _find(lattice, t, u)
+    lands = inside & exists
+    to = variables + 4 * place.to(tl.int64)
+    to_m, to_e = tl.load(to, mask=lands, other=0.0), tl.load(to + 1, mask=lands, other=-1e200)
+    log = tl.load(arc, mask=lands, other=float("-inf")).to(tl.float64)
+    posterior = m * to_m * tl.exp((e + to_e) * 0.6931471805599453 + log - score)
     return tl.where(posterior > 0, tl.where(posterior < 1, posterior, 1.0), 0.0)  # 0 where it is nan
 
 
 @jit
 def _posteriors(
-    label_arcs, blank_arcs, starts, boundary, mantissas, exponents, score, label_posterior, blank_posterior,
+    label_arcs, blank_arcs, starts, boundary, variables, score, label_posterior, blank_posterior,
     count, frames, nodes, MODIFIED: tl.constexpr, BLOCK: tl.constexpr,
 ):
     """A program: BLOCK nodes, from the variables that ``_lattice`` has left."""
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    size = tl.cast(count, tl.int64) * frames * nodes
-    exists = i < size
-    frame = i // nodes
-    r, t, n = i % nodes, frame % frames, frame // frames
-    u_begin = tl.load(boundary + 4 * n, mask=exists, other=0)
-    t_begin = tl.load(boundary + 4 * n + 1, mask=exists, other=0)
-    u_end = tl.load(boundary + 4 * n + 2, mask=exists, other=0)
-    t_end = tl.load(boundary + 4 * n + 3, mask=exists, other=0)
-    total = tl.load(score + n, mask=exists, other=0.0)
-    u = tl.load(starts + frame, mask=exists, other=0) + r
-    inside = exists & (t >= t_begin) & (t < t_end) & (u >= u_begin) & (u <= u_end)
-    inside &= tl.abs(total) < float("inf")  # a path, and no nan on it
-    m = tl.load(mantissas + i, mask=inside, other=0.0)
-    e = tl.load(exponents + i, mask=inside, other=-1e200)
+    n = tl.minimum(i // nodes // frames, count - 1)
+    t = (i // nodes - n * frames).to(tl.int32)
+    bounds = _bounds(boundary, n)
+    lattice = starts + n * frames, bounds, nodes
+    total = tl.load(score + n)
+    u = _first(lattice, t) + (i % nodes).to(tl.int32)
+    place, inside = _find(lattice, t, u)
+    inside &= (t < bounds[3]) & (tl.abs(total) < float("inf"))  # a path, and no nan on it
+    forward = variables + 4 * n * (frames + 2) * nodes
+    backward = forward + 4 * tl.cast(count, tl.int64) * (frames + 2) * nodes
+    own = forward + 4 * place.to(tl.int64)
+    m, e = tl.load(own, mask=inside, other=0.0), tl.load(own + 1, mask=inside, other=-1e200)
+    label_t = t + 1 if MODIFIED else t
+    by_label = _visits(label_arcs + i, backward, lattice, label_t, u + 1, inside, m, e, total)
+    by_blank = _visits(blank_arcs + i, backward, lattice, t + 1, u, inside, m, e, total)
+    tl.store(label_posterior + i, by_label, mask=t < frames)
+    tl.store(blank_posterior + i, by_blank, mask=t < frames)
 
-    last = t + 1 == t_end
-    after = u - tl.load(starts + frame + 1, mask=inside & (t + 1 < t_end), other=0)  # r in the next frame
-    next_frame = (frame + 1) * nodes
-    if MODIFIED:
-        label_to = next_frame + after + 1
-        label_lands = inside & (u < u_end) & (t + 1 < t_end) & (after + 1 >= 0) & (after + 1 < nodes)
-        label_ends = inside & last & (u + 1 == u_end)
-    else:
-        label_to = i + 1
-        label_lands = inside & (u < u_end) & (r + 1 < nodes)
-        label_ends = inside & (u < u_begin)  # never
-    blank_lands = inside & (t + 1 < t_end) & (after >= 0) & (after < nodes)
-    blank_ends = inside & last & (u == u_end)
-    mantissas += size
-    exponents += size
-    by_label = _visits(label_arcs, mantissas, exponents, i, label_to, label_lands, label_ends, m, e, total)
-    by_blank = _visits(
-        blank_arcs, mantissas, exponents, i, next_frame + after, blank_lands, blank_ends, m, e, total
-    )
-    tl.store(label_posterior + i, by_label, mask=exists)
-    tl.store(blank_posterior + i, by_blank, mask=exists)
+
+def _shape(lanes: int) -> Dict[str, int]:
+    """How ``_lattice`` runs: where a thread has more than two lanes, its registers hold fewer steps ahead."""
+    return dict(BLOCK=lanes, AHEAD=min(max(4096 // lanes, 1), 4), num_warps=min(lanes // 64, 16))
 
 
 def score_lattice(
-    label_arcs: Tensor, blank_arcs: Tensor, starts: Tensor, boundary: Tensor, modified: bool, occupancies: bool
+    label_arcs: Tensor,
+    blank_arcs: Tensor,
+    starts: Tensor,
+    boundary: Tensor,
+    modified: bool,
+    occupancies: bool,
+    labels: Optional[int] = None,
 ) -> LatticeResult:
     """See ``kdlib.rnnt.lattice.score_lattice``."""
     label_arcs, blank_arcs = label_arcs.detach().contiguous(), blank_arcs.detach().contiguous()
     starts, boundary = starts.contiguous(), boundary.contiguous()
     count, frames, nodes = label_arcs.shape
     directions = 2 if occupancies else 1
+    labels = int(boundary[:, 2].max()) if labels is None else labels
+    lanes = max(triton.next_power_of_2(labels + 2), LEAST_LANES)
     score = label_arcs.new_empty(count, dtype=torch.float64)
-    variables = label_arcs.new_empty((2, directions, count, frames, nodes), dtype=torch.float64)
-    block = max(triton.next_power_of_2(nodes), LEAST_LANES)
+    variables = label_arcs.new_empty((directions, count, frames + 2, nodes, 4), dtype=torch.float64)
     with launching_on(label_arcs):
+        _arriving[(triton.cdiv(variables[0].numel(), 4 * 256), directions)](
+            label_arcs, blank_arcs, starts, boundary, variables, count, frames, nodes,
+            MODIFIED=modified, BLOCK=256, num_warps=4,
+        )
         _lattice[(count, directions)](
-            label_arcs, blank_arcs, starts, boundary, *variables, score, frames, nodes,
-            MODIFIED=modified, BLOCK=block, num_warps=min(max(block // 128, 1), 16), num_stages=1,
+            starts, boundary, variables, score, frames, nodes, MODIFIED=modified, num_stages=1, **_shape(lanes)
         )
         if not occupancies:
             return LatticeResult(score, None, None)
         posteriors = tuple(torch.empty_like(label_arcs) for _ in range(2))
         _posteriors[(triton.cdiv(label_arcs.numel(), 256),)](
-            label_arcs, blank_arcs, starts, boundary, *variables, score, *posteriors, count, frames, nodes,
+            label_arcs, blank_arcs, starts, boundary, variables, score, *posteriors, count, frames, nodes,
             MODIFIED=modified, BLOCK=256, num_warps=4,
         )
     return LatticeResult(score, *posteriors)

@@ -1,6 +1,6 @@
 """Triton, where it can be imported, and what each kernel of kdlib.rnnt's needs to be defined and launched.
 
-Triton comes with torch on Linux, from torch 2.6 on one that is new enough; without it ``kdlib.rnnt.plain`` does the same
+Triton comes with torch on Linux, from torch 2.7 on one that is new enough; without it ``kdlib.rnnt.plain`` does the same
 work. With TRITON_INTERPRET=1 in the environment Triton runs kernels on the CPU, which is how they are tested without a GPU.
 """
 
@@ -13,8 +13,8 @@ try:
     import triton
     import triton.language as tl
 
-    # Older ones round the constants of float64 arithmetic to float32.
-    if tuple(int(number) for number in triton.__version__.split(".")[:2]) < (3, 2):
+    # Older ones cannot move numbers from thread to thread (tl.gather).
+    if tuple(int(number) for number in triton.__version__.split(".")[:2]) < (3, 3):
         triton = None
 except Exception:  # a binary for another Python or machine fails with whatever it meets first
     triton = tl = None

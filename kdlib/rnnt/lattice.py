@@ -128,7 +128,13 @@ def _recurse(arcs: Tensor, wraps: bool) -> Tensor:
 
 
 def score_lattice(
-    label_arcs: Tensor, blank_arcs: Tensor, starts: Tensor, boundary: Tensor, modified: bool, occupancies: bool
+    label_arcs: Tensor,
+    blank_arcs: Tensor,
+    starts: Tensor,
+    boundary: Tensor,
+    modified: bool,
+    occupancies: bool,
+    labels: Optional[int] = None,
 ) -> LatticeResult:
     """Score of each utterance and, where asked for, the posterior of each arc. No autograd.
 
@@ -139,6 +145,7 @@ def score_lattice(
       boundary: (N, 4) int64, [u_begin, t_begin, u_end, t_end]; arcs outside are not looked at.
       modified: whether a label, too, leads to the next frame.
       occupancies: whether to compute the posteriors (this runs the backward recursion as well).
+      labels: no utterance's boundary holds more labels; where it is None the host has to wait for a GPU to say that.
 
     Returns:
       LatticeResult. An utterance without a path has score -inf, one with a nan on a path score nan; both have zero

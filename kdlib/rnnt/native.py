@@ -59,11 +59,12 @@ def broken_utterances(normaliser: Tensor, count: int) -> Tensor:
 def sharp_score(
     label_arcs: Tensor, blank_arcs: Tensor, lattice: tuple, occupancies: bool, sharpness: float
 ) -> LatticeResult:
-    """The lattice (starts, boundary, modified) of paths' probabilities to the power of ``sharpness``, and the score to
-    that of its inverse, so that the occupancies are the score's gradient."""
+    """The lattice (starts, boundary, modified, labels) of paths' probabilities to the power of ``sharpness``, and the score
+    to that of its inverse, so that the occupancies are the score's gradient."""
     if sharpness != 1.0:
         label_arcs, blank_arcs = label_arcs * sharpness, blank_arcs * sharpness
-    result = kernels_for(label_arcs).score_lattice(label_arcs, blank_arcs, *lattice, occupancies)
+    *places, labels = lattice
+    result = kernels_for(label_arcs).score_lattice(label_arcs, blank_arcs, *places, occupancies, labels)
     return result if sharpness == 1.0 else result._replace(score=result.score / sharpness)
 
 
@@ -244,7 +245,7 @@ def rnnt_loss_smoothed(
     with_grad = torch.is_grad_enabled() and label_arcs.requires_grad
     with torch.no_grad():
         result = kernels_for(am).score_lattice(
-            label_arcs, blank_arcs, starts, boundary, modified, occupancies=with_grad or return_grad
+            label_arcs, blank_arcs, starts, boundary, modified, with_grad or return_grad, symbols.shape[1]
         )
         score, label_occupancy, blank_occupancy = result if broken is None else without_broken(result, broken)
         score = score.to(am.dtype)
@@ -317,7 +318,7 @@ def rnnt_loss_pruned(
     if delay_penalty > 0.0:
         penalty = (delay_offsets(boundary, frames, logits) * delay_penalty).unsqueeze(2).to(logits.dtype)
     occupancies = return_occupancies or (torch.is_grad_enabled() and logits.requires_grad)
-    lattice = (ranges[:, :, 0], boundary, rnnt_type == "modified")
+    lattice = (ranges[:, :, 0], boundary, rnnt_type == "modified", symbols.shape[1])
     score, label_occupancy, blank_occupancy = _PrunedScore.apply(
         logits, labels, termination_symbol, mask, lattice, penalty, occupancies, sharpness
     )
@@ -337,6 +338,6 @@ def node_posteriors(
     """See ``kdlib.rnnt.node_posteriors``."""
     inside = inside_boundary(ranges, boundary)
     broken = (~((label_arcs < float("inf")) & (blank_arcs < float("inf"))) & inside).flatten(1).any(1)
-    lattice = (ranges[:, :, 0], boundary, rnnt_type == "modified")
+    lattice = (ranges[:, :, 0], boundary, rnnt_type == "modified", None)
     result = without_broken(sharp_score(label_arcs.double(), blank_arcs.double(), lattice, True, sharpness), broken)
     return (result.label_occupancy + result.blank_occupancy).to(label_arcs.dtype)

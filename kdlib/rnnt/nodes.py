@@ -72,6 +72,7 @@ class Lattice(NamedTuple):
     starts: Tensor  # (N, T) int64
     shape: torch.Size  # (N, T, R)
     boundary: Tensor  # (N, 4) int64
+    labels: int  # U
     blank: int
     modified: bool
     penalty: Optional[Tensor]  # (N or 1, T, 1)
@@ -201,6 +202,7 @@ def prepare(
         starts=ranges[:, :, 0],
         shape=ranges.shape,
         boundary=boundary,
+        labels=labels,
         blank=blank,
         modified=rnnt_type == "modified",
         penalty=penalty,
