@@ -22,6 +22,8 @@ def write_model_card(folder: PathLike) -> None:
     if about["distillation"]:
         made.append("distilled with " + ", ".join(f"`{name}` (weight {weight:g})"
                                                   for name, weight in about["distillation"].items()))
+    goes_on = ("may go on after a sentence" if about.get("carried_labels") else  # older exports do not say
+               "of one sentence; after its labels the model expects no other to begin")
     text = (f"# {about['model']}\n\n"
             "A streaming Conformer transducer for sherpa-onnx (model type `conformer`).\n\n"
             f"- Parameters: {about['parameters']:,}\n"
@@ -30,6 +32,7 @@ def write_model_card(folder: PathLike) -> None:
             f"- Chunk: {about['chunk_size'] * FRAME_MS} ms, with {about['left_context'] * FRAME_MS} ms of left context\n"
             f"- Features: {about['num_filters']} mel bins from {about['low_freq']:g} Hz to {about['high_freq']:g} Hz "
             f"(below 0: from half the rate), {about['sampling_rate']} Hz audio\n"
+            f"- A stream: {goes_on}\n"
             f"- Training: {'; '.join(made)}\n")
     title, *rows = _error_rates(folder)
     if rows:

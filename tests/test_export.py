@@ -15,6 +15,7 @@ from kdlib.config import DistillTerm, FbankConfig
 from kdlib.errors import RecipeError
 from kdlib.export import OnnxModel, check_exported, export_onnx, quantise
 from kdlib.files import write_json
+from kdlib.model_card import write_model_card
 from kdlib.sherpa import PARTS, read_model
 from kdlib.training.checkpoint import load_averaged, load_checkpoint, save_checkpoint
 
@@ -31,6 +32,13 @@ def test_the_folder_is_whole(finished, exported):
     card = (exported / "model_card.md").read_text()
     assert f"{about['parameters']:,}" in card and f"{about['float32_bytes']:,} in float32" in card and "160 ms" in card
     assert "from `elder`; distilled with `encoder_mse` (weight 0.5)" in card and "Word error rates" not in card
+    assert about["carried_labels"] == 0 and "\n- A stream: of one sentence; " in card
+    write_json(exported / "model.json", {**about, "carried_labels": 0.2})
+    write_model_card(exported)
+    assert "\n- A stream: may go on after a sentence\n" in (exported / "model_card.md").read_text()
+    write_json(exported / "model.json", about)
+    write_model_card(exported)
+    assert (exported / "model_card.md").read_text() == card
 
 
 def test_a_loss_that_stands_twice_is_told_twice(finished, tmp_path):
