@@ -75,7 +75,7 @@ class Lattice(NamedTuple):
     labels: int  # U
     blank: int
     modified: bool
-    penalty: Optional[Tensor]  # (N or 1, T, 1)
+    penalty: Optional[Tensor]  # (N, T, 1)
     sharpness: float
 
     def chunks(self) -> List[Nodes]:
