@@ -76,7 +76,6 @@ class DistillTerm:
         require(0 <= self.weight < math.inf, f"{where}, weight", self.weight, "0 or more, and finite")
         require(self.schedule in ("constant", "warmup", "decay"), f"{where}, schedule", self.schedule,
                 "constant, warmup or decay")
-        require(self.schedule_updates >= 0, f"{where}, schedule_updates", self.schedule_updates, "0 or more")
         require(self.schedule == "constant" or self.schedule_updates > 0, f"{where}, schedule_updates",
                 self.schedule_updates, f"at least 1 for schedule {self.schedule}")
         for name, value in (("temperature", 1.0), ("shift", 0), ("layers", "last")):

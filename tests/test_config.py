@@ -148,7 +148,6 @@ def test_features_and_tokens_that_cannot_be(schema, word, said):
 
 
 @pytest.mark.parametrize("settings, said", [
-    (dict(schedule_updates=-3), "schedule_updates is -3; it must be 0 or more"),
     (dict(layers=[[1, True]]), "layers is .*; it must be last, matched or a list of pairs"),
 ])
 def test_terms_that_mean_nothing(settings, said):
