@@ -219,8 +219,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         require_above_0(self, "data", "max_duration", "shar_buffer", "max_seconds")
         require_amounts(self, "data", "max_duration")
-        require(0 <= self.min_seconds < self.max_seconds, "data.min_seconds", self.min_seconds,
-                f"from 0 to below data.max_seconds, {self.max_seconds:g}")
+        require(self.min_seconds < self.max_seconds, "data.min_seconds", self.min_seconds,
+                f"below data.max_seconds, {self.max_seconds:g}")
         require(self.num_buckets >= 2, "data.num_buckets", self.num_buckets, "at least 2")  # or Lhotse makes none
         require_amounts(self, "data", "noise_probability", "carried_labels", most=1)
         require(self.num_workers >= 0, "data.num_workers", self.num_workers, "0 or more")

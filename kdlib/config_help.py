@@ -4,7 +4,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any, Callable, Optional, Tuple
 
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException, ValidationError
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 FAULTS = (OmegaConfBaseException, TypeError, ValueError)
 
@@ -61,6 +61,6 @@ def _kind(value: Any) -> str:
 def _known_keys(error: Optional[Exception]) -> str:
     """The keys of the section that an unknown key was looked for in, as the end of a message; of other errors nothing."""
     section = getattr(error, "object_type", None)
-    if isinstance(error, ValidationError) or not is_dataclass(section):
+    if not isinstance(error, (ConfigAttributeError, ConfigKeyError)) or not is_dataclass(section):
         return ""
     return "; known keys there: " + ", ".join(f.name for f in fields(section))

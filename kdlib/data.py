@@ -201,7 +201,9 @@ class TransducerDataset(Dataset):
         if self.carried_labels == 0:
             return None
         draw = random.Random(seed)
-        return torch.tensor([draw.randrange(count) if draw.random() < self.carried_labels else -1 for _ in range(count)])
+        carried = [count > 1 and draw.random() < self.carried_labels for _ in range(count)]
+        # Another, not itself: its own last labels would tell how it ends.
+        return torch.tensor([(row + draw.randrange(1, count)) % count if carried[row] else -1 for row in range(count)])
 
     def _nbest(self, cuts: CutSet, lengths: Tensor) -> Optional[NBest]:
         """The hypotheses that fit into their utterance's frames (lengths before subsampling)."""
@@ -331,9 +333,9 @@ class _SequentialBatches(IterableDataset):
             yield error
 
 
-def _batches_ahead(cut: Cut, config: DataConfig, micro_batches: int) -> int:
-    """How many parts of batches each worker may have ready. Were the shared memory full, as the 64 MB that Docker gives a
-    container soon are, torch would lose one and wait for it for ever.
+def batches_ahead(cuts: TrainCuts, config: DataConfig, micro_batches: int) -> int:
+    """How many parts of batches each of the workers, of which there is one at least, may have ready. Were the shared memory
+    full, as the 64 MB that Docker gives a container soon are, torch would lose one and wait for it for ever.
 
     Raises:
         RecipeError: there is no room for one of each worker beside what is trained on.
@@ -346,7 +348,9 @@ def _batches_ahead(cut: Cut, config: DataConfig, micro_batches: int) -> int:
         return MOST_AHEAD
     # Of all of it, not of what is free, which other processes of the training may have begun to fill with their shares: each
     # has as many workers, and together they hold whole parts.
-    part = config.max_duration / micro_batches / cut.frame_shift * cut.num_features * 4  # bytes, of float32
+    cut = next(cuts.described() if isinstance(cuts, SharCuts) else iter(cuts))
+    seconds = min(config.max_duration, total_seconds(cuts)) / micro_batches
+    part = seconds / cut.frame_shift * cut.num_features * 4  # bytes, of float32
     room = memory.f_blocks * memory.f_frsize / (1.25 * part)  # parts are padded
     ahead = int((room - 2 * micro_batches) / config.num_workers)  # a batch is held until the next one is there
     if ahead < 1:
@@ -380,8 +384,7 @@ def train_loader(cuts: TrainCuts, dataset: TransducerDataset, config: DataConfig
     planned = PlannedSampler(sampler, phase, skip, total_seconds(cuts), rank, world_size, micro_batches)
     loading = dict(batch_size=None, num_workers=config.num_workers, pin_memory=torch.cuda.is_available())
     if config.num_workers:
-        first = next(cuts.described() if isinstance(cuts, SharCuts) else iter(cuts))
-        loading["prefetch_factor"] = _batches_ahead(first, config, micro_batches)
+        loading["prefetch_factor"] = batches_ahead(cuts, config, micro_batches)
     if isinstance(cuts, SharCuts):
         return DataLoader(_SequentialBatches(dataset, planned), **loading)
     return DataLoader(dataset, sampler=planned, **loading)

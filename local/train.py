@@ -14,7 +14,7 @@ from kdlib.compression import init_from_teacher, least_missed_layers
 from kdlib.config import TrainConfig, load_config, save_config
 from kdlib.cuts import (TrainCuts, describe_skipped, feature_statistics, has_nbest, load_cuts, mixed, select_cuts,
                         shar_index, total_seconds)
-from kdlib.data import eval_loader, seeded
+from kdlib.data import batches_ahead, eval_loader, seeded
 from kdlib.errors import RecipeError, run_main
 from kdlib.files import content_digest, read_record, write_json
 from kdlib.lang import Lang
@@ -162,6 +162,8 @@ def main():
     torch.manual_seed(config.training.seed)
     model = Transducer(config.model, len(lang))
     check_student(model, config, start, teacher, str(args.config))
+    if config.data.num_workers > 0:
+        batches_ahead(train_cuts, config.data, config.training.micro_batches)
     begin_run(args.exp, config, {role: content_digest(path) for role, path in inputs.items()},
               {role: path.name for role, path in models.items()}, features)
     save_config(config, args.exp / "config.yaml")

@@ -33,7 +33,10 @@ def test_so_many_utterances_follow_another_of_their_batch(corpus):
     half = follows(0.5)
     assert half.min() == -1 and half.max() > 30 and 0.35 < (half >= 0).float().mean() < 0.65
     assert torch.equal(half, follows(0.5)) and len({tuple(row) for row in half.tolist()}) == 8
-    assert (follows(1.0) >= 0).all()
+    every, own = follows(1.0), torch.arange(40)
+    assert (every >= 0).all() and (every != own).all() and len(((every - own) % 40).unique()) > 30
+    alone = plan_batch(list(train)[:1], seed=0, progress=1.0)
+    assert TransducerDataset(lang, settings("data.carried_labels=1").data, train=True)[alone].follows.tolist() == [-1]
     assert TransducerDataset(lang, settings("data.carried_labels=0").data, train=True)[planned[0]].follows is None
     assert TransducerDataset(lang, settings("data.carried_labels=1").data)[planned[0]].follows is None  # of a dev set
 

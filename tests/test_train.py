@@ -15,6 +15,7 @@ from scripts import run, run_script
 
 from kdlib.config import FbankConfig, LangConfig, config_to_dict, save_config
 from kdlib.cuts import feature_statistics
+from kdlib.errors import RecipeError
 from kdlib.files import content_digest, read_json, write_json
 from kdlib.lang import train_lang
 from kdlib.training.checkpoint import begin_run, load_averaged, save_checkpoint
@@ -71,6 +72,21 @@ def test_a_training_that_is_refused_leaves_the_finished_one_where_it_is(train, t
         refused(train(student, settings(*SMALLER, *words), **models), said)
     refused(train(student, settings(*SMALLER), init_from=teacher_folder), "give --teacher")
     assert {path: path.stat().st_mtime_ns for path in student.rglob("*")} == before
+
+
+def test_batches_that_shared_memory_cannot_hold_leave_the_finished_training_where_it_is(corpus, fbank, teacher_folder, student,
+                                                                                         tmp_path):
+    save_config(settings(*SMALLER, "data.num_workers=1", "optim.learning_rate=0.5"), tmp_path / "config.yaml")
+    code = """
+import os, runpy, sys, types
+os.statvfs = lambda path: types.SimpleNamespace(f_blocks=1000, f_frsize=1)
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+    refused(run(sys.executable, "-c", code, SCRIPT, "--config", tmp_path / "config.yaml", "--fbank", fbank, "--lang",
+                corpus[0] / "lang", "--exp", student, "--init-from", teacher_folder, "--teacher", teacher_folder),
+            "/dev/shm has room for 0.")
+    assert not list(student.glob("before-*"))
 
 
 def test_a_teacher_of_another_run_is_taken_where_it_fits(corpus, fbank, train, student, tmp_path):
@@ -355,6 +371,13 @@ class TestTheSameTraining:
                                                 "config": json.dumps(config_to_dict(settings()))})
         assert self.begin(exp, config=settings(change)) == same == (exp / "checkpoint.pt").exists()
         assert same or (exp / "before-1" / "checkpoint.pt").exists()
+
+    @pytest.mark.parametrize("config", ["not JSON", "[]", '{"model": 5}'])
+    def test_one_that_says_no_config_is_refused(self, exp, config):
+        (exp / "run.json").unlink()
+        save_checkpoint(exp / "checkpoint.pt", {"model": {}, "average": {}, "tokens": [], "updates": 1, "config": config})
+        with pytest.raises(RecipeError, match="checkpoint.pt is no checkpoint of this kind: remove it"):
+            self.begin(exp)
 
     def test_what_a_killed_one_left_half_written_goes(self, exp):
         (exp / ".tmp-a1.pt").write_bytes(b"half")

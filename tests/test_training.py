@@ -397,7 +397,7 @@ def test_a_gradient_that_is_not_finite_names_the_utterances_that_are_not(corpus,
     run._update(shares)
     ids = shares[0].ids + shares[1].ids
     assert len(ids) > 3
-    assert caplog.messages[-1].endswith(f"left out (any of the batch's {len(ids)} utterances: {', '.join(ids[:3])} ...)")
+    assert caplog.messages[-1].endswith(f"left out (any of the batch's {len(ids)} utterances, {', '.join(ids[:3])} among them)")
     assert run.bad_updates == 2
 
 

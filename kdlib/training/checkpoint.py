@@ -63,9 +63,18 @@ def load_checkpoint(path: PathLike, remedy: str, needs: Sequence[str] = ("model"
         reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
         raise RecipeError(f"{path} is damaged or no checkpoint ({reason}): {remedy}") from None
     if (not isinstance(content, dict) or not {"model", "config", "tokens", *needs} <= set(content)
-            or not isinstance(content["config"], str)):
+            or not _is_config(content["config"])):
         raise RecipeError(f"{path} is no checkpoint of this kind: {remedy}")
     return content
+
+
+def _is_config(text: Any) -> bool:
+    """Whether it is JSON as ``save_checkpoint`` writes a config: sections with settings."""
+    try:
+        sections = json.loads(text)
+    except (TypeError, ValueError):
+        return False
+    return isinstance(sections, dict) and all(isinstance(section, dict) for section in sections.values())
 
 
 def load_state(model: torch.nn.Module, state: Dict[str, Tensor], path: PathLike) -> None:

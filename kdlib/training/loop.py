@@ -51,13 +51,12 @@ def make_optimizer(objective: Objective, config: OptimConfig) -> torch.optim.Opt
 
 
 def _suspects(shares: Sequence[Batch]) -> str:
-    """Those of this process's utterances whose features are not finite; where all are, the first of them, of how many."""
+    """Those of this process's utterances whose features are not finite; where all are, of how many it is, and some of them."""
     found = [id_ for share in shares for id_, row in zip(share.ids, share.features) if not bool(row.isfinite().all())]
-    ids = found or [id_ for share in shares for id_ in share.ids]
-    some = ", ".join(ids[:3]) + (" ..." if len(ids) > 3 else "")
     if found:
-        return f"the features of {some} hold nan or infinity"
-    return f"any of the batch's {shares[0].total_utterances} utterances: {some}"
+        return f"the features of {', '.join(found[:3])}{' ...' if len(found) > 3 else ''} hold nan or infinity"
+    count, ids = shares[0].total_utterances, [id_ for share in shares for id_ in share.ids]
+    return f"any of the batch's {count} utterances" + (f", {', '.join(ids[:3])} among them" if ids else "")
 
 
 class MovingAverage:
