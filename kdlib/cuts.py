@@ -168,6 +168,11 @@ def total_seconds(cuts: TrainCuts) -> float:
     return cuts.seconds if isinstance(cuts, SharCuts) else sum(cut.duration for cut in cuts)
 
 
+def cut_of_other_bins(cuts: Iterable[Cut], bins: int) -> Optional[Cut]:
+    """The first of the cuts whose features have another number of bins; None where no cut's have."""
+    return next((cut for cut in cuts if cut.has_features and cut.num_features != bins), None)
+
+
 def describe_skipped(skipped: Dict[str, List[str]]) -> List[str]:
     """A line for each reason, with the count and the first few ids."""
     return [f"skipped {len(ids)} utterances ({reason}): {', '.join(ids[:5])}{' ...' if len(ids) > 5 else ''}"

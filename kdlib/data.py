@@ -333,9 +333,10 @@ class _SequentialBatches(IterableDataset):
             yield error
 
 
-def batches_ahead(cuts: TrainCuts, config: DataConfig, micro_batches: int) -> int:
-    """How many parts of batches each of the workers, of which there is one at least, may have ready. Were the shared memory
-    full, as the 64 MB that Docker gives a container soon are, torch would lose one and wait for it for ever.
+def batches_ahead(cuts: TrainCuts, total: float, config: DataConfig, micro_batches: int) -> int:
+    """How many parts of batches each of the workers, of which there is one at least, may have ready of ``total`` seconds of
+    cuts. Were the shared memory full, as the 64 MB that Docker gives a container soon are, torch would lose one and wait for
+    it for ever.
 
     Raises:
         RecipeError: there is no room for one of each worker beside what is trained on.
@@ -349,7 +350,7 @@ def batches_ahead(cuts: TrainCuts, config: DataConfig, micro_batches: int) -> in
     # Of all of it, not of what is free, which other processes of the training may have begun to fill with their shares: each
     # has as many workers, and together they hold whole parts.
     cut = next(cuts.described() if isinstance(cuts, SharCuts) else iter(cuts))
-    seconds = min(config.max_duration, total_seconds(cuts)) / micro_batches
+    seconds = min(config.max_duration, total) / micro_batches
     part = seconds / cut.frame_shift * cut.num_features * 4  # bytes, of float32
     room = memory.f_blocks * memory.f_frsize / (1.25 * part)  # parts are padded
     ahead = int((room - 2 * micro_batches) / config.num_workers)  # a batch is held until the next one is there
@@ -381,10 +382,11 @@ def train_loader(cuts: TrainCuts, dataset: TransducerDataset, config: DataConfig
             sampler = _BucketingSampler(cuts, num_buckets=buckets, buffer_size=max(20000, 5000 * buckets), **options)
     # A phase that goes round several times shuffles anew each time; a thousand rounds are kept for each.
     sampler.set_epoch(1000 * phase.epoch)
-    planned = PlannedSampler(sampler, phase, skip, total_seconds(cuts), rank, world_size, micro_batches)
+    total = total_seconds(cuts)
+    planned = PlannedSampler(sampler, phase, skip, total, rank, world_size, micro_batches)
     loading = dict(batch_size=None, num_workers=config.num_workers, pin_memory=torch.cuda.is_available())
     if config.num_workers:
-        loading["prefetch_factor"] = batches_ahead(cuts, config, micro_batches)
+        loading["prefetch_factor"] = batches_ahead(cuts, total, config, micro_batches)
     if isinstance(cuts, SharCuts):
         return DataLoader(_SequentialBatches(dataset, planned), **loading)
     return DataLoader(dataset, sampler=planned, **loading)

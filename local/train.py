@@ -12,8 +12,8 @@ from lhotse import CutSet
 
 from kdlib.compression import init_from_teacher, least_missed_layers
 from kdlib.config import TrainConfig, load_config, save_config
-from kdlib.cuts import (TrainCuts, describe_skipped, feature_statistics, has_nbest, load_cuts, mixed, select_cuts,
-                        shar_index, total_seconds)
+from kdlib.cuts import (TrainCuts, cut_of_other_bins, describe_skipped, feature_statistics, has_nbest, load_cuts, mixed,
+                        select_cuts, shar_index, total_seconds)
 from kdlib.data import batches_ahead, eval_loader, seeded
 from kdlib.errors import RecipeError, run_main
 from kdlib.files import content_digest, read_record, write_json
@@ -68,10 +68,10 @@ def load_train_cuts(files: List[Path], shar_root: str) -> TrainCuts:
 def require_bins(cuts: TrainCuts, source: str, bins: int, config_file: Path) -> None:
     """See that all features have as many bins as the model hears: what has others could not be trained on when it is met,
     maybe after hours. Of Shar features the first cut's speak for all."""
-    for cut in [next(iter(cuts))] if isinstance(cuts, SharCuts) else cuts:
-        if cut.has_features and cut.num_features != bins:
-            raise RecipeError(f"cut {cut.id} of {source} has {cut.num_features} feature bins, model.num_features is {bins}: "
-                              f"make conf/fbank.yaml and {config_file} agree")
+    cut = cut_of_other_bins([next(iter(cuts))] if isinstance(cuts, SharCuts) else cuts, bins)
+    if cut is not None:
+        raise RecipeError(f"cut {cut.id} of {source} has {cut.num_features} feature bins, model.num_features is {bins}: "
+                          f"make conf/fbank.yaml and {config_file} agree")
 
 
 def layers_to_start_from(args, config: TrainConfig, start: Transducer, lang: Lang, dev_cuts) -> List[int]:
@@ -162,8 +162,9 @@ def main():
     torch.manual_seed(config.training.seed)
     model = Transducer(config.model, len(lang))
     check_student(model, config, start, teacher, str(args.config))
+    seconds = total_seconds(train_cuts)
     if config.data.num_workers > 0:
-        batches_ahead(train_cuts, config.data, config.training.micro_batches)
+        batches_ahead(train_cuts, seconds, config.data, config.training.micro_batches)
     begin_run(args.exp, config, {role: content_digest(path) for role, path in inputs.items()},
               {role: path.name for role, path in models.items()}, features)
     save_config(config, args.exp / "config.yaml")
@@ -174,7 +175,7 @@ def main():
 
     fill_model(args, config, model, lang, start, train_cuts, dev_cuts)
     logging.info("%s: %d parameters deployed, %d training cuts (%.2f h), %d processes", args.exp,
-                 model.parameter_counts()["total"], len(train_cuts), total_seconds(train_cuts) / 3600,
+                 model.parameter_counts()["total"], len(train_cuts), seconds / 3600,
                  args.world_size)
     launch(partial(train, config, args.exp, lang, model, train_cuts, dev_cuts, noise, teacher), args.world_size)
     done = finished(args.exp)

@@ -14,6 +14,7 @@ from lhotse.cut import Cut
 from torch import Tensor
 
 from kdlib.config import TrainConfig, config_to_dict, merge_config
+from kdlib.cuts import cut_of_other_bins
 from kdlib.errors import RecipeError
 from kdlib.files import PathLike, atomic_path, read_record, remove_unfinished, write_json
 from kdlib.transducer import Transducer
@@ -171,10 +172,10 @@ def check_cuts(exp: PathLike, model: Transducer, cuts: Iterable[Cut], folder: Pa
     if made_as.exists():
         check_features(exp, model, read_record(made_as, "run stage 2 again"), made_as)
     bins = model.config.num_features
-    for cut in cuts:
-        if cut.has_features and cut.num_features != bins:
-            raise RecipeError(f"cut {cut.id} in {folder} has {cut.num_features} feature bins, and {exp} was trained with "
-                              f"{bins}: give cuts with features made as those of its training")
+    cut = cut_of_other_bins(cuts, bins)
+    if cut is not None:
+        raise RecipeError(f"cut {cut.id} in {folder} has {cut.num_features} feature bins, and {exp} was trained with "
+                          f"{bins}: give cuts with features made as those of its training")
 
 
 # Settings that change the weights no more than another machine would: another value is no other training.
