@@ -208,6 +208,8 @@ class DataConfig:
     shar_buffer: int = 5000  # their utterances that each process holds, with features, to shuffle and to make batches of
     noise_probability: float = 0.0
     noise_snr: List[float] = field(default_factory=lambda: [8.0, 25.0])  # dB: mean powers, while there is noise
+    # dB by which an utterance, with its noise, is made louder or, below 0, quieter: drawn from between the two.
+    gain: List[float] = field(default_factory=lambda: [0.0, 0.0])
     # Share of the utterances that the predictor begins with the last labels of another one, which is what it meets where a
     # stream goes on after a sentence.
     carried_labels: float = 0.0
@@ -224,8 +226,10 @@ class DataConfig:
         require(self.num_buckets >= 2, "data.num_buckets", self.num_buckets, "at least 2")  # or Lhotse makes none
         require_amounts(self, "data", "noise_probability", "carried_labels", most=1)
         require(self.num_workers >= 0, "data.num_workers", self.num_workers, "0 or more")
-        require(len(self.noise_snr) == 2 and self.noise_snr[0] <= self.noise_snr[1], "data.noise_snr", self.noise_snr,
-                "the lowest and the highest ratio, in dB")
+        for key, what in (("noise_snr", "ratio"), ("gain", "gain")):
+            values = getattr(self, key)
+            require(len(values) == 2 and -math.inf < values[0] <= values[1] < math.inf, f"data.{key}", values,
+                    f"the lowest and the highest {what}, in dB")
 
     def wrong_length(self, seconds: float) -> Optional[str]:
         """Why training leaves out an utterance of that length, such as "longer than 30 s"; None where it does not."""

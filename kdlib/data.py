@@ -38,6 +38,8 @@ MOST_AHEAD = 8  # batches that each worker may have ready
 
 NOISE = "data.noise"  # the tag of what was mixed in
 
+FLOOR = math.log(torch.finfo(torch.float32).eps)  # below it Lhotse's log-mel filterbank has no feature
+
 
 @dataclass
 class PlannedBatch:
@@ -159,12 +161,13 @@ def _set_mean_ratio(cuts: CutSet) -> CutSet:
 
 
 class TransducerDataset(Dataset):
-    """Planned batches to :class:`Batch`: reads the features, mixes in noise, masks (SpecAugment)."""
+    """Planned batches to :class:`Batch`: reads the features, mixes in noise, sets the level, masks (SpecAugment)."""
 
     def __init__(self, lang: Lang, config: DataConfig, noise: Optional[CutSet] = None, train: bool = False):
         self.lang = lang
         self.config = config
         self.noise = noise if train and config.noise_probability > 0 else None
+        self.gain = config.gain if train and any(config.gain) else None
         self.masks = train and config.spec_augment.enabled
         self.carried_labels = config.carried_labels if train else 0.0
 
@@ -187,6 +190,11 @@ class TransducerDataset(Dataset):
             except Exception as error:  # each storage has exceptions of its own
                 return RecipeError(f"the features of {ids[0]} or of another utterance in its batch cannot be read "
                                    f"({with_its_type(error)}): {REMAKE}")
+            if self.gain is not None:
+                # Of log-mel energies a gain is a sum: the features of the louder or quieter audio, but for what was, or now
+                # is, at their floor.
+                for row, length in zip(features, lengths.tolist()):
+                    row[:length] = (row[:length] + random.uniform(*self.gain) * math.log(10) / 10).clamp_(min=FLOOR)
             if self.masks and planned.progress >= self.config.spec_augment.start:
                 # Each without its padding, which would be masked in its place and counted in how much is masked.
                 for row, length in zip(features, lengths.tolist()):

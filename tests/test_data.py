@@ -1,6 +1,7 @@
 """What a training reads: its batches, which utterances make them, noise and masks, and what cannot be read."""
 
 import errno
+import math
 import os
 import random
 import re
@@ -12,17 +13,19 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import soundfile
 import torch
-from lhotse import CutSet, MonoCut
+from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
 from lhotse.testing.dummies import dummy_features
 from lhotse.utils import fastcopy
 from made_up import make_cuts, make_noise, settings
 from torch.utils.data import DataLoader, IterableDataset
 
-from kdlib.config import DataConfig, SpecAugmentConfig
+from kdlib.config import DataConfig, FbankConfig, SpecAugmentConfig
 from kdlib.cuts import describe_skipped, feature_statistics, load_cuts, mixed, select_cuts, transcript
-from kdlib.data import Phase, _spec_augment, TransducerDataset, checked, eval_loader, plan_batch, seeded, train_loader
+from kdlib.data import FLOOR, Phase, _spec_augment, TransducerDataset, checked, eval_loader, plan_batch, seeded, train_loader
 from kdlib.errors import RecipeError, known_failure
+from kdlib.features import fbank_extractor, with_features
 from kdlib.training.loop import Trainer
 from kdlib.transducer import Transducer
 
@@ -312,6 +315,48 @@ def test_noise_is_drawn_from_the_whole_range_and_begins_anywhere(corpus):
     assert len(ratios) == 40 and -1 < min(ratios) < 5 < 15 < max(ratios) < 21
     first, second = (features([6, 6], replace(planned, seed=seed)) for seed in (1, 2))
     assert not torch.allclose(first, second)
+
+
+@pytest.mark.parametrize("gain", [-20.0, 6.0])
+def test_with_a_gain_the_features_are_those_of_louder_or_quieter_audio(corpus, tmp_path, gain):
+    """Down to the floor: half of the audio is so quiet that much of it has none above."""
+    _, lang, _, _ = corpus
+    rng = np.random.default_rng(1)
+    samples = rng.standard_normal(32000) * np.repeat([0.1, 3e-5], 16000)
+
+    def features(name, samples):
+        soundfile.write(tmp_path / f"{name}.wav", samples, 16000, subtype="FLOAT")
+        cut = Recording.from_file(tmp_path / f"{name}.wav").to_cut()
+        cut.supervisions = [SupervisionSegment(cut.id, cut.id, 0, cut.duration, text="")]
+        return plan_batch([with_features(cut, fbank_extractor(FbankConfig()))], seed=1, progress=1.0)
+
+    config = settings(f"data.gain=[{gain},{gain}]", "data.spec_augment.enabled=false").data
+    given = TransducerDataset(lang, config, train=True)[features("given", samples)].features
+    scaled = TransducerDataset(lang, config)[features("scaled", samples * 10 ** (gain / 20))].features
+    was = TransducerDataset(lang, config)[features("as it was", samples)].features
+    # Of what is at the floor nothing tells how far it was below.
+    known = was > FLOOR + 1e-3 if gain > 0 else torch.ones_like(was, dtype=torch.bool)
+    assert (was == FLOOR).any() and (was[:, 120:] > FLOOR + 1e-3).any()
+    torch.testing.assert_close(given[known], scaled[known], atol=2e-3, rtol=0)
+
+
+def test_each_utterance_has_a_gain_of_its_own_and_its_noise_the_same(corpus):
+    folder, lang, train, _ = corpus
+    planned = plan_batch(list(train)[:40], seed=1, progress=1.0)
+
+    def features(*words, train=True):
+        config = settings("data.noise_probability=1", "data.noise_snr=[6,6]", "data.spec_augment.enabled=false", *words).data
+        return TransducerDataset(lang, config, make_noise(folder), train=train)[planned].features
+
+    plain, changed = features(), features("data.gain=[-20,6]")
+    gains = []
+    for one, other in zip(plain, changed):
+        held = other > FLOOR + 1e-3
+        gains.append(((other - one)[held] * 10 / math.log(10)).mean().item())
+        assert (other - one)[held].std() < 1e-4
+    assert -20 <= min(gains) < -17 and 3 < max(gains) <= 6
+    assert torch.equal(changed, features("data.gain=[-20,6]"))
+    assert torch.equal(features(train=False), features("data.gain=[-20,6]", train=False))
 
 
 def test_masks_are_as_many_and_as_wide_as_the_config_says():
