@@ -5,12 +5,13 @@ import argparse
 import time
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
 from kdlib.commandline import decoding_summary, named_test_sets, own_suffix, summary_path
 from kdlib.config import DecodeConfig
 from kdlib.cuts import load_cuts, load_samples, transcript
-from kdlib.errors import run_main
+from kdlib.errors import RecipeError, run_main
 from kdlib.example_wavs import write_examples
 from kdlib.files import write_json
 from kdlib.model_card import write_model_card
@@ -26,12 +27,15 @@ def get_args():
     parser.add_argument("--test-sets", required=True, help="names, separated by spaces")
     parser.add_argument("--method", choices=METHODS, default=METHODS[0], help="the search (greedy_search)")
     parser.add_argument("--beam", type=int, default=4, help="hypotheses of modified_beam_search (4)")
+    parser.add_argument("--gain", type=float, default=0.0, help="dB by which the audio is made louder or, below 0, quieter (0)")
     return parser.parse_args()
 
 
 def main():
     args = get_args()
     test_sets = named_test_sets(args.test_sets)
+    if not abs(args.gain) <= 100:
+        raise RecipeError(f"--gain {args.gain}: give dB, from -100 to 100")
     about = read_model(args.model, args.int8)
     kind, rate = ".int8" if args.int8 else "", about["sampling_rate"]
     recognizer = make_recognizer(args.model, about, args.int8, args.method, args.beam)
@@ -39,8 +43,9 @@ def main():
     folder.mkdir(parents=True, exist_ok=True)
     greedy = args.method == METHODS[0]
     setting = f"sherpa-onnx{kind}-{args.method}" + ("" if greedy else f"-beam-{args.beam}")
+    setting += f"-gain-{args.gain:g}" if args.gain else ""
     suffix = own_suffix(folder, setting)
-    path = summary_path(folder, test_sets, suffix, tried=not greedy)
+    path = summary_path(folder, test_sets, suffix, tried=not greedy or args.gain != 0)
     config = DecodeConfig(method=args.method, beam=args.beam)
     summary = decoding_summary(about, config, about["chunk_size"], about["left_context"])
     loaded = [(name, load_cuts(args.cuts / f"cuts_{name}.jsonl.gz")) for name in test_sets]
@@ -51,7 +56,8 @@ def main():
     for name, cuts in loaded:
         results = []
         for cut in tqdm(cuts, desc=name, unit="utterance", mininterval=5):
-            samples = load_samples(cut, rate)[0]
+            # Clipped, as a microphone's amplifier would.
+            samples = np.clip(load_samples(cut, rate)[0] * np.float32(10 ** (args.gain / 20)), -1, 1)
             start = time.perf_counter()
             heard = hear(recognizer, about, samples)
             busy += time.perf_counter() - start

@@ -15,9 +15,9 @@ import onnx.numpy_helper
 import pytest
 import soundfile
 import torch
-from lhotse import CutSet
+from lhotse import CutSet, Recording
 from lhotse.utils import fastcopy
-from scripts import load
+from scripts import load, refused
 from untrained import CHUNK, LEFT, LOCAL, export, own_words, random_model, save_finished, script
 
 from kdlib.config import FbankConfig, LangConfig
@@ -121,6 +121,31 @@ def test_int8_is_smaller_and_decodes(finished, exported):
     audio = torch.randn(1, 4 * CHUNK + 3, 80, generator=torch.Generator().manual_seed(5)) * 3.0 - 8.0
     want, got = (encoder.run("encoder", audio, *caches, torch.zeros(1, dtype=torch.int64))[0] for encoder in encoders)
     assert 1e-4 < (got - want).abs().mean() / want.abs().mean() < 0.05
+
+
+def test_with_a_gain_it_hears_what_it_hears_of_louder_audio(finished, exported, tmp_path):
+    """And clips what goes beyond full scale. It is a trial: the recipe's own files stay."""
+    scaled = []
+    for cut in finished[3]:
+        path = tmp_path / f"{cut.id}.wav"
+        soundfile.write(path, np.clip(10 * cut.load_audio()[0], -1, 1), 16000, subtype="FLOAT")
+        scaled.append(fastcopy(cut, recording=Recording.from_file(path)))
+    CutSet.from_cuts(scaled).to_file(tmp_path / "cuts_test.jsonl.gz")
+    shutil.copytree(exported, tmp_path / "onnx", ignore=shutil.ignore_patterns("decode", "decode-int8"))
+
+    def heard(cuts, *options):
+        done = script("decode_sherpa.py", "--model", tmp_path / "onnx", "--cuts", cuts, "--test-sets", "test", *options)
+        assert done.returncode == 0, done.stderr
+        name = f"recogs-test-sherpa-onnx-greedy_search{'-gain-20' if options else ''}.txt"
+        return read_recogs(tmp_path / "onnx" / "decode" / name)
+
+    louder = heard(tmp_path)
+    summary = (tmp_path / "onnx" / "decode" / "summary.json").read_bytes()
+    assert heard(finished[0], "--gain", "20") == louder
+    assert (tmp_path / "onnx" / "decode" / "summary.json").read_bytes() == summary
+    assert heard(finished[0]) != louder
+    assert "give dB" in refused(script("decode_sherpa.py", "--model", exported, "--cuts", tmp_path, "--test-sets", "test",
+                                       "--gain", "nan"))
 
 
 def test_examples_travel_with_the_model(finished, exported, tmp_path):
