@@ -24,6 +24,9 @@ def write_model_card(folder: PathLike) -> None:
                                                   for name, weight in about["distillation"].items()))
     goes_on = ("may go on after a sentence" if about.get("carried_labels") else  # older exports do not say
                "of one sentence; after its labels the model expects no other to begin")
+    gain = about.get("gain", [0, 0])
+    level = "that of the corpus, " + (f"from {gain[0]:+g} dB to {gain[1]:+g} dB" if any(gain) else
+                                      "not much quieter and not much louder")
     text = (f"# {about['model']}\n\n"
             "A streaming Conformer transducer for sherpa-onnx (model type `conformer`).\n\n"
             f"- Parameters: {about['parameters']:,}\n"
@@ -33,6 +36,7 @@ def write_model_card(folder: PathLike) -> None:
             f"- Features: {about['num_filters']} mel bins from {about['low_freq']:g} Hz to {about['high_freq']:g} Hz "
             f"(below 0: from half the rate), {about['sampling_rate']} Hz audio\n"
             f"- A stream: {goes_on}\n"
+            f"- Level of the speech: {level}\n"
             f"- Training: {'; '.join(made)}\n")
     title, *rows = _error_rates(folder)
     if rows:

@@ -33,8 +33,10 @@ def test_the_folder_is_whole(finished, exported):
     assert f"{about['parameters']:,}" in card and f"{about['float32_bytes']:,} in float32" in card and "160 ms" in card
     assert "from `elder`; distilled with `encoder_mse` (weight 0.5)" in card and "Word error rates" not in card
     assert about["carried_labels"] == 0 and "\n- A stream: of one sentence; " in card
-    write_json(exported / "model.json", {**about, "carried_labels": 0.2})
+    assert about["gain"] == [0, 0] and "\n- Level of the speech: that of the corpus, not much" in card
+    write_json(exported / "model.json", {**about, "carried_labels": 0.2, "gain": [-20, 10]})
     write_model_card(exported)
+    assert "speech: that of the corpus, from -20 dB to +10 dB\n" in (exported / "model_card.md").read_text()
     assert "\n- A stream: may go on after a sentence\n" in (exported / "model_card.md").read_text()
     write_json(exported / "model.json", about)
     write_model_card(exported)
