@@ -8,7 +8,7 @@ import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Callable, Iterable, Iterator, List, Optional, Tuple, Union
+from typing import Callable, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import torch
@@ -38,7 +38,17 @@ MOST_AHEAD = 8  # batches that each worker may have ready
 
 NOISE = "data.noise"  # the tag of what was mixed in
 
+MOST_SILENCE = 1.5  # seconds before or after an utterance: more than a device puts behind the end, with chunks up to 32
+
 FLOOR = math.log(torch.finfo(torch.float32).eps)  # below it Lhotse's log-mel filterbank has no feature
+
+
+@dataclass
+class Surroundings:
+    """What training puts around an utterance."""
+
+    silence: Tuple[int, int] = (0, 0)  # digital, before and after it, in feature frames
+    before: str = ""  # the transcript whose last labels the predictor begins with
 
 
 @dataclass
@@ -50,13 +60,35 @@ class PlannedBatch:
     progress: float
     total_frames: int
     total_utterances: int
+    around: List[Surroundings]  # of each cut
 
 
-def plan_batch(cuts: Iterable[Cut], seed: int, progress: float, share: int = 0, shares: int = 1) -> PlannedBatch:
-    """Deal the cuts of a batch out, so that each share holds as many and as long ones as the others."""
+def plan_batch(cuts: Iterable[Cut], seed: int, progress: float, share: int = 0, shares: int = 1,
+               train: Optional[DataConfig] = None, last: Sequence[Cut] = ()) -> PlannedBatch:
+    """Deal the cuts of a batch out, so that each share holds as many and as long ones as the others.
+
+    Args:
+      seed: of the whole batch.
+      train: draws for ``train`` what surrounds the utterances; the same however many shares there are.
+      last: the batch before, whose labels one utterance alone goes on after.
+    """
     cuts = sorted(cuts, key=lambda cut: -cut.duration)
-    return PlannedBatch(CutSet.from_cuts(cuts[share::shares]), seed, progress,
-                        sum(subsampled_length(cut.num_frames) for cut in cuts), len(cuts))
+    around = [Surroundings() for _ in cuts] if train is None else _draw_surroundings(cuts, seed, train, last)
+    return PlannedBatch(CutSet.from_cuts(cuts[share::shares]), (seed * 1009 + share) % 2 ** 63, progress,
+                        sum(subsampled_length(cut.num_frames + sum(one.silence)) for cut, one in zip(cuts, around)),
+                        len(cuts), around[share::shares])
+
+
+def _draw_surroundings(cuts: Sequence[Cut], seed: int, config: DataConfig, last: Sequence[Cut]) -> List[Surroundings]:
+    draw, found = random.Random(seed), []
+    for number, cut in enumerate(cuts):
+        silence = tuple(round(draw.uniform(0.0, MOST_SILENCE) / cut.frame_shift)
+                        if draw.random() < config.silence_probability else 0 for _ in range(2))
+        # After another, not after itself: its own last labels would tell how it ends.
+        others = [*cuts[:number], *cuts[number + 1:]] or last
+        carried = draw.random() < config.carried_labels and len(others) > 0
+        found.append(Surroundings(silence, transcript(draw.choice(others)) if carried else ""))
+    return found
 
 
 @dataclass
@@ -84,8 +116,8 @@ class Batch:
     features: (N, T0, F) float32; feature_lengths: (N,) int64;
     symbols: (N, U) int64, padded with 0; symbol_lengths: (N,) int64; texts and ids of the utterances;
     progress: of the training when the batch ends; total_frames (after subsampling) and total_utterances: of the whole
-    batch, over all shares; nbest: where the cuts have any; follows: (N,) int64, the row of the utterance whose last labels
-    the predictor begins with, -1 where with none, or None where with none at all.
+    batch, over all shares; nbest: where the cuts have any; before: (N, B) int64, padded with 0, the labels after whose last
+    the predictor begins, and before_lengths: (N,) int64, 0 where it begins anew; None where it does with all.
     """
 
     features: Tensor
@@ -98,14 +130,16 @@ class Batch:
     total_frames: int
     total_utterances: int
     nbest: Optional[NBest] = None
-    follows: Optional[Tensor] = None
+    before: Optional[Tensor] = None
+    before_lengths: Optional[Tensor] = None
 
     def each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         """With every tensor as ``change`` makes it."""
         return replace(self, features=change(self.features), feature_lengths=change(self.feature_lengths),
                        symbols=change(self.symbols), symbol_lengths=change(self.symbol_lengths),
                        nbest=None if self.nbest is None else self.nbest.each(change),
-                       follows=None if self.follows is None else change(self.follows))
+                       before=None if self.before is None else change(self.before),
+                       before_lengths=None if self.before_lengths is None else change(self.before_lengths))
 
     def to(self, device) -> "Batch":
         """From pinned memory it is copied while the GPU computes."""
@@ -139,6 +173,17 @@ def _padded(labels: List[List[int]]) -> Tuple[Tensor, Tensor]:
     return symbols, torch.tensor([len(label) for label in labels])
 
 
+def _with_silence(features: Tensor, lengths: Tensor, silence: Sequence[Tuple[int, int]]) -> Tuple[Tensor, Tensor]:
+    """Features (N, T0, F) and lengths (N,) with so many frames of digital silence before and after each utterance."""
+    if not any(map(any, silence)):
+        return features, lengths
+    longer = lengths + torch.tensor([before + after for before, after in silence], dtype=lengths.dtype)
+    padded = features.new_full((len(features), int(longer.max()), features.size(2)), FLOOR)
+    for row, one, length, (before, _) in zip(padded, features, lengths.tolist(), silence):
+        row[before:before + length] = one[:length]
+    return padded, longer
+
+
 def _spec_augment(s: SpecAugmentConfig, frames: int, bins: int) -> SpecAugment:
     """For features (1, frames, bins). Lhotse's masks are of fewer bins or frames than their size, which must be 1 or
     more, as must the number of frame masks: where there is room for none, one of size 1 masks nothing."""
@@ -169,7 +214,6 @@ class TransducerDataset(Dataset):
         self.noise = noise if train and config.noise_probability > 0 else None
         self.gain = config.gain if train and any(config.gain) else None
         self.masks = train and config.spec_augment.enabled
-        self.carried_labels = config.carried_labels if train else 0.0
 
     def __getitem__(self, planned: PlannedBatch) -> Union[Batch, RecipeError]:
         """The batch; or what is wrong with its features: as a value, since a worker's exceptions become tracebacks."""
@@ -195,23 +239,17 @@ class TransducerDataset(Dataset):
                 # is, at their floor.
                 for row, length in zip(features, lengths.tolist()):
                     row[:length] = (row[:length] + random.uniform(*self.gain) * math.log(10) / 10).clamp_(min=FLOOR)
+            features, lengths = _with_silence(features, lengths, [one.silence for one in planned.around])
             if self.masks and planned.progress >= self.config.spec_augment.start:
                 # Each without its padding, which would be masked in its place and counted in how much is masked.
                 for row, length in zip(features, lengths.tolist()):
                     row[:length] = _spec_augment(self.config.spec_augment, length, row.size(1))(row[None, :length])[0]
         # The subsampling needs seven frames even to say that there is nothing.
         features = F.pad(features, (0, 0, 0, max(0, 7 - features.size(1))))
+        before = [self.lang.encode(one.before) for one in planned.around]
         return Batch(features, lengths.to(torch.int64), *_padded([self.lang.encode(text) for text in texts]), texts, ids,
                      planned.progress, planned.total_frames, planned.total_utterances,
-                     self._nbest(planned.cuts, lengths), self._follows(len(texts), planned.seed))
-
-    def _follows(self, count: int, seed: int) -> Optional[Tensor]:
-        if self.carried_labels == 0:
-            return None
-        draw = random.Random(seed)
-        carried = [count > 1 and draw.random() < self.carried_labels for _ in range(count)]
-        # Another, not itself: its own last labels would tell how it ends.
-        return torch.tensor([(row + draw.randrange(1, count)) % count if carried[row] else -1 for row in range(count)])
+                     self._nbest(planned.cuts, lengths), *(_padded(before) if any(before) else (None, None)))
 
     def _nbest(self, cuts: CutSet, lengths: Tensor) -> Optional[NBest]:
         """The hypotheses that fit into their utterance's frames (lengths before subsampling)."""
@@ -284,21 +322,23 @@ class PlannedSampler(Sampler):
     cuts in a manifest.
     """
 
-    def __init__(self, sampler, phase: Phase, skip: int, seconds: float, rank: int, world_size: int, micro_batches: int):
-        self.sampler, self.phase, self.skip, self.seconds = sampler, phase, skip, seconds
+    def __init__(self, sampler, config: DataConfig, phase: Phase, skip: int, seconds: float, rank: int, world_size: int,
+                 micro_batches: int):
+        self.sampler, self.config, self.phase, self.skip, self.seconds = sampler, config, phase, skip, seconds
         self.own = range(rank * micro_batches, (rank + 1) * micro_batches)
         self.shares = world_size * micro_batches
 
     def __iter__(self) -> Iterator[PlannedBatch]:
-        phase, number, consumed = self.phase, 0, 0.0
+        phase, number, consumed, last = self.phase, 0, 0.0, []
         while True:
             for cuts in self.sampler:
                 consumed += sum(cut.duration for cut in cuts)
                 part = (number + 1) / phase.updates if phase.updates else min(1.0, consumed / self.seconds)
+                seed = (phase.seed * 1000003 + phase.epoch) * 1000003 + number
                 for share in self.own if number >= self.skip else ():
-                    seed = ((phase.seed * 1000003 + phase.epoch) * 1000003 + number) * 1009 + share
-                    yield plan_batch(cuts, seed % 2 ** 63, phase.begin + part * (phase.end - phase.begin), share, self.shares)
-                number += 1
+                    yield plan_batch(cuts, seed, phase.begin + part * (phase.end - phase.begin), share, self.shares,
+                                     self.config, last)
+                number, last = number + 1, list(cuts)
                 if number == phase.updates:
                     return
             if not phase.updates:
@@ -391,7 +431,7 @@ def train_loader(cuts: TrainCuts, dataset: TransducerDataset, config: DataConfig
     # A phase that goes round several times shuffles anew each time; a thousand rounds are kept for each.
     sampler.set_epoch(1000 * phase.epoch)
     total = total_seconds(cuts)
-    planned = PlannedSampler(sampler, phase, skip, total, rank, world_size, micro_batches)
+    planned = PlannedSampler(sampler, config, phase, skip, total, rank, world_size, micro_batches)
     loading = dict(batch_size=None, num_workers=config.num_workers, pin_memory=torch.cuda.is_available())
     if config.num_workers:
         loading["prefetch_factor"] = batches_ahead(cuts, total, config, micro_batches)

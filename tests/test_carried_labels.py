@@ -9,7 +9,6 @@ from hypothesis import settings as of_hypothesis
 from hypothesis import strategies as st
 from made_up import settings
 from objective_cases import SIZES, make_batch, results, with_nbest
-from torch.utils.data import DataLoader
 
 from kdlib.config import DecodeConfig, DistillTerm, LossConfig, ModelConfig
 from kdlib.data import TransducerDataset, plan_batch
@@ -22,23 +21,53 @@ from kdlib.transducer import Transducer
 pytestmark = [pytest.mark.both, pytest.mark.usefixtures("one_thread")]
 
 
-def test_so_many_utterances_follow_another_of_their_batch(corpus):
-    _, lang, train, _ = corpus
-    planned = [plan_batch(list(train)[:40], seed=seed, progress=1.0) for seed in range(8)]
+def planned(corpus, share, seed=0, number=40, shares=1, last=()):
+    """The shares of a batch of so many of the corpus's utterances."""
+    config = settings(f"data.carried_labels={share}").data
+    return [plan_batch(list(corpus[2])[:number], seed, 1.0, one, shares, config, last) for one in range(shares)]
 
-    def follows(share, train=True):
-        dataset = TransducerDataset(lang, settings(f"data.carried_labels={share}").data, train=train)
-        return torch.stack([batch.follows for batch in DataLoader(dataset, sampler=planned, batch_size=None)])
 
-    half = follows(0.5)
-    assert half.min() == -1 and half.max() > 30 and 0.35 < (half >= 0).float().mean() < 0.65
-    assert torch.equal(half, follows(0.5)) and len({tuple(row) for row in half.tolist()}) == 8
-    every, own = follows(1.0), torch.arange(40)
-    assert (every >= 0).all() and (every != own).all() and len(((every - own) % 40).unique()) > 30
-    alone = plan_batch(list(train)[:1], seed=0, progress=1.0)
-    assert TransducerDataset(lang, settings("data.carried_labels=1").data, train=True)[alone].follows.tolist() == [-1]
-    assert TransducerDataset(lang, settings("data.carried_labels=0").data, train=True)[planned[0]].follows is None
-    assert TransducerDataset(lang, settings("data.carried_labels=1").data)[planned[0]].follows is None  # of a dev set
+def test_so_many_utterances_go_on_after_another_of_their_batch(corpus):
+    def before(share, seed=0):
+        [plan] = planned(corpus, share, seed)
+        return [one.before for one in plan.around]
+
+    half = [before(0.5, seed) for seed in range(8)]
+    assert 0.35 < sum(bool(text) for texts in half for text in texts) / 320 < 0.65
+    assert half[0] == before(0.5) and len({tuple(texts) for texts in half}) == 8
+    ids = {cut.supervisions[0].text: cut.id for cut in list(corpus[2])[:40]}  # the last of those with one text
+    [plan] = planned(corpus, 1)
+    assert all(one.before in ids for one in plan.around) and len({one.before for one in plan.around}) > 10
+    assert not any(before(0)) and not any(one.before for one in plan_batch(list(corpus[2])[:40], 0, 1.0).around)
+
+
+def test_the_labels_are_of_the_whole_batch_however_it_is_shared_out(corpus):
+    """And never an utterance's own, so that one alone goes on after one of the batch before."""
+    [whole] = planned(corpus, 0.5)
+    of = {cut.id: around.before for cut, around in zip(whole.cuts, whole.around)}
+    for shares in (2, 4, 40):
+        dealt = {cut.id: around.before for plan in planned(corpus, 0.5, shares=shares)
+                 for cut, around in zip(plan.cuts, plan.around)}
+        assert dealt == of
+    first, other = list(corpus[2])[:2]
+    assert first.supervisions[0].text != other.supervisions[0].text
+    for seed in range(9):
+        [pair] = planned(corpus, 1, seed, number=2)
+        assert [one.before for one in pair.around] == [cut.supervisions[0].text for cut in reversed(list(pair.cuts))]
+    assert [plan.around[0].before for plan in planned(corpus, 1, number=1)] == [""]
+    assert [plan.around[0].before for plan in planned(corpus, 1, number=1, last=[other])] == [other.supervisions[0].text]
+
+
+def test_a_batch_has_the_labels_of_the_transcripts(corpus):
+    _, lang, _, _ = corpus
+    dataset = TransducerDataset(lang, settings().data, train=True)
+    [plan] = planned(corpus, 0.5)
+    batch = dataset[plan]
+    for labels, length, one in zip(batch.before.tolist(), batch.before_lengths.tolist(), plan.around):
+        assert labels[:length] == lang.encode(one.before) and not any(labels[length:])
+    assert 0 < (batch.before_lengths == 0).sum() < 40
+    [plan] = planned(corpus, 0)
+    assert dataset[plan].before is None and dataset[plan].before_lengths is None
 
 
 @pytest.mark.parametrize("follows", [[1, -1, 0], [2, 0, 1], [0, 1, -1]])
@@ -51,7 +80,8 @@ def test_the_losses_are_those_after_the_labels_of_another(monkeypatch, follows, 
     terms = [DistillTerm(name="pruned_lattice_kl"), DistillTerm(name="nbest_rnnt")]
     objective = Objective(student, LossConfig(prune_range=3, rnnt_backend="native", fused=fused, distill=terms), teacher)
     batch = with_nbest(make_batch(), [[3, 4], [5], [1, 2, 6]], [1, 0, 0], [-1.0, -2.0, -0.5])
-    carried = dataclasses.replace(batch, follows=torch.tensor(follows))
+    carried = dataclasses.replace(batch, before=batch.symbols[follows], before_lengths=torch.tensor(
+        [batch.symbol_lengths[row] if row >= 0 else 0 for row in follows]))
 
     def label_by_label(self, symbols, context=None):
         """The predictor's states (N, U + 1, C), from the labels that were read before each."""

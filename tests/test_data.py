@@ -22,6 +22,7 @@ from made_up import make_cuts, make_noise, settings
 from torch.utils.data import DataLoader, IterableDataset
 
 from kdlib.config import DataConfig, FbankConfig, SpecAugmentConfig
+from kdlib.conformer import subsampled_length
 from kdlib.cuts import describe_skipped, feature_statistics, load_cuts, mixed, select_cuts, transcript
 from kdlib.data import FLOOR, Phase, _spec_augment, TransducerDataset, checked, eval_loader, plan_batch, seeded, train_loader
 from kdlib.errors import RecipeError, known_failure
@@ -357,6 +358,32 @@ def test_each_utterance_has_a_gain_of_its_own_and_its_noise_the_same(corpus):
     assert -20 <= min(gains) < -17 and 3 < max(gains) <= 6
     assert torch.equal(changed, features("data.gain=[-20,6]"))
     assert torch.equal(features(train=False), features("data.gain=[-20,6]", train=False))
+
+
+def test_silence_before_and_after_is_as_long_as_planned_and_counted(corpus):
+    """Digital, whatever the gain; drawn for the whole batch, however it is shared out."""
+    _, lang, train, _ = corpus
+    words = ("data.spec_augment.enabled=false", "data.gain=[3,3]", "data.silence_probability=0.4")
+    config, cuts = settings(*words).data, list(train)[:40]
+    dataset = TransducerDataset(lang, config, train=True)
+    whole = plan_batch(cuts, 5, 1.0, train=config)
+    drawn = {cut.id: one.silence for cut, one in zip(whole.cuts, whole.around)}
+    counted = 0
+    for share in range(2):
+        planned = plan_batch(cuts, 5, 1.0, share, 2, config)
+        assert [one.silence for one in planned.around] == [drawn[cut.id] for cut in planned.cuts]
+        silent = dataset[planned]
+        alone = dataset[replace(planned, around=[replace(one, silence=(0, 0)) for one in planned.around])]
+        for row, length, own, count, one in zip(silent.features, silent.feature_lengths, alone.features,
+                                                alone.feature_lengths, planned.around):
+            begin, end = one.silence[0], one.silence[0] + count
+            assert length == end + one.silence[1] and torch.equal(row[begin:end], own[:count])
+            assert (row[:begin] == FLOOR).all() and (row[end:length] == FLOOR).all()
+        counted += sum(map(subsampled_length, silent.feature_lengths.tolist()))
+        assert planned.total_frames == whole.total_frames
+    ends = [end for silence in drawn.values() for end in silence]
+    assert counted == whole.total_frames and 0.25 < sum(end > 0 for end in ends) / 80 < 0.55 and 120 < max(ends) <= 150
+    assert not any(any(one.silence) for one in plan_batch(cuts, 5, 1.0).around)
 
 
 def test_masks_are_as_many_and_as_wide_as_the_config_says():

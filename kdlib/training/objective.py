@@ -25,10 +25,7 @@ Term = Tuple[str, DistillTerm, Loss]  # its name in logs, its settings, what the
 
 def labels_before(model: Transducer, batch: Batch) -> Optional[Tensor]:
     """(N, context_size) int64, what the model's predictor reads before each utterance; None where each is a beginning."""
-    if batch.follows is None:
-        return None
-    rows = batch.follows.clamp(min=0)
-    return model.predictor.context_after(batch.symbols[rows], batch.symbol_lengths[rows].masked_fill(batch.follows < 0, 0))
+    return None if batch.before is None else model.predictor.context_after(batch.before, batch.before_lengths)
 
 
 class Objective(nn.Module):
