@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from made_up import settings
 from objective_cases import SIZES, make_batch, results, with_nbest
 
+from kdlib.batch_plan import plan_batch
 from kdlib.config import DecodeConfig, DistillTerm, LossConfig, ModelConfig
-from kdlib.data import TransducerDataset, plan_batch
+from kdlib.data import TransducerDataset
 from kdlib.decoding import find_search
 from kdlib.predictor import Predictor
 from kdlib.streaming import StreamingRecogniser

@@ -21,10 +21,11 @@ from lhotse.utils import fastcopy
 from made_up import make_cuts, make_noise, settings
 from torch.utils.data import DataLoader, IterableDataset
 
+from kdlib.batch_plan import Phase, plan_batch
 from kdlib.config import DataConfig, FbankConfig, SpecAugmentConfig
 from kdlib.conformer import subsampled_length
 from kdlib.cuts import describe_skipped, feature_statistics, load_cuts, mixed, select_cuts, transcript
-from kdlib.data import FLOOR, Phase, _spec_augment, TransducerDataset, checked, eval_loader, plan_batch, seeded, train_loader
+from kdlib.data import FLOOR, _spec_augment, TransducerDataset, checked, eval_loader, seeded, train_loader
 from kdlib.errors import RecipeError, known_failure
 from kdlib.features import fbank_extractor, with_features
 from kdlib.training.loop import Trainer

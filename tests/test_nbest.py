@@ -11,9 +11,10 @@ from lhotse.utils import fastcopy
 from made_up import BINS, WORDS, make_cuts, settings
 from scripts import load, refused, run_script
 
+from kdlib.batch_plan import Phase
 from kdlib.config import DataConfig, save_config
 from kdlib.cuts import NBEST, load_cuts, select_cuts
-from kdlib.data import Phase, TransducerDataset, eval_loader, train_loader
+from kdlib.data import TransducerDataset, eval_loader, train_loader
 from kdlib.errors import RecipeError
 from kdlib.files import read_json
 from kdlib.training.checkpoint import load_averaged

@@ -10,8 +10,9 @@ import pytest
 import torch
 from made_up import make_noise, settings
 
+from kdlib.batch_plan import Phase
 from kdlib.cuts import describe_skipped, feature_statistics, load_cuts, select_cuts, total_seconds
-from kdlib.data import Phase, TransducerDataset, train_loader
+from kdlib.data import TransducerDataset, train_loader
 from kdlib.errors import RecipeError
 from kdlib.shar import SharCuts, write_index
 from kdlib.training.checkpoint import load_checkpoint

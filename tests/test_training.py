@@ -15,8 +15,9 @@ from lhotse import CutSet
 from made_up import make_cuts, make_noise, settings, trainer
 from scripts import run_script
 
+from kdlib.batch_plan import Phase
 from kdlib.config import DistillTerm, LangConfig
-from kdlib.data import Phase, eval_loader, train_loader
+from kdlib.data import eval_loader, train_loader
 from kdlib.decoding import greedy_search, modified_beam_search
 from kdlib.errors import RecipeError
 from kdlib.lang import Lang, train_lang

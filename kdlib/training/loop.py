@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from kdlib import rnnt
+from kdlib.batch_plan import Phase
 from kdlib.config import OptimConfig, TrainConfig, config_to_dict
 from kdlib.conformer import FRAME_MS
 from kdlib.cuts import TrainCuts, short_cuts, total_seconds
-from kdlib.data import Batch, Phase, TransducerDataset, checked, eval_loader, train_loader
+from kdlib.data import Batch, TransducerDataset, checked, eval_loader, train_loader
 from kdlib.errors import RecipeError
 from kdlib.files import write_json
 from kdlib.lang import Lang
