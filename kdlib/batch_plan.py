@@ -49,17 +49,19 @@ def plan_batch(cuts: Iterable[Cut], seed: int, progress: float, share: int = 0, 
       last: the batch before, whose labels one utterance alone goes on after.
     """
     cuts = sorted(cuts, key=lambda cut: -cut.duration)
-    around = [Surroundings() for _ in cuts] if train is None else _draw_surroundings(cuts, seed, train, last)
+    around = [Surroundings() for _ in cuts] if train is None else _draw_surroundings(cuts, seed, progress, train, last)
     return PlannedBatch(CutSet.from_cuts(cuts[share::shares]), (seed * 1009 + share) % 2 ** 63, progress,
                         sum(subsampled_length(cut.num_frames + sum(one.silence)) for cut, one in zip(cuts, around)),
                         len(cuts), around[share::shares])
 
 
-def _draw_surroundings(cuts: Sequence[Cut], seed: int, config: DataConfig, last: Sequence[Cut]) -> List[Surroundings]:
+def _draw_surroundings(cuts: Sequence[Cut], seed: int, progress: float, config: DataConfig,
+                       last: Sequence[Cut]) -> List[Surroundings]:
     draw, found = random.Random(seed), []
+    silent = config.silence.probability if progress >= config.silence.start else 0.0
     for number, cut in enumerate(cuts):
-        silence = tuple(round(draw.uniform(0.0, MOST_SILENCE) / cut.frame_shift)
-                        if draw.random() < config.silence_probability else 0 for _ in range(2))
+        silence = tuple(round(draw.uniform(0.0, MOST_SILENCE) / cut.frame_shift) if draw.random() < silent else 0
+                        for _ in range(2))
         # After another, not after itself: its own last labels would tell how it ends.
         others = [*cuts[:number], *cuts[number + 1:]] or last
         carried = draw.random() < config.carried_labels and len(others) > 0

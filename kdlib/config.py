@@ -200,6 +200,17 @@ class SpecAugmentConfig:
 
 
 @dataclass
+class SilenceConfig:
+    """Up to 1.5 s of digital silence, as a device puts behind the end of a stream and a microphone that is off gives."""
+
+    probability: float = 0.0  # of each end of an utterance: that there is some before or after it
+    start: float = 0.0  # the part of the training after which it begins
+
+    def __post_init__(self) -> None:
+        require_amounts(self, "data.silence", "probability", "start", most=1)
+
+
+@dataclass
 class DataConfig:
     max_duration: float = 25.0  # seconds of audio in a batch
     num_buckets: int = 10
@@ -210,15 +221,13 @@ class DataConfig:
     noise_snr: List[float] = field(default_factory=lambda: [8.0, 25.0])  # dB: mean powers, while there is noise
     # dB by which an utterance, with its noise, is made louder or, below 0, quieter: drawn from between the two.
     gain: List[float] = field(default_factory=lambda: [0.0, 0.0])
-    # Of each end of an utterance: that up to 1.5 s of digital silence come before or after it, as a device puts behind the end
-    # of a stream, and where a microphone is off.
-    silence_probability: float = 0.0
     # Share of the utterances that the predictor begins with the last labels of another one, which is what it meets where a
     # stream goes on after a sentence.
     carried_labels: float = 0.0
     min_seconds: float = 0.2
     max_seconds: float = 30.0
     spec_augment: SpecAugmentConfig = field(default_factory=SpecAugmentConfig)
+    silence: SilenceConfig = field(default_factory=SilenceConfig)
     curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
 
     def __post_init__(self) -> None:
@@ -227,7 +236,7 @@ class DataConfig:
         require(self.min_seconds < self.max_seconds, "data.min_seconds", self.min_seconds,
                 f"below data.max_seconds, {self.max_seconds:g}")
         require(self.num_buckets >= 2, "data.num_buckets", self.num_buckets, "at least 2")  # or Lhotse makes none
-        require_amounts(self, "data", "noise_probability", "silence_probability", "carried_labels", most=1)
+        require_amounts(self, "data", "noise_probability", "carried_labels", most=1)
         require(self.num_workers >= 0, "data.num_workers", self.num_workers, "0 or more")
         for key, what in (("noise_snr", "ratio"), ("gain", "gain")):
             values = getattr(self, key)

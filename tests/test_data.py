@@ -364,7 +364,7 @@ def test_each_utterance_has_a_gain_of_its_own_and_its_noise_the_same(corpus):
 def test_silence_before_and_after_is_as_long_as_planned_and_counted(corpus):
     """Digital, whatever the gain; drawn for the whole batch, however it is shared out."""
     _, lang, train, _ = corpus
-    words = ("data.spec_augment.enabled=false", "data.gain=[3,3]", "data.silence_probability=0.4")
+    words = ("data.spec_augment.enabled=false", "data.gain=[3,3]", "data.silence.probability=0.4")
     config, cuts = settings(*words).data, list(train)[:40]
     dataset = TransducerDataset(lang, config, train=True)
     whole = plan_batch(cuts, 5, 1.0, train=config)
@@ -384,7 +384,10 @@ def test_silence_before_and_after_is_as_long_as_planned_and_counted(corpus):
         assert planned.total_frames == whole.total_frames
     ends = [end for silence in drawn.values() for end in silence]
     assert counted == whole.total_frames and 0.25 < sum(end > 0 for end in ends) / 80 < 0.55 and 120 < max(ends) <= 150
-    assert not any(any(one.silence) for one in plan_batch(cuts, 5, 1.0).around)
+    late = settings(*words, "data.silence.start=0.5").data
+    for planned in (plan_batch(cuts, 5, 1.0), plan_batch(cuts, 5, 0.49, train=late)):
+        assert not any(any(one.silence) for one in planned.around)
+    assert plan_batch(cuts, 5, 0.5, train=late).around == whole.around
 
 
 def test_masks_are_as_many_and_as_wide_as_the_config_says():

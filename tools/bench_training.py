@@ -139,7 +139,7 @@ class TimedTrainer(loop.Trainer):
             torch.cuda.synchronize(self.device)
         frames = SUBSAMPLING * shares[0].total_frames + RIGHT_CONTEXT * shares[0].total_utterances
         # Silence of half the longest on average, before and after, which no hour of the corpus is spent on.
-        silence = shares[0].total_utterances * self.config.data.silence_probability * MOST_SILENCE
+        silence = shares[0].total_utterances * self.config.data.silence.probability * MOST_SILENCE
         self.marks.append((time.perf_counter(), frames / FRAMES_A_SECOND - silence))
         return made
 
