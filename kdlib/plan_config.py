@@ -43,7 +43,7 @@ class PlanConfig:
 
 @dataclass
 class ProgressiveConfig:
-    """The chain of students. Settings not named here are the teacher's."""
+    """The chain of students. Settings not named here are the teacher's (:func:`kdlib.planning.inherited`)."""
 
     # Per cent that the last student must be smaller than the teacher. Unless it is given: 60 without a plan; plan's target
     # where that is a percentage, and None where it is a number of parameters or bytes, which is then what must be met.

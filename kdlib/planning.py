@@ -311,9 +311,18 @@ def of_trainings(overrides: Sequence[str]) -> List[str]:
     return [word for word in overrides if not re.match(r"model\b", word)]
 
 
+def inherited(teacher: TrainConfig) -> dict:
+    """What other trainings take over of a teacher's config: not what it has of its own teacher, where it is a student of
+    another run."""
+    values, usual = config_to_dict(teacher), config_to_dict(TrainConfig())
+    loss = {**values["loss"], **{key: usual["loss"][key] for key in ("distill", "distill_from")}}
+    return {**values, "loss": loss, "init": usual["init"]}
+
+
 def stage_configs(chain: ProgressiveConfig, teacher: TrainConfig, vocab_size: int, overrides: Sequence[str],
                   source: str) -> List[TrainConfig]:
-    """The training of each stage: the teacher's, changed by what all students share and by what the stage says.
+    """The training of each stage: the teacher's (:func:`inherited`), changed by what all students share and by what the stage
+    says.
 
     Planned sizes come after what all students share and before what a stage itself says of its model. ``overrides`` are
     ``key=value`` words that every training gets; ``source`` names the chain in errors.
@@ -321,7 +330,7 @@ def stage_configs(chain: ProgressiveConfig, teacher: TrainConfig, vocab_size: in
     Raises:
         RecipeError: there are no stages, or a setting of one is wrong.
     """
-    base = config_to_dict(teacher)
+    base = inherited(teacher)
     stages = [config_to_dict(stage) for stage in chain.stages]
     if chain.plan is None and not stages:
         raise RecipeError(f"{source} names no stages: list at least one under 'stages', or write a 'plan'")

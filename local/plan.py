@@ -11,8 +11,8 @@ from kdlib.errors import RecipeError, run_main
 from kdlib.files import read_record, write_json
 from kdlib.lang import Lang
 from kdlib.plan_config import ProgressiveConfig
-from kdlib.planning import (ModelSize, check_chain, check_student, measure_model, of_trainings, parse_target, size_table,
-                            stage_configs)
+from kdlib.planning import (ModelSize, check_chain, check_student, inherited, measure_model, of_trainings, parse_target,
+                            size_table, stage_configs)
 from kdlib.report import plain_table
 from kdlib.transducer import Transducer
 
@@ -49,9 +49,8 @@ def make_configs(plan: ProgressiveConfig, teacher: TrainConfig, vocab_size: int,
                           source=f"{source}, single")
     if len(stages) > 1:
         refuse_layers_of_another_teacher(plan, single, f"stage{len(stages) - 1}", source)
-    untaught = {"loss": {"distill": []}}  # where the teacher is a student of another run
-    scratch = merge_config(TrainConfig, [config_to_dict(teacher), untaught, plan.scratch, final_model, as_the_teacher],
-                           overrides, source=f"{source}, scratch")
+    scratch = merge_config(TrainConfig, [inherited(teacher), plan.scratch, final_model, as_the_teacher], overrides,
+                           source=f"{source}, scratch")
     # Where epochs are passes over the training part, no updates can be counted.
     had = trained if trained and scratch.training.updates_per_epoch else 0
     for name, alone, rests_on, more in (("scratch", scratch, stages if had else [teacher, *stages], had),

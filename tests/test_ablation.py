@@ -66,6 +66,16 @@ def test_an_arm_changes_what_it_names(tmp_path):
     assert [recipe.config(f"two-stage{k}").training.num_epochs for k in (1, 2)] == [2, 5]
 
 
+def test_arms_of_a_teacher_that_was_a_student_start_from_it(tmp_path):
+    recipe = Recipe(tmp_path)
+    teacher = {**TEACHER, "init": {"weights": "scratch"}, "loss": {"distill": [{"name": "collapsed_kl"}]}}
+    (tmp_path / "teacher.yaml").write_text(yaml.safe_dump(teacher))
+    (tmp_path / "progressive.yaml").write_text(yaml.safe_dump({**PROGRESSIVE, "student": {}}))
+    assert recipe("plan").returncode == 0
+    mixture = recipe.config("mixture-stage1")
+    assert mixture.init.weights == "teacher" and mixture.loss.distill == []
+
+
 def test_tables_compare_with_the_first_row(tmp_path):
     recipe = Recipe(tmp_path)
     recipe("plan")

@@ -9,7 +9,8 @@ import pytest
 import yaml
 from scripts import refused, run_script
 
-from kdlib.config import LangConfig, TrainConfig, load_config
+from kdlib.comparison import UPDATES_TOLERANCE
+from kdlib.config import InitConfig, LangConfig, TrainConfig, load_config
 from kdlib.lang import Lang, train_lang
 from kdlib.plan_config import ProgressiveConfig
 from kdlib.planning import measure_model
@@ -197,6 +198,22 @@ def test_matched_is_by_updates_whatever_the_stages_epochs_are(folder):
         matched = config(folder, name)
         updates = matched.data.curriculum.updates + updates_of(matched)
         assert wanted <= updates < wanted + matched.training.num_epochs
+
+
+def test_students_of_a_student_start_as_progressive_yaml_says(folder):
+    """Not as their teacher did when it was a student."""
+    was = {"init": {"weights": "scratch", "layers": [1, 3], "units": "first"},
+           "loss": {"distill": [{"name": "collapsed_kl"}], "distill_from": "first", "ctc_weight": 0.3}}
+    assert plan(folder, teacher={**TEACHER, **was}).returncode == 0
+    assert plan(folder, teacher={**TEACHER, **was}, stages={**PLAN, "student": {
+        **PLAN["student"], "init": {"layers": "importance"}}}).returncode == 0
+    for name in ("stage1", "stage2", "single", "single-matched"):
+        made = config(folder, name)
+        assert made.init == InitConfig(layers="importance") and made.loss.distill_from == "previous"
+        assert [term.name for term in made.loss.distill] == ["encoder_mse"] and made.loss.ctc_weight == 0.3
+    assert config(folder, "scratch").init == InitConfig() and config(folder, "scratch").loss.distill_from == "previous"
+    said = refused(plan(folder, teacher={**TEACHER, **was}, stages={**PLAN, "student": {}}))
+    assert "student.loss.distill is empty" in said
 
 
 @pytest.mark.parametrize("word", ["model.num_layers=8", "model={num_layers: 8}", "model[num_layers]=8"])
