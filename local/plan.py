@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Dict, List, Optional
 
+from kdlib.comparison import UPDATES_TOLERANCE
 from kdlib.config import TrainConfig, config_to_dict, load_config, merge_config, save_config
 from kdlib.errors import RecipeError, run_main
 from kdlib.files import read_record, write_json
@@ -63,7 +64,8 @@ def make_configs(plan: ProgressiveConfig, teacher: TrainConfig, vocab_size: int,
 
 
 def as_long_as(others: List[TrainConfig], alone: TrainConfig, source: str, more: int) -> Dict[str, int]:
-    """The epochs of a training that is otherwise ``alone``, with as many updates as all the others together and ``more``."""
+    """The epochs of a training that is otherwise ``alone``, with as many updates as all the others together and ``more``, or up
+    to ``UPDATES_TOLERANCE`` above."""
     trainings = [config.training for config in others]
     # Those of a curriculum come before the first epoch.
     before = more + sum(config.data.curriculum.updates for config in others) - alone.data.curriculum.updates
@@ -81,7 +83,12 @@ def as_long_as(others: List[TrainConfig], alone: TrainConfig, source: str, more:
     if updates < 1:
         raise RecipeError(f"{source}: its curriculum of {alone.data.curriculum.updates} updates is as long as all the "
                           "trainings that it is to match: make data.curriculum.updates smaller")
-    count = max(alone.training.avg, round(updates / alone.training.updates_per_epoch))
+    # As many epochs as of the usual length, or the number nearest to it where rounding up adds so little that they pass for
+    # matched.
+    usual, least = round(updates / alone.training.updates_per_epoch), alone.training.avg
+    matched = (count for count in range(least, updates + 1)
+               if count * math.ceil(updates / count) <= (1 + UPDATES_TOLERANCE) * updates)
+    count = min(matched, key=lambda count: abs(count - usual), default=least)
     return {"num_epochs": count, "updates_per_epoch": math.ceil(updates / count)}
 
 

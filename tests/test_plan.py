@@ -94,6 +94,32 @@ def test_a_matched_baseline_has_the_epochs_that_are_averaged(folder):
     assert matched.training.num_epochs == 3 and updates_of(matched) == 4 * 9
 
 
+@pytest.mark.parametrize("teacher, student, curriculum", [((2, 6), (2, 4), 3), ((15, 25), (5, 25), 30), ((5, 20), (2, 17), 0),
+                                                          ((3, 7), (1, 4), 1), ((10, 5), (2, 9), 7)])
+def test_a_matched_baseline_of_short_epochs_passes_for_matched(folder, teacher, student, curriculum):
+    """Whatever the lengths of the epochs, stage 8 does not say that it is not."""
+    lengths = [dict(zip(("num_epochs", "updates_per_epoch"), one)) for one in (teacher, student)]
+    settings = {**TEACHER, "training": {**lengths[0], "avg": 2}, "data": {"curriculum": {"updates": curriculum}}}
+    stages = {**PLAN, "student": {**PLAN["student"], "training": {**lengths[1], "avg": 1}}}
+    done = plan(folder, teacher=settings, stages=stages)
+    assert done.returncode == 0, done.stderr
+    together = {"single-matched": 2 * student[0] * student[1]}
+    together["scratch-matched"] = curriculum + teacher[0] * teacher[1] + together["single-matched"]
+    for name, wanted in together.items():
+        matched = config(folder, name)
+        assert wanted <= matched.data.curriculum.updates + updates_of(matched) <= (1 + UPDATES_TOLERANCE) * wanted
+        assert matched.training.num_epochs >= matched.training.avg
+
+
+def test_a_matched_baseline_has_epochs_of_the_usual_length_where_these_do(folder):
+    """Of 5,550 updates in epochs of 450, which twelve of 463 come near."""
+    teacher = {**TEACHER, "training": {"num_epochs": 7, "updates_per_epoch": 450}, "data": {}}
+    students = {**PLAN["student"], "training": {"num_epochs": 4, "updates_per_epoch": 300}}
+    assert plan(folder, teacher=teacher, stages={**PLAN, "student": students}).returncode == 0
+    training = config(folder, "scratch-matched").training
+    assert (training.num_epochs, training.updates_per_epoch) == (12, 463)
+
+
 def test_the_target_is_the_plan_s_own(folder):
     for planned, target in (("55.5%", 55.5), ("4k", None), ("9kB", None)):
         stages = {"plan": {"stages": 1, "target": planned}, "student": PLAN["student"]}
@@ -174,6 +200,22 @@ def test_a_student_of_another_run_as_the_teacher(folder):
     assert "scratch: it asks for distillation losses" in said
 
 
+def test_students_of_a_student_start_as_progressive_yaml_says(folder):
+    """Not as their teacher did when it was a student."""
+    was = {"init": {"weights": "scratch", "layers": [1, 3], "units": "first"},
+           "loss": {"distill": [{"name": "collapsed_kl"}], "distill_from": "first", "ctc_weight": 0.3}}
+    assert plan(folder, teacher={**TEACHER, **was}).returncode == 0
+    assert plan(folder, teacher={**TEACHER, **was}, stages={**PLAN, "student": {
+        **PLAN["student"], "init": {"layers": "importance"}}}).returncode == 0
+    for name in ("stage1", "stage2", "single", "single-matched"):
+        made = config(folder, name)
+        assert made.init == InitConfig(layers="importance") and made.loss.distill_from == "previous"
+        assert [term.name for term in made.loss.distill] == ["encoder_mse"] and made.loss.ctc_weight == 0.3
+    assert config(folder, "scratch").init == InitConfig() and config(folder, "scratch").loss.distill_from == "previous"
+    said = refused(plan(folder, teacher={**TEACHER, **was}, stages={**PLAN, "student": {}}))
+    assert "student.loss.distill is empty" in said
+
+
 def test_epochs_that_are_passes_add_up(folder):
     passes = {**PLAN, "student": {**PLAN["student"], "training": {"num_epochs": 2}}}
     assert plan(folder, "training.updates_per_epoch=0", stages=passes).returncode == 0
@@ -198,22 +240,6 @@ def test_matched_is_by_updates_whatever_the_stages_epochs_are(folder):
         matched = config(folder, name)
         updates = matched.data.curriculum.updates + updates_of(matched)
         assert wanted <= updates < wanted + matched.training.num_epochs
-
-
-def test_students_of_a_student_start_as_progressive_yaml_says(folder):
-    """Not as their teacher did when it was a student."""
-    was = {"init": {"weights": "scratch", "layers": [1, 3], "units": "first"},
-           "loss": {"distill": [{"name": "collapsed_kl"}], "distill_from": "first", "ctc_weight": 0.3}}
-    assert plan(folder, teacher={**TEACHER, **was}).returncode == 0
-    assert plan(folder, teacher={**TEACHER, **was}, stages={**PLAN, "student": {
-        **PLAN["student"], "init": {"layers": "importance"}}}).returncode == 0
-    for name in ("stage1", "stage2", "single", "single-matched"):
-        made = config(folder, name)
-        assert made.init == InitConfig(layers="importance") and made.loss.distill_from == "previous"
-        assert [term.name for term in made.loss.distill] == ["encoder_mse"] and made.loss.ctc_weight == 0.3
-    assert config(folder, "scratch").init == InitConfig() and config(folder, "scratch").loss.distill_from == "previous"
-    said = refused(plan(folder, teacher={**TEACHER, **was}, stages={**PLAN, "student": {}}))
-    assert "student.loss.distill is empty" in said
 
 
 @pytest.mark.parametrize("word", ["model.num_layers=8", "model={num_layers: 8}", "model[num_layers]=8"])
