@@ -20,7 +20,7 @@ from kdlib.comparison import (compare, differences_table, errors_table, full_rat
 from kdlib.comparison import read_summary as read_decoding_summary
 from kdlib.config import load_config
 from kdlib.errors import RecipeError, run_main
-from kdlib.files import read_json, write_json, write_text
+from kdlib.files import content_digest, read_json, read_record, write_json, write_text
 from kdlib.model_card import DECODINGS
 from kdlib.plan_config import ProgressiveConfig
 from kdlib.report import (SizedModel, describe_machine, describe_trainings, format_duration, markdown_table, name_processor,
@@ -43,6 +43,7 @@ def main(argv: Optional[List[str]] = None) -> None:
     target = load_config(ProgressiveConfig, args.config).target_compression
     chain = ["teacher", *(f"stage{number}" for number in range(1, read_stage_count(args.exp) + 1))]
     summaries = {model: read_summary(args.exp, model) for model in [*chain, *BASELINES]}
+    check_made_from(args.exp, list(summaries))
     check_same_test_sets(args.exp, summaries)
     matched = {"scratch-matched": chain, "single-matched": chain[1:]}
     run = describe_run(args, summaries)
@@ -106,15 +107,18 @@ def read_stage_count(exp: Path) -> int:
         raise RecipeError(f"{path} names no stages: {remedy}")
     return stages
 
+def remedy_for(model: str) -> str:
+    """How a model comes to be there as it should."""
+    if model == "teacher":
+        return f"train and decode it with stages 4 and 5 ({RERUN} --stage 4 --stop-stage 5)"
+    stage = 7 if model in BASELINES else 6
+    return f"train and decode it with stage {stage} ({RERUN} --stage {stage} --stop-stage {stage})"
+
+
 
 def read_summary(exp: Path, model: str) -> Dict[str, Any]:
     """The decoding summary of ``model``, checked, with what is known of its training under ``training``."""
-    path, done = exp / model / "decode" / "summary.json", exp / model / "done.json"
-    if model == "teacher":
-        remedy = f"train and decode it with stages 4 and 5 ({RERUN} --stage 4 --stop-stage 5)"
-    else:
-        stage = 7 if model in BASELINES else 6
-        remedy = f"train and decode it with stage {stage} ({RERUN} --stage {stage} --stop-stage {stage})"
+    path, done, remedy = exp / model / "decode" / "summary.json", exp / model / "done.json", remedy_for(model)
     summary = read_decoding_summary(path, model, remedy)
     summary["training"] = read_json(done, remedy) if done.exists() else {}
     if not isinstance(summary["training"], dict) or not is_number(summary["training"].get("seconds", 0)):
@@ -162,6 +166,21 @@ def check_same_test_sets(exp: Path, summaries: Dict[str, Dict[str, Any]]) -> Non
             path = exp / model / "decode" / "summary.json"
             raise RecipeError(f"{path} was decoded on other test data than the teacher (words {words(model)}, "
                               f"not {words('teacher')}): run from stage 5 again ({RERUN} --stage 5)")
+
+def check_made_from(exp: Path, models: List[str]) -> None:
+    """A chain is one only where each student was made from the very models that are there: a stage 6 that was stopped leaves
+    students of those before them. Of what was trained before ``run.json`` named models nothing is known."""
+    for model in models:
+        record = exp / model / "run.json"
+        # A teacher that was taken may be a student itself, of models of its own run.
+        if model == "teacher" or not record.exists():
+            continue
+        run = read_record(record, remedy_for(model))
+        for role, name in run.get("models", {}).items():
+            done = exp / name / "done.json"
+            if done.exists() and run["inputs"][role] != content_digest(done):
+                raise RecipeError(f"{exp / model} was trained from another {name} than is there: {remedy_for(model)}")
+
 
 
 def describe_run(args: argparse.Namespace, summaries: Dict[str, Dict[str, Any]]) -> Dict[str, Any]:

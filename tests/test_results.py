@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from scripts import run_script
 
 from kdlib.errors import RecipeError
+from kdlib.files import content_digest
 from kdlib.report import format_duration, format_relative, markdown_table, plain_table, relative_change
 
 
@@ -322,6 +323,50 @@ def test_a_missing_summary_names_the_file_and_the_stage(run, model, stage):
     assert str(run.path(model)) in str(error.value) and stage in str(error.value)
     assert "\n" not in str(error.value)
     assert not (run.folder / "RESULTS.md").exists()
+
+
+MADE_FROM = {"teacher": "stage2", "stage1": "teacher", "stage2": "stage1", "stage3": "stage2", "single": "teacher"}
+
+
+def record_models(run):
+    """What local/train.py writes down of the models that others were made from; the teacher's is of the run that it is taken
+    from, where it was a student."""
+    for model, source in MADE_FROM.items():
+        digest = content_digest(run.folder / "exp" / source / "done.json") if model != "teacher" else "0" * 64
+        inputs, models = (dict.fromkeys(("init-from", "teacher"), value) for value in (digest, source))
+        (run.folder / "exp" / model / "run.json").write_text(json.dumps({"config": {}, "inputs": inputs, "models": models}))
+    (run.folder / "exp" / "scratch" / "run.json").write_text(json.dumps({"config": {}, "inputs": {}, "models": {}}))
+
+
+@pytest.mark.parametrize("changed, refused", [("stage1", "stage2"), ("stage2", "stage3"), ("teacher", "stage1")])
+def test_a_chain_that_was_trained_anew_in_part_is_refused(run, changed, refused):
+    """A stage 6 that was stopped leaves models of the chain before it."""
+    record_models(run)
+    assert run.results()["warnings"] == []
+    done = run.folder / "exp" / changed / "done.json"
+    done.write_text(done.read_text().replace("365.2", "365.3"))
+    with pytest.raises(RecipeError) as error:
+        run.results()
+    assert str(error.value) == (f"{run.folder / 'exp' / refused} was trained from another {changed} than is there: train and "
+                                f"decode it with stage 6 (run.sh --stage 6 --stop-stage 6)")
+
+
+def test_a_baseline_of_another_teacher_is_refused(run):
+    record_models(run)
+    (run.folder / "exp" / "single" / "run.json").write_text(
+        json.dumps({"config": {}, "inputs": {"teacher": "0" * 64}, "models": {"teacher": "teacher"}}))
+    with pytest.raises(RecipeError, match="single was trained from another teacher .* with stage 7 "):
+        run.results()
+
+
+def test_models_that_no_record_tells_of_are_taken_as_they_are(run):
+    """Those of before the records named models, or a model from elsewhere."""
+    record_models(run)
+    (run.folder / "exp" / "stage1" / "run.json").unlink()
+    (run.folder / "exp" / "stage2" / "run.json").write_text(json.dumps({"config": {}, "inputs": {"stage1": "0" * 64}}))
+    (run.folder / "exp" / "stage3" / "run.json").write_text(
+        json.dumps({"config": {}, "inputs": {"teacher": "0" * 64}, "models": {"teacher": "elsewhere"}}))
+    assert run.results()["warnings"] == []
 
 
 @pytest.mark.parametrize("changes, words", [
