@@ -4,6 +4,7 @@ import datetime
 import math
 import os
 import platform
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence
@@ -103,6 +104,11 @@ def newest_date(paths: Iterable[Path]) -> str:
     """The day (UTC) on which the last of these files was written."""
     newest = max(path.stat().st_mtime for path in paths)
     return datetime.datetime.fromtimestamp(newest, datetime.timezone.utc).date().isoformat()
+
+
+def shown(path: Path) -> str:
+    """``path`` for a file that other people read: as given when relative, else its last two parts."""
+    return shlex.quote((path if not path.is_absolute() else Path(*path.parts[-2:])).as_posix())
 
 
 def plot_wer_against_size(path: PathLike, chain: Sequence[SizedModel], others: Sequence[SizedModel],

@@ -25,7 +25,7 @@ from kdlib.files import read_record, write_text
 from kdlib.lang import Lang
 from kdlib.plan_config import ProgressiveConfig
 from kdlib.planning import check_chain, of_trainings, stage_configs
-from kdlib.report import describe_trainings, markdown_table, newest_date, plain_table
+from kdlib.report import describe_trainings, markdown_table, newest_date, plain_table, shown
 
 ARMS = "arms.txt"  # a line for each arm: its name and how many stages it has
 
@@ -117,8 +117,8 @@ def write_tables(args, config: AblationConfig) -> None:
     models = [args.exp / f"{name}-stage{number}" for name in arms for number in range(1, int(stages[name]) + 1)]
     done = [model / "done.json" for model in models if (model / "done.json").exists()]
     trained = describe_trainings(read_record(path, "run stage 10 again") for path in done)
-    text = (f"# Ablation of {args.recipe}\n\nWritten by `{args.command}`, with `conf/ablation.yaml`; every figure comes "
-            "from the files of one run, one seed.\n\n"
+    text = (f"# Ablation of {args.recipe}\n\nWritten by `{args.command}`, with `{shown(args.config)}`; every figure "
+            "comes from the files of one run, one seed.\n\n"
             f"- Date of the run: {newest_date(model / 'decode' / 'summary.json' for model in models)}\n"
             + (f"- Trained on {'; '.join(trained)}\n" if trained else "")
             + f"\nTheir teacher: {teacher['parameters']:,} parameters, {teacher['updates']:,} updates, {taught}.\n\n"

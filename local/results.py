@@ -10,7 +10,6 @@ summary with the errors of each utterance.
 import argparse
 import json
 import os
-import shlex
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
@@ -24,7 +23,7 @@ from kdlib.files import content_digest, read_json, read_record, write_json, writ
 from kdlib.model_card import DECODINGS
 from kdlib.plan_config import ProgressiveConfig
 from kdlib.report import (SizedModel, describe_machine, describe_trainings, format_duration, markdown_table, name_processor,
-                          newest_date, plain_table, plot_wer_against_size)
+                          newest_date, plain_table, plot_wer_against_size, shown)
 
 RERUN = os.environ.get("RECIPE_RERUN", "run.sh")  # how the user called it: local/stage_stamp.py says so
 EXPORT = f"export it again with stage 9 ({RERUN} --stage 9)"
@@ -43,8 +42,8 @@ def main(argv: Optional[List[str]] = None) -> None:
     target = load_config(ProgressiveConfig, args.config).target_compression
     chain = ["teacher", *(f"stage{number}" for number in range(1, read_stage_count(args.exp) + 1))]
     summaries = {model: read_summary(args.exp, model) for model in [*chain, *BASELINES]}
-    check_made_from(args.exp, list(summaries))
     check_same_test_sets(args.exp, summaries)
+    check_made_from(args.exp, list(summaries))
     matched = {"scratch-matched": chain, "single-matched": chain[1:]}
     run = describe_run(args, summaries)
     results = {**run, **compare(summaries, chain, list(BASELINES), matched, target),
@@ -107,13 +106,13 @@ def read_stage_count(exp: Path) -> int:
         raise RecipeError(f"{path} names no stages: {remedy}")
     return stages
 
+
 def remedy_for(model: str) -> str:
     """How a model comes to be there as it should."""
     if model == "teacher":
         return f"train and decode it with stages 4 and 5 ({RERUN} --stage 4 --stop-stage 5)"
     stage = 7 if model in BASELINES else 6
     return f"train and decode it with stage {stage} ({RERUN} --stage {stage} --stop-stage {stage})"
-
 
 
 def read_summary(exp: Path, model: str) -> Dict[str, Any]:
@@ -167,6 +166,7 @@ def check_same_test_sets(exp: Path, summaries: Dict[str, Dict[str, Any]]) -> Non
             raise RecipeError(f"{path} was decoded on other test data than the teacher (words {words(model)}, "
                               f"not {words('teacher')}): run from stage 5 again ({RERUN} --stage 5)")
 
+
 def check_made_from(exp: Path, models: List[str]) -> None:
     """A chain is one only where each student was made from the very models that are there: a stage 6 that was stopped leaves
     students of those before them. Of what was trained before ``run.json`` named models nothing is known."""
@@ -180,7 +180,6 @@ def check_made_from(exp: Path, models: List[str]) -> None:
             done = exp / name / "done.json"
             if done.exists() and run["inputs"][role] != content_digest(done):
                 raise RecipeError(f"{exp / model} was trained from another {name} than is there: {remedy_for(model)}")
-
 
 
 def describe_run(args: argparse.Namespace, summaries: Dict[str, Dict[str, Any]]) -> Dict[str, Any]:
@@ -237,11 +236,6 @@ def report(args: argparse.Namespace, results: Dict[str, Any], table_text: str, m
         "processors round otherwise: figures differ between machines by about as much as between seeds.\n"
         f"{published}"
     )
-
-
-def shown(path: Path) -> str:
-    """``path`` for a file that other people read: as given when relative, else its last two parts."""
-    return shlex.quote((path if not path.is_absolute() else Path(*path.parts[-2:])).as_posix())
 
 
 if __name__ == "__main__":

@@ -114,6 +114,7 @@ def test_the_report_says_when_and_on_what_the_arms_were_trained(tmp_path):
     assert recipe("table").returncode == 0
     assert ("- Trained on cpu of Abacus, 8 cores, 2 processes; cpu of Abacus, 1 core, 2 processes\n\nTheir teacher"
             in (tmp_path / "ABLATION.md").read_text())
+    assert f"`egs/toy/run.sh --stage 10`, with `{tmp_path.name}/ablation.yaml`; every" in report
     (tmp_path / "exp" / "two-stage2" / "done.json").write_text("{")
     assert "two-stage2/done.json is not valid JSON" in refused(recipe("table"))
 
