@@ -298,8 +298,8 @@ export_models() {  # stage 9
   stages=$(json_value "$exp/conf/plan.json" stages int 6)
   export_model teacher 4
   export_model "stage$stages" 6
-  # The report again, with what sherpa-onnx made of these files.
-  if ((stage <= 8)); then current=8 write_results; fi
+  # The report again, with what sherpa-onnx made of these files, where this call or an earlier one has written it.
+  if [[ -e $exp/results/results.json ]]; then current=8 write_results; fi
 }
 
 ablate() {  # stage 10

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -120,6 +121,16 @@ if value("--exp").name == "{model}": write(value("--exp") / "decode" / "summary.
 """)
             toy("--stage", stage, "--stop-stage", stage, "--force")
             assert toy("--stage", "8", "--stop-stage", "8").ran == ["results"], model
+
+    def test_stage_9_alone_writes_the_report_that_is_there_again(self, toy):
+        """With the figures of what it has exported; it writes none where there is none."""
+        toy("--stop-stage", "7")
+        exported = [name for name in CHAIN if name.startswith(("export-", "sherpa-"))]
+        assert toy("--stage", "9").ran == exported
+        assert toy("--stage", "8", "--stop-stage", "8").ran == ["results"]
+        shutil.rmtree(toy.folder / "exp" / "export" / "teacher")
+        assert toy("--stage", "8", "--stop-stage", "8").ran == ["results"]
+        assert toy("--stage", "9").ran == [*exported[:3], "results"]
 
     def test_a_changed_config_trains_again(self, toy):
         toy("--stop-stage", "5")
