@@ -18,8 +18,8 @@ def pool_seeds(runs: Sequence[Mapping[str, Summary]]) -> Dict[str, Dict[str, Any
     seed's) and, for each test set, ``rate`` (the name of its headline's), ``wers`` (one a seed), and
     ``errors_by_utterance`` and ``words_by_utterance`` (or those by take), summed over the seeds. A bootstrap of them
     is about these trained models: it does not know how other seeds would have come out.
-    Raises :class:`RecipeError` where the runs do not hold the same models, of the same size, trained as long and decoded in
-    the same way on the same test sets, or where two of them are one.
+    Raises :class:`RecipeError` where the runs do not hold the same models, of the same size, trained as long, averaged over as
+    many epochs and decoded in the same way on the same test sets, or where two of them are one.
     """
     pooled: Dict[str, Dict[str, Any]] = {}
     first = {name: headline(test) for name, test in next(iter(runs[0].values()))["test_sets"].items()}
@@ -35,6 +35,9 @@ def pool_seeds(runs: Sequence[Mapping[str, Summary]]) -> Dict[str, Dict[str, Any
             if abs(into["updates"] - summary["updates"]) > UPDATES_TOLERANCE * into["updates"]:
                 raise RecipeError(f"{model} was trained for {summary['updates']:,} updates in run {number} and for "
                                   f"{into['updates']:,} in the first one: that is more than another seed")
+            if summary["avg"] != runs[0][model]["avg"]:
+                raise RecipeError(f"{model} is the mean of {_epochs(summary['avg'])} in run {number} and of "
+                                  f"{_epochs(runs[0][model]['avg'])} in the first one")
             other = decoded_otherwise(summary, runs[0][model])
             if other:
                 raise RecipeError(f"{model} was decoded otherwise in run {number} than in the first one: {other}")
@@ -53,10 +56,20 @@ def pool_seeds(runs: Sequence[Mapping[str, Summary]]) -> Dict[str, Dict[str, Any
             if any(len(test["wers"]) != number for test in into["test_sets"].values()):
                 raise RecipeError(f"{model} was decoded on other test sets in run {number} than in the first one")
         for earlier, same in enumerate(runs[:number - 1], start=1):
-            if all(run[model]["test_sets"] == same[model]["test_sets"] for model in run):
-                raise RecipeError(f"runs {earlier} and {number} make the same errors with every model: they are one run, or "
-                                  "two of one seed")
+            if all(_same_training(run[model], same[model]) for model in run):
+                raise RecipeError(f"runs {earlier} and {number} do not differ in any model: they are one run, or two of one "
+                                  "seed")
     return pooled
+
+
+def _same_training(one: Summary, other: Summary) -> bool:
+    """By their weights, where both tell a digest of these; else by their errors, which may be the same by chance."""
+    weights = [summary.get("training", {}).get("weights") for summary in (one, other)]
+    return weights[0] == weights[1] if all(weights) else one["test_sets"] == other["test_sets"]
+
+
+def _epochs(count: int) -> str:
+    return f"{count} epoch{'' if count == 1 else 's'}"
 
 
 def seeds_table(pooled: Mapping[str, Mapping[str, Any]]) -> Tuple[List[str], List[List[str]]]:

@@ -39,6 +39,8 @@ def read_run(path: Path):
         problem = summary_problem(summary, model)
         if problem:
             raise RecipeError(f"{path}, {model}: {problem}: {REMEDY}")
+        if not isinstance(summary.get("training", {}), dict):
+            raise RecipeError(f"{path} describes no training of {model}: {REMEDY}")
     return run
 
 
@@ -64,6 +66,11 @@ def describe_runs(runs):
 def main():
     args = get_args()
     runs = [read_run(path) for path in args.runs]
+    for path, run in zip(args.runs, runs):
+        for key in ("recipe", "config"):
+            if run[key] != runs[0][key]:
+                raise RecipeError(f"{path} is a run of the {key} {run[key]}, {args.runs[0]} of {runs[0][key]}: seeds "
+                                  "are pooled of runs that differ in nothing else")
     pooled = pool_seeds([run["models"] for run in runs])
     header, rows = seeds_table(pooled)
     differences = seed_differences_table(pooled)

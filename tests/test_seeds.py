@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from finished_run import WERS, Run, stage8, summary
 from scipy import stats
-from scripts import run_script
+from scripts import refused, run_script
 
 from kdlib.errors import RecipeError
 from kdlib.seeds import pool_seeds, seed_differences_table, seeds_table
@@ -18,7 +18,7 @@ SEEDS = Path(__file__).resolve().parents[1] / "local" / "seeds.py"
 
 def test_seeds_are_pooled(tmp_path):
     """Two runs that differ in one model: its two rates, their mean and spread, and p-values of both together."""
-    run, second = Run(tmp_path), Run(tmp_path / "second")
+    run, second = (Run(tmp_path / seed / "toy") for seed in ("42", "43"))
     better = summary("stage3")["test_sets"]
     better["test-clean"].update(wer=6.0, errors=120, errors_by_utterance=[1] * 120 + [0] * 280, sub=117)
     second.write("stage3", test_sets=better)
@@ -37,7 +37,7 @@ def test_seeds_are_pooled(tmp_path):
     assert against[:2] == ["+1.50", "+3.00 +0.00"] and against[3] == f"{stats.ttest_1samp([3.0, 0.0], 0).pvalue:.3f}"
     report = (tmp_path / "seeds.md").read_text()
     assert report.startswith("# commands from 2 seeds\n") and \
-        report.count("- `egs/commands/run.sh`, with `second/progressive.yaml`: ") == 1
+        report.count("- `egs/commands/run.sh`, with `toy/progressive.yaml`: ") == 2
     # A kept copy does as well as the folder, and can be kept: it is small.
     kept = shutil.move(summaries(second), tmp_path / "kept.json")
     shutil.rmtree(second.folder)
@@ -122,6 +122,40 @@ def test_a_few_updates_more_are_no_other_training():
         pool_seeds(runs)
 
 
+def test_trainings_are_told_apart_by_their_weights():
+    """Runs that learned nothing make the same errors."""
+    runs = [{model: summary(model, training={"weights": f"{seed} {model}"}) for model in WERS} for seed in (42, 43)]
+    assert pool_seeds(runs)["teacher"]["test_sets"]["test-clean"]["wers"] == [6.0, 6.0]
+    for model in WERS:
+        runs[1][model]["training"]["weights"] = f"42 {model}"
+    with pytest.raises(RecipeError, match="runs 1 and 2 do not differ in any model: they are one run, or two of one seed"):
+        pool_seeds(runs)
+    del runs[0]["stage1"]["training"]  # of a version that wrote no digests
+    with pytest.raises(RecipeError, match="runs 1 and 2 do not differ in any model"):
+        pool_seeds(runs)
+    runs[1]["stage2"]["training"]["weights"] = "43"
+    pool_seeds(runs)
+
+
+def test_models_that_are_averaged_otherwise_are_not_pooled():
+    runs = two_runs()
+    runs[1]["stage1"]["avg"] = 1
+    with pytest.raises(RecipeError, match="stage1 is the mean of 1 epoch in run 2 and of 3 epochs in the first one"):
+        pool_seeds(runs)
+
+
+@pytest.mark.parametrize("key, other", [("recipe", "fsdd"), ("config", "conf/tiny/progressive.yaml")])
+def test_runs_of_other_recipes_or_settings_are_not_pooled(tmp_path, key, other):
+    kept = []
+    for seed in (42, 43):
+        whole = json.loads((SEEDS.parents[1] / "egs" / "voice_commands" / "seeds" / f"long-{seed}.json").read_text())
+        kept.append(tmp_path / f"{seed}.json")
+        kept[-1].write_text(json.dumps({**whole, key: other} if seed == 43 else whole))
+    said = refused(run_script(SEEDS, *kept))
+    assert said == (f"error: {kept[1]} is a run of the {key} {other}, {kept[0]} of {whole[key]}: seeds are pooled of runs that "
+                    "differ in nothing else")
+
+
 def test_runs_of_other_models_or_test_sets_are_not_pooled():
     runs = two_runs()
     less = {model: one for model, one in runs[1].items() if model != "stage2"}
@@ -134,7 +168,7 @@ def test_runs_of_other_models_or_test_sets_are_not_pooled():
 
 
 def test_runs_that_do_not_fit_are_named(tmp_path):
-    run, second = Run(tmp_path), Run(tmp_path / "second")
+    run, second = (Run(tmp_path / seed / "toy") for seed in ("42", "43"))
     finish(run, second)
     whole = json.loads(summaries(second).read_text())
 
@@ -153,7 +187,7 @@ def test_runs_that_do_not_fit_are_named(tmp_path):
     assert "stage1 was trained for 9,999 updates in run 2" in pooled_with("stage1", updates=9999)
     assert "decoded otherwise in run 2 than in the first one: method" in pooled_with("stage1", method="beam_search")
     assert "decoded otherwise in run 2 than in the first one: beam 8 instead of None" in pooled_with("stage1", beam=8)
-    assert "runs 1 and 2 make the same errors with every model" in pooled_with("stage1")
+    assert "runs 1 and 2 do not differ in any model" in pooled_with("stage1")
     other["test-other"]["errors"] += 1
     assert "summaries.json, stage1: has no errors_by_utterance that add up" in pooled_with("stage1", test_sets=other)
 
@@ -162,8 +196,10 @@ def test_files_that_are_no_finished_runs_are_named(tmp_path):
     run = Run(tmp_path)
     finish(run)
     whole = json.loads(summaries(run).read_text())
+    other = {**whole["models"], "stage1": {**whole["models"]["stage1"], "training": []}}
     for content, said in (("{", "is not valid JSON"), ("{}", "says nothing of recipe, command"),
                           (json.dumps({**whole, "models": []}), "is not stage 8's"),
+                          (json.dumps({**whole, "models": other}), "describes no training of stage1"),
                           (json.dumps({**whole, "models": {"teacher": whole["models"]["teacher"]}}), "is not stage 8's")):
         summaries(run).write_text(content)
         done = run_script(SEEDS, run.folder / "exp")
