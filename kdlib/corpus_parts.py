@@ -175,7 +175,8 @@ def _place(name: str) -> str:
     return hashlib.sha256(name.encode()).hexdigest()
 
 
-def hold_out(cuts: Sequence[Cut], shares: Mapping[str, float]) -> Tuple[Dict[str, List[Cut]], str]:
+def hold_out(cuts: Sequence[Cut], shares: Mapping[str, float],
+             skipped: Optional[Skipped] = None) -> Tuple[Dict[str, List[Cut]], str]:
     """Deal cuts out: to each part its share of the hours, to ``train`` the rest; and what the parts have no two of.
 
     Whole speakers go to a part, so that a test set has none that training hears; where there are fewer than ten, whole
@@ -183,7 +184,9 @@ def hold_out(cuts: Sequence[Cut], shares: Mapping[str, float]) -> Tuple[Dict[str
     that training takes (:func:`trainable`): utterances of other lengths go to ``train``, where they do no harm and are
     named, and so do those of unknown speakers where the others go by speaker. The same audio under several ids goes where
     the first of them does, and by utterance so do those that overlap for the most part, so that no test is of what was
-    trained on.
+    trained on. By speaker and by recording an utterance of a part that lies mostly within audio of ``train``, as where people
+    speak at once, is left out and counted in ``skipped``; where that or the groups themselves leave a part less than half of
+    its share, the next way is taken.
 
     Raises:
         RecipeError: of what training takes there are no more utterances, each counted once, than parts to hold out.
@@ -198,13 +201,14 @@ def hold_out(cuts: Sequence[Cut], shares: Mapping[str, float]) -> Tuple[Dict[str
                           f"too few to hold {', '.join(shares)} out of them"
                           + (f" (besides, there are {_counted(other)})" if other else "")
                           + ": mend the corpus (see what was skipped above) or add to it")
-    left_out = {name for names in other.values() for name in names}
+    wrong_length = {name for names in other.values() for name in names}
+    total = sum(cut.duration for cut in usable)
     ways: List[Tuple[str, Callable[[Cut], Optional[str]]]] = [
         ("speaker", speaker_of), ("recording", lambda cut: cut.supervisions[0].recording_id),
         ("utterance", lambda cut: together[cut.id])]
     for by, key in ways:
         groups: Dict[str, List[Cut]] = defaultdict(list)
-        train = [cut for cut in cuts if cut.id in left_out]
+        train = [cut for cut in cuts if cut.id in wrong_length]
         for cut in usable:
             name = key(first[audios[cut.id] or cut.id])
             if name is None:
@@ -214,9 +218,17 @@ def hold_out(cuts: Sequence[Cut], shares: Mapping[str, float]) -> Tuple[Dict[str
         # Recordings of one utterance each are dealt out as utterances.
         if by != "utterance" and len(groups) < _LEAST_GROUPS or by == "recording" and len(groups) == len(first):
             continue
-        dealt = _deal(groups, shares, sum(cut.duration for cut in usable), strict=by != "utterance")
-        if dealt is not None:
-            return {**dealt, "train": dealt["train"] + train}, by
+        dealt = _deal(groups, shares, total, strict=by != "utterance")
+        dealt["train"] += train
+        if by == "utterance":
+            return dealt, by
+        heard = joined(audios[cut.id] for cut in dealt["train"] if cut.id in audios)
+        within = {cut.id: part for part in shares for cut in dealt[part] if mostly_in(audios[cut.id], heard)}
+        dealt = {part: [cut for cut in some if cut.id not in within] for part, some in dealt.items()}
+        if all(sum(cut.duration for cut in dealt[part]) >= 0.5 * share * total for part, share in shares.items()):
+            for name, part in within.items() if skipped is not None else ():
+                skipped.add(name, f"it would be in {part}, and lies mostly within audio of train")
+            return dealt, by
     raise AssertionError("utterances can always be dealt out")
 
 
@@ -236,15 +248,15 @@ def describe_holding(shares: Iterable[str], by: str, train: Iterable[Cut]) -> st
     parts = list(shares)
     said = f"{' and '.join(parts)} {'are' if len(parts) > 1 else 'is'} held out of train by {by}"
     if by != "speaker":
-        return f"{said}: there are too few known speakers, or one says too much, to hold some out"
+        return f"{said}: there are too few known speakers, or one says too much, or others speak at once, to hold some out"
     unknown = sum(speaker_of(cut) is None for cut in train)
     return said + (f"; {unknown} utterances whose speakers are not known are in train" if unknown else "")
 
 
 def _deal(groups: Mapping[str, List[Cut]], shares: Mapping[str, float], total: float,
-          strict: bool) -> Optional[Dict[str, List[Cut]]]:
-    """Groups to parts, in the order of their hashes; None where ``strict`` and a part would miss its share of ``total``
-    seconds by half."""
+          strict: bool) -> Dict[str, List[Cut]]:
+    """Groups to parts, in the order of their hashes; where ``strict``, none to a part that gets half as much again as its
+    share of ``total`` seconds by it, though it be the first."""
     seconds = {name: sum(cut.duration for cut in group) for name, group in groups.items()}
     left = sorted(groups, key=_place)
     dealt: Dict[str, List[Cut]] = {"train": []}
@@ -258,8 +270,6 @@ def _deal(groups: Mapping[str, List[Cut]], shares: Mapping[str, float], total: f
             if got + seconds[name] <= 1.5 * share * total or not strict and not taken:
                 taken.append(name)
                 got += seconds[name]
-        if strict and got < 0.5 * share * total:
-            return None
         left = [name for name in left if name not in set(taken)]
         dealt[part] = [cut for name in taken for cut in groups[name]]
     dealt["train"] = [cut for name in left for cut in groups[name]]
@@ -347,7 +357,9 @@ def prepare_parts(corpus: PathLike, output: PathLike, parts: Mapping[str, Sequen
                 used = sum(cut.duration for cut in trainable(cuts)) / 3600
                 shares = {part: max(share, min(_SHARE, share * sum(whole.values()) / max(used, 1e-9)))
                           for part, share in held_out.items()}
-            dealt, by = hold_out(cuts, shares)
+            apart = Skipped(file)
+            dealt, by = hold_out(cuts, shares, apart)
+            apart.report(f"{corpus}, held out of {role}")
             print(describe_holding(held_out, by, dealt["train"]))
         for part, some in dealt.items():
             write_cuts(output, part, CutSet.from_cuts(sorted(some, key=lambda cut: cut.id)))

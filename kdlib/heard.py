@@ -44,8 +44,10 @@ def joined(audios: Iterable[Optional[Audio]]) -> Dict[Hashable, List[List[int]]]
     return spans
 
 
-def mostly_in(audio: Audio, spans_of: Mapping[Hashable, List[List[int]]]) -> bool:
-    """Whether more than half of it, in one channel, is in the audio that :func:`joined` told."""
+def mostly_in(audio: Optional[Audio], spans_of: Mapping[Hashable, List[List[int]]]) -> bool:
+    """Whether more than half of it, in one channel, is in the audio that :func:`joined` told; no where nothing tells of it."""
+    if audio is None:
+        return False
     files, channels, start, end = audio
     for channel in channels:
         spans = spans_of.get((files, channel), [])

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from lhotse import CutSet, Recording, RecordingSet, SupervisionSegment, SupervisionSet
 from lhotse.audio import AudioSource
 from lhotse.utils import fastcopy
-from skipping import listed
+from skipping import Reasons, listed
 from toy_corpora import SPEAKERS, csv_corpus, cut, say
 
 from kdlib.corpus_forms import read_corpus, read_manifests, write_parts
@@ -222,6 +222,46 @@ class TestHoldingOut:
             hold_out(cuts[:40], self.SHARES)
         apart = [fastcopy(some, start=6.0 * (k % 20)) for k, some in enumerate(cuts)]  # of what they share there is less
         assert len(hold_out(apart, self.SHARES)[0]["dev"]) == 6
+
+    def test_by_speaker_what_is_heard_within_audio_of_train_is_left_out(self):
+        """As where a speaker of dev and one of train speak at once; a smaller share of it does no harm."""
+        cuts = {f"{speaker}-{k}": cut(f"{speaker}-{k}", f"s{speaker}") for speaker in range(20) for k in range(5)}
+        whole, _ = hold_out([*cuts.values()], self.SHARES)
+        (dev, other), heard = whole["dev"][:2], whole["train"][0]
+        for some, start in ((dev, 0.4), (other, 0.6)):
+            cuts[some.id] = fastcopy(some, recording=heard.recording, start=start)
+        skipped = Reasons()
+        dealt, by = hold_out([*cuts.values()], self.SHARES, skipped)
+        assert by == "speaker" and skipped.of == {dev.id: "it would be in dev, and lies mostly within audio of train"}
+        assert self.names(dealt) == {**self.names(whole), "dev": sorted(c.id for c in whole["dev"] if c.id != dev.id)}
+
+    def test_of_a_meeting_in_one_recording_none_is_heard_in_train(self, tmp_path, capsys):
+        """Twelve people, of whom each second one speaks before the one before is done."""
+        soundfile.write(tmp_path / "talk.wav", say(["ONE"] * 400), 16000)
+        segments = [SupervisionSegment(id=f"u{k:02d}", recording_id="talk", start=1.2 * k + 1.0 - 0.8 * (k % 2 == 0), duration=1.0,
+                                       text="ONE", speaker=f"s{k * 7 % 12}") for k in range(96)]
+        write_parts(tmp_path / "raw", {"all": (RecordingSet.from_recordings([Recording.from_file(tmp_path / "talk.wav")]),
+                                               SupervisionSet.from_segments(segments))})
+        found = self.prepared(tmp_path, parts={"train": ["all"]}, held_out=self.SHARES)
+        assert sum(map(len, found.values())) == 96 and min(map(len, found.values())) > 5
+        pairs = {part: {(int(name[1:]) + 1) // 2 for name in names} for part, names in found.items()}
+        assert not pairs["train"] & (pairs["dev"] | pairs["test"])
+        assert ("dev and test are held out of train by utterance: there are too few known speakers, or one says too much, "
+                "or others speak at once, to hold some out") in capsys.readouterr().out
+
+    def test_what_is_left_out_of_what_is_held_out_is_named_and_listed(self, new_recipe, tmp_path, capsys):
+        recordings, supervisions = read_corpus("csv", str(csv_corpus(tmp_path / "corpus")), Skipped())["all"]
+        options = {"parts": {"train": ["all"]}, "held_out": self.SHARES}
+        write_parts(tmp_path / "raw", {"all": (recordings, supervisions)})
+        before = self.prepared(tmp_path, **options)
+        moved, heard = before["dev"][0], before["train"][0]
+        said = [fastcopy(s, recording_id=heard, start=0.1, duration=0.4) if s.id == moved else s for s in supervisions]
+        write_parts(tmp_path / "raw", {"all": (recordings, SupervisionSet.from_segments(said))})
+        assert self.prepared(tmp_path, **options) == {**before, "dev": before["dev"][1:]}
+        reason = "it would be in dev, and lies mostly within audio of train"
+        assert (f"{tmp_path}/raw, held out of train", moved, reason) in listed(tmp_path / "manifests")
+        for printed in (capsys.readouterr().out, new_recipe("--manifests", tmp_path / "raw")):
+            assert f"skipped {moved}: {reason}\nskipped 1 in all of {tmp_path}/raw, held out of train" in printed
 
     @pytest.mark.parametrize("speakers", [["one"], [f"s{k}" for k in range(15)]])
     def test_the_same_audio_under_two_ids_is_held_out_as_one(self, speakers):

@@ -157,7 +157,9 @@ def main():
     shares = held_out_shares(Speech.of(trainable(cuts["train"])).hours,
                              (("dev",) if "dev" not in roles else ()) + (("test",) if not tests else ()))
     if shares:
-        dealt, by = hold_out(cuts["train"], shares)
+        apart = Skipped()
+        dealt, by = hold_out(cuts["train"], shares, apart)
+        apart.report(f"{where}, held out of train")
         cuts.update(dealt)
         print(describe_holding(shares, by, cuts["train"]))
     print(*describe_survey(parts.values(), cuts), "", sep="\n")
