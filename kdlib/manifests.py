@@ -169,8 +169,9 @@ def _check_finite(path: Path, samples: np.ndarray) -> None:
 
 def normalise_text(text: Optional[str]) -> str:
     """Return ``text`` as upper-case words separated by one space, in Unicode's composed form (NFC), which upper() undoes for
-    some letters; empty for ``None`` or white space."""
-    return " ".join(unicodedata.normalize("NFC", str(text or "").upper()).split())
+    some letters; empty for ``None`` or white space. Georgian is written without capitals, and stays so."""
+    upper = re.sub("[\u1c90-\u1cbf]+", lambda match: match[0].lower(), str(text or "").upper())
+    return " ".join(unicodedata.normalize("NFC", upper).split())
 
 
 def describe(name: str, path: PathLike, samples: int, rate: int, text: Optional[str], speaker: Optional[str] = None,

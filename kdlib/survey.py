@@ -1,5 +1,6 @@
 """What somebody should know of a corpus before training on it: hours, durations, odd characters, overlaps, speakers."""
 
+import re
 import unicodedata
 from collections import Counter, defaultdict
 from dataclasses import dataclass
@@ -10,13 +11,15 @@ from lhotse.cut import Cut
 from lhotse.utils import to_list
 
 from kdlib.corpus_parts import trainable, untrainable
-from kdlib.scoring import is_unspaced
+from kdlib.scoring import UNSPACED, is_unspaced
 
 _EDGES = (0.0, 0.5, 1, 2, 3, 4, 6, 8, 10, 15, 20, 25, 30)  # seconds
 _BAR = 40
 # Below this part of the transcripts a symbol, and below this part of the letters a script, is a stray one.
 _RARE_SYMBOL, _RARE_SCRIPT = 0.05, 0.01
 _OVERLAP = 0.025  # seconds; less is rounding
+_SHOWN = 10  # odd characters
+_UNSPACED_SCRIPTS = {name: re.compile(f"[{ranges}]") for name, ranges in UNSPACED.items()}
 
 
 def histogram(durations: Sequence[float]) -> List[str]:
@@ -31,7 +34,9 @@ def histogram(durations: Sequence[float]) -> List[str]:
 
 
 def _script(letter: str) -> str:
-    return unicodedata.name(letter, "?").split()[0].split("-")[0]
+    """As Unicode names it, but for marks that are named otherwise (々 is called IDEOGRAPHIC, not CJK)."""
+    named = unicodedata.name(letter, "?").split()[0].split("-")[0]
+    return next((name for name, letters in _UNSPACED_SCRIPTS.items() if letters.match(letter)), named)
 
 
 def _is_letter(character: str) -> bool:
@@ -180,9 +185,15 @@ def describe_survey(corpus: Iterable[Tuple[Iterable[Recording], Iterable[Supervi
         lines.append(f"{len(pairs)} pairs of utterances overlap in their recording: "
                      + _first([f"{a} and {b}" for a, b in pairs]))
     texts = {cut.id: cut.supervisions[0].text for cut in cuts}
-    for character, (count, ids) in odd_characters(texts).items():
+    odd = odd_characters(texts)
+    for character, (count, ids) in list(odd.items())[:_SHOWN]:
         lines.append(f"odd character {character!r} ({unicodedata.name(character, 'no name')}): {count} times in "
                      f"{len(ids)} transcripts, {_first(ids)}")
+    if len(odd) > _SHOWN:
+        lines.append(f"... and {len(odd) - _SHOWN} more odd characters")
+    if {"ı", "i"} <= {*"".join(segment.text or "" for _, some in corpus for segment in some if segment.id in kept)}:
+        lines.append("ı and i (Turkish has both) become one letter, I, in capitals, which the recipe writes: let its "
+                     'normalise return " ".join(text.replace("I", "ı").replace("İ", "i").lower().split())')
     common = common_punctuation(texts)
     if common:
         lines.append("punctuation, which becomes tokens and is scored unless the recipe's normalise takes it out: "

@@ -238,7 +238,7 @@ class TestHoldingOut:
     def test_of_a_meeting_in_one_recording_none_is_heard_in_train(self, tmp_path, capsys):
         """Twelve people, of whom each second one speaks before the one before is done."""
         soundfile.write(tmp_path / "talk.wav", say(["ONE"] * 400), 16000)
-        segments = [SupervisionSegment(id=f"u{k:02d}", recording_id="talk", start=1.2 * k + 1.0 - 0.8 * (k % 2 == 0), duration=1.0,
+        segments = [SupervisionSegment(id=f"u{k:02d}", recording_id="talk", start=1.2 * k + (0.2, 1.0)[k % 2], duration=1.0,
                                        text="ONE", speaker=f"s{k * 7 % 12}") for k in range(96)]
         write_parts(tmp_path / "raw", {"all": (RecordingSet.from_recordings([Recording.from_file(tmp_path / "talk.wav")]),
                                                SupervisionSet.from_segments(segments))})

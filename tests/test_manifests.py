@@ -8,7 +8,7 @@ import soundfile
 from skipping import listed
 
 from kdlib.audio_header import cut_short
-from kdlib.manifests import BadAudio, Skipped, SkippedFile, check_audio, read_audio, read_header
+from kdlib.manifests import BadAudio, Skipped, SkippedFile, check_audio, normalise_text, read_audio, read_header
 
 RATE = 16000
 NOISE = 0.1 * np.random.default_rng(1).standard_normal(5 * RATE)  # longer than a block
@@ -139,6 +139,11 @@ def test_what_a_wav_file_says_of_itself(tmp_path, content, said):
     (tmp_path / "a.wav").write_bytes(content)
     found = cut_short(tmp_path / "a.wav")
     assert found is None if said is None else found.startswith(said)
+
+
+def test_georgian_has_no_capitals():
+    """Those that Unicode has for it stand in no transcript, and on few devices."""
+    assert normalise_text(" გამარჯობა  abc ") == "გამარჯობა ABC" == normalise_text("ᲒᲐᲛᲐᲠᲯᲝᲑᲐ ABC")
 
 
 def leave_out(folder, **items):

@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 from lhotse import SupervisionSegment, SupervisionSet
+from lhotse.utils import fastcopy
 from toy_corpora import SPEAKERS, csv_corpus, cut, kaldi_corpus, manifests_corpus, say
 
 from kdlib.errors import RecipeError
@@ -151,6 +152,29 @@ class TestTheSurvey:
         lines = describe_survey([([some.recording for some in cuts], [])], {"train": cuts})
         assert [line for line in lines if line.startswith("odd")] == [
             f"odd character {said}: 4 times in 4 transcripts, u0, u1, u2 ..."]
+
+    def test_of_many_odd_characters_the_first_ten_are_named(self):
+        cuts = [cut(f"u{k}") for k in range(60)]
+        for k, some in enumerate(cuts):
+            some.supervisions[0].text = "THE CAT SAT ON THE MAT AND WAS FAT " + (chr(0x4E00 + k) if k < 12 else "")
+        lines = [line for line in describe_survey([([cuts[0].recording], [])], {"train": cuts}) if "odd" in line]
+        assert len(lines) == 11 and lines[9].startswith("odd character '\u4e09' (CJK UNIFIED IDEOGRAPH-4E09): 1 times")
+        assert lines[10] == "... and 2 more odd characters"
+
+    def test_a_mark_that_japanese_is_written_with_is_not_odd(self):
+        texts = {f"u{k}": "人々が行く" if k % 40 == 0 else "人が行く" for k in range(200)}
+        assert odd_characters(texts) == {} and odd_characters({**texts, "x": "〆切"}) == {}
+
+    @pytest.mark.parametrize("texts, said", [
+        (["kıl", "kil"], True), (["Iğdır", "istanbul"], True), (["kil", "İstanbul"], False), (["KIL", "KİL"], False)])
+    def test_letters_that_capitals_make_one(self, texts, said):
+        """The transcripts of the cuts are normalised already."""
+        cuts = [cut(f"u{k}") for k in range(len(texts))]
+        spoken = [fastcopy(some.supervisions[0], text=text) for some, text in zip(cuts, texts)]
+        lines = describe_survey([([cuts[0].recording], spoken)], {"train": cuts})
+        assert [line for line in lines if "capitals" in line] == said * [
+            "\u0131 and i (Turkish has both) become one letter, I, in capitals, which the recipe writes: let its "
+            'normalise return " ".join(text.replace("I", "ı").replace("İ", "i").lower().split())']
 
     def test_a_combining_accent_is_odd_where_it_is_rare(self):
         texts = {f"u{k}": "CAFÉ" for k in range(100)}
