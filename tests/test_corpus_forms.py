@@ -183,6 +183,29 @@ class TestForms:
             with pytest.raises(RecipeError, match="musan_noise/text is missing"):
                 read_form("kaldi", folder)
 
+    @pytest.mark.parametrize("left", ["text", "segments"])
+    def test_of_several_kaldi_folders_one_without_audio_is_left_out(self, tmp_path, left):
+        """As one of features alone."""
+        for name in ("train", "test"):
+            kaldi_corpus(tmp_path / name)
+        for path in (tmp_path / "test").glob("*"):
+            if path.name not in (left, "wav"):
+                path.unlink()
+        skipped = Reasons()
+        assert list(read_corpus("kaldi", str(tmp_path), skipped)) == ["train"]
+        assert skipped.of == {"test": "it has no wav.scp, so it has no audio"}
+
+    @pytest.mark.parametrize("name", ["test/wav.scp", "test"])
+    def test_of_several_kaldi_folders_one_that_is_not_there_is_one_error(self, tmp_path, name):
+        """As where a disk is not mounted."""
+        for part in ("train", "test"):
+            kaldi_corpus(tmp_path / part)
+        (tmp_path / name).rename(tmp_path / "gone")
+        (tmp_path / name).symlink_to("/no/disk")
+        shutil.rmtree(tmp_path / "gone", ignore_errors=True)
+        with pytest.raises(RecipeError, match=f"{tmp_path / name} is a link to /no/disk, which is not there: copy what"):
+            read_form("kaldi", tmp_path)
+
     def test_a_place_in_an_archive_is_one_error(self, tmp_path):
         (tmp_path / "wav.scp").write_text("a /data/raw.ark:1234\n")
         (tmp_path / "text").write_text("a ONE\n")
@@ -296,6 +319,30 @@ class TestForms:
         folder = self.changed(tmp_path / "corpus", "supervisions", text=float("nan"), speaker=float("nan"))
         first = next(iter(read_form("manifests", folder)[0]["train"][1]))
         assert first.text is None and first.speaker is None
+
+    def test_supervisions_without_recordings_are_named(self, tmp_path):
+        """As where one file of recordings is for several of supervisions."""
+        folder = manifests_corpus(tmp_path / "corpus")
+        (folder / "recordings_dev.jsonl.gz").unlink()
+        supervisions = folder / "supervisions_test-größe.jsonl.gz"
+        (folder / "supervisions_test-größe.jsonl").write_bytes(gzip.decompress(supervisions.read_bytes()))
+        shutil.copy(supervisions, folder / "man_supervisions.jsonl.gz")
+        skipped = Reasons()
+        assert set(read_corpus("manifests", str(folder), skipped)) == {"train", "test-größe"}
+        assert skipped.of == {
+            f"{before}supervisions{part}.jsonl.gz": f"{before}recordings{part}.jsonl.gz is not beside it, so it has no audio"
+            for before, part in (("man_", ""), ("", "_dev"))}
+
+    def test_supervisions_or_cuts_alone_are_one_error_with_its_remedy(self, tmp_path):
+        folder = manifests_corpus(tmp_path / "corpus")
+        for path in folder.glob("recordings*"):
+            path.unlink()
+        with pytest.raises(RecipeError, match="supervisions_dev.jsonl.gz needs recordings_dev.jsonl.gz beside it"):
+            read_form("manifests", folder)
+        for path in folder.iterdir():
+            path.rename(path.with_name(path.name.replace("supervisions", "cuts")))
+        with pytest.raises(RecipeError, match=r"holds cuts: take them apart \(lhotse cut decompose .*/cuts_dev.jsonl.gz PART"):
+            read_form("manifests", folder)
 
     def test_manifests_of_something_else_are_one_error(self, tmp_path):
         folder = manifests_corpus(tmp_path / "corpus")

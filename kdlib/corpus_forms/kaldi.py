@@ -21,15 +21,23 @@ _READS = [re.compile(rf"(?:[\w./-]*/)?{command} ?\|") for command in (
 
 def read_kaldi(folder: Path, skipped: Skipped) -> Dict[str, Part]:
     """A Kaldi data folder (wav.scp, text, utt2spk and segments, the last two if there are any), or a folder of such. Of
-    several, one without text, as of noise, is left out and counted in ``skipped``.
+    several, one without text, as of noise, or without wav.scp is left out and counted in ``skipped``.
 
     No command of wav.scp is run; of the few that do no more than read a file, that file is taken.
     """
     if is_there(folder / "wav.scp"):
         return {WHOLE: _read_part(folder, skipped)}
-    parts = sorted(path.parent for path in folder.glob("*/wav.scp"))
+    # Each link to nothing is refused, since a part may be behind it.
+    inside = sorted(path for path in folder.glob("*") if not is_there(path) and path.is_dir())
+    closed = [path for path in inside if not os.access(path, os.X_OK)]
+    parts = [path for path in inside if path not in closed and is_there(path / "wav.scp")]
     if not parts:
         raise RecipeError(f"{folder} holds no wav.scp, nor does a folder in it: give a Kaldi data folder")
+    for path in inside:
+        if path in closed:
+            skipped.add(path.name, "it cannot be looked into")
+        elif path not in parts and (is_there(path / "text") or is_there(path / "segments")):
+            skipped.add(path.name, "it has no wav.scp, so it has no audio")
     transcribed = [part for part in parts if is_there(part / "text")] or parts
     for part in parts:
         if part not in transcribed:
