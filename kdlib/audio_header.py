@@ -9,6 +9,7 @@ UNKNOWN_LENGTH = 2 ** 63 - 1  # libsndfile's count of the samples of FLAC from a
 _OGG_PAGE = 65307  # the most bytes of one
 # Whoever streams into a pipe cannot know the size: all ones, or (sox) about 2 GiB stand for it, and 0 as well.
 _UNKNOWN = 0x7FFFF000
+_PADDING = 4096  # bytes that may follow the sound of a WAV file and be nothing, as to the end of a block
 # Of MP3, which is layer III: kbit/s by the four bits of a frame's header, in MPEG 1 and in MPEG 2 and 2.5; samples a second.
 _KBITS = {True: (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 0),
           False: (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160, 0)}
@@ -28,6 +29,9 @@ def cut_short(path: Path) -> Optional[str]:
             if count == 0 and struct.unpack("<I", head[4:8])[0] in (0, place - 8) and place < size - 8:
                 return (f"its header tells of no sound, and {size - place} bytes follow: the recorder did not end in peace "
                         "(sox --ignore-length reads it)")
+            if count and _more_sound(file, place + count, size):
+                return (f"its header tells of {count} bytes of sound, and {size - place - count} follow that belong to nothing "
+                        "(sox --ignore-length reads them)")
             promised = place + count if count < _UNKNOWN or head[:4] == b"RF64" else 0
         elif head[:4] == b"riff" and head[24:28] == b"wave":  # W64
             promised = struct.unpack("<Q", head[16:24])[0]
@@ -130,6 +134,16 @@ def _wav_data(file: BinaryIO, size: int) -> Tuple[int, int]:
             _, long = struct.unpack("<QQ", file.read(16))
         place += 8 + count + count % 2
     return 8, whole
+
+
+def _more_sound(file: BinaryIO, place: int, size: int) -> bool:
+    """Whether what follows the sound of a WAV file seems to be sound too: it is more than padding, and neither a chunk (four
+    printable characters, and a length that the file holds) nor a tag."""
+    file.seek(place)
+    more = file.read(_PADDING + 1)
+    chunks = (more[skip:skip + 8] for skip in (0, 1))  # with or without the byte that fills up
+    return len(more) > _PADDING and more.strip(b"\0") != b"" and b"ID3" not in more[:4] and not any(
+        re.match(b"[ -~]{4}", chunk) and place + struct.unpack("<I", chunk[4:])[0] <= size for chunk in chunks)
 
 
 def _caf_end(file: BinaryIO, size: int) -> int:

@@ -14,6 +14,8 @@ from kdlib.audio_header import UNKNOWN_LENGTH, cut_short, unread
 from kdlib.errors import RecipeError
 from kdlib.files import PathLike, atomic_path, keep_same, update_file
 
+_LOUDEST = 100.0  # what encoders and mixes leave above full scale, which is 1, is far less
+
 
 class BadAudio(Exception):
     """A recording that cannot be used; the message says why."""
@@ -113,7 +115,7 @@ def read_audio(path: PathLike, rate: int) -> np.ndarray:
     """Read a whole mono file of ``rate`` Hz as float32, shape (samples,).
 
     Raises :class:`BadAudio` when the file is missing, empty, cut short, damaged, NIST SPHERE or raw, not mono or of
-    another rate, does not tell its length, can be decoded from its start alone, or holds samples that are no finite numbers.
+    another rate, does not tell its length, can be decoded from its start alone, or holds samples that are no finite numbers or far above full scale.
     """
     path = Path(path)
     with _opened(path) as audio:
@@ -121,7 +123,7 @@ def read_audio(path: PathLike, rate: int) -> np.ndarray:
             raise BadAudio(f"{path} has {audio.channels} channels at {audio.samplerate} Hz instead of one at {rate}")
         samples = audio.read(dtype="float32")
         _check_count(path, len(samples), audio.frames)
-        _check_finite(path, samples)
+        _check_range(path, samples)
     return samples
 
 
@@ -137,7 +139,7 @@ def check_audio(path: PathLike) -> AudioFormat:
     """Decode a whole file, of any rate and number of channels, a block at a time; return what is in it.
 
     Raises :class:`BadAudio` when the file is missing, empty, cut short, damaged, NIST SPHERE or raw, does not tell its
-    length, can be decoded from its start alone, or holds samples that are no finite numbers.
+    length, can be decoded from its start alone, or holds samples that are no finite numbers or far above full scale.
     """
     path = Path(path)
     with _opened(path) as audio:
@@ -147,7 +149,7 @@ def check_audio(path: PathLike) -> AudioFormat:
             count = len(audio.read(out=block))
             if count == 0:
                 break
-            _check_finite(path, block[:count])
+            _check_range(path, block[:count])
             samples += count
         _check_count(path, samples, audio.frames)
         return AudioFormat(samples, audio.samplerate, audio.channels)
@@ -161,10 +163,15 @@ def _check_count(path: Path, samples: int, expected: int) -> None:
         raise BadAudio(f"{path} holds no sound")
 
 
-def _check_finite(path: Path, samples: np.ndarray) -> None:
-    """Files of floating-point samples may hold NaN or infinity: of one such sample come features that are no numbers."""
-    if not np.isfinite(samples).all():
+def _check_range(path: Path, samples: np.ndarray) -> None:
+    """Files of floating-point samples may hold NaN or infinity, of which come features that are no numbers; or samples in the
+    range of integers, whose features are those of no other file, nor of what a device hears."""
+    peak = float(np.abs(samples).max(initial=0.0))
+    if not np.isfinite(peak):
         raise BadAudio(f"{path} holds samples that are no finite numbers")
+    if peak > _LOUDEST:
+        raise BadAudio(f"{path} holds samples of {peak:.0f}, where 1 is full scale: scale them (those of 16 bits with ffmpeg "
+                       "-i a.wav -af volume=1/32768 -c:a pcm_s16le b.wav)")
 
 
 def normalise_text(text: Optional[str]) -> str:

@@ -39,6 +39,19 @@ def test_in_any_channel(tmp_path):
         check_audio(tmp_path / "a.wav")
 
 
+@pytest.mark.parametrize("level, said", [(32768, "samples of 1[0-9]{4}, where 1 is full scale: .* volume=1/32768 -c:a"),
+                                         (20, None)])
+def test_float_samples_in_the_range_of_integers(tmp_path, level, said):
+    """As scipy writes them: the features would be those of other audio than a device gives. Somewhat above 1 is clipping."""
+    soundfile.write(tmp_path / "a.wav", level * NOISE, RATE, subtype="FLOAT")
+    for check in (check_audio, lambda path: read_audio(path, RATE)):
+        if said:
+            with pytest.raises(BadAudio, match=said):
+                check(tmp_path / "a.wav")
+        else:
+            check(tmp_path / "a.wav")
+
+
 @pytest.mark.parametrize("name", ["a.sph", "A.SPH"])
 def test_sphere_is_refused_where_lhotse_would_call_a_shell(tmp_path, name):
     soundfile.write(tmp_path / name, NOISE, RATE, format="NIST", subtype="PCM_16")
@@ -122,6 +135,9 @@ def wav(riff, data, sound, more=b""):
             + struct.pack("<4sI", b"data", data) + sound + more)
 
 
+SOUND = np.random.default_rng(0).integers(-3000, 3000, 5000).astype("<i2").tobytes()
+
+
 @pytest.mark.parametrize("content, said", [
     (wav(1036, 1000, bytes(1000)), None),
     (wav(1044, 1000, bytes(1000)), None),  # the size of the file, not of what follows
@@ -134,6 +150,15 @@ def wav(riff, data, sound, more=b""):
     (wav(0, 0, b""), None),
     (wav(0xFFFFFFFF, 0xFFFFFFFF, bytes(1000)), None),  # streamed
     (wav(0x7FFFF024, 0x7FFFF000, bytes(1000)), None),  # by sox
+    (wav(10036, 1000, SOUND), "its header tells of 1000 bytes of sound, and 9000 follow that belong to nothing"),
+    (wav(1036, 999, SOUND), "its header tells of 999 bytes of sound, and 9001 follow"),
+    (wav(6044, 1000, bytes(1000), b"LIST" + struct.pack("<I", 6000) + SOUND[:6000]), None),
+    (wav(6044, 999, bytes(1000), b"LIST" + struct.pack("<I", 6000) + SOUND[:6000]), None),
+    (wav(6044, 999, bytes(999), b"LIST" + struct.pack("<I", 6000) + SOUND[:6000]), None),  # again without that byte
+    (wav(1036, 1000, bytes(1000), b"ID3\4" + SOUND), None),
+    (wav(1036, 999, bytes(1000), b"ID3\4" + SOUND), None),
+    (wav(1036, 1000, bytes(1000), SOUND[:4000]), None),  # as of some block that was not emptied
+    (wav(1036, 1000, bytes(10000)), None),  # room that was never filled
 ])
 def test_what_a_wav_file_says_of_itself(tmp_path, content, said):
     (tmp_path / "a.wav").write_bytes(content)
