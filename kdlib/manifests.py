@@ -62,6 +62,11 @@ class Skipped:
         """Count one item."""
         self._items.append((name, reason))
 
+    @property
+    def reasons(self) -> List[str]:
+        """Why each item was left out."""
+        return [reason for _, reason in self._items]
+
     def report(self, where: str) -> None:
         """Print a line for each of the first items and one with the total, and list all in the file; print nothing when
         nothing was left out."""
@@ -115,7 +120,8 @@ def read_audio(path: PathLike, rate: int) -> np.ndarray:
     """Read a whole mono file of ``rate`` Hz as float32, shape (samples,).
 
     Raises :class:`BadAudio` when the file is missing, empty, cut short, damaged, NIST SPHERE or raw, not mono or of
-    another rate, does not tell its length, can be decoded from its start alone, or holds samples that are no finite numbers or far above full scale.
+    another rate, does not tell its length, can be decoded from its start alone, or holds samples that are no finite numbers
+    or far above full scale.
     """
     path = Path(path)
     with _opened(path) as audio:

@@ -286,6 +286,22 @@ class TestTheRecipe:
             with pytest.raises(RecipeError, match=f"--corpus-dir is for --lhotse alone: .*--{form}"):
                 new_recipe(f"--{form}", source, "--corpus-dir", tmp_path)
 
+    @pytest.mark.parametrize("form", ["csv", "kaldi"])
+    def test_of_paths_that_are_all_missing_the_remedy_is_told(self, new_recipe, tmp_path, form):
+        """As of Common Voice's tables, which leave out clips/."""
+        source = FORMS[form](tmp_path / "corpus")
+        (tmp_path / "corpus" / "wav").rename(tmp_path / "corpus" / "clips")
+        with pytest.raises(RecipeError, match="has no recording that can be used: all files that it names are missing. "
+                                              f"Relative paths in it start from {tmp_path / 'corpus'} or a folder above: "):
+            new_recipe(f"--{form}", source)
+
+    def test_where_not_all_is_missing_no_such_remedy_is_told(self, new_recipe, tmp_path):
+        table = csv_corpus(tmp_path / "corpus", 1)
+        for path in (tmp_path / "corpus" / "wav").iterdir():
+            path.write_bytes(b"")
+        with pytest.raises(RecipeError, match="has no recording that can be used: see what was skipped above$"):
+            new_recipe("--csv", table)
+
     def test_an_error_is_one_line(self, new_recipe, tmp_path):
         done = subprocess.run([sys.executable, str(ROOT / "tools" / "new_recipe.py"), "--name", "mine", "--csv",
                                str(tmp_path / "none.csv"), "--output", str(new_recipe.folder.parent)], capture_output=True,

@@ -4,12 +4,14 @@ import csv
 import io
 import shutil
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from skipping import Reasons, read_form
 from toy_corpora import csv_corpus, say
 
+from kdlib.corpus import checked_cuts
 from kdlib.corpus_forms import read_corpus
 from kdlib.errors import RecipeError
 from kdlib.manifests import Skipped
@@ -255,6 +257,56 @@ class TestColumns:
             "train": [["a", "c"], ["one", "three"]], "test": [["b"], ["two"]]}
         assert list(skipped.of.values()) == [f"its cell of the column {column} has no value"] * 3
         assert capsys.readouterr().out == f"{tmp_path / 't.csv'}: not used: the column take\n"
+
+    def call(self, tmp_path, content):
+        """Of a table of a call on two channels and of a mono file (id, channel, start, speaker), and what is left out."""
+        tones = np.stack([say(["ONE"] * 4), say(["TWO"] * 4)], axis=1)
+        soundfile.write(tmp_path / "call.wav", tones, 16000)
+        soundfile.write(tmp_path / "mono.wav", tones[:, 0], 16000)
+        (tmp_path / "t.csv").write_text(content)
+        skipped = Reasons()
+        parts = read_corpus("csv", str(tmp_path / "t.csv"), skipped)["all"]
+        cuts = checked_cuts(*parts, 16000, skipped)
+        assert all(np.abs(cut.load_audio()[0] - tones[:len(cut.load_audio()[0]), s.channel]).max() < 1e-3
+                   for cut in cuts for s in cut.supervisions if cut.start == 0 and isinstance(s.channel, int))
+        return [(s.id, s.channel, s.start, s.speaker) for s in parts[1]], skipped.of
+
+    @pytest.mark.parametrize("numbers", ["012", ("0.0", "1.0", "2.0")])  # as pandas writes them where a cell is empty
+    def test_a_column_says_what_channel_a_row_is_of(self, tmp_path, capsys, numbers):
+        zero, one, two = numbers
+        rows = [f"call.wav,{zero},0,1.0,one,anna", f"call.wav,{one},0,1.0,two,bert", f"call.wav,{one},0,1.2,three,bert",
+                f"mono.wav,{one},0,1.0,four,carl", f"call.wav,{two},0,0.5,five,dora", "call.wav,A,0,0.5,six,dora"]
+        found, left_out = self.call(tmp_path, "audio,channel,start,end,text,speaker\n" + "\n".join(rows))
+        assert found == [("call-0-0000000", 0, 0, "anna"), ("call-1-0000000", 1, 0, "bert"),
+                         ("call-1-0000000-0001200", 1, 0, "bert"), ("mono-0000000", 0, 0, "carl"),
+                         ("call-2-0000000", 2, 0, "dora")]
+        assert sorted(left_out.values()) == ["its channel is 'A', and channels are numbers, the first being 0",
+                                             "its recording has no channel 2, but [0, 1]"]
+        assert "not used" not in capsys.readouterr().out
+
+    def test_whole_files_by_channel(self, tmp_path):
+        found, left_out = self.call(tmp_path, "audio,channel,text\ncall.wav,0,one\ncall.wav,1,two\n")
+        assert found == [("call-0", 0, 0, None), ("call-1", 1, 0, None)] and left_out == {}
+
+    @pytest.mark.parametrize("numbers", ["12", "AB"])
+    def test_channels_that_do_not_count_from_0_are_one_error(self, tmp_path, numbers):
+        """Each would be heard with the words of the other."""
+        with pytest.raises(RecipeError, match="t.csv: no cell of the column channel is 0, and the first channel is: number"):
+            self.call(tmp_path, "audio,channel,text\n" + "".join(f"call.wav,{number},one\n" for number in numbers))
+        found, _ = self.call(tmp_path, f"audio,channel,text\nmono.wav,{numbers[0]},one\n")  # which has but one
+        assert found == [("mono", 0, 0, None)]
+
+    def test_rows_of_one_start_are_told_apart_by_their_ends(self, tmp_path):
+        rows = ["0,0.3,one", "0,0.6,one two", "0,0.3,one", "0,0.6,two"]
+        found, _ = self.table(tmp_path, "audio,start,end,text\n" + "".join(f"a.wav,{row}\n" for row in rows))
+        assert [name for name, _ in found] == ["a-0000000", "a-0000000-0000600"] * 2  # of which two are left out later
+
+    @pytest.mark.parametrize("content", [
+        '{"audio_filepath": "a.wav", "text": "one", "duration": 0.3}\n', '\n{"audio_filepath": "a.wav", "text": "one"}\n'])
+    def test_lines_of_json_are_one_error(self, tmp_path, content):
+        """As NeMo has them."""
+        with pytest.raises(RecipeError, match="t.csv holds JSON, not a table: write it as one "):
+            self.table(tmp_path, content)
 
     def test_a_column_of_other_parts_is_not_used_and_that_is_said(self, tmp_path, capsys):
         found, left_out = self.table(tmp_path, "audio,text,part\na.wav,one,1\nb.wav,two,2\nc.wav,three,\n")

@@ -143,7 +143,12 @@ def main():
     found = seconds_of_rates(recording for recordings, _ in parts.values() for recording in recordings)
     if not found:
         skipped.report(where)
-        raise RecipeError(f"{source} has no recording that can be used")
+        remedy = "see what was skipped above"
+        if skipped.reasons and all(reason.endswith(" is missing") for reason in skipped.reasons):
+            remedy = ("all files that it names are missing. Relative paths in it start from "
+                      f"{source if form == 'kaldi' else Path(source).parent} or a folder above: write the paths as they are, "
+                      "with clips/ or .wav where those are left out, or give a corpus that Lhotse knows by --lhotse")
+        raise RecipeError(f"{source} has no recording that can be used: {remedy}")
     rate = propose_rate(found)
     cuts = {role: checked_role(parts, names, rate, skipped, jobs=args.jobs) for role, names in roles.items()}
     skipped.report(where)

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import os
 import re
 from collections import Counter
@@ -24,6 +25,7 @@ COLUMNS = {  # the best first, where a table has several of them
     "start": ("start", "start_time", "begin", "offset"),
     "end": ("end", "end_time", "stop"),
     "duration": ("duration",),
+    "channel": ("channel",),
     "part": ("split", "subset", "set", "part"),
 }
 _NOTHING = ("nan", "NaN", "NULL")  # as programs write a cell without a value
@@ -36,22 +38,27 @@ def read_csv(path: Path, skipped: Skipped) -> Dict[str, Part]:
     row names them they stand in this order, and which is taken for what is printed.
 
     A first row that names the columns may order them otherwise and hold more: with ``start`` and ``end`` or ``duration``, in
-    seconds, a row is of that much of its file; a ``split`` says which part of the corpus it is in, where any of its values
-    says train, dev or test. Relative paths start where ``audio_base`` says. Between commas and
-    semicolons a cell may be quoted, as spreadsheets write it, and then hold separators and line ends; between tabs and
-    bars a quote is a character like others, but for the pair around a whole cell, inside which it is doubled.
+    seconds, a row is of that much of its file, and with ``channel``, of which the first is 0, of that one where there are
+    several; a ``split`` says which part of the corpus it is in, where any of its values says train, dev or test. Relative
+    paths start where ``audio_base`` says. Between commas and semicolons a cell may be quoted, as spreadsheets write it, and
+    then hold separators and line ends; between tabs and bars a quote is a character like others, but for the pair around a
+    whole cell, inside which it is doubled.
 
     A row that cannot be read, or has not as many columns as the first row that names them (without one: as most rows), is
     left out and counted in ``skipped``.
 
     Raises:
         RecipeError: the table is missing, empty or no text, or its first row names columns, but none of audio or none of text,
-            two of one name, or half of a time; or without such a row the audio is not in the first column.
+            two of one name, or half of a time, or channels of which none is 0; or without such a row the audio is not in
+            the first column; or it is JSON.
     """
     lines = list(io.StringIO(read_text(path), newline=""))
     named = re.fullmatch(r"sep=(.)\s*", lines[0], re.IGNORECASE) if lines else None  # for Excel
     if named:
         lines[0] = "\n"
+    if _is_json(next((line for line in lines if line.strip()), "")):
+        raise RecipeError(f"{path} holds JSON, not a table: write it as one (with pandas: pandas.read_json({str(path)!r}, "
+                          "lines=True).to_csv('table.csv', index=False)) and give that")
 
     def is_audio(cell: str) -> bool:
         return bool(cell.strip()) and os.path.isfile(audio_base([cell.strip()], path.parent) / cell.strip())
@@ -86,6 +93,8 @@ def read_csv(path: Path, skipped: Skipped) -> Dict[str, Part]:
     base = audio_base(files, path.parent)
     folders = [os.path.dirname(file) for file in files if os.path.isabs(file)]
     top = os.path.commonpath(folders) if folders else ""
+    channels = {_channel(row[place["channel"]]) for row in sound} if place["channel"] is not None else set()
+    ends: Dict[str, float] = {}
     recordings: Dict[str, Recording] = {}
     parts: Dict[str, Tuple[Dict[str, Recording], List[SupervisionSegment]]] = {}
     for number, row in tqdm(rows, desc="headers", unit="file", mininterval=5):
@@ -127,18 +136,30 @@ def read_csv(path: Path, skipped: Skipped) -> Dict[str, Part]:
                 continue
         speaker = _value(row[place["speaker"]]) if place["speaker"] is not None else ""
         audio, id_, start, end = recordings[name], name, 0.0, recordings[name].duration
+        channel = all_channels(audio)
+        if channels and audio.num_channels > 1:
+            cell = row[place["channel"]].strip()
+            if 0 not in channels:
+                raise RecipeError(f"{path}: no cell of the column channel is 0, and the first channel is: number them from 0")
+            channel = _channel(cell)
+            if channel is None:
+                skipped.add(where, f"its channel is {cell!r}, and channels are numbers, the first being 0")
+                continue
+            id_ = f"{name}-{channel}"
         if place["start"] is not None:
             try:
                 start = float(row[place["start"]])
                 end = float(row[place["end"]]) if place["end"] is not None else start + float(row[place["duration"]])
-                id_ = f"{name}-{round(1000 * start):07d}"
+                id_ = f"{id_}-{round(1000 * start):07d}"
+                if ends.setdefault(id_, end) != end:
+                    id_ = f"{id_}-{round(1000 * end):07d}"
             except (ValueError, OverflowError):
                 skipped.add(where, "its times are no numbers of seconds")
                 continue
         of, segments = parts.setdefault(part, ({}, []))
         of[name] = audio
         segments.append(SupervisionSegment(id=id_, recording_id=name, start=start, duration=end - start,
-                                           channel=all_channels(audio), text=text, speaker=speaker or None))
+                                           channel=channel, text=text, speaker=speaker or None))
     return {part: (RecordingSet.from_recordings(of.values()), SupervisionSet.from_segments(segments))
             for part, (of, segments) in (parts or {WHOLE: ({}, [])}).items()}
 
@@ -192,6 +213,22 @@ def _agreement(lines: List[str], separator: str, is_audio: Callable[[str], bool]
 def _value(cell: str) -> str:
     """What a cell says; nothing where it says that it has no value."""
     return "" if cell.strip() in _NOTHING else cell.strip()
+
+
+def _channel(cell: str) -> Optional[int]:
+    """Its number, which programs may write as 1.0; None where it is none."""
+    try:
+        number = float(cell)
+    except ValueError:
+        return None
+    return int(number) if number.is_integer() else None
+
+
+def _is_json(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
+        return False
 
 
 def _shown(cell: str) -> str:
