@@ -23,7 +23,7 @@ from untrained import LOCAL, own_words, script
 from kdlib.errors import RecipeError
 from kdlib.files import write_json
 from kdlib.manifests import BadAudio, check_audio
-from kdlib.sherpa import seal
+from kdlib.sherpa import decode_ready, make_recognizer, read_model, seal, tail, words
 
 pytestmark = [pytest.mark.both, pytest.mark.usefixtures("one_thread")]
 TRANSCRIBE = LOCAL.parent / "tools" / "transcribe.py"
@@ -73,6 +73,37 @@ def test_transcribe_reads_what_there_is(finished, exported, tmp_path):
     assert lines[0].split(":", 1)[1] == original and len(original) > 5
     assert f"warning: {files[1]} is empty" in errors
     assert f"warning: {files[2]}: 100 samples are not finite" in errors
+
+
+@pytest.mark.parametrize("rate", [8000, 11025, 44100])
+def test_audio_of_another_rate_is_heard_as_the_runtime_hears_it(exported, tmp_path, rate):
+    samples = np.random.default_rng(rate).standard_normal(4 * rate) * 0.02 * (1 + np.sin(np.arange(4 * rate) * 18 / rate))
+    soundfile.write(str(tmp_path / "other.wav"), samples, rate)
+    about = read_model(exported)
+    recognizer = make_recognizer(exported, about)
+    stream = recognizer.create_stream()
+    stream.accept_waveform(rate, soundfile.read(str(tmp_path / "other.wav"), dtype="float32")[0])
+    stream.accept_waveform(rate, tail(about, rate))
+    stream.input_finished()
+    while decode_ready(recognizer, stream):
+        pass
+    lines, errors = transcribe(exported, tmp_path / "other.wav")
+    assert lines[0].split(": ", 1)[1].split() == words(recognizer, stream) and len(lines[0]) > 40 and errors == ""
+
+
+@pytest.mark.parametrize("rate", [1000, 8000, 15999, 16000, 44100, 48000, 768000])
+def test_blocks_at_another_rate_are_one_sound(rate):
+    """Of any length each, a tone stays that tone, and as long as it was."""
+    tool = load(TRANSCRIBE)
+    tone = np.sin(np.arange(rate, dtype=np.float64) / rate * 2 * np.pi * 300).astype(np.float32)
+    bounds = np.sort(np.random.default_rng(rate).integers(0, rate, 20))
+    blocks = [np.concatenate(list(tool.resampled(pieces, rate, 16000, tool.Heard())))
+              for pieces in ([tone], np.split(tone, bounds), [*np.split(tone[:40], 40), tone[40:]])]
+    assert all(len(block) == 16000 for block in blocks)
+    want = np.sin(np.arange(16000) / 16000 * 2 * np.pi * 300)
+    for block in blocks:
+        np.testing.assert_allclose(block, blocks[0], atol=1e-5)
+        np.testing.assert_allclose(block[300:-300], want[300:-300], atol=0.02)
 
 
 def test_a_long_file_takes_no_more_memory(finished, exported, tmp_path):
@@ -243,7 +274,7 @@ def test_names_of_all_kinds(finished, exported, tmp_path):
     assert f"error: {tmp_path / 'fifo.wav'} is no regular file".encode() in done.stderr
 
 
-@pytest.mark.parametrize("module, package", [("sherpa_onnx", "sherpa-onnx"), ("soundfile", "soundfile"), ("soxr", "soxr")])
+@pytest.mark.parametrize("module, package", [("sherpa_onnx", "sherpa-onnx"), ("soundfile", "soundfile")])
 def test_a_package_that_is_not_there(finished, exported, module, package):
     start = f"import sys; sys.modules[{module!r}] = None; " + START
     errors = transcribe(exported, finished[0] / "noise-1.wav", code=1, start=start)[1]

@@ -8,13 +8,14 @@ A file may have any rate and number of channels that soundfile reads; channels a
 input (16 bit, little endian, one channel), 'mic' the microphone, where the package sounddevice is there; Ctrl-C ends
 either of them, and what was heard until then is printed.
 
-Needs no torch: on a device `pip install numpy soundfile soxr sherpa-onnx` and, for kdlib, `pip install --no-deps .` do.
+Needs no torch: on a device `pip install numpy soundfile sherpa-onnx` and, for kdlib, `pip install --no-deps .` do.
 """
 
 import environment  # noqa: F401  first, since the rest needs what it finds
 
 import argparse
 import itertools
+import math
 import os
 import re
 import signal
@@ -265,11 +266,29 @@ class Heard:
 
 
 def resampled(blocks, rate, model_rate, heard):
-    """The blocks at the model's rate, each as it comes."""
-    resampler = needed("soxr", "soxr").ResampleStream(rate, model_rate, 1, dtype="float32")
-    for block in blocks:
-        yield resampler.resample_chunk(heard.usable(block))
-    yield resampler.resample_chunk(np.zeros(0, dtype=np.float32), last=True)
+    """The blocks at the model's rate, each as it comes, by the filter of sherpa-onnx, which itself would write messages between
+    the words. A sharper one leaves next to nothing above half of a lower rate: no recording is so, and models err over it."""
+    if rate == model_rate:
+        yield from map(heard.usable, blocks)
+        return
+    divisor = math.gcd(rate, model_rate)
+    up, down = model_rate // divisor, rate // divisor
+    band = 0.99 * min(1.0, up / down)  # of the frequencies that there are
+    reach = 6 / band  # samples on each side: six zeros of the sinc, under a Hann window
+    half = int(reach)
+    times = np.arange(-half, half + 2) - np.arange(up)[:, None] / up  # of the samples around each of ``up`` places
+    window = np.where(np.abs(times) < reach, 0.5 + 0.5 * np.cos(np.pi * times / reach), 0.0)
+    weights = (band * np.sinc(band * times) * window).astype(np.float32)
+    kept, begin, made = np.zeros(half, dtype=np.float32), -half, 0  # samples, the number of their first, and those yielded
+    for block in itertools.chain(map(heard.usable, blocks), [np.zeros(half + 1, dtype=np.float32)]):
+        kept = np.concatenate([kept, block])
+        whole = begin + len(kept) - half - 1  # places before this one have all their samples
+        places, phases = np.divmod(np.arange(made, max(made, -(-whole * up // down))) * down, up)
+        made += len(places)
+        if len(places):
+            around = np.lib.stride_tricks.sliding_window_view(kept, 2 * half + 2)[places - half - begin]
+            yield np.einsum("pt,pt->p", around, weights[phases])
+        begin, kept = made * down // up - half, kept[made * down // up - half - begin:]
 
 
 def transcribe(recognizer, about, name, rate, blocks, args):
