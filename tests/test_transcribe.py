@@ -106,6 +106,72 @@ def test_blocks_at_another_rate_are_one_sound(rate):
         np.testing.assert_allclose(block[300:-300], want[300:-300], atol=0.02)
 
 
+class Ears:
+    """A runtime of made-up words, each half a second of its own loudness, which it says 0.3 s after a word began, where the
+    stream was given its beginning. A segment ends after a second without one, or with so many chunks as ``longest`` says."""
+
+    FRAME, CHUNK = 640, 16 * 640
+
+    def __init__(self, longest=1000):
+        self.longest = longest
+
+    def create_stream(self):
+        stream = SimpleNamespace(samples=np.zeros(0, np.float32), taken=0, input_finished=lambda: None)
+        stream.accept_waveform = lambda rate, samples: setattr(stream, "samples", np.concatenate([stream.samples, samples]))
+        return stream
+
+    def is_ready(self, stream):
+        return len(stream.samples) > stream.taken + self.CHUNK
+
+    def decode_stream(self, stream):
+        stream.taken += self.CHUNK
+
+    def said(self, stream):
+        """(word, samples of the stream when it was said) of each."""
+        steps = np.flatnonzero((stream.samples[1:] > 0) & (stream.samples[:-1] == 0)) + 1
+        ends = [(f" {stream.samples[step]:.0f}", (step + 4800) // self.FRAME * self.FRAME) for step in steps]
+        return [(word, end) for word, end in ends if end < stream.taken]
+
+    def tokens(self, stream):
+        return [word for word, _ in self.said(stream)]
+
+    def timestamps(self, stream):
+        return [end / 16000 for _, end in self.said(stream)]
+
+    def is_endpoint(self, stream):
+        said = self.said(stream)
+        return bool(said) and stream.taken - said[-1][1] >= 16000 or stream.taken >= self.longest * self.CHUNK
+
+
+def heard_by(ears, samples, capsys):
+    """[(word, when it was said)] of transcribe()."""
+    tool = load(TRANSCRIBE)
+    about = {"sampling_rate": 16000, "chunk_size": 16}
+    args = SimpleNamespace(live=False, timestamps=True, method="greedy_search")
+    tool.transcribe(ears, about, "made-up", 16000, iter([samples]), args)
+    return [(word, float(when)) for when, word in re.findall(r" \[(\S+)\] (\S+)", capsys.readouterr().out)]
+
+
+@pytest.mark.parametrize("pause", range(1, 41, 3))
+def test_a_word_that_begins_where_a_segment_ends(capsys, pause):
+    """Wherever in a chunk that is, it is heard, once, and at its time."""
+    pause *= 800
+    word, silence = np.ones(8000, np.float32), np.zeros(pause, np.float32)
+    samples = np.concatenate([silence, *(part for number in (1, 2, 3, 4) for part in (word * number, silence))])
+    heard = heard_by(Ears(), samples, capsys)
+    assert [word for word, _ in heard] == ["1", "2", "3", "4"]
+    for number, (_, when) in enumerate(heard):
+        assert abs(when - (pause + number * (8000 + pause) + 4800) / 16000) <= 0.05
+
+
+@pytest.mark.parametrize("begin", range(400, 48000, 3200))
+def test_a_word_is_not_heard_again_where_the_length_ends_a_segment(capsys, begin):
+    samples = np.zeros(64000, np.float32)
+    samples[begin:begin + 8000] = 1
+    heard = heard_by(Ears(longest=1), samples, capsys)
+    assert [word for word, _ in heard] == ["1"] and abs(heard[0][1] - (begin + 4800) / 16000) <= 0.05
+
+
 def test_a_long_file_takes_no_more_memory(finished, exported, tmp_path):
     short = finished[0] / "noise-3.wav"
     samples, rate = soundfile.read(str(short), dtype="int16")

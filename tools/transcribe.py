@@ -37,6 +37,7 @@ HEADS = {"WAV": rb"RIFF|RF64", "FLAC": rb"fLaC", "Ogg": rb"OggS", "AIFF": rb"FOR
          "AU": rb"\.snd", "NIST SPHERE": rb"NIST", "MP3": rb"ID3[\2-\4]|\xff[\xe2-\xff].{2,38}?(?:Xing|Info|VBRI)",
          "WebM or Matroska": rb"\x1aE\xdf\xa3", "MP4": rb".{4}ftyp"}
 HEAD_BYTES = 48  # the most that are looked at
+BACK_FRAMES = 8  # of 40 ms, which the next segment hears once more: a word's first label comes that long after it began
 READ_SECONDS = 1  # of a file at a time: an hour takes no more memory than a minute, and damage costs no more than this
 
 
@@ -308,27 +309,33 @@ def transcribe(recognizer, about, name, rate, blocks, args):
     heard = Heard()
     rate, samples = about["sampling_rate"], resampled(until_error(), rate, about["sampling_rate"], heard)
     # The runtime's frames begin so many samples apart, also where that is not quite 10 ms.
-    step, chunk = int(BLOCK_SECONDS * rate), SUBSAMPLING * about["chunk_size"] * (rate // 100)
-    given, begin, taken = np.zeros(0, dtype=np.float32), 0.0, 0  # samples that the stream has not taken, and has taken
+    step, frame = int(BLOCK_SECONDS * rate), SUBSAMPLING * (rate // 100)
+    given = np.zeros(0, dtype=np.float32)  # the last samples that the stream has taken, and those that it has not
+    begin = kept = taken = 0  # numbers of samples: where the stream begins and where ``given`` does, and of those taken
     for block in samples:
         for first in range(0, len(block), step):
             stream.accept_waveform(rate, block[first:first + step])
             given = np.concatenate([given, block[first:first + step]])
             while decode_ready(recognizer, stream):
-                given, taken = given[chunk:], taken + chunk
+                taken += about["chunk_size"] * frame
                 ended = recognizer.is_endpoint(stream)
                 if args.live or ended:
-                    printer.show(words_of(recognizer, stream, begin), ended)
+                    printer.show(words_of(recognizer, stream, begin / rate), ended)
+                # A word that has begun without a label yet is heard from its beginning in the next segment. What has labels is
+                # not heard again: they may be as late as that where the length alone has ended the segment.
+                said = begin + int(rate * max(recognizer.timestamps(stream), default=0)) + frame if ended else 0
+                forget = max(0, said - kept, taken - BACK_FRAMES * frame - kept)
+                given, kept = given[forget:], kept + forget
                 if ended:
                     # A stream of its own for each segment: sherpa-onnx's reset keeps the last labels, after which a model
                     # that was trained with single sentences expects none to begin, and words of the next segment are lost.
-                    stream, begin, taken = recognizer.create_stream(), begin + taken / rate, 0
+                    stream, begin, taken = recognizer.create_stream(), kept, kept
                     stream.accept_waveform(rate, given)
     stream.accept_waveform(rate, tail(about, rate))
     stream.input_finished()
     while decode_ready(recognizer, stream):
         pass
-    printer.show(words_of(recognizer, stream, begin), ended=True)
+    printer.show(words_of(recognizer, stream, begin / rate), ended=True)
     printer.end()
     heard.warn(name)
     if problem:
