@@ -40,7 +40,8 @@ def get_args():
                         f"silence, as a device does; '{RUNTIME}': by what local/decode_sherpa.py gives it, of which it runs "
                         "whole chunks alone; without it the features of stage 2 are read")
     parser.add_argument("--carry-labels", action="store_true", help="the predictor begins each utterance with the last labels "
-                        "of the transcript before it in the test set, as it does in a stream that goes on after an endpoint")
+                        "of the transcript before it in the test set, as it does in a stream that goes on: after an endpoint's "
+                        "reset() with greedy search, where there are no endpoints with any")
     parser.add_argument("--fbank-config", type=Path, help="conf/fbank.yaml, for --tail")
     return parser.parse_args()
 
