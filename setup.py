@@ -24,7 +24,6 @@ REQUIRES = [
     "onnx>=1.22",
     "onnxruntime>=1.23",
     "sherpa-onnx>=2.0",
-    "soxr>=1.1",  # resamples what is transcribed
 ]
 
 EXTRAS = {
