@@ -184,6 +184,7 @@ def test_impossible_layer_counts(student):
 
 def test_student_of_the_same_size_is_its_teacher():
     teacher, student = model_of(tiny(), seed=1), model_of(tiny(), seed=2)
+    teacher.encoder.set_feature_statistics(torch.randn(16), torch.rand(16) + 0.5)
     assert init_from_teacher(student, teacher) == [0, 1, 2]
     for name, value in teacher.state_dict().items():
         assert torch.equal(value, student.state_dict()[name]), name
@@ -296,6 +297,30 @@ def test_each_tensor_counts_alike_in_the_choice_of_units():
             bias.fill_(1.0)
     init_from_teacher(student, teacher)
     assert torch.equal(student.joiner.out.weight, teacher.joiner.out.weight[:, 9:])
+
+
+def test_units_are_chosen_by_their_norm():
+    teacher, student = model_of(tiny(), seed=1), model_of(tiny(joiner_dim=9), seed=2)
+    with torch.no_grad():
+        for layer in (teacher.joiner.encoder_proj, teacher.joiner.predictor_proj):
+            layer.bias.fill_(1.0)
+            layer.weight.zero_()
+            layer.weight[:9, :4] = 1.0  # a norm of 2, and a larger sum
+            layer.weight[9:, 0] = 3.0
+    init_from_teacher(student, teacher)
+    assert torch.equal(student.joiner.out.weight, teacher.joiner.out.weight[:, 9:])
+
+
+def test_a_head_is_chosen_by_its_own_queries_keys_and_values():
+    teacher, student = model_of(tiny(num_heads=3), seed=1), model_of(tiny(num_heads=1), seed=2)
+    with torch.no_grad():
+        for layer in teacher.encoder.layers:
+            each = layer.attention.qkv.weight.view(3, 3, 8, 24)  # of queries, keys and values, three heads
+            each[0] *= 2.0
+            each[:, 1] *= 1.5
+    init_from_teacher(student, teacher)
+    for ours, theirs in zip(student.encoder.layers, teacher.encoder.layers):
+        assert torch.equal(ours.attention.out.weight, theirs.attention.out.weight[:, 8:16])
 
 
 def test_a_larger_student_is_refused():
