@@ -21,6 +21,7 @@ pytestmark = pytest.mark.both
 
 TERMS = [DistillTerm(name="pruned_lattice_kl", weight=2.0, temperature=2.0), DistillTerm(name="collapsed_kl", weight=0.5),
          DistillTerm(name="encoder_mse", weight=0.1)]
+SEQUENCE = [DistillTerm(name="nbest_rnnt", weight=0.7)]
 HEARD = [[3, 4], [5], [6, 7, 8], [2]], [0, 1, 1, 2], [-1.0, -2.0, -3.0, -1.0]  # hypotheses, whose, and how likely
 
 
@@ -258,14 +259,15 @@ def test_sharpness_comes_late():
 
 
 def test_the_total_is_the_weighted_sum_of_its_parts():
-    objective, batch = make(distill=TERMS), make_batch()
+    objective, batch = make(distill=TERMS + SEQUENCE), with_nbest(make_batch(), *HEARD)
     frames = int(objective.student.encoder(batch.features, batch.feature_lengths)[1].sum())
     batch = dataclasses.replace(batch, total_frames=frames, total_utterances=3)
     total, parts, _ = results(objective, batch, 10)
     want = (0.5 * parts["simple"] + parts["pruned"] + 0.3 * parts["ctc"] + 2.0 * parts["pruned_lattice_kl"]
-            + 0.5 * parts["collapsed_kl"] + 0.1 * parts["encoder_mse"])
+            + 0.5 * parts["collapsed_kl"] + 0.1 * parts["encoder_mse"] + 0.7 * parts["nbest_rnnt"])
     torch.testing.assert_close(total, want)
     torch.testing.assert_close(parts["total"], want)
+    assert not any(part.requires_grad for part in parts.values())
 
 
 @pytest.mark.parametrize("update, first, simple, pruned, ctc", [
@@ -287,6 +289,14 @@ def test_a_head_that_is_not_there_is_asked_for(loss):
         Objective(Transducer(ModelConfig(**SIZES, ctc_head=False), 13), LossConfig(**loss))
 
 
+@pytest.mark.parametrize("changes, vocab, said", [({"num_features": 24}, 13, "model.num_features is 16 in the student and 24"),
+                                                  ({}, 12, "the teacher has 12 tokens, the student 13")])
+def test_a_teacher_of_other_features_or_tokens_is_refused(changes, vocab, said):
+    student, teacher = Transducer(ModelConfig(**SIZES), 13), Transducer(ModelConfig(**{**SIZES, **changes}), vocab)
+    with pytest.raises(RecipeError, match=said):
+        Objective(student, LossConfig(distill=[DistillTerm("encoder_mse")]), teacher)
+
+
 @pytest.mark.parametrize("updates", [500, -5])
 def test_updates_of_a_schedule_that_is_not_named_are_refused(updates):
     """In training; of what was trained so before, the config can still be read."""
@@ -294,6 +304,16 @@ def test_updates_of_a_schedule_that_is_not_named_are_refused(updates):
     student, teacher = (Transducer(ModelConfig(**SIZES), 13) for _ in range(2))
     with pytest.raises(RecipeError, match=f"loss.distill, encoder_mse, schedule_updates is {updates}; it must be left out"):
         Objective(student, LossConfig(distill=[term]), teacher)
+
+
+def test_labels_that_only_the_lattice_has_room_for():
+    """As many as frames, all the same one: between two of these CTC wants a blank."""
+    batch = make_batch()
+    symbols = torch.nn.functional.pad(batch.symbols, (0, 4))
+    symbols[2] = 3
+    full = dataclasses.replace(batch, symbols=symbols, symbol_lengths=torch.tensor([5, 3, 9]))
+    total, _, grads = results(make(), full, 10)
+    assert torch.isfinite(total) and all(torch.isfinite(grad).all() for grad in grads.values())
 
 
 def test_without_a_warm_up_and_without_a_head_there_is_nothing_to_wait_for():
@@ -308,7 +328,7 @@ def test_without_a_warm_up_and_without_a_head_there_is_nothing_to_wait_for():
 
 @pytest.mark.parametrize("fused", ["never", "always"])
 def test_both_lattices_have_the_delay_penalty(fused):
-    objective, batch = make(fused=fused, delay_penalty=0.2), make_batch()
+    objective, batch = make(fused=fused, delay_penalty=0.2, am_scale=0.3), make_batch()
     objective.config.prune_range = 6  # all nodes
     _, parts, _ = results(objective, batch, 10)
     student = objective.student
@@ -322,7 +342,7 @@ def test_both_lattices_have_the_delay_penalty(fused):
                            boundary=rnnt.boundary_of(batch.symbol_lengths, lengths), delay_penalty=delay_penalty,
                            backend="native")
             simple = rnnt.rnnt_loss_smoothed(student.simple_lm(predicted), student.simple_am(encoded), lm_only_scale=0.25,
-                                             am_only_scale=0.0, **lattice)
+                                             am_only_scale=0.3, **lattice)
             pruned = rnnt.rnnt_loss_pruned(student.joiner(side.am.unsqueeze(2), side.lm.unsqueeze(1)), ranges=ranges,
                                            **lattice)
             return torch.stack([simple, pruned]) / lengths.sum()
@@ -336,9 +356,6 @@ def test_the_teacher_neither_learns_nor_drops_out():
     objective = make(distill=TERMS).train()
     assert objective.student.training and not any(module.training for module in objective.teacher.modules())
     assert not any(parameter.requires_grad for parameter in objective.teacher.parameters())
-
-
-SEQUENCE = [DistillTerm(name="nbest_rnnt", weight=0.7)]
 
 
 def test_means_over_batches_are_without_dropout():
@@ -382,15 +399,16 @@ def test_means_do_not_depend_on_the_batches():
         assert alone[name] == pytest.approx(value, rel=1e-6) and four[name] == pytest.approx(value, rel=1e-6), name
 
 
+@pytest.mark.parametrize("update, simple, pruned", [(10, 0.5, 1.0), (5, 0.75, 0.55)])
 @pytest.mark.parametrize("options", [{}, dict(sharpness=2.0, delay_penalty=0.2)])
 @pytest.mark.parametrize("fused", ["never", "always"])
-def test_a_certain_hypothesis_counts_as_a_reference(fused, options):
+def test_a_certain_hypothesis_counts_as_a_reference(fused, options, update, simple, pruned):
     batch = make_batch()
     references = [row[:length].tolist() for row, length in zip(batch.symbols, batch.symbol_lengths)]
     taught = make(distill=SEQUENCE, fused=fused, **options)
-    total, parts, grads = results(taught, with_nbest(batch, references, [0, 1, 2], [-3.0, -70.0, 0.0]), 10)
-    plain, plain_parts, plain_grads = results(make(fused=fused, **options), batch, 10)
-    again = 0.7 * (0.5 * plain_parts["simple"] + plain_parts["pruned"])
+    total, parts, grads = results(taught, with_nbest(batch, references, [0, 1, 2], [-3.0, -70.0, 0.0]), update)
+    plain, plain_parts, plain_grads = results(make(fused=fused, **options), batch, update)
+    again = 0.7 * (simple * plain_parts["simple"] + pruned * plain_parts["pruned"])
     frames = taught.student.encoder(batch.features, batch.feature_lengths)[1].sum()
     torch.testing.assert_close(parts["nbest_rnnt"], again / 0.7)
     torch.testing.assert_close(total, plain + again * frames / batch.total_frames)
@@ -469,6 +487,9 @@ def test_chunks_are_drawn_for_each_update_of_a_training_alone():
     for update in range(40):
         results(objective, batch, update)
     assert [pair for pair in seen[-80::2]] != drawn  # another seed does not
+    objective.chunk_sizes, objective.left_contexts = [2], [3]
+    results(objective, batch, 7)
+    assert seen[-1] == seen[-2] == (2, 3)
     objective.student.eval()
     results(objective, batch, 7)
     assert seen[-1] == seen[-2] == (None, None)
