@@ -67,6 +67,8 @@ def test_a_batch_has_the_labels_of_the_transcripts(corpus):
     for labels, length, one in zip(batch.before.tolist(), batch.before_lengths.tolist(), plan.around):
         assert labels[:length] == lang.encode(one.before) and not any(labels[length:])
     assert 0 < (batch.before_lengths == 0).sum() < 40
+    moved = batch.to("meta")
+    assert moved.before.is_meta and moved.before_lengths.is_meta
     [plan] = planned(corpus, 0)
     assert dataset[plan].before is None and dataset[plan].before_lengths is None
 
