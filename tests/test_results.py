@@ -118,7 +118,7 @@ def test_test_sets_in_characters_are_compared_by_these(run, capsys):
     for model in WERS:
         made = summary(model)
         test = made["test_sets"]["test-clean"]
-        test["characters"] = dict(test)
+        test["characters"] = dict(test, ins=7, sub=test["sub"] - 6)
         test.update(wer=80.0, errors=320, words=400, words_by_utterance=[1] * 400, errors_by_utterance=[1] * 320 + [0] * 80)
         run.write(model, test_sets=made["test_sets"])
     results = run.results()
@@ -130,6 +130,7 @@ def test_test_sets_in_characters_are_compared_by_these(run, capsys):
     assert cells[0][4:] == ["CER test-clean", "95%", "rel.", "p", "WER test-clean", "WER test-other", "95%", "rel.", "p"]
     assert cells[5][4] == "9.00" and cells[5][6:10] == ["+50.0%", "<0.0002", "80.00", "22.50"]
     assert ["stage3 - single-matched", "-0.75", "<0.0002", "-1.50", "<0.0002"] in cells
+    assert ["teacher", "7", "2", "111", "1", "2", "429"] in cells
     report = (run.folder / "RESULTS.md").read_text()
     assert "## Error rate and size" in report and "CER counts errors over characters" in report
     printed = capsys.readouterr().out
@@ -267,7 +268,8 @@ def test_one_stage_one_test_set_and_a_faultless_teacher(run):
 
 
 @pytest.mark.parametrize("model, changes, words", [
-    ("single-matched", {"updates": 2500}, "single-matched had 2,500 updates and stage1 to stage3 together had 2,600"),
+    ("single-matched", {"updates": 2540}, "single-matched had 2,540 updates and stage1 to stage3 together had 2,600"),
+    ("single-matched", {"updates": 2660}, "single-matched had 2,660 updates and stage1 to stage3 together had 2,600"),
     ("scratch-matched", {"updates": 2600}, "scratch-matched had 2,600 updates and teacher to stage3 together had 5,000"),
     ("scratch", {"parameters": 659_999}, "scratch has 659,999 parameters and stage3 has 660,000"),
     ("stage2", {"max_sym_per_frame": 10}, "stage2 was decoded otherwise than the teacher: max_sym_per_frame 10"),
@@ -295,6 +297,11 @@ def test_missed_compression_is_said_and_not_rounded_away(run):
     assert run.results()["warnings"] == ["the last stage is 59.9% smaller than the teacher; the target is 60%."]
     run.write("teacher", parameters=1_800_000)
     assert run.results()["warnings"] == []
+    (run.folder / "progressive.yaml").write_text("target_compression: 35.6\n")
+    for model in ("stage3", *stage8.BASELINES):
+        run.write(model, parameters=1_159_200)  # 35.6% smaller, of which float arithmetic makes 35.599999999999994
+    assert run.results()["warnings"] == []
+    assert "35.6% smaller than the teacher (target 35.6%)" in (run.folder / "RESULTS.md").read_text()
 
 
 def test_a_target_that_is_no_percentage(run):
