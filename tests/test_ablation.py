@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from finished_run import summary
 from scripts import refused, run_script
 
+from kdlib.comparison import ablation_table
 from kdlib.config import LangConfig, TrainConfig, load_config
 from kdlib.lang import train_lang
 from kdlib.significance import paired_p_value
@@ -96,6 +98,18 @@ def test_tables_compare_with_the_first_row(tmp_path):
     assert f"12.50 (+2.50, p {p:.3f})" in rows["two"]
     assert report.index("## Losses") < report.index("20.00") < report.index("10.00 (-10.00, p <0.0002)")
     assert "`egs/toy/run.sh --stage 10`" in report and "Losses" in done.stdout
+
+
+def test_delays_stand_beside_the_error_rates_where_all_arms_have_them():
+    arms = {name: summary(name) for name in ("stage1", "stage2")}
+    tests = [test for arm in arms.values() for test in arm["test_sets"].values()]
+    for late, test in enumerate(tests):
+        test["latency"] = {"words": 1900, "delay_ms": 100.0 + late, "delay_p90_ms": 200.4, "first_token_ms": 1011.6}
+    header, rows = ablation_table(arms)
+    assert header == ["Arm", "Params", "Updates", "WER test-clean", "delay / 90%", "WER test-other", "delay / 90%"]
+    assert [row[4::2] for row in rows] == [["100 / 200", "101 / 200"], ["102 / 200", "103 / 200"]]
+    del tests[3]["latency"]
+    assert "delay / 90%" not in ablation_table(arms)[0]
 
 
 def test_the_report_says_when_and_on_what_the_arms_were_trained(tmp_path):
