@@ -61,6 +61,18 @@ def test_multiply_adds_of_a_second():
         2 * 6 * 10 * 64 * frames / 10, abs=1)
 
 
+def test_multiply_adds_written_out():
+    config = ModelConfig(num_features=16, subsampling_channels=4, encoder_dim=24, num_layers=2, num_heads=2, head_dim=8,
+                         feedforward_dim=32, kernel_size=5, chunk_size=4, left_context=8, predictor_dim=20, joiner_dim=18)
+    halved, frames = 499, 249  # of 1000 frames with 16 bins: after one convolution with 7 bins, after two with 3
+    subsampling = halved * 7 * 4 * 9 + frames * 3 * 4 * 4 * 9 + frames * (4 * 3) * 24
+    attention = 24 * 3 * 16 + 2 * (4 + 8) * 16 + 16 * 24
+    convolution = 24 * 2 * 24 + 24 * 5 + 24 * 24
+    layer = 2 * 2 * 24 * 32 + attention + convolution
+    predictor, joiner = 20 * 2, 24 * 18 + 20 * 18 + 18 * VOCAB
+    assert measure_model(config, VOCAB).multiply_adds == (subsampling + frames * (2 * layer + predictor + joiner)) // 10
+
+
 def test_measuring_draws_no_random_numbers():
     torch.manual_seed(3)
     want = torch.rand(3)
@@ -78,6 +90,12 @@ def test_a_check_draws_no_random_numbers():
     torch.manual_seed(3)
     check_student(student, config, teacher, teacher, "config")
     assert torch.equal(torch.rand(3), want)
+
+
+def test_a_student_of_its_teachers_size_is_refused():
+    model = Transducer(TEACHER, VOCAB)
+    with pytest.raises(RecipeError, match=r"stage1: the student has (\d+) parameters, its teacher \1; a stage must make the "):
+        check_student(model, TrainConfig(model=TEACHER), None, model, "stage1")
 
 
 @settings(max_examples=15, deadline=None)
