@@ -31,7 +31,7 @@ def cut_short(path: Path) -> Optional[str]:
                         "(sox --ignore-length reads it)")
             if count and _more_sound(file, place + count, size):
                 return (f"its header tells of {count} bytes of sound, and {size - place - count} follow that belong to nothing "
-                        "(sox --ignore-length reads them)")
+                        "(if they are sound, sox --ignore-length reads them)")
             promised = place + count if count < _UNKNOWN or head[:4] == b"RF64" else 0
         elif head[:4] == b"riff" and head[24:28] == b"wave":  # W64
             promised = struct.unpack("<Q", head[16:24])[0]
@@ -141,8 +141,10 @@ def _more_sound(file: BinaryIO, place: int, size: int) -> bool:
     printable characters, and a length that the file holds) nor a tag."""
     file.seek(place)
     more = file.read(_PADDING + 1)
-    chunks = (more[skip:skip + 8] for skip in (0, 1))  # with or without the byte that fills up
-    return len(more) > _PADDING and more.strip(b"\0") != b"" and b"ID3" not in more[:4] and not any(
+    filled = len(more) - len(more.lstrip(b"\0"))  # up to the end of a block, or by the byte that makes it even
+    chunks = (more[skip:skip + 8] for skip in (0, 1, filled) if skip + 8 <= len(more))
+    tagged = re.match(rb"\0*(ID3|APETAGEX|<\?xml)", more)
+    return len(more) > _PADDING and filled < len(more) and not tagged and not any(
         re.match(b"[ -~]{4}", chunk) and place + struct.unpack("<I", chunk[4:])[0] <= size for chunk in chunks)
 
 

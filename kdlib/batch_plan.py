@@ -3,7 +3,7 @@
 import queue
 import random
 from dataclasses import dataclass
-from typing import Iterable, Iterator, List, Optional, Sequence, Tuple
+from typing import Iterable, Iterator, List, Sequence
 
 from lhotse import CutSet
 from lhotse.cut import Cut
@@ -11,19 +11,8 @@ from lhotse.dataset import DynamicBucketingSampler
 from lhotse.dataset.sampling import dynamic_bucketing
 from torch.utils.data import Sampler
 
-from kdlib.config import DataConfig
 from kdlib.conformer import subsampled_length
 from kdlib.cuts import transcript
-
-MOST_SILENCE = 1.5  # seconds before or after an utterance: more than a device puts behind the end, with chunks up to 32
-
-
-@dataclass
-class Surroundings:
-    """What training puts around an utterance."""
-
-    silence: Tuple[int, int] = (0, 0)  # digital, before and after it, in feature frames
-    before: str = ""  # the transcript whose last labels the predictor begins with
 
 
 @dataclass
@@ -35,37 +24,33 @@ class PlannedBatch:
     progress: float
     total_frames: int
     total_utterances: int
-    around: List[Surroundings]  # of each cut
+    before: List[str]  # of each cut: the transcript whose last labels the predictor begins with
 
 
-def plan_batch(cuts: Iterable[Cut], seed: int, progress: float, share: int = 0, shares: int = 1,
-               train: Optional[DataConfig] = None, last: Sequence[Cut] = ()) -> PlannedBatch:
+def plan_batch(cuts: Iterable[Cut], seed: int, progress: float, share: int = 0, shares: int = 1, carried_labels: float = 0.0,
+               last: Sequence[Cut] = ()) -> PlannedBatch:
     """Deal the cuts of a batch out, so that each share holds as many and as long ones as the others.
 
     Args:
       seed: of the whole batch.
-      train: the config by which what surrounds the utterances is drawn, the same however many shares there are; None
-        outside of training, where nothing does.
-      last: the batch before, whose labels one utterance alone goes on after.
+      carried_labels: the part of the utterances that go on after another; the same ones however many shares there are.
+      last: the batch before, after which one utterance alone goes on.
     """
     cuts = sorted(cuts, key=lambda cut: -cut.duration)
-    around = [Surroundings() for _ in cuts] if train is None else _draw_surroundings(cuts, seed, progress, train, last)
     return PlannedBatch(CutSet.from_cuts(cuts[share::shares]), (seed * 1009 + share) % 2 ** 63, progress,
-                        sum(subsampled_length(cut.num_frames + sum(one.silence)) for cut, one in zip(cuts, around)),
-                        len(cuts), around[share::shares])
+                        sum(subsampled_length(cut.num_frames) for cut in cuts), len(cuts),
+                        _draw_before(cuts, seed, carried_labels, last)[share::shares])
 
 
-def _draw_surroundings(cuts: Sequence[Cut], seed: int, progress: float, config: DataConfig,
-                       last: Sequence[Cut]) -> List[Surroundings]:
-    draw, found = random.Random(seed), []
-    silent = config.silence.probability if progress >= config.silence.start else 0.0
-    for number, cut in enumerate(cuts):
-        silence = tuple(round(draw.uniform(0.0, MOST_SILENCE) / cut.frame_shift) if draw.random() < silent else 0
-                        for _ in range(2))
-        # After another, not after itself: its own last labels would tell how it ends.
-        others = [*cuts[:number], *cuts[number + 1:]] or last
-        carried = draw.random() < config.carried_labels and len(others) > 0
-        found.append(Surroundings(silence, transcript(draw.choice(others)) if carried else ""))
+def _draw_before(cuts: Sequence[Cut], seed: int, carried_labels: float, last: Sequence[Cut]) -> List[str]:
+    draw, found = random.Random(seed), [""] * len(cuts)
+    if len(cuts) == 1:
+        cuts = [*cuts, *(cut for cut in last if cut.id != cuts[0].id)]
+    for number in range(len(found) if len(cuts) > 1 else 0):
+        if draw.random() < carried_labels:
+            # After another, not after itself: its own last labels would tell how it ends.
+            other = draw.randrange(len(cuts) - 1)
+            found[number] = transcript(cuts[other + (other >= number)])
     return found
 
 
@@ -127,9 +112,10 @@ class PlannedSampler(Sampler):
     cuts in a manifest.
     """
 
-    def __init__(self, sampler, config: DataConfig, phase: Phase, skip: int, seconds: float, rank: int, world_size: int,
-                 micro_batches: int):
-        self.sampler, self.config, self.phase, self.skip, self.seconds = sampler, config, phase, skip, seconds
+    def __init__(self, sampler, phase: Phase, skip: int, seconds: float, rank: int, world_size: int, micro_batches: int,
+                 carried_labels: float):
+        self.sampler, self.phase, self.skip, self.seconds = sampler, phase, skip, seconds
+        self.carried_labels = carried_labels
         self.own = range(rank * micro_batches, (rank + 1) * micro_batches)
         self.shares = world_size * micro_batches
 
@@ -142,7 +128,7 @@ class PlannedSampler(Sampler):
                 seed = (phase.seed * 1000003 + phase.epoch) * 1000003 + number
                 for share in self.own if number >= self.skip else ():
                     yield plan_batch(cuts, seed, phase.begin + part * (phase.end - phase.begin), share, self.shares,
-                                     self.config, last)
+                                     self.carried_labels, last)
                 number, last = number + 1, list(cuts)
                 if number == phase.updates:
                     return

@@ -10,7 +10,7 @@ from typing import Any, Dict, List, Optional, Sequence, Type, TypeVar
 
 from omegaconf import OmegaConf
 
-from kdlib.config_checks import require, require_above_0, require_amounts
+from kdlib.config_checks import require, require_above_0, require_amounts, require_range
 from kdlib.config_help import FAULTS, merge_layer, what_is_wrong
 from kdlib.errors import RecipeError, in_one_line
 from kdlib.files import PathLike, write_text
@@ -200,14 +200,15 @@ class SpecAugmentConfig:
 
 
 @dataclass
-class SilenceConfig:
-    """Up to 1.5 s of digital silence, as a device puts behind the end of a stream and a microphone that is off gives."""
+class GainConfig:
+    """dB by which an utterance, with its noise, is made louder or, below 0, quieter: drawn from ``range``."""
 
-    probability: float = 0.0  # of each end of an utterance: that there is some before or after it
+    range: List[float] = field(default_factory=lambda: [0.0, 0.0])
     start: float = 0.0  # the part of the training after which it begins
 
     def __post_init__(self) -> None:
-        require_amounts(self, "data.silence", "probability", "start", most=1)
+        require_range("data.gain.range", self.range, "the lowest and the highest gain, in dB")
+        require_amounts(self, "data.gain", "start", most=1)
 
 
 @dataclass
@@ -219,15 +220,13 @@ class DataConfig:
     shar_buffer: int = 5000  # their utterances that each process holds, with features, to shuffle and to make batches of
     noise_probability: float = 0.0
     noise_snr: List[float] = field(default_factory=lambda: [8.0, 25.0])  # dB: mean powers, while there is noise
-    # dB by which an utterance, with its noise, is made louder or, below 0, quieter: drawn from between the two.
-    gain: List[float] = field(default_factory=lambda: [0.0, 0.0])
     # Share of the utterances that the predictor begins with the last labels of another one, which is what it meets where a
     # stream goes on after a sentence.
     carried_labels: float = 0.0
     min_seconds: float = 0.2
     max_seconds: float = 30.0
     spec_augment: SpecAugmentConfig = field(default_factory=SpecAugmentConfig)
-    silence: SilenceConfig = field(default_factory=SilenceConfig)
+    gain: GainConfig = field(default_factory=GainConfig)
     curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
 
     def __post_init__(self) -> None:
@@ -238,10 +237,7 @@ class DataConfig:
         require(self.num_buckets >= 2, "data.num_buckets", self.num_buckets, "at least 2")  # or Lhotse makes none
         require_amounts(self, "data", "noise_probability", "carried_labels", most=1)
         require(self.num_workers >= 0, "data.num_workers", self.num_workers, "0 or more")
-        for key, what in (("noise_snr", "ratio"), ("gain", "gain")):
-            values = getattr(self, key)
-            require(len(values) == 2 and -math.inf < values[0] <= values[1] < math.inf, f"data.{key}", values,
-                    f"the lowest and the highest {what}, in dB")
+        require_range("data.noise_snr", self.noise_snr, "the lowest and the highest ratio, in dB")
 
     def wrong_length(self, seconds: float) -> Optional[str]:
         """Why training leaves out an utterance of that length, such as "longer than 30 s"; None where it does not."""

@@ -1,7 +1,7 @@
 """What the dataclasses of settings ask of their values, and the words in which they refuse one."""
 
 import math
-from typing import Any
+from typing import Any, Sequence
 
 from kdlib.errors import RecipeError
 
@@ -21,3 +21,7 @@ def require_amounts(section: Any, name: str, *keys: str, most: float = math.inf)
         value = getattr(section, key)
         require(0 <= value <= most and value < math.inf, f"{name}.{key}", value,
                 "0 or more, and finite" if most == math.inf else f"from 0 to {most:g}")
+
+
+def require_range(key: str, values: Sequence[float], what: str) -> None:
+    require(len(values) == 2 and -math.inf < values[0] <= values[1] < math.inf, key, values, what)

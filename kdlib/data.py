@@ -7,7 +7,7 @@ import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Callable, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Callable, Iterator, List, Optional, Tuple, Union
 
 import numpy as np
 import torch
@@ -122,17 +122,6 @@ def _padded(labels: List[List[int]]) -> Tuple[Tensor, Tensor]:
     return symbols, torch.tensor([len(label) for label in labels])
 
 
-def _with_silence(features: Tensor, lengths: Tensor, silence: Sequence[Tuple[int, int]]) -> Tuple[Tensor, Tensor]:
-    """Features (N, T0, F) and lengths (N,) with so many frames of digital silence before and after each utterance."""
-    if not any(map(any, silence)):
-        return features, lengths
-    longer = lengths + torch.tensor([before + after for before, after in silence], dtype=lengths.dtype)
-    padded = features.new_full((len(features), int(longer.max()), features.size(2)), FLOOR)
-    for row, one, length, (before, _) in zip(padded, features, lengths.tolist(), silence):
-        row[before:before + length] = one[:length]
-    return padded, longer
-
-
 def _spec_augment(s: SpecAugmentConfig, frames: int, bins: int) -> SpecAugment:
     """For features (1, frames, bins). Lhotse's masks are of fewer bins or frames than their size, which must be 1 or
     more, as must the number of frame masks: where there is room for none, one of size 1 masks nothing."""
@@ -161,7 +150,7 @@ class TransducerDataset(Dataset):
         self.lang = lang
         self.config = config
         self.noise = noise if train and config.noise_probability > 0 else None
-        self.gain = config.gain if train and any(config.gain) else None
+        self.gain = config.gain if train and any(config.gain.range) else None
         self.masks = train and config.spec_augment.enabled
 
     def __getitem__(self, planned: PlannedBatch) -> Union[Batch, RecipeError]:
@@ -183,19 +172,18 @@ class TransducerDataset(Dataset):
             except Exception as error:  # each storage has exceptions of its own
                 return RecipeError(f"the features of {ids[0]} or of another utterance in its batch cannot be read "
                                    f"({with_its_type(error)}): {REMAKE}")
-            if self.gain is not None:
+            if self.gain is not None and planned.progress >= self.gain.start:
                 # Of log-mel energies a gain is a sum: the features of the louder or quieter audio, but for what was, or now
                 # is, at their floor.
                 for row, length in zip(features, lengths.tolist()):
-                    row[:length] = (row[:length] + random.uniform(*self.gain) * math.log(10) / 10).clamp_(min=FLOOR)
-            features, lengths = _with_silence(features, lengths, [one.silence for one in planned.around])
+                    row[:length] = (row[:length] + random.uniform(*self.gain.range) * math.log(10) / 10).clamp_(min=FLOOR)
             if self.masks and planned.progress >= self.config.spec_augment.start:
                 # Each without its padding, which would be masked in its place and counted in how much is masked.
                 for row, length in zip(features, lengths.tolist()):
                     row[:length] = _spec_augment(self.config.spec_augment, length, row.size(1))(row[None, :length])[0]
         # The subsampling needs seven frames even to say that there is nothing.
         features = F.pad(features, (0, 0, 0, max(0, 7 - features.size(1))))
-        before = [self.lang.encode(one.before) for one in planned.around]
+        before = [self.lang.encode(text) for text in planned.before]
         return Batch(features, lengths.to(torch.int64), *_padded([self.lang.encode(text) for text in texts]), texts, ids,
                      planned.progress, planned.total_frames, planned.total_utterances,
                      self._nbest(planned.cuts, lengths), *(_padded(before) if any(before) else (None, None)))
@@ -297,7 +285,7 @@ def train_loader(cuts: TrainCuts, dataset: TransducerDataset, config: DataConfig
     # A phase that goes round several times shuffles anew each time; a thousand rounds are kept for each.
     sampler.set_epoch(1000 * phase.epoch)
     total = total_seconds(cuts)
-    planned = PlannedSampler(sampler, config, phase, skip, total, rank, world_size, micro_batches)
+    planned = PlannedSampler(sampler, phase, skip, total, rank, world_size, micro_batches, config.carried_labels)
     loading = dict(batch_size=None, num_workers=config.num_workers, pin_memory=torch.cuda.is_available())
     if config.num_workers:
         loading["prefetch_factor"] = batches_ahead(cuts, total, config, micro_batches)

@@ -191,7 +191,8 @@ def describe_survey(corpus: Iterable[Tuple[Iterable[Recording], Iterable[Supervi
                      f"{len(ids)} transcripts, {_first(ids)}")
     if len(odd) > _SHOWN:
         lines.append(f"... and {len(odd) - _SHOWN} more odd characters")
-    if {"ı", "i"} <= {*"".join(segment.text or "" for _, some in corpus for segment in some if segment.id in kept)}:
+    written = [segment.text or "" for _, some in corpus for segment in some if segment.id in kept]
+    if sum("ı" in text for text in written) > _RARE_SYMBOL * len(written) and any("i" in text for text in written):
         lines.append("ı and i (Turkish has both) become one letter, I, in capitals, which the recipe writes: let its "
                      'normalise return " ".join(text.replace("I", "ı").replace("İ", "i").lower().split())')
     common = common_punctuation(texts)

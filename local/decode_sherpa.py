@@ -56,8 +56,9 @@ def main():
     for name, cuts in loaded:
         results = []
         for cut in tqdm(cuts, desc=name, unit="utterance", mininterval=5):
-            # Clipped, as a microphone's amplifier would.
-            samples = np.clip(load_samples(cut, rate)[0] * np.float32(10 ** (args.gain / 20)), -1, 1)
+            samples = load_samples(cut, rate)[0]
+            if args.gain:  # clipped, as a microphone's amplifier would
+                samples = np.clip(samples * np.float32(10 ** (args.gain / 20)), -1, 1)
             start = time.perf_counter()
             heard = hear(recognizer, about, samples)
             busy += time.perf_counter() - start

@@ -72,7 +72,7 @@ def main():
     name = folder_name(args.exp)
     about = {"model": name, "parameters": parameters, **which, "chunk_size": chunk, "left_context": left,
              **fbank.heard(), "vocab_size": len(lang), "float32_bytes": sizes[""], "int8_bytes": sizes[".int8"],
-             "seed": trained.training.seed, "carried_labels": trained.data.carried_labels, "gain": trained.data.gain,
+             "seed": trained.training.seed, "carried_labels": trained.data.carried_labels, "gain": trained.data.gain.range,
              "distillation": dict(zip(trained.loss.distill_names(), (term.weight for term in trained.loss.distill))),
              "made_from": made_from(args.exp)}
     forget_decodings(args.output)

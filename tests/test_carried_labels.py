@@ -24,39 +24,36 @@ pytestmark = [pytest.mark.both, pytest.mark.usefixtures("one_thread")]
 
 def planned(corpus, share, seed=0, number=40, shares=1, last=()):
     """The shares of a batch of so many of the corpus's utterances."""
-    config = settings(f"data.carried_labels={share}").data
-    return [plan_batch(list(corpus[2])[:number], seed, 1.0, one, shares, config, last) for one in range(shares)]
+    return [plan_batch(list(corpus[2])[:number], seed, 1.0, one, shares, share, last) for one in range(shares)]
 
 
 def test_so_many_utterances_go_on_after_another_of_their_batch(corpus):
     def before(share, seed=0):
-        [plan] = planned(corpus, share, seed)
-        return [one.before for one in plan.around]
+        return planned(corpus, share, seed)[0].before
 
     half = [before(0.5, seed) for seed in range(8)]
     assert 0.35 < sum(bool(text) for texts in half for text in texts) / 320 < 0.65
     assert half[0] == before(0.5) and len({tuple(texts) for texts in half}) == 8
-    ids = {cut.supervisions[0].text: cut.id for cut in list(corpus[2])[:40]}  # the last of those with one text
-    [plan] = planned(corpus, 1)
-    assert all(one.before in ids for one in plan.around) and len({one.before for one in plan.around}) > 10
-    assert not any(before(0)) and not any(one.before for one in plan_batch(list(corpus[2])[:40], 0, 1.0).around)
+    texts = {cut.supervisions[0].text for cut in list(corpus[2])[:40]}
+    assert set(before(1)) <= texts and len(set(before(1))) > 10 and not any(before(0))
 
 
 def test_the_labels_are_of_the_whole_batch_however_it_is_shared_out(corpus):
     """And never an utterance's own, so that one alone goes on after one of the batch before."""
     [whole] = planned(corpus, 0.5)
-    of = {cut.id: around.before for cut, around in zip(whole.cuts, whole.around)}
+    of = {cut.id: before for cut, before in zip(whole.cuts, whole.before)}
     for shares in (2, 4, 40):
-        dealt = {cut.id: around.before for plan in planned(corpus, 0.5, shares=shares)
-                 for cut, around in zip(plan.cuts, plan.around)}
-        assert dealt == of
+        assert of == {cut.id: before for plan in planned(corpus, 0.5, shares=shares)
+                      for cut, before in zip(plan.cuts, plan.before)}
     first, other = list(corpus[2])[:2]
-    assert first.supervisions[0].text != other.supervisions[0].text
+    own, others = (cut.supervisions[0].text for cut in (first, other))
+    assert own != others
     for seed in range(9):
         [pair] = planned(corpus, 1, seed, number=2)
-        assert [one.before for one in pair.around] == [cut.supervisions[0].text for cut in reversed(list(pair.cuts))]
-    assert [plan.around[0].before for plan in planned(corpus, 1, number=1)] == [""]
-    assert [plan.around[0].before for plan in planned(corpus, 1, number=1, last=[other])] == [other.supervisions[0].text]
+        assert pair.before == [cut.supervisions[0].text for cut in reversed(list(pair.cuts))]
+        assert planned(corpus, 1, seed, number=1, last=[first, other])[0].before == [others]
+    for last in ([], [first]):
+        assert planned(corpus, 1, number=1, last=last)[0].before == [""]
 
 
 def test_a_batch_has_the_labels_of_the_transcripts(corpus):
@@ -64,8 +61,8 @@ def test_a_batch_has_the_labels_of_the_transcripts(corpus):
     dataset = TransducerDataset(lang, settings().data, train=True)
     [plan] = planned(corpus, 0.5)
     batch = dataset[plan]
-    for labels, length, one in zip(batch.before.tolist(), batch.before_lengths.tolist(), plan.around):
-        assert labels[:length] == lang.encode(one.before) and not any(labels[length:])
+    for labels, length, text in zip(batch.before.tolist(), batch.before_lengths.tolist(), plan.before):
+        assert labels[:length] == lang.encode(text) and not any(labels[length:])
     assert 0 < (batch.before_lengths == 0).sum() < 40
     moved = batch.to("meta")
     assert moved.before.is_meta and moved.before_lengths.is_meta

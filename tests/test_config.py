@@ -48,7 +48,7 @@ def test_configs_name_what_is_wrong(tmp_path):
                          ("data.max_seconds=.nan", "above 0"),
                          ("data.min_seconds=50", "below data.max_seconds, 30"), ("data.max_seconds=0", "above 0"),
                          ("init.layers=[true]", "rising layer numbers"),
-                         ("data.noise_probability=2", "from 0 to 1"), (r"data.gain=[6,-20]", "in dB"), (r"data.gain=[-.inf,0]", "in dB"),
+                         ("data.noise_probability=2", "from 0 to 1"), ("data.gain.range=[6,-20]", "in dB"), ("data.gain.range=[-.inf,0]", "in dB"),
                          ("data.spec_augment.frame_mask_size=0", "above 0"),
                          ("data.spec_augment.num_feature_masks=-1", "0 or more"),
                          ("data.spec_augment.max_frames_fraction=1.5", "from 0 to 1"),

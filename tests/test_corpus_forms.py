@@ -206,6 +206,14 @@ class TestForms:
         with pytest.raises(RecipeError, match=f"{tmp_path / name} is a link to /no/disk, which is not there: copy what"):
             read_form("kaldi", tmp_path)
 
+    def test_of_several_kaldi_folders_other_links_to_nothing_are_named(self, tmp_path):
+        kaldi_corpus(tmp_path / "train")
+        (tmp_path / "mfcc").symlink_to("/no/disk")
+        (tmp_path / ".#README").symlink_to("me@host.123:456")  # an editor's lock
+        skipped = Reasons()
+        assert list(read_corpus("kaldi", str(tmp_path), skipped)) == ["train"]
+        assert skipped.of == {"mfcc": "it is a link to what is not there"}
+
     def test_a_place_in_an_archive_is_one_error(self, tmp_path):
         (tmp_path / "wav.scp").write_text("a /data/raw.ark:1234\n")
         (tmp_path / "text").write_text("a ONE\n")

@@ -23,7 +23,6 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from kdlib.batch_plan import Phase, plan_batch
 from kdlib.config import DataConfig, FbankConfig, SpecAugmentConfig
-from kdlib.conformer import subsampled_length
 from kdlib.cuts import describe_skipped, feature_statistics, load_cuts, mixed, select_cuts, transcript
 from kdlib.data import FLOOR, _spec_augment, TransducerDataset, checked, eval_loader, seeded, train_loader
 from kdlib.errors import RecipeError, known_failure
@@ -332,7 +331,7 @@ def test_with_a_gain_the_features_are_those_of_louder_or_quieter_audio(corpus, t
         cut.supervisions = [SupervisionSegment(cut.id, cut.id, 0, cut.duration, text="")]
         return plan_batch([with_features(cut, fbank_extractor(FbankConfig()))], seed=1, progress=1.0)
 
-    config = settings(f"data.gain=[{gain},{gain}]", "data.spec_augment.enabled=false").data
+    config = settings(f"data.gain.range=[{gain},{gain}]", "data.spec_augment.enabled=false").data
     given = TransducerDataset(lang, config, train=True)[features("given", samples)].features
     scaled = TransducerDataset(lang, config)[features("scaled", samples * 10 ** (gain / 20))].features
     was = TransducerDataset(lang, config)[features("as it was", samples)].features
@@ -350,44 +349,17 @@ def test_each_utterance_has_a_gain_of_its_own_and_its_noise_the_same(corpus):
         config = settings("data.noise_probability=1", "data.noise_snr=[6,6]", "data.spec_augment.enabled=false", *words).data
         return TransducerDataset(lang, config, make_noise(folder), train=train)[planned].features
 
-    plain, changed = features(), features("data.gain=[-20,6]")
+    plain, changed = features(), features("data.gain.range=[-20,6]")
     gains = []
     for one, other in zip(plain, changed):
         held = other > FLOOR + 1e-3
         gains.append(((other - one)[held] * 10 / math.log(10)).mean().item())
         assert (other - one)[held].std() < 1e-4
     assert -20 <= min(gains) < -17 and 3 < max(gains) <= 6
-    assert torch.equal(changed, features("data.gain=[-20,6]"))
-    assert torch.equal(features(train=False), features("data.gain=[-20,6]", train=False))
-
-
-def test_silence_before_and_after_is_as_long_as_planned_and_counted(corpus):
-    """Digital, whatever the gain; drawn for the whole batch, however it is shared out."""
-    _, lang, train, _ = corpus
-    words = ("data.spec_augment.enabled=false", "data.gain=[3,3]", "data.silence.probability=0.4")
-    config, cuts = settings(*words).data, list(train)[:40]
-    dataset = TransducerDataset(lang, config, train=True)
-    whole = plan_batch(cuts, 5, 1.0, train=config)
-    drawn = {cut.id: one.silence for cut, one in zip(whole.cuts, whole.around)}
-    counted = 0
-    for share in range(2):
-        planned = plan_batch(cuts, 5, 1.0, share, 2, config)
-        assert [one.silence for one in planned.around] == [drawn[cut.id] for cut in planned.cuts]
-        silent = dataset[planned]
-        alone = dataset[replace(planned, around=[replace(one, silence=(0, 0)) for one in planned.around])]
-        for row, length, own, count, one in zip(silent.features, silent.feature_lengths, alone.features,
-                                                alone.feature_lengths, planned.around):
-            begin, end = one.silence[0], one.silence[0] + count
-            assert length == end + one.silence[1] and torch.equal(row[begin:end], own[:count])
-            assert (row[:begin] == FLOOR).all() and (row[end:length] == FLOOR).all()
-        counted += sum(map(subsampled_length, silent.feature_lengths.tolist()))
-        assert planned.total_frames == whole.total_frames
-    ends = [end for silence in drawn.values() for end in silence]
-    assert counted == whole.total_frames and 0.25 < sum(end > 0 for end in ends) / 80 < 0.55 and 120 < max(ends) <= 150
-    late = settings(*words, "data.silence.start=0.5").data
-    for planned in (plan_batch(cuts, 5, 1.0), plan_batch(cuts, 5, 0.49, train=late)):
-        assert not any(any(one.silence) for one in planned.around)
-    assert plan_batch(cuts, 5, 0.5, train=late).around == whole.around
+    assert torch.equal(changed, features("data.gain.range=[-20,6]", "data.gain.start=1"))
+    assert torch.equal(features(train=False), features("data.gain.range=[-20,6]", train=False))
+    planned.progress = 0.4
+    assert torch.equal(plain, features("data.gain.range=[-20,6]", "data.gain.start=0.5"))
 
 
 def test_masks_are_as_many_and_as_wide_as_the_config_says():

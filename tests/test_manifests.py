@@ -157,6 +157,9 @@ SOUND = np.random.default_rng(0).integers(-3000, 3000, 5000).astype("<i2").tobyt
     (wav(6044, 999, bytes(999), b"LIST" + struct.pack("<I", 6000) + SOUND[:6000]), None),  # again without that byte
     (wav(1036, 1000, bytes(1000), b"ID3\4" + SOUND), None),
     (wav(1036, 999, bytes(1000), b"ID3\4" + SOUND), None),
+    (wav(1036, 1000, bytes(1000), b"APETAGEX" + SOUND), None),
+    (wav(1036, 1000, bytes(1000), b"<?xml version=" + SOUND), None),
+    (wav(1136, 1000, bytes(1100), b"LIST" + struct.pack("<I", 5000) + SOUND), None),
     (wav(1036, 1000, bytes(1000), SOUND[:4000]), None),  # as of some block that was not emptied
     (wav(1036, 1000, bytes(10000)), None),  # room that was never filled
 ])

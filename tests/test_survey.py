@@ -166,7 +166,8 @@ class TestTheSurvey:
         assert odd_characters(texts) == {} and odd_characters({**texts, "x": "〆切"}) == {}
 
     @pytest.mark.parametrize("texts, said", [
-        (["kıl", "kil"], True), (["Iğdır", "istanbul"], True), (["kil", "İstanbul"], False), (["KIL", "KİL"], False)])
+        (["kıl", "kil"], True), (["Iğdır", "istanbul"], True), (["kil", "İstanbul"], False), (["KIL", "KİL"], False),
+        (["to see Işık", *["a film"] * 30], False)])
     def test_letters_that_capitals_make_one(self, texts, said):
         """The transcripts of the cuts are normalised already."""
         cuts = [cut(f"u{k}") for k in range(len(texts))]

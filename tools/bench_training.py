@@ -28,7 +28,6 @@ import torch
 from lhotse import CutSet
 from torch.utils.data import DataLoader
 
-from kdlib.batch_plan import MOST_SILENCE
 from kdlib.config import FbankConfig, LangConfig, TrainConfig, load_config, merge_config
 from kdlib.conformer import RIGHT_CONTEXT, SUBSAMPLING
 from kdlib.cuts import feature_statistics
@@ -138,9 +137,7 @@ class TimedTrainer(loop.Trainer):
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         frames = SUBSAMPLING * shares[0].total_frames + RIGHT_CONTEXT * shares[0].total_utterances
-        # Silence of half the longest on average, before and after, which no hour of the corpus is spent on.
-        silence = shares[0].total_utterances * self.config.data.silence.probability * MOST_SILENCE
-        self.marks.append((time.perf_counter(), frames / FRAMES_A_SECOND - silence))
+        self.marks.append((time.perf_counter(), frames / FRAMES_A_SECOND))
         return made
 
     def _end_epoch(self):

@@ -55,7 +55,7 @@ def get_args():
 
 def settings(p: Proposal) -> Dict[str, object]:
     """What stands between @ signs in the files of conf/."""
-    # As those of egs/fsdd: masks and silence late or never, students that learn faster than their teacher.
+    # As those of egs/fsdd: masks and gains late or never, students that learn faster than their teacher.
     small = p.updates < 20000
     student_updates = p.updates * p.student_epochs / p.epochs
     # The most updates that the learning rate, the pruned loss and the CTC in the beginning take: wide models rise slowly.
@@ -74,7 +74,7 @@ def settings(p: Proposal) -> Dict[str, object]:
         "num_buckets": 30 if large else 10, "num_workers": 4 if large else 1, "ema_decay": 0.999 if large else 0.99,
         "avg": p.epochs // 4 if large else 1, "student_avg": max(1, p.student_epochs // 4) if large else 1,
         "masks": "{start: 0.75}" if small else masks,
-        "silence": "{probability: 0.3, start: 0.5}" if small else "{probability: 0.3}",
+        "gain": "{range: [-20, 10], start: 0.5}" if small else "{range: [-20, 10]}",
         "student_masks": "{enabled: false}" if small else masks,
         # Of the updates, the parts that egs/fsdd gives them, up to those of the larger recipes.
         "loss_warmup": min(warm, max(1, round(0.08 * p.updates))), "ctc_first": min(first, max(1, round(0.04 * p.updates))),

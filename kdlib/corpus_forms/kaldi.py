@@ -8,8 +8,8 @@ from typing import Any, Dict, Iterator, List, Optional, Tuple
 from lhotse import Recording, RecordingSet, SupervisionSegment, SupervisionSet
 from tqdm import tqdm
 
-from kdlib.corpus_forms.shared import WHOLE, Part, all_channels, audio_base, is_there, read_text, recording_of
-from kdlib.errors import RecipeError
+from kdlib.corpus_forms.shared import WHOLE, Part, all_channels, audio_base, is_there, read_text, recording_of, said_role
+from kdlib.errors import RecipeError, link_to_nothing
 from kdlib.manifests import BadAudio, Skipped
 
 # Commands that do no more than say what a file holds: the file is read in their place. sph2pipe's may be one that only it
@@ -27,8 +27,13 @@ def read_kaldi(folder: Path, skipped: Skipped) -> Dict[str, Part]:
     """
     if is_there(folder / "wav.scp"):
         return {WHOLE: _read_part(folder, skipped)}
-    # Each link to nothing is refused, since a part may be behind it.
-    inside = sorted(path for path in folder.glob("*") if not is_there(path) and path.is_dir())
+    inside = []
+    for path in sorted(folder.glob("[!.]*")):
+        # A link to nothing is refused where its name is that of a part; others, such as one to features, are only named.
+        if link_to_nothing(path) and not said_role(path.name):
+            skipped.add(path.name, "it is a link to what is not there")
+        elif not is_there(path) and path.is_dir():
+            inside.append(path)
     closed = [path for path in inside if not os.access(path, os.X_OK)]
     parts = [path for path in inside if path not in closed and is_there(path / "wav.scp")]
     if not parts:

@@ -58,7 +58,7 @@ def read_csv(path: Path, skipped: Skipped) -> Dict[str, Part]:
         lines[0] = "\n"
     if _is_json(next((line for line in lines if line.strip()), "")):
         raise RecipeError(f"{path} holds JSON, not a table: write it as one (with pandas: pandas.read_json({str(path)!r}, "
-                          "lines=True).to_csv('table.csv', index=False)) and give that")
+                          "lines=True, dtype=False).to_csv('table.csv', index=False)) and give that")
 
     def is_audio(cell: str) -> bool:
         return bool(cell.strip()) and os.path.isfile(audio_base([cell.strip()], path.parent) / cell.strip())
