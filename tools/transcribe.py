@@ -323,7 +323,8 @@ def transcribe(recognizer, about, name, rate, blocks, args):
                     printer.show(words_of(recognizer, stream, begin / rate), ended)
                 # A word that has begun without a label yet is heard from its beginning in the next segment. What has labels is
                 # not heard again: they may be as late as that where the length alone has ended the segment.
-                said = begin + int(rate * max(recognizer.timestamps(stream), default=0)) + frame if ended else 0
+                times = recognizer.timestamps(stream) if ended else ()
+                said = begin + (round(max(times) * 100 / SUBSAMPLING) + 1) * frame if times else 0
                 forget = max(0, said - kept, taken - BACK_FRAMES * frame - kept)
                 given, kept = given[forget:], kept + forget
                 if ended:
