@@ -276,7 +276,7 @@ def train_loader(cuts: TrainCuts, dataset: TransducerDataset, config: DataConfig
         bins = estimate_duration_buckets(islice(cuts.described(), 10000), buckets)
         # Synchronised buckets would be drawn otherwise in each worker.
         sampler = SharSampler(cuts.shuffled(phase.seed), duration_bins=bins, buffer_size=config.shar_buffer,
-                               sync_buckets=False, **options)
+                              sync_buckets=False, **options)
     else:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # it advises lazy manifests; these are checked whole, so read
