@@ -66,6 +66,8 @@ def test_more_speech_has_other_settings(tool, tmp_path, hours, masks, masks_of_s
     found = teacher.data.spec_augment
     assert (found.num_frame_masks, found.start) == masks and found.feature_mask_size < proposed.num_filters
     assert teacher.training.avg == average
+    gain = teacher.data.gain
+    assert gain.range == last.data.gain.range == [-20, 10] and (gain.start > 0) == (hours == 0.5) and last.data.gain.start == 0
     heard = last.data.spec_augment
     assert (heard.num_frame_masks if heard.enabled else None) == masks_of_students
     updates = proposed.updates * last.training.num_epochs / teacher.training.num_epochs

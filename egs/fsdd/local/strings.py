@@ -70,8 +70,10 @@ def join(takes: List[np.ndarray], spread: float, rng: np.random.Generator) -> np
 
     Each take is brought to about the same level (the speakers' differ by 20 dB). Between the takes are 0 to 0.25 s, before
     them mostly 0.05 to 0.15 s and after them 0.3 to 0.5 s, filled with noise at the level of the takes' own quietest frames;
-    three ends in ten are up to 1.5 s long, so that a recogniser waits for the speech and keeps still after it. A ``spread`` above zero makes another voice of the speaker: one speed in 1 +- spread for all takes, which
-    moves pitch and formants with it, and a random spectral tilt of up to 3 dB an octave.
+    three ends in ten are up to 1.5 s long, so that a recogniser waits for the speech and keeps still after it.
+
+    A ``spread`` above zero makes another voice of the speaker: one speed in 1 +- spread for all takes, which moves pitch and
+    formants with it, and a random spectral tilt of up to 3 dB an octave.
     """
     if spread > 0:
         speed, slope = rng.uniform(1.0 - spread, 1.0 + spread), rng.uniform(-3.0, 3.0)
