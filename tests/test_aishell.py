@@ -81,6 +81,16 @@ def test_a_part_of_the_speech_is_chosen_evenly(corpus, tmp_path):
     assert "--hours -1.0 is not 0 or more" in prepare(corpus, tmp_path, "--hours", -1, code=1)
 
 
+def test_speech_without_words_is_none_of_the_hours(corpus, tmp_path):
+    transcript, names = corpus / TRANSCRIPT, [name for name, _, _ in mandarin.sentences("train")]
+    silent = set(names[::2])
+    lines = [line.split()[0] if line.split()[0] in silent else line
+             for line in transcript.read_text(encoding="utf-8").splitlines()]
+    transcript.write_text("\n".join(lines), encoding="utf-8")
+    printed = prepare(corpus, tmp_path, "--hours", 30 * 0.5 / 3600)
+    assert len(cuts(tmp_path, "train")) == 30 and f"skipped {len(silent)} in all of" in printed
+
+
 def test_what_does_not_match_is_skipped_named_and_counted(corpus, tmp_path):
     names = [name for name, _, _ in mandarin.sentences("train")]
     wav = {path.stem: path for path in (corpus / "wav").rglob("*.wav")}

@@ -87,13 +87,17 @@ def read_part(paths: List[Path], texts: Dict[str, str], jobs: int, skipped: Skip
 
 
 def evenly(segments: List[SupervisionSegment], hours: float) -> List[SupervisionSegment]:
-    """So many hours of the utterances, evenly spaced in the order of their ids, so of all speakers; 0 for all."""
-    ordered = sorted(segments, key=lambda segment: segment.id)
+    """So many hours of the utterances, evenly spaced in the order of their ids, so of all speakers; 0 for all.
+
+    Those with an empty transcript are no hours; they stay, to be skipped and told of.
+    """
+    ordered = sorted((segment for segment in segments if segment.text), key=lambda segment: segment.id)
+    empty = [segment for segment in segments if not segment.text]
     wanted, total = hours * 3600, sum(segment.duration for segment in ordered)
     if not wanted or total <= wanted:
-        return ordered
+        return ordered + empty
     count = max(1, round(len(ordered) * wanted / total))
-    return [ordered[place * len(ordered) // count] for place in range(count)]
+    return [ordered[place * len(ordered) // count] for place in range(count)] + empty
 
 
 def main() -> None:
