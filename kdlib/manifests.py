@@ -149,6 +149,7 @@ def check_audio(path: PathLike) -> AudioFormat:
     """
     path = Path(path)
     with _opened(path) as audio:
+        audio.seekable = lambda: False  # else soundfile seeks after each block, and libmpg123 writes of errors in sound MP3
         block = np.empty((1 << 16, audio.channels), np.float32)
         samples = 0
         while True:

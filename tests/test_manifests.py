@@ -62,6 +62,14 @@ def test_sphere_is_refused_where_lhotse_would_call_a_shell(tmp_path, name):
     assert check_audio(tmp_path / "a.wav").samples == 5 * RATE
 
 
+def test_a_sound_mp3_is_checked_without_a_word_of_the_decoder(tmp_path, capfd):
+    time = np.arange(15 * 22050) / 22050  # several blocks
+    noise = np.random.default_rng(22050).standard_normal(len(time)) * np.sin(np.pi * time) ** 8
+    soundfile.write(tmp_path / "a.mp3", np.sin(2 * np.pi * 440 * time) * 0.3 + noise * 0.1, 22050)
+    assert check_audio(tmp_path / "a.mp3") == (len(time), 22050, 1)
+    assert capfd.readouterr().err == ""
+
+
 def test_raw_samples_tell_no_rate(tmp_path):
     for name in ("a.raw", "A.RAW"):
         (tmp_path / name).write_bytes(bytes(32000))

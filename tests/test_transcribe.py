@@ -106,6 +106,18 @@ def test_blocks_at_another_rate_are_one_sound(rate):
         np.testing.assert_allclose(block[300:-300], want[300:-300], atol=0.02)
 
 
+@pytest.mark.parametrize("rate", [22050, 44100])
+def test_an_mp3_is_decoded_as_one_sound(tmp_path, capfd, rate):
+    """Block by block as when read whole, and without a message of the decoder's."""
+    time = np.arange(5 * rate) / rate
+    noise = np.random.default_rng(rate).standard_normal(len(time)) * np.sin(np.pi * time) ** 8
+    soundfile.write(str(tmp_path / "a.mp3"), np.sin(2 * np.pi * 440 * time) * 0.3 + noise * 0.1, rate)
+    found, blocks = load(TRANSCRIBE).file_blocks(tmp_path / "a.mp3")
+    whole, _ = soundfile.read(str(tmp_path / "a.mp3"), dtype="float32")
+    np.testing.assert_allclose(np.concatenate(list(blocks)), whole, atol=1e-6)
+    assert found == rate and capfd.readouterr().err == ""
+
+
 class Ears:
     """A runtime of made-up words, each half a second of its own loudness, which it says 0.3 s after a word began, where the
     stream was given its beginning. A segment ends after a second without one, or with so many chunks as ``longest`` says."""

@@ -76,6 +76,9 @@ def file_blocks(path):
         raise RecipeError(f"{path} does not tell its length in its header, so that its end cannot be read: write it again (sox "
                           "a.flac b.flac)")
     check_rate(source.samplerate, path)
+    # Else soundfile seeks after each block, to where it is: a decoder of MP3 forgets what the next samples are made of, and
+    # libmpg123 writes of errors that are in no file.
+    source.seekable = lambda: False
 
     def blocks():
         length = READ_SECONDS * source.samplerate
