@@ -98,14 +98,17 @@ def _opened(path: Path):
     if path.suffix.lower() == ".sph":
         # libsndfile may read it, but Lhotse makes a shell command of its name, for a program that is seldom there.
         raise BadAudio(f"{path} is NIST SPHERE, which recipes do not read: convert it to WAV or FLAC (sox does)")
+    headerless = (f"{path} is by its name samples without a header, whose rate nothing tells: convert it to WAV "
+                  "(sox -r 16000 -e signed -b 16 -c 1 a.raw a.wav, with its own numbers), or rename it")
     if path.suffix.lower() == ".raw":  # which soundfile goes by, whatever is in the file
-        raise BadAudio(f"{path} is by its name samples without a header, whose rate nothing tells: convert it to WAV "
-                       "(sox -r 16000 -e signed -b 16 -c 1 a.raw a.wav, with its own numbers), or rename it")
+        raise BadAudio(headerless)
     try:
         found = cut_short(path)
         if found:
             raise BadAudio(f"{path} is cut short: {found}")
         with soundfile.SoundFile(path) as audio:
+            if audio.format == "RAW":  # libsndfile takes .vox, .gsm, .au and .snd for samples of 8 kHz without a header
+                raise BadAudio(headerless)
             if audio.frames == UNKNOWN_LENGTH:
                 raise BadAudio(f"{path} does not tell its length in its header: write it again (sox a.flac b.flac)")
             if not audio.seekable():  # Lhotse reads no such file, not even whole

@@ -71,7 +71,7 @@ def test_a_sound_mp3_is_checked_without_a_word_of_the_decoder(tmp_path, capfd):
 
 
 def test_raw_samples_tell_no_rate(tmp_path):
-    for name in ("a.raw", "A.RAW"):
+    for name in ("a.raw", "A.RAW", "a.vox", "a.gsm", "a.au", "a.snd"):  # by any name that libsndfile goes by
         (tmp_path / name).write_bytes(bytes(32000))
         for check in (check_audio, read_header, lambda path: read_audio(path, RATE)):
             with pytest.raises(BadAudio, match=f"{name} is by its name samples without a header, .*: convert it"):

@@ -336,9 +336,18 @@ def test_files_on_standard_input(monkeypatch):
 
 
 def test_samples_without_a_header(exported, tmp_path):
-    (tmp_path / "a.RAW").write_bytes(bytes(1000))
-    assert re.search(r"a\.RAW is by its name samples without a header.*: pipe it into '-', with its own --rate",
-                     transcribe(exported, tmp_path / "a.RAW", code=1)[1])
+    """Whatever a file holds that libsndfile knows by its name alone; a header under such a name is heeded."""
+    names = ["a.RAW", "a.vox", "a.gsm", "a.au", "a.snd"]
+    for name in names:
+        (tmp_path / name).write_text("this is no audio at all\n" * 2000)
+    soundfile.write(str(tmp_path / "b.au"), np.zeros(16000), 16000)
+    shutil.copy(tmp_path / "b.au", tmp_path / "b.vox")
+    heard = [tmp_path / "b.au", tmp_path / "b.vox"]
+    lines, errors = transcribe(exported, *(tmp_path / name for name in names), *heard, code=1)
+    assert [line.split(":")[0] for line in lines] == [str(file) for file in heard]
+    for name in names:
+        assert re.search(rf"{re.escape(name)} is by its name samples without a header, .*: pipe it into '-', with its own "
+                         rf"--rate.* < \S+{re.escape(name)}\), or convert it to WAV", errors), errors
 
 
 def test_names_of_all_kinds(finished, exported, tmp_path):

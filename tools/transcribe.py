@@ -65,13 +65,16 @@ def file_blocks(path):
         raise RecipeError(f"{path}: there is no such file")
     if not Path(path).is_file():
         raise RecipeError(f"{path} is no regular file, which can be read from any place: pipe raw PCM into '-'")
+    headerless = (f"{path} is by its name samples without a header, whose rate nothing tells: pipe it into '-', with its own "
+                  f"--rate, if it is 16 bit and one channel (transcribe.py --rate 16000 - < {path}), or convert it to WAV")
     if Path(path).suffix.lower() == ".raw":  # which soundfile goes by, whatever is in the file
-        raise RecipeError(f"{path} is by its name samples without a header, whose rate nothing tells: pipe it into '-', with "
-                          f"its own --rate, if it is 16 bit and one channel (transcribe.py --rate 16000 - < {path})")
+        raise RecipeError(headerless)
     try:
         source = soundfile.SoundFile(os.fsencode(path))  # whatever bytes the name is made of
     except Exception as error:
         raise RecipeError(f"{path} cannot be read as audio ({in_one_line(error)})") from None
+    if source.format == "RAW":  # libsndfile takes .vox, .gsm, .au and .snd for samples of 8 kHz where they have no header
+        raise RecipeError(headerless)
     if source.frames == UNKNOWN_LENGTH:
         raise RecipeError(f"{path} does not tell its length in its header, so that its end cannot be read: write it again (sox "
                           "a.flac b.flac)")
