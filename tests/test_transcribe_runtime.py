@@ -69,6 +69,18 @@ def test_segments_at_a_rate_of_no_whole_frames(monkeypatch, capsys):
     np.testing.assert_array_equal(np.concatenate(recognizer.heard)[:len(audio)], audio)
 
 
+@pytest.mark.parametrize("rate, frame", [(22050, 220), (11025, 110), (16000, 160)])
+def test_times_at_a_rate_of_no_whole_frames(monkeypatch, capsys, rate, frame):
+    """The runtime's clock counts 10 ms for each frame: in 100 seconds of one segment it would be 0.23 ahead."""
+    monkeypatch.setitem(ABOUT, "sampling_rate", rate)
+    recognizer = EveryThird(64 * frame)
+    recognizer.is_endpoint = lambda stream: False
+    hear(recognizer, rate, iter([np.zeros(100 * rate, np.float32)]), timestamps=True)
+    times = [float(word[1:-1]) for word in capsys.readouterr().out.split()[1::2]]
+    assert times == pytest.approx([(64 * number + 60) * frame / rate for number in range(len(times))], abs=0.006)
+    assert times[-1] > 98
+
+
 def given(path):
     """The samples that a file gives to the runtime, without the silence after them."""
     recognizer = EveryThird(10240)

@@ -194,12 +194,19 @@ def microphone(rate):
     return blocks()
 
 
-def words_of(recognizer, stream, begin):
-    """[word, seconds at which it began, whether a blank stands before it] of what the segment that starts at ``begin``
-    holds so far; in the tokens a blank begins a word, and so does each Chinese or Japanese character."""
+def samples_until(seconds, rate):
+    """How many samples, of the model's ``rate`` a second, the runtime has passed at so many seconds of its own clock. That
+    counts 10 ms for each of its frames, which are a whole number of samples apart, also where that is not quite so long."""
+    return round(seconds * 100 / SUBSAMPLING) * SUBSAMPLING * (rate // 100)
+
+
+def words_of(recognizer, stream, begin, rate):
+    """[word, seconds at which it began, whether a blank stands before it] of what the segment that starts at sample ``begin``
+    of the model's ``rate`` holds so far; in the tokens a blank begins a word, and so does each Chinese or Japanese
+    character."""
     words = []
-    for piece, seconds in zip(pieces(recognizer, stream), recognizer.timestamps(stream)):
-        seconds += begin
+    for piece, when in zip(pieces(recognizer, stream), recognizer.timestamps(stream)):
+        seconds = (begin + samples_until(when, rate)) / rate
         if piece.startswith(" ") or not words:
             words.append(["", seconds, True])
         text = words[-1][0]
@@ -314,8 +321,7 @@ def transcribe(recognizer, about, name, rate, blocks, args):
     printer = Printer(name, args.live, args.timestamps, revises=args.method != METHODS[0])
     heard = Heard()
     rate, samples = about["sampling_rate"], resampled(until_error(), rate, about["sampling_rate"], heard)
-    # The runtime's frames begin so many samples apart, also where that is not quite 10 ms.
-    step, frame = int(BLOCK_SECONDS * rate), SUBSAMPLING * (rate // 100)
+    step, frame = int(BLOCK_SECONDS * rate), samples_until(SUBSAMPLING / 100, rate)
     given = np.zeros(0, dtype=np.float32)  # the last samples that the stream has taken, and those that it has not
     begin = kept = taken = 0  # numbers of samples: where the stream begins and where ``given`` does, and of those taken
     for block in samples:
@@ -326,11 +332,11 @@ def transcribe(recognizer, about, name, rate, blocks, args):
                 taken += about["chunk_size"] * frame
                 ended = recognizer.is_endpoint(stream)
                 if args.live or ended:
-                    printer.show(words_of(recognizer, stream, begin / rate), ended)
+                    printer.show(words_of(recognizer, stream, begin, rate), ended)
                 # A word that has begun without a label yet is heard from its beginning in the next segment. What has labels is
                 # not heard again: they may be as late as that where the length alone has ended the segment.
                 times = recognizer.timestamps(stream) if ended else ()
-                said = begin + (round(max(times) * 100 / SUBSAMPLING) + 1) * frame if times else 0
+                said = begin + samples_until(max(times), rate) + frame if times else 0
                 forget = max(0, said - kept, taken - BACK_FRAMES * frame - kept)
                 given, kept = given[forget:], kept + forget
                 if ended:
@@ -342,7 +348,7 @@ def transcribe(recognizer, about, name, rate, blocks, args):
     stream.input_finished()
     while decode_ready(recognizer, stream):
         pass
-    printer.show(words_of(recognizer, stream, begin / rate), ended=True)
+    printer.show(words_of(recognizer, stream, begin, rate), ended=True)
     printer.end()
     heard.warn(name)
     if problem:
