@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 import termios
+import threading
 import time
 from types import SimpleNamespace
 
@@ -318,6 +319,20 @@ def test_what_standard_input_may_be(finished, exported):
 def test_files_on_standard_input(monkeypatch):
     """What is there by its first bytes; and samples that begin as the frame of an MP3 would."""
     tool = load(TRANSCRIBE)
+def test_a_pipe_that_does_not_block(monkeypatch):
+    """As event loops make them: that nothing is there yet is not the end."""
+    tool = load(TRANSCRIBE)
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    with open(reader, "rb") as source:
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=source))
+        later = threading.Timer(0.5, lambda: (os.write(writer, b"\0\x40" * 1000), os.close(writer)))
+        later.start()
+        samples = np.concatenate(list(tool.standard_input(8000)))
+        later.join()
+    assert samples.tolist() == [0.5] * 1000
+
+
 
     def blocks(content):
         monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BufferedReader(io.BytesIO(content))))

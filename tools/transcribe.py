@@ -14,6 +14,8 @@ Needs no torch: on a device `pip install numpy soundfile sherpa-onnx` and, for k
 import environment  # noqa: F401  first, since the rest needs what it finds
 
 import argparse
+import contextlib
+import io
 import itertools
 import math
 import os
@@ -150,6 +152,8 @@ def standard_input(rate):
         rest += data
         if data and not begun and len(rest) < HEAD_BYTES:
             continue
+    with contextlib.suppress(io.UnsupportedOperation):  # of what is no file, but stands in for one
+        os.set_blocking(sys.stdin.buffer.fileno(), True)  # else a pause of the writer looks like the end
         kinds = [] if begun else [kind for kind, head in HEADS.items() if re.match(head, rest, re.DOTALL)]
         if kinds:
             raise RecipeError(f"-: this is a file ({kinds[0]}), and no raw PCM: give it by its name, or decode it on the way "
