@@ -61,12 +61,13 @@ def test_transcribe_says_what_the_test_set_said(finished, exported):
 
 
 def test_transcribe_reads_what_there_is(finished, exported, tmp_path):
-    """Two channels, nothing, samples that are no numbers."""
+    """Two channels, nothing, samples that are no numbers, one channel of two, and two that cancel."""
     samples, _ = soundfile.read(str(finished[0] / "noise-3.wav"))
     broken = samples.copy()
     broken[100:200] = np.nan
-    files = [tmp_path / f"{name}.wav" for name in ("stereo", "empty", "nan")]
-    for file, audio in zip(files, (np.stack([samples, samples], 1), samples[:0], broken)):
+    files = [tmp_path / f"{name}.wav" for name in ("stereo", "empty", "nan", "one", "inverse")]
+    pairs = [np.stack([samples, factor * samples], 1) for factor in (1, 0, -0.95)]
+    for file, audio in zip(files, (pairs[0], samples[:0], broken, *pairs[1:])):
         soundfile.write(str(file), audio, 16000, subtype="FLOAT")
     lines, errors = transcribe(exported, *files)
     assert [line.split(":")[0] for line in lines] == [str(file) for file in files]
@@ -74,6 +75,8 @@ def test_transcribe_reads_what_there_is(finished, exported, tmp_path):
     assert lines[0].split(":", 1)[1] == original and len(original) > 5
     assert f"warning: {files[1]} is empty" in errors
     assert f"warning: {files[2]}: 100 samples are not finite" in errors
+    assert f"warning: {files[4]}: its channels cancel each other in their mean, which is heard: give one of them" in errors
+    assert len(errors.splitlines()) == 3
 
 
 @pytest.mark.parametrize("rate", [8000, 11025, 44100])
@@ -316,9 +319,6 @@ def test_what_standard_input_may_be(finished, exported):
     assert "warning: --rate is of raw PCM on '-'" in transcribe(exported, file, "--rate", "8000")[1]
 
 
-def test_files_on_standard_input(monkeypatch):
-    """What is there by its first bytes; and samples that begin as the frame of an MP3 would."""
-    tool = load(TRANSCRIBE)
 def test_a_pipe_that_does_not_block(monkeypatch):
     """As event loops make them: that nothing is there yet is not the end."""
     tool = load(TRANSCRIBE)
@@ -333,6 +333,9 @@ def test_a_pipe_that_does_not_block(monkeypatch):
     assert samples.tolist() == [0.5] * 1000
 
 
+def test_files_on_standard_input(monkeypatch):
+    """What is there by its first bytes; and samples that begin as the frame of an MP3 would."""
+    tool = load(TRANSCRIBE)
 
     def blocks(content):
         monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BufferedReader(io.BytesIO(content))))

@@ -40,6 +40,7 @@ HEADS = {"WAV": rb"RIFF|RF64", "FLAC": rb"fLaC", "Ogg": rb"OggS", "AIFF": rb"FOR
          "WebM or Matroska": rb"\x1aE\xdf\xa3", "MP4": rb".{4}ftyp"}
 HEAD_BYTES = 48  # the most that are looked at
 BACK_FRAMES = 8  # of 40 ms, which the next segment hears once more: a word's first label comes that long after it began
+CANCELLED = 0.01  # of the energy of a file's channels: where their mean has less, they are of opposite sign
 READ_SECONDS = 1  # of a file at a time: an hour takes no more memory than a minute, and damage costs no more than this
 
 
@@ -88,6 +89,7 @@ def file_blocks(path):
     def blocks():
         length = READ_SECONDS * source.samplerate
         count = 0
+        held = left = 0.0  # the energy of the channels, and that of their mean
         with source:
             while True:
                 try:
@@ -99,8 +101,13 @@ def file_blocks(path):
                     break
                 count += len(block)
                 with np.errstate(all="ignore"):  # what is no number then is counted by whom it is given to
-                    block = block.mean(1)
-                yield block
+                    mean = block.mean(1)
+                    held += float(np.square(block).mean(1).sum())
+                    left += float(np.square(mean).sum())
+                yield mean
+        if left < CANCELLED * held:
+            print(f"warning: {path}: its channels cancel each other in their mean, which is heard: give one of them (sox a.wav "
+                  "b.wav remix 1)", file=sys.stderr)
         found = cut_short(Path(path))
         wrong = f"is cut short: {found}" if found else unread(Path(path), count, source.frames, MP3_SLACK)
         if wrong:
@@ -145,6 +152,8 @@ def standard_input(rate):
     """Raw PCM as it comes."""
     if sys.stdin is None:
         raise RecipeError("-: standard input is closed: pipe raw PCM into it")
+    with contextlib.suppress(io.UnsupportedOperation):  # of what is no file, but stands in for one
+        os.set_blocking(sys.stdin.buffer.fileno(), True)  # else a pause of the writer looks like the end
     size = 2 * max(1, int(BLOCK_SECONDS * rate))
     rest, begun = b"", False
     while True:
@@ -152,8 +161,6 @@ def standard_input(rate):
         rest += data
         if data and not begun and len(rest) < HEAD_BYTES:
             continue
-    with contextlib.suppress(io.UnsupportedOperation):  # of what is no file, but stands in for one
-        os.set_blocking(sys.stdin.buffer.fileno(), True)  # else a pause of the writer looks like the end
         kinds = [] if begun else [kind for kind, head in HEADS.items() if re.match(head, rest, re.DOTALL)]
         if kinds:
             raise RecipeError(f"-: this is a file ({kinds[0]}), and no raw PCM: give it by its name, or decode it on the way "
