@@ -164,9 +164,11 @@ class TransducerDataset(Dataset):
         ids = [cut.id for cut in cuts]
         with seeded(planned.seed):
             if self.noise is not None:
+                # By numbers of its own: were they those of the gains and masks, noise would tell the first utterance's.
+                draw = random.Random(f"noise {planned.seed}")
                 cuts = _set_mean_ratio(CutMix(
                     self.noise, snr=tuple(self.config.noise_snr), p=self.config.noise_probability, preserve_id=True,
-                    pad_to_longest=False, random_mix_offset=True, seed=random.Random(planned.seed), tag=NOISE)(cuts))
+                    pad_to_longest=False, random_mix_offset=True, seed=draw, tag=NOISE)(cuts))
             try:
                 features, lengths = collate_features(cuts)
             except Exception as error:  # each storage has exceptions of its own

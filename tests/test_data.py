@@ -362,6 +362,31 @@ def test_each_utterance_has_a_gain_of_its_own_and_its_noise_the_same(corpus):
     assert torch.equal(plain, features("data.gain.range=[-20,6]", "data.gain.start=0.5"))
 
 
+def test_whether_an_utterance_has_noise_says_nothing_of_its_gain_or_its_masks(corpus):
+    """They were drawn from the same random numbers once: of a batch's first utterance the quiet ones alone had noise."""
+    folder, lang, train, _ = corpus
+    noise = make_noise(folder)
+    masks = "data.spec_augment={num_feature_masks: 2, feature_mask_size: 9, num_frame_masks: 2, max_frames_fraction: 0.3}"
+
+    def dataset(*words, train=True):
+        config = settings("data.noise_probability=0.5", "data.noise_snr=[0,5]", *words).data
+        return TransducerDataset(lang, config, noise, train)
+
+    off = "data.spec_augment.enabled=false"
+    all_kinds = (dataset(train=False), dataset(off), dataset(off, "data.gain.range=[-20,10]"), dataset(masks))
+    noisy, gains, masked = [], [], []
+    for seed in range(300):
+        planned = plan_batch(list(train)[:3], seed=seed, progress=1.0)
+        clean, mixed, louder, hidden = (one[planned].features.flatten(1) for one in all_kinds)
+        noisy.append((mixed - clean).abs().amax(1) > 1e-3)
+        gains.append(((louder - mixed) * (louder > FLOOR + 1e-3)).mean(1))
+        masked.append((hidden != mixed).any(1))
+    noisy, gains, masked = (torch.stack(rows).double() for rows in (noisy, gains, masked))
+    for utterance in range(3):
+        for drawn in (gains, masked):  # without a connection the standard deviation of what is found is 0.06
+            assert abs(torch.corrcoef(torch.stack([noisy[:, utterance], drawn[:, utterance]]))[0, 1].item()) < 0.25
+
+
 def test_masks_are_as_many_and_as_wide_as_the_config_says():
     """On average too: Lhotse masks nine utterances of ten."""
     augment = _spec_augment(SpecAugmentConfig(num_feature_masks=2, feature_mask_size=5, num_frame_masks=3, frame_mask_size=30,
