@@ -25,6 +25,8 @@ TrainCuts = Union[CutSet, SharCuts]
 # Of a supervision's custom fields: the teacher's best hypotheses, a list of [text, log-probability].
 NBEST = "nbest"
 
+FEWEST = 3  # cuts that a training's sampler makes batches of
+
 
 def load_cuts(path: PathLike, remedy: str = "run stage 2 first") -> CutSet:
     """Read a cut manifest whole; a missing, empty or damaged one, or an id that several cuts have, is a
@@ -157,10 +159,21 @@ def _too_many_words(cut: Cut, most: int) -> Optional[str]:
 
 
 def short_cuts(cuts: TrainCuts, most: int) -> TrainCuts:
-    """The cuts of at most so many words."""
+    """The cuts of at most so many words, for the curriculum; a :class:`RecipeError` where they are too few for batches."""
     if isinstance(cuts, SharCuts):
-        return cuts.select(partial(_too_many_words, most=most))[0]
-    return cuts.filter(lambda cut: _too_many_words(cut, most) is None).to_eager()
+        short = cuts.select(partial(_too_many_words, most=most))[0]
+    else:
+        short = cuts.filter(lambda cut: _too_many_words(cut, most) is None).to_eager()
+    if len(short) < FEWEST:
+        raise RecipeError(f"{len(short)} training utterances have at most {most} words, too few for data.curriculum: raise "
+                          "data.curriculum.max_words or set data.curriculum.updates=0")
+    return short
+
+
+def require_enough(cuts: TrainCuts) -> None:
+    """Refuse, with a :class:`RecipeError`, cuts that are too few for batches."""
+    if len(cuts) < FEWEST:
+        raise RecipeError(f"{len(cuts)} training utterances are too few to make batches of: use more data")
 
 
 def total_seconds(cuts: TrainCuts) -> float:

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 from kdlib.batch_plan import BucketingSampler, Phase, PlannedBatch, PlannedSampler, SharSampler, plan_batch
 from kdlib.config import DataConfig, SpecAugmentConfig
 from kdlib.conformer import subsampled_length
-from kdlib.cuts import TrainCuts, nbest_of, total_seconds, transcript
+from kdlib.cuts import TrainCuts, nbest_of, require_enough, total_seconds, transcript
 from kdlib.errors import RecipeError, killed_reader, with_its_type
 from kdlib.lang import Lang
 from kdlib.shar import REMAKE, SharCuts
@@ -268,9 +268,7 @@ def batches_ahead(cuts: TrainCuts, total: float, config: DataConfig, micro_batch
 def train_loader(cuts: TrainCuts, dataset: TransducerDataset, config: DataConfig, phase: Phase, skip: int = 0,
                  rank: int = 0, world_size: int = 1, micro_batches: int = 1) -> DataLoader:
     """Process ``rank``'s shares of the batches of a phase, ``micro_batches`` of each, from batch ``skip`` on."""
-    if len(cuts) <= 2:
-        raise RecipeError(f"{len(cuts)} training utterances are too few to make batches of: use more data, or a larger "
-                          "data.curriculum.max_words where the curriculum asks for short ones")
+    require_enough(cuts)
     # Not told of the processes: each batch is dealt out here, so that their number changes none.
     options = dict(max_duration=config.max_duration, shuffle=True, seed=phase.seed, rank=0, world_size=1)
     buckets = min(config.num_buckets, max(2, len(cuts) // 20))

@@ -13,7 +13,7 @@ from lhotse import CutSet
 from kdlib.compression import init_from_teacher, least_missed_layers
 from kdlib.config import TrainConfig, load_config, save_config
 from kdlib.cuts import (TrainCuts, cut_of_other_bins, describe_skipped, feature_statistics, has_nbest, load_cuts, mixed,
-                        select_cuts, shar_index, total_seconds)
+                        require_enough, select_cuts, shar_index, short_cuts, total_seconds)
 from kdlib.data import batches_ahead, eval_loader, seeded
 from kdlib.errors import RecipeError, run_main
 from kdlib.files import content_digest, read_record, write_json
@@ -162,6 +162,9 @@ def main():
     torch.manual_seed(config.training.seed)
     model = Transducer(config.model, len(lang))
     check_student(model, config, start, teacher, str(args.config))
+    require_enough(train_cuts)
+    if config.data.curriculum.updates > 0:
+        short_cuts(train_cuts, config.data.curriculum.max_words)  # for what it refuses
     seconds = total_seconds(train_cuts)
     if config.data.num_workers > 0:
         batches_ahead(train_cuts, seconds, config.data, config.training.micro_batches)

@@ -61,7 +61,8 @@ def refused(done, said):
     assert said in done.stderr.splitlines()[-1], done.stderr
 
 
-def test_a_training_that_is_refused_leaves_the_finished_one_where_it_is(train, teacher_folder, student):
+def test_a_training_that_is_refused_leaves_the_finished_one_where_it_is(train, corpus, teacher_folder, student,
+                                                                                tmp_path):
     before = {path: path.stat().st_mtime_ns for path in student.rglob("*")}
     models = dict(init_from=teacher_folder, teacher=teacher_folder)
     for words, said in [
@@ -71,6 +72,12 @@ def test_a_training_that_is_refused_leaves_the_finished_one_where_it_is(train, t
     ]:
         refused(train(student, settings(*SMALLER, *words), **models), said)
     refused(train(student, settings(*SMALLER), init_from=teacher_folder), "give --teacher")
+    few = ("data.curriculum.updates=5", "data.curriculum.max_words=0")
+    refused(train(student, settings(*SMALLER, *few), **models),
+            "0 training utterances have at most 0 words, too few for data.curriculum: raise data.curriculum.max_words")
+    corpus[2].subset(first=2).to_file(tmp_path / "cuts.jsonl.gz")
+    refused(train(student, settings(*SMALLER), "--train-cuts", tmp_path / "cuts.jsonl.gz", **models),
+            "2 training utterances are too few to make batches of: use more data")
     assert {path: path.stat().st_mtime_ns for path in student.rglob("*")} == before
 
 

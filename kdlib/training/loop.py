@@ -146,11 +146,7 @@ class Trainer:
         phase = Phase(self.epoch, config.training.seed, (self.epoch - 1) / epochs, self.epoch / epochs,
                       config.training.updates_per_epoch)
         if self.epoch == 0:
-            most = config.data.curriculum.max_words
-            cuts = short_cuts(cuts, most)
-            if len(cuts) == 0:
-                raise RecipeError(f"no training utterance has at most {most} words, which data.curriculum asks for: "
-                                  "raise data.curriculum.max_words or set data.curriculum.updates=0")
+            cuts = short_cuts(cuts, config.data.curriculum.max_words)
             phase = Phase(0, config.training.seed, 0.0, 0.0, config.data.curriculum.updates)
         parts_of_each = config.training.micro_batches
         loader = train_loader(cuts, self.dataset, config.data, phase, self.batch, self.rank, world_size(), parts_of_each)
