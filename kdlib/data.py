@@ -90,6 +90,10 @@ class Batch:
                        before=None if self.before is None else change(self.before),
                        before_lengths=None if self.before_lengths is None else change(self.before_lengths))
 
+    def spoilt(self) -> List[str]:
+        """Ids of the utterances whose features are not finite."""
+        return [id_ for id_, row in zip(self.ids, self.features) if not bool(row.isfinite().all())]
+
     def to(self, device) -> "Batch":
         """From pinned memory it is copied while the GPU computes."""
         return self.each(lambda tensor: tensor.to(device, non_blocking=True))
@@ -97,6 +101,11 @@ class Batch:
     def pin_memory(self) -> "Batch":
         """What a DataLoader that pins memory calls."""
         return self.each(Tensor.pin_memory)
+
+
+def describe_spoilt(ids: List[str]) -> str:
+    """What to say of the utterances that :meth:`Batch.spoilt` found, by the first few ids."""
+    return f"the features of {', '.join(ids[:3])}{' ...' if len(ids) > 3 else ''} hold nan or infinity"
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """What training makes of inputs that nothing can be learned from: a line that names them, or an update that is left out."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,20 @@ def test_an_utterance_whose_features_are_no_numbers(value, corpus, tmp_path, cap
     assert done["updates"] == 40 and done["bad_updates"] == 1
     assert "gradient is not finite, the update is left out (the features of spoilt-3 hold nan or infinity)" in caplog.text
     assert all(torch.isfinite(p).all() for p in (*training.model.parameters(), *training.average.state.values()))
+
+
+def test_dev_utterances_whose_features_are_no_numbers_are_named(corpus, tmp_path, caplog):
+    """Once in an epoch; nothing is learned from them, so that the training goes on."""
+    folder, lang, train, _ = corpus
+    dev = make_cuts(tmp_path, "dev", 30, 5)
+    spoil(dev[3], np.nan)
+    spoil(dev[8], np.inf)
+    config = settings("training.num_epochs=1", "training.updates_per_epoch=2", "data.curriculum.updates=0")
+    done = trainer(config, tmp_path / "exp", (folder, lang, train, dev)).train()
+    assert done["updates"] == 2 and done["bad_updates"] == 0
+    said, = (record for record in caplog.records if record.levelname == "WARNING")
+    assert re.match("the features of dev-[38], dev-[38] hold nan or infinity, so the dev loss tells nothing: mend their "
+                    "audio, and run stage 2 again", said.getMessage())
 
 
 def test_a_training_that_learns_nothing_ends(corpus, tmp_path):

@@ -19,7 +19,7 @@ from kdlib.batch_plan import Phase
 from kdlib.config import OptimConfig, TrainConfig, config_to_dict
 from kdlib.conformer import FRAME_MS
 from kdlib.cuts import TrainCuts, short_cuts, total_seconds
-from kdlib.data import Batch, TransducerDataset, checked, eval_loader, train_loader
+from kdlib.data import Batch, TransducerDataset, checked, describe_spoilt, eval_loader, train_loader
 from kdlib.errors import RecipeError
 from kdlib.files import write_json
 from kdlib.lang import Lang
@@ -53,9 +53,9 @@ def make_optimizer(objective: Objective, config: OptimConfig) -> torch.optim.Opt
 
 def _suspects(shares: Sequence[Batch]) -> str:
     """Those of this process's utterances whose features are not finite; where all are, of how many it is, and some of them."""
-    found = [id_ for share in shares for id_, row in zip(share.ids, share.features) if not bool(row.isfinite().all())]
+    found = [id_ for share in shares for id_ in share.spoilt()]
     if found:
-        return f"the features of {', '.join(found[:3])}{' ...' if len(found) > 3 else ''} hold nan or infinity"
+        return describe_spoilt(found)
     count, ids = shares[0].total_utterances, [id_ for share in shares for id_ in share.ids]
     return f"any of the batch's {count} utterances" + (f", {', '.join(ids[:3])} among them" if ids else "")
 

@@ -1,5 +1,6 @@
 """The training objective of one batch: pruned RNN-T, auxiliary CTC, distillation."""
 
+import logging
 import random
 from dataclasses import replace
 from typing import Dict, List, Optional, Sequence, Tuple
@@ -13,11 +14,12 @@ from kdlib import rnnt
 from kdlib.config import DistillTerm, LossConfig
 from kdlib.config_checks import require
 from kdlib.conformer import subsampled_length
-from kdlib.data import Batch, checked
+from kdlib.data import Batch, checked, describe_spoilt
 from kdlib.errors import RecipeError
 from kdlib.losses import (EncoderLoss, LatticeLoss, Loss, SequenceLoss, best_path_weights, find_loss, matched_layers,
                           node_weights, occupancy_weights, shifted)
 from kdlib.rnnt.lattice import summable
+from kdlib.shar import REMAKE
 from kdlib.transducer import Transducer
 
 Term = Tuple[str, DistillTerm, Loss]  # its name in logs, its settings, what they name
@@ -296,19 +298,23 @@ def mean_parts(objective: Objective, loader: DataLoader, update: int, device: to
     """The parts of the objective over a loader's batches, the student in evaluation mode.
 
     Parts in nats a frame are means over all frames, the others over all utterances, and the total is of these means: so
-    which utterances make a batch changes nothing.
+    which utterances make a batch changes nothing. A warning names utterances whose features are not finite: nor is any mean.
     """
     objective.student.eval()
+    spoilt: List[str] = []
     sums: Dict[str, Tensor] = {}  # on the device, whose numbers are waited for once
     frames = utterances = 0
     for batch in checked(loader):
         frames_here, utterances_here = int(subsampled_length(batch.feature_lengths).sum()), len(batch.ids)
+        spoilt += batch.spoilt()
         _, parts = objective(batch.to(device), update)
         del parts["total"]
         frames, utterances = frames + frames_here, utterances + utterances_here
         for name, value in parts.items():
             here = frames_here if name in objective.per_frame else utterances_here
             sums[name] = sums.get(name, 0.0) + value.double() * here
+    if spoilt:
+        logging.warning("%s, so the dev loss tells nothing: mend their audio, and %s", describe_spoilt(spoilt), REMAKE)
     means = {name: float(value) / (frames if name in objective.per_frame else utterances) for name, value in sums.items()}
     weights = objective.weights(update)
     means["total"] = sum(weights[name] * value for name, value in means.items())
