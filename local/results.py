@@ -17,13 +17,14 @@ from kdlib.comparison import (compare, differences_table, errors_table, full_rat
                               latency_legend, latency_table, legend, rate_name, rate_names, reference_words,
                               summary_problem, table)
 from kdlib.comparison import read_summary as read_decoding_summary
-from kdlib.config import load_config
+from kdlib.config import TrainConfig, config_to_dict, load_config
 from kdlib.errors import RecipeError, run_main
 from kdlib.files import content_digest, read_json, read_record, write_json, write_text
 from kdlib.model_card import DECODINGS
 from kdlib.plan_config import ProgressiveConfig
 from kdlib.report import (SizedModel, describe_machine, describe_trainings, format_duration, markdown_table, name_processor,
                           newest_date, plain_table, plot_wer_against_size, shown)
+from kdlib.training.checkpoint import _with_effect
 
 RERUN = os.environ.get("RECIPE_RERUN", "run.sh")  # how the user called it: local/stage_stamp.py says so
 EXPORT = f"export it again with stage 9 ({RERUN} --stage 9)"
@@ -35,6 +36,8 @@ BASELINES = {
     "single": "single (one step)",
     "single-matched": "single-matched (one step, all updates)",
 }
+# What all models are trained on, by the part it plays in run.json, and what messages call it.
+DATA = {"train 1": "training data", "dev": "dev data", "noise": "noise", "tokens": "tokens"}
 
 
 def main(argv: Optional[List[str]] = None) -> None:
@@ -44,6 +47,7 @@ def main(argv: Optional[List[str]] = None) -> None:
     summaries = {model: read_summary(args.exp, model) for model in [*chain, *BASELINES]}
     check_same_test_sets(args.exp, summaries)
     check_made_from(args.exp, list(summaries))
+    check_same_data(args.exp, list(summaries))
     matched = {"scratch-matched": chain, "single-matched": chain[1:]}
     run = describe_run(args, summaries)
     results = {**run, **compare(summaries, chain, list(BASELINES), matched, target),
@@ -168,8 +172,9 @@ def check_same_test_sets(exp: Path, summaries: Dict[str, Dict[str, Any]]) -> Non
 
 
 def check_made_from(exp: Path, models: List[str]) -> None:
-    """A chain is one only where each student was made from the very models that are there: a stage 6 that was stopped leaves
-    students of those before them. Of what was trained before ``run.json`` named models nothing is known."""
+    """A chain is one only where each student was made from the very models that are there, and by the plan that is there: a
+    stage 6 that was stopped leaves students of those before them, and without stage 7 it leaves the baselines of another plan.
+    Of what was trained before ``run.json`` named models nothing is known."""
     for model in models:
         record = exp / model / "run.json"
         # A teacher that was taken may be a student itself, of models of its own run.
@@ -180,6 +185,37 @@ def check_made_from(exp: Path, models: List[str]) -> None:
             done = exp / name / "done.json"
             if done.exists() and run["inputs"][role] != content_digest(done):
                 raise RecipeError(f"{exp / model} was trained from another {name} than is there: {remedy_for(model)}")
+        # The words of the command line are in it, too.
+        planned = exp / "conf" / f"{model}.yaml"
+        if planned.exists() and "config" in run and (
+                _with_effect(run["config"]) != _with_effect(config_to_dict(load_config(TrainConfig, planned)))):
+            raise RecipeError(f"{exp / model} was trained with other settings than {planned} says: {remedy_for(model)}")
+
+
+def check_same_data(exp: Path, models: List[str]) -> None:
+    """Error rates may be compared only of models that were trained on the same data. A teacher that was taken has that of its
+    own run; of what was trained before ``run.json`` named the parts that files play nothing is known."""
+    first: Dict[str, Tuple[str, str]] = {}  # by part, who was first seen to be trained on it, and its digest
+    for model in models:
+        record = exp / model / "run.json"
+        if not record.exists() or model == "teacher" and is_taken(exp / model):
+            continue
+        run = read_record(record, remedy_for(model))
+        inputs = run.get("inputs", {})
+        for part in DATA:
+            # Where a loss reads hypotheses, the training part is that of the student's own teacher, which has added them.
+            if part not in inputs or part == "train 1" and "nbest_rnnt" in str(run.get("config")):
+                continue
+            other, digest = first.setdefault(part, (model, inputs[part]))
+            if digest != inputs[part]:
+                raise RecipeError(f"{exp / model} was trained on other {DATA[part]} than {exp / other}: train both on what is "
+                                  f"there now, from stage 4 on ({RERUN} --stage 4)")
+
+
+def is_taken(teacher: Path) -> bool:
+    """Whether stage 4 did not train the teacher but was given one with --teacher, be it this run's own. The log of a training
+    is not taken with it."""
+    return "--teacher" in RERUN.split() or not (teacher / "train.log").exists()
 
 
 def describe_run(args: argparse.Namespace, summaries: Dict[str, Dict[str, Any]]) -> Dict[str, Any]:

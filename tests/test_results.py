@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scripts import run_script
 
+from kdlib.config import TrainConfig, config_to_dict, merge_config, save_config
 from kdlib.errors import RecipeError
-from kdlib.files import content_digest
+from kdlib.files import content_digest, write_json
 from kdlib.report import format_duration, format_relative, markdown_table, plain_table, relative_change
 
 
@@ -373,6 +374,91 @@ def test_models_that_no_record_tells_of_are_taken_as_they_are(run):
     (run.folder / "exp" / "stage2" / "run.json").write_text(json.dumps({"config": {}, "inputs": {"stage1": "0" * 64}}))
     (run.folder / "exp" / "stage3" / "run.json").write_text(
         json.dumps({"config": {}, "inputs": {"teacher": "0" * 64}, "models": {"teacher": "elsewhere"}}))
+    assert run.results()["warnings"] == []
+
+
+def record_trainings(run):
+    """What local/train.py writes down of settings and data, and the plan that these settings come from."""
+    (run.folder / "exp" / "teacher" / "train.log").write_text("")
+    for model in WERS:
+        if model != "teacher":
+            save_config(TrainConfig(), run.folder / "exp" / "conf" / f"{model}.yaml")
+        write_json(run.folder / "exp" / model / "run.json", {
+            "config": config_to_dict(TrainConfig()), "models": {},
+            "inputs": {"train 1": "0" * 64, "dev": "1" * 64, "tokens": "2" * 64, "noise": "3" * 64}})
+
+
+def change_record(run, model, **changes):
+    """Change what ``run.json`` says of a training; None takes it away."""
+    record = run.folder / "exp" / model / "run.json"
+    made = json.loads(record.read_text())
+    for key, value in changes.items():
+        made[key] = {**made[key], **value} if value else {}
+    write_json(record, made)
+
+
+@pytest.mark.parametrize("model, stage", [("stage3", 6), ("single-matched", 7), ("scratch", 7)])
+def test_a_model_of_other_settings_than_the_plan_s_is_refused(run, model, stage):
+    """Planned anew, and not trained anew: the stages would be compared with a baseline of another learning rate."""
+    record_trainings(run)
+    assert run.results()["warnings"] == []
+    planned = run.folder / "exp" / "conf" / f"{model}.yaml"
+    save_config(merge_config(TrainConfig, {}, ["optim.learning_rate=2e-4"]), planned)
+    with pytest.raises(RecipeError) as error:
+        run.results()
+    assert str(error.value) == (f"{run.folder / 'exp' / model} was trained with other settings than {planned} says: train and "
+                                f"decode it with stage {stage} (run.sh --stage {stage} --stop-stage {stage})")
+
+
+def test_settings_that_make_no_other_training_are_no_other_settings(run):
+    record_trainings(run)
+    planned = run.folder / "exp" / "conf" / "stage1.yaml"
+    save_config(merge_config(TrainConfig, {}, ["training.log_every_updates=7", "data.shar_root=elsewhere"]), planned)
+    older = config_to_dict(TrainConfig())
+    del older["data"]["gain"]  # a setting that was not there yet
+    write_json(run.folder / "exp" / "stage2" / "run.json", {"config": older, "inputs": {}, "models": {}})
+    assert run.results()["warnings"] == []
+
+
+@pytest.mark.parametrize("role, what", [("train 1", "training data"), ("dev", "dev data"), ("tokens", "tokens"),
+                                        ("noise", "noise")])
+@pytest.mark.parametrize("changed, refused", [("stage2", "stage2"), ("single", "single"), ("teacher", "stage1")])
+def test_models_of_other_data_than_each_other_are_refused(run, role, what, changed, refused):
+    record_trainings(run)
+    change_record(run, changed, inputs={role: "f" * 64})
+    with pytest.raises(RecipeError) as error:
+        run.results()
+    assert str(error.value) == (f"{run.folder / 'exp' / refused} was trained on other {what} than {run.folder / 'exp'}/teacher"
+                                ": train both on what is there now, from stage 4 on (run.sh --stage 4)")
+
+
+def test_a_teacher_that_was_taken_has_data_of_its_own(run, monkeypatch):
+    record_trainings(run)
+    change_record(run, "teacher", inputs={"train 1": "f" * 64, "dev": "f" * 64})
+    monkeypatch.setattr(stage8, "RERUN", "run.sh --teacher exp/teacher --lang data/lang")  # this run's own, kept as it is
+    assert run.results()["warnings"] == []
+    monkeypatch.setattr(stage8, "RERUN", "run.sh")
+    (run.folder / "exp" / "teacher" / "train.log").unlink()  # which is not taken with it
+    assert run.results()["warnings"] == []
+    change_record(run, "single", inputs={"dev": "e" * 64})
+    with pytest.raises(RecipeError, match="exp/single was trained on other dev data than .*/exp/stage1: "):
+        run.results()
+
+
+def test_hypotheses_are_no_other_data(run):
+    """A student's training cuts are those that its own teacher wrote down its hypotheses of."""
+    record_trainings(run)
+    for number, model in enumerate(("stage1", "stage2", "stage3", "single", "single-matched")):
+        config = merge_config(TrainConfig, {"loss": {"distill": [{"name": "nbest_rnnt"}]}})
+        save_config(config, run.folder / "exp" / "conf" / f"{model}.yaml")
+        change_record(run, model, config=config_to_dict(config), inputs={"train 1": f"{number}" * 64})
+    for model in ("scratch", "scratch-matched"):
+        change_record(run, model, inputs=None)  # of before the inputs went by the parts that they play
+    assert run.results()["warnings"] == []
+    for number, model in enumerate(("stage1", "stage2")):  # of speech without transcripts
+        config = config_to_dict(TrainConfig())
+        save_config(TrainConfig(), run.folder / "exp" / "conf" / f"{model}.yaml")
+        change_record(run, model, config=config, inputs={"train 1": "0" * 64, "train 2": f"{number}" * 64})
     assert run.results()["warnings"] == []
 
 
