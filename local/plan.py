@@ -152,6 +152,10 @@ def main():
     if trained is not None and not configs["scratch"].training.updates_per_epoch:
         print("warning: scratch-matched is matched only if the teacher's training part was as long as this run's, since epochs "
               "are passes over it: training.updates_per_epoch=N on the command line has updates counted")
+    if teacher.loss.distill:
+        print("warning: the teacher is a student of another run: scratch and scratch-matched, which have no teacher, are "
+              f"trained with that student's settings but for what stands under 'scratch' in {args.config}, and "
+              "scratch-matched does not count the updates of that student's own teachers")
     summary = f"{len(stages)} stages, {reached:.1f}% smaller at the end"
     if args.output is None:
         print(summary)

@@ -195,6 +195,11 @@ def test_a_student_of_another_run_as_the_teacher(folder):
     done = plan(folder, teacher=teacher)
     assert done.returncode == 0, done.stderr
     assert config(folder, "scratch").loss.distill == config(folder, "scratch-matched").loss.distill == []
+    # Nor are they trained as long as a model that knows nothing needs, unless they say so.
+    assert ("warning: the teacher is a student of another run: scratch and scratch-matched, which have no teacher, are trained "
+            f"with that student's settings but for what stands under 'scratch' in {folder}/progressive.yaml, and "
+            "scratch-matched does not count the updates of that student's own teachers\n") in done.stdout
+    assert "a student of another run" not in plan(folder).stdout
     scratch = {"loss": {"distill": [{"name": "encoder_mse"}]}}
     said = refused(plan(folder, teacher=teacher, stages={**PLAN, "scratch": scratch}))
     assert "scratch: it asks for distillation losses" in said
