@@ -3,7 +3,7 @@
 A *summary* is what decoding leaves behind: a dict with ``model``, ``parameters`` (deployed ones), ``updates``,
 ``epoch``, ``avg``, ``method``, ``max_sym_per_frame``, ``chunk_ms``, ``left_context_ms``, ``seconds`` and, under
 ``test_sets``, for each test set ``wer`` (per cent), ``errors``, ``words``, ``ins``, ``del``, ``sub``, ``utterances``,
-``skipped``, and ``errors_by_utterance`` and ``words_by_utterance``, lists in the order of the ids, and perhaps
+and ``errors_by_utterance`` and ``words_by_utterance``, lists in the order of the ids, and perhaps
 ``errors_by_take`` and ``words_by_take`` (see :func:`kdlib.scoring.read_takes`), which the bootstrap then draws in place of
 utterances, and ``latency`` (see :class:`kdlib.latency.LatencyMeter`). A test set in Chinese or Japanese also has
 ``characters``: the same figures counted over characters, whose ``wer`` is the character error rate (CER); models are
@@ -337,9 +337,6 @@ def _warnings(summaries: Mapping[str, Summary], chain: Sequence[str], baselines:
         other = decoded_otherwise(summary, teacher)
         if other:
             warnings.append(f"{model} was decoded otherwise than the teacher: {other}.")
-        for name, test in summary["test_sets"].items():
-            if test.get("skipped"):
-                warnings.append(f"{test['skipped']} utterances of {name} were skipped when {model} was decoded.")
     return warnings
 
 

@@ -268,7 +268,7 @@ def write_results(folder: PathLike, test_set: str, setting: str, suffix: str, re
     write_recogs(folder / f"recogs-{test_set}-{suffix}.txt", results)
     counts = write_error_stats(folder / f"errs-{test_set}-{suffix}.txt", test_set, results)
     write_wer_summary(folder / f"wer-summary-{test_set}-{suffix}.txt", {setting: counts.wer})
-    kept = {**_kept(counts, results), "skipped": 0}
+    kept = _kept(counts, results)
     if takes is not None:
         kept["errors_by_take"], kept["words_by_take"] = errors_by_take(results, takes)
     characters = by_characters(results)

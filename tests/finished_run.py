@@ -23,7 +23,7 @@ def summary(name, **changes):
     for (test_set, total), wer in zip(words.items(), WERS[name]):
         errors = round(wer * total / 100)
         tests[test_set] = {"wer": wer, "errors": errors, "words": total, "ins": 1, "del": 2, "sub": errors - 3,
-                           "utterances": 400, "skipped": 0, "words_by_utterance": [total // 400] * 400,
+                           "utterances": 400, "words_by_utterance": [total // 400] * 400,
                            "errors_by_utterance": [errors // 400 + (n < errors % 400) for n in range(400)]}
     return {"model": name, "parameters": SIZES.get(name, SIZES["stage3"]), "updates": UPDATES[name], "epoch": 9,
             "avg": 3, "method": "greedy_search", "max_sym_per_frame": 1, "chunk_ms": 320.0, "left_context_ms": 1280.0,

@@ -315,13 +315,6 @@ def test_a_target_that_is_no_percentage(run):
     assert "the last stage is 58.8% smaller than the teacher.\n" in (run.folder / "RESULTS.md").read_text()
 
 
-def test_skipped_utterances_are_said(run):
-    tests = summary("single")["test_sets"]
-    tests["test-other"]["skipped"] = 7
-    run.write("single", test_sets=tests)
-    assert run.results()["warnings"] == ["7 utterances of test-other were skipped when single was decoded."]
-
-
 @pytest.mark.parametrize("model, stage", [("teacher", "--stage 4 --stop-stage 5"), ("stage2", "--stage 6"),
                                           ("single-matched", "--stage 7")])
 def test_a_missing_summary_names_the_file_and_the_stage(run, model, stage):
