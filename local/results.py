@@ -24,7 +24,7 @@ from kdlib.model_card import DECODINGS
 from kdlib.plan_config import ProgressiveConfig
 from kdlib.report import (SizedModel, describe_machine, describe_trainings, format_duration, markdown_table, name_processor,
                           newest_date, plain_table, plot_wer_against_size, shown)
-from kdlib.training.checkpoint import _with_effect
+from kdlib.training.checkpoint import with_effect
 
 RERUN = os.environ.get("RECIPE_RERUN", "run.sh")  # how the user called it: local/stage_stamp.py says so
 EXPORT = f"export it again with stage 9 ({RERUN} --stage 9)"
@@ -188,7 +188,7 @@ def check_made_from(exp: Path, models: List[str]) -> None:
         # The words of the command line are in it, too.
         planned = exp / "conf" / f"{model}.yaml"
         if planned.exists() and "config" in run and (
-                _with_effect(run["config"]) != _with_effect(config_to_dict(load_config(TrainConfig, planned)))):
+                with_effect(run["config"]) != with_effect(config_to_dict(load_config(TrainConfig, planned)))):
             raise RecipeError(f"{exp / model} was trained with other settings than {planned} says: {remedy_for(model)}")
 
 

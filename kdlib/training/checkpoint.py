@@ -183,7 +183,8 @@ NO_EFFECT = (("training", "save_every_updates"), ("training", "log_every_updates
              ("data", "shar_root"), ("training", "micro_batches"))
 
 
-def _with_effect(config: Dict[str, Any]) -> Dict[str, Any]:
+def with_effect(config: Dict[str, Any]) -> Dict[str, Any]:
+    """What of a training's config, as ``run.json`` keeps it, its weights depend on: to be compared with another's."""
     try:  # a setting that is newer than the record was as its default is
         config = config_to_dict(merge_config(TrainConfig, config))
         for term in config["loss"]["distill"]:
@@ -234,6 +235,6 @@ def begin_run(exp: PathLike, config: TrainConfig, inputs: Dict[str, str], models
     same = was["inputs"] == inputs
     if "models" not in was:  # once the inputs went by their files' names
         same = set(was["inputs"].values()) == set(inputs.values())
-    if _with_effect(was["config"]) != _with_effect(run["config"]) or not same:
+    if with_effect(was["config"]) != with_effect(run["config"]) or not same:
         logging.info("the config, the data or the teacher of %s changed: what was there is now in %s", exp, set_aside(exp))
     write_json(record, run)
