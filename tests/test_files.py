@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,7 @@ def test_a_resumed_training_is_told_once(tmp_path, monkeypatch):
         for step, value in values.items():
             board.add("train", {"loss": value}, step)
         board.close()
+        time.sleep(1.1)  # files are read in the order of their names, which tell whole seconds
     told = EventAccumulator(str(tmp_path)).Reload().Scalars("train/loss")
     assert [(event.step, event.value) for event in told] == [(1, 5.0), (2, 4.5)]
 
