@@ -159,9 +159,10 @@ class Ears:
         return bool(said) and stream.taken - said[-1][1] >= 16000 or stream.taken >= self.longest * self.CHUNK
 
 
-def heard_by(ears, samples, capsys):
+def heard_by(ears, samples, capsys, **constants):
     """[(word, when it was said)] of transcribe()."""
     tool = load(TRANSCRIBE)
+    vars(tool).update(constants)
     about = {"sampling_rate": 16000, "chunk_size": 16}
     args = SimpleNamespace(live=False, timestamps=True, method="greedy_search")
     tool.transcribe(ears, about, "made-up", 16000, iter([samples]), args)
@@ -186,6 +187,23 @@ def test_a_word_is_not_heard_again_where_the_length_ends_a_segment(capsys, begin
     samples[begin:begin + 8000] = 1
     heard = heard_by(Ears(longest=1), samples, capsys)
     assert [word for word, _ in heard] == ["1"] and abs(heard[0][1] - (begin + 4800) / 16000) <= 0.05
+
+
+class KeenEars(Ears):
+    """Takes what is left of a word for a word."""
+
+    def said(self, stream):
+        return super().said(SimpleNamespace(samples=np.append(np.float32(0), stream.samples), taken=stream.taken))
+
+
+@pytest.mark.parametrize("begin", range(800, 16000, 1600))
+def test_a_long_segment_ends_in_a_pause(capsys, begin):
+    """The length would end it after 19.2 s, wherever that is; after each three words there is a pause, too short by itself."""
+    parts = [np.zeros(begin, np.float32)]
+    for number in range(1, 81):
+        parts += [np.full(8000, number, np.float32), np.zeros(800 if number % 3 else 7200, np.float32)]
+    heard = heard_by(KeenEars(longest=30), np.concatenate(parts), capsys, LONG=5)
+    assert [word for word, _ in heard] == [str(number) for number in range(1, 81)]
 
 
 def test_a_long_file_takes_no_more_memory(finished, exported, tmp_path):

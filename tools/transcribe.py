@@ -40,6 +40,9 @@ HEADS = {"WAV": rb"RIFF|RF64", "FLAC": rb"fLaC", "Ogg": rb"OggS", "AIFF": rb"FOR
          "WebM or Matroska": rb"\x1aE\xdf\xa3", "MP4": rb".{4}ftyp"}
 HEAD_BYTES = 48  # the most that are looked at
 BACK_FRAMES = 8  # of 40 ms, which the next segment hears once more: a word's first label comes that long after it began
+# Seconds: a segment so long ends where it has had no label for the second of them. The 300 at which the runtime ends it are for
+# speech without such pauses: they may come in the midst of a word, either half of which may be heard as a word.
+LONG, PAUSE = 240, 0.6
 CANCELLED = 0.01  # of the energy of a file's channels: where their mean has less, they are of opposite sign
 READ_SECONDS = 1  # of a file at a time: an hour takes no more memory than a minute, and damage costs no more than this
 
@@ -341,14 +344,14 @@ def transcribe(recognizer, about, name, rate, blocks, args):
             given = np.concatenate([given, block[first:first + step]])
             while decode_ready(recognizer, stream):
                 taken += about["chunk_size"] * frame
-                ended = recognizer.is_endpoint(stream)
+                times = recognizer.timestamps(stream)
+                said = begin + samples_until(max(times), rate) + frame if times else begin
+                ended = recognizer.is_endpoint(stream) or (taken - begin >= LONG * rate and taken - said >= PAUSE * rate)
                 if args.live or ended:
                     printer.show(words_of(recognizer, stream, begin, rate), ended)
                 # A word that has begun without a label yet is heard from its beginning in the next segment. What has labels is
                 # not heard again: they may be as late as that where the length alone has ended the segment.
-                times = recognizer.timestamps(stream) if ended else ()
-                said = begin + samples_until(max(times), rate) + frame if times else 0
-                forget = max(0, said - kept, taken - BACK_FRAMES * frame - kept)
+                forget = max(0, said - kept if ended else 0, taken - BACK_FRAMES * frame - kept)
                 given, kept = given[forget:], kept + forget
                 if ended:
                     # A stream of its own for each segment: sherpa-onnx's reset keeps the last labels, after which a model
