@@ -40,12 +40,12 @@ def _script(letter: str) -> str:
 
 
 def _is_letter(character: str) -> bool:
-    return unicodedata.category(character)[0] in "LM"
+    return unicodedata.category(character)[0] in "LM" or character == "〇"  # a hanzi, zero, which Unicode has as a number
 
 
 def _letters(texts: Iterable[str]) -> Dict[str, int]:
     return {character: count for character, count in Counter("".join(texts)).items()
-            if unicodedata.category(character)[0] == "L"}
+            if _is_letter(character) and unicodedata.category(character)[0] != "M"}
 
 
 def scripts(texts: Iterable[str]) -> Counter:

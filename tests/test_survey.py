@@ -165,6 +165,12 @@ class TestTheSurvey:
         texts = {f"u{k}": "人々が行く" if k % 40 == 0 else "人が行く" for k in range(200)}
         assert odd_characters(texts) == {} and odd_characters({**texts, "x": "〆切"}) == {}
 
+    def test_the_chinese_zero_is_a_character_like_others(self):
+        """And no symbol, though Unicode has it as a number; among words of letters it is as odd as any hanzi."""
+        assert odd_characters({**{f"u{k}": "今天很好" for k in range(100)}, "x": "二〇二六年"}) == {}
+        assert unspaced(["二〇〇〇", "ABC"]) and common_punctuation({"x": "二〇二六年"}) == {}
+        assert set(odd_characters({**{f"u{k}": "A CAT" for k in range(300)}, **{f"z{k}": "〇" for k in range(10)}})) == {"〇"}
+
     @pytest.mark.parametrize("texts, said", [
         (["kıl", "kil"], True), (["Iğdır", "istanbul"], True), (["kil", "İstanbul"], False), (["KIL", "KİL"], False),
         (["to see Işık", *["a film"] * 30], False)])
