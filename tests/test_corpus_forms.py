@@ -214,6 +214,22 @@ class TestForms:
         assert list(read_corpus("kaldi", str(tmp_path), skipped)) == ["train"]
         assert skipped.of == {"mfcc": "it is a link to what is not there"}
 
+    def test_kaldi_folders_further_down_are_named(self, tmp_path):
+        """As in ESPnet's dump, where raw/org has the utterances of raw again."""
+        dump = tmp_path / "dump"
+        for name in ("raw/train_sp", "raw/org/train_sp"):
+            kaldi_corpus(dump / name)
+        skipped = Reasons()
+        assert list(read_corpus("kaldi", str(dump / "raw"), skipped)) == ["train-sp"]
+        assert skipped.of == {"org": "it has no wav.scp, and those of the folders in it are not read"}
+        with pytest.raises(RecipeError, match=f"{dump} holds no wav.scp, nor does a folder in it: give one of {dump}/raw, "
+                                              f"{dump}/raw/org, whose folders have it, or a folder of links to those that"):
+            read_form("kaldi", dump)
+        shutil.rmtree(dump / "raw" / "org")
+        for folder in (dump, tmp_path):
+            with pytest.raises(RecipeError, match=f"nor does a folder in it: give {dump}/raw, whose folders have it$"):
+                read_form("kaldi", folder)
+
     def test_a_place_in_an_archive_is_one_error(self, tmp_path):
         (tmp_path / "wav.scp").write_text("a /data/raw.ark:1234\n")
         (tmp_path / "text").write_text("a ONE\n")

@@ -17,11 +17,13 @@ from kdlib.manifests import BadAudio, Skipped
 _PLAIN = r"(?P<file>[^\s|;&<>()$`'\"\\*?\[\]{}~#!-][^\s|;&<>()$`'\"\\*?\[\]{}~#!]*)"
 _READS = [re.compile(rf"(?:[\w./-]*/)?{command} ?\|") for command in (
     rf"flac(?: -[cds]+)+ {_PLAIN}", rf"sox {_PLAIN} -t wav -", rf"cat {_PLAIN}", rf"sph2pipe -f wav {_PLAIN}")]
+_DEPTH = 3  # folders, in which wav.scp is looked for to say where it is
 
 
 def read_kaldi(folder: Path, skipped: Skipped) -> Dict[str, Part]:
-    """A Kaldi data folder (wav.scp, text, utt2spk and segments, the last two if there are any), or a folder of such. Of
-    several, one without text, as of noise, or without wav.scp is left out and counted in ``skipped``.
+    """A Kaldi data folder (wav.scp, text, utt2spk and segments, the last two if there are any), or a folder of such, which are
+    not looked for further down. Of several, one without text, as of noise, or without wav.scp is left out and counted in
+    ``skipped``.
 
     No command of wav.scp is run; of the few that do no more than read a file, that file is taken.
     """
@@ -37,12 +39,19 @@ def read_kaldi(folder: Path, skipped: Skipped) -> Dict[str, Part]:
     closed = [path for path in inside if not os.access(path, os.X_OK)]
     parts = [path for path in inside if path not in closed and is_there(path / "wav.scp")]
     if not parts:
-        raise RecipeError(f"{folder} holds no wav.scp, nor does a folder in it: give a Kaldi data folder")
+        above = sorted({path.parent.parent for depth in range(2, _DEPTH + 1) for path in folder.glob("*/" * depth + "wav.scp")})
+        known = f"{above[0]}, whose folders have it" if above else "a Kaldi data folder"
+        if len(above) > 1:
+            named = ", ".join(map(str, above[:3])) + ", ..." * (len(above) > 3)
+            known = f"one of {named}, whose folders have it, or a folder of links to those that you mean"
+        raise RecipeError(f"{folder} holds no wav.scp, nor does a folder in it: give {known}")
     for path in inside:
         if path in closed:
             skipped.add(path.name, "it cannot be looked into")
         elif path not in parts and (is_there(path / "text") or is_there(path / "segments")):
             skipped.add(path.name, "it has no wav.scp, so it has no audio")
+        elif path not in parts and any(path.glob("*/wav.scp")):  # ESPnet's org has the same utterances again
+            skipped.add(path.name, "it has no wav.scp, and those of the folders in it are not read")
     transcribed = [part for part in parts if is_there(part / "text")] or parts
     for part in parts:
         if part not in transcribed:
