@@ -137,6 +137,21 @@ def test_plans_of_the_recipes_teachers_in_the_default_proportions(recipe, percen
         before = student
 
 
+@settings(max_examples=10, deadline=None)
+@given(width=st.integers(8, 48), layers=st.integers(2, 12), heads=st.integers(1, 8), head_dim=st.sampled_from([16, 32, 48]),
+       wider=st.integers(2, 4), percent=st.integers(30, 90))
+def test_feed_forward_layers_take_what_coarser_dimensions_leave_of_any_target(width, layers, heads, head_dim, wider, percent):
+    teacher = replace(TEACHER, encoder_dim=8 * width, num_layers=layers, num_heads=heads, head_dim=head_dim,
+                      feedforward_dim=8 * width * wider, predictor_dim=8 * width, joiner_dim=8 * width)
+    try:
+        student = plan_stages(teacher, PlanConfig(stages=1, target=f"{percent}%"), VOCAB)[-1]
+    except RecipeError as error:
+        assert "no model has fewer" in str(error)
+        return
+    wanted = measure_model(teacher, VOCAB, run=False).total * (1 - percent / 100)
+    assert 0.95 * wanted <= measure_model(student, VOCAB, run=False).total <= wanted
+
+
 SMALL = ["voice_commands", "fsdd"]
 # The width stays: what is left is coarse.
 COARSE = {"num_layers": 0.5, "num_heads": 0.5, "feedforward_dim": 1.0, "predictor_dim": 0.5, "joiner_dim": 0.5}
