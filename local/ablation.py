@@ -69,7 +69,7 @@ def get_args():
     parser.add_argument("--command", default="", help="the command that made it, for the report")
     parser.add_argument("--report", type=Path, help="the Markdown file to write")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for every training")
-    return parser.parse_args()
+    return parser.parse_intermixed_args()
 
 
 def plan(args, config: AblationConfig) -> None:

@@ -24,7 +24,7 @@ FRAMES_A_SECOND = 100  # of features
 def get_args():
     parser = argparse.ArgumentParser(description=__doc__)
     add_decoding_options(parser)
-    return parser.parse_args()
+    return parser.parse_intermixed_args()
 
 
 @torch.no_grad()

@@ -27,7 +27,7 @@ def get_args():
     parser.add_argument("--chunk-size", type=int, help="frames of 40 ms; the model's unless given")
     parser.add_argument("--left-context", type=int, help="frames of 40 ms before the chunk; the model's unless given")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for conf/fbank.yaml")
-    return parser.parse_args()
+    return parser.parse_intermixed_args()
 
 
 def made_from(exp: Path):

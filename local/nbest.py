@@ -40,7 +40,7 @@ def get_args():
     parser.add_argument("--min-confidence", type=float, default=0.0,
                         help="the least posterior, among the n best, of a hypothesis that becomes a transcript (0)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for conf/decode.yaml")
-    return parser.parse_args()
+    return parser.parse_intermixed_args()
 
 
 @torch.no_grad()

@@ -27,7 +27,7 @@ def get_args():
                         help="done.json of a teacher that is trained already: the overrides are none of its")
     parser.add_argument("--output", type=Path, help="folder for the configs and plan.json; without it they are only checked")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for every training of the plan")
-    return parser.parse_args()
+    return parser.parse_intermixed_args()
 
 
 def make_configs(plan: ProgressiveConfig, teacher: TrainConfig, vocab_size: int, overrides, source: str,

@@ -41,7 +41,7 @@ def get_args():
     parser.add_argument("--dask", metavar="ADDRESS", help="of a Dask scheduler, whose workers stand in this same folder; or "
                         "'local', for a cluster of JOBS processes on this machine")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for conf/fbank.yaml")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     require_positive(jobs=args.jobs)
     return args
 

@@ -78,7 +78,7 @@ def main():
     parser.add_argument("--proposed", type=int, default=0, metavar="SIZE",
                         help="while vocab_size is still this, it is the most: less text makes fewer")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for conf/lang.yaml")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     config = load_config(LangConfig, args.config, args.overrides)
     named = read_texts(args.cuts)
     lang = take_lang(args.take, args.output) if args.take else make_lang(args.cuts, named, config, args.output, args.proposed)

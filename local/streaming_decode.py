@@ -43,7 +43,7 @@ def get_args():
                         "of the transcript before it in the test set, as it does in a stream that goes on: after an endpoint's "
                         "reset() with greedy search, where there are no endpoints with any")
     parser.add_argument("--fbank-config", type=Path, help="conf/fbank.yaml, for --tail")
-    return parser.parse_args()
+    return parser.parse_intermixed_args()
 
 
 def seconds_of_tail(text: str) -> float:

@@ -44,7 +44,7 @@ def get_args():
     parser.add_argument("--world-size", type=int, default=default_world_size(),
                         help="processes that share each batch (one for each GPU, or for each core up to four)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for the config")
-    return parser.parse_args()
+    return parser.parse_intermixed_args()
 
 
 def load_train_cuts(files: List[Path], shar_root: str) -> TrainCuts:

@@ -1,9 +1,9 @@
-"""Numbers on the command line that cannot be: one line that names the option, before anything is read or made."""
+"""Options on the command line: numbers that cannot be, one line each before anything is read; settings among them."""
 
 from pathlib import Path
 
 import pytest
-from scripts import run_script
+from scripts import refused, run_script
 
 from kdlib.corpus_parts import prepare_parts
 from kdlib.errors import RecipeError
@@ -52,3 +52,37 @@ def test_scripts_say_so_in_one_line(tmp_path, command, said):
     done = run_script(ROOT / script, *words, cwd=tmp_path)
     assert done.returncode == 1 and done.stderr.startswith(f"error: {said} is not ") and done.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", [
+    "local/ablation.py --do plan SETTING --config none --exp none",
+    "local/decode.py --exp none --fbank none SETTING --lang none --config none --test-sets test",
+    "local/export_onnx.py --exp none --lang none SETTING --fbank-config none --output none",
+    "local/nbest.py --exp none --cuts none SETTING --lang none --config none --output none",
+    "local/plan.py --config none SETTING --teacher-config none --lang none",
+    "local/prepare_features.py --manifests none SETTING --output none --config none",
+    "local/prepare_lang.py --cuts none SETTING --config none --output none",
+    "local/streaming_decode.py --exp none --fbank none SETTING --lang none --config none --test-sets test --carry-labels",
+    "local/train.py --config none --fbank none SETTING --lang none --exp none",
+    "tools/bench_training.py --recipe none SETTING --hours 1"])
+def test_settings_may_stand_before_between_and_after_options(tmp_path, command):
+    """The script reads on, to the first file that is not there."""
+    script, *words = command.replace("SETTING", "a=1 b=2").split()
+    done = run_script(ROOT / script, "c=3", *words, "d=4", cwd=tmp_path)
+    assert "none" in refused(done) and done.stderr.count("\n") == 1
+
+
+def test_settings_are_heeded_wherever_they_stand(tmp_path):
+    (tmp_path / "lang.yaml").write_text("type: char\n")
+    options = ["--cuts", "none", "--config", "lang.yaml", "--output", "none"]
+    for place in (0, 2, 4, 6):  # the one is refused beside the other
+        words = ["type=bpe", *options[:place], "vocab_size=3", *options[place:]]
+        assert "lang.vocab_size is 3" in refused(run_script(ROOT / "local" / "prepare_lang.py", *words, cwd=tmp_path))
+
+
+@pytest.mark.parametrize("words, said", [
+    (["--config=none", "--fbank=none", "--lang=none", "a=1", "--exp=none", "b=2", "--bad"], "unrecognized arguments: --bad"),
+    (["a=1", "--exp", "none", "b=2"], "the following arguments are required: --config, --fbank, --lang")])
+def test_what_options_cannot_be_is_said_of_them_alone(tmp_path, words, said):
+    done = run_script(ROOT / "local" / "train.py", *words, cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.splitlines()[-1] == f"train.py: error: {said}"

@@ -66,7 +66,7 @@ def get_args() -> argparse.Namespace:
     parser.add_argument("--world-size", type=int, default=default_world_size(), help="processes (as local/train.py)")
     parser.add_argument("--output", type=Path, help="a file for the tables in Markdown")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for every training")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     # Settings that follow the models' names are settings, as they are for run.sh.
     args.overrides += [word for word in args.models or () if "=" in word]
     args.models = list(dict.fromkeys(word for word in args.models or () if "=" not in word))

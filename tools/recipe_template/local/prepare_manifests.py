@@ -27,7 +27,7 @@ def main():
     parser.add_argument("--hours", type=float, default=0.0, help="hours of training speech to use; 0 for all (0)")
     parser.add_argument("--jobs", type=int, default=1, help="processes (1)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for conf/fbank.yaml")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     rate = load_config(FbankConfig, args.config, args.overrides).sampling_rate
     prepare_parts(args.corpus, args.output, PARTS, HELD_OUT, rate, normalise, args.hours, args.jobs)
 
