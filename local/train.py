@@ -94,16 +94,6 @@ def layers_to_start_from(args, config: TrainConfig, start: Transducer, lang: Lan
     return [number - 1 for number in read_record(chosen, "remove it", "layers")["layers"]]
 
 
-def fill_model(args, config: TrainConfig, model: Transducer, lang: Lang, start: Optional[Transducer], train_cuts,
-               dev_cuts) -> None:
-    """Give the model what its training starts from."""
-    if start is None:
-        model.encoder.set_feature_statistics(*feature_statistics(train_cuts))
-        return
-    layers = init_from_teacher(model, start, layers_to_start_from(args, config, start, lang, dev_cuts), config.init.units)
-    logging.info("weights start from %s, its layers %s", args.init_from, " ".join(str(i + 1) for i in layers))
-
-
 def train(config, exp, lang, model, train_cuts, dev_cuts, noise, teacher, rank, device):
     """What each process does."""
     if not logging.getLogger().handlers:  # a spawned process does not have its parent's
@@ -168,6 +158,8 @@ def main():
     seconds = total_seconds(train_cuts)
     if config.data.num_workers > 0:
         batches_ahead(train_cuts, seconds, config.data, config.training.micro_batches)
+    if start is None:
+        model.encoder.set_feature_statistics(*feature_statistics(train_cuts))
     begin_run(args.exp, config, {role: content_digest(path) for role, path in inputs.items()},
               {role: path.name for role, path in models.items()}, features)
     save_config(config, args.exp / "config.yaml")
@@ -176,7 +168,9 @@ def main():
         for line in describe_skipped(left_out):
             logging.warning("%s: %s", source, line)
 
-    fill_model(args, config, model, lang, start, train_cuts, dev_cuts)
+    if start is not None:
+        layers = init_from_teacher(model, start, layers_to_start_from(args, config, start, lang, dev_cuts), config.init.units)
+        logging.info("weights start from %s, its layers %s", args.init_from, " ".join(str(i + 1) for i in layers))
     logging.info("%s: %d parameters deployed, %d training cuts (%.2f h), %d processes", args.exp,
                  model.parameter_counts()["total"], len(train_cuts), seconds / 3600,
                  args.world_size)

@@ -6,11 +6,12 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from lhotse import CutSet
 from lhotse.utils import fastcopy
-from made_up import make_noise, settings
+from made_up import make_cuts, make_noise, settings
 from scripts import run, run_script
 
 from kdlib.config import FbankConfig, LangConfig, config_to_dict, save_config
@@ -79,6 +80,18 @@ def test_a_training_that_is_refused_leaves_the_finished_one_where_it_is(train, c
     refused(train(student, settings(*SMALLER), "--train-cuts", tmp_path / "cuts.jsonl.gz", **models),
             "2 training utterances are too few to make batches of: use more data")
     assert {path: path.stat().st_mtime_ns for path in student.rglob("*")} == before
+
+
+def test_features_that_are_no_numbers_leave_the_finished_training_where_it_is(train, trained, tmp_path):
+    """Of their mean a model that starts from no other is made."""
+    cuts = make_cuts(tmp_path, "spoilt", 40, 5)
+    path = Path(cuts[3].features.storage_path) / cuts[3].features.storage_key
+    np.save(path, np.full_like(np.load(path), np.nan))
+    cuts.to_file(tmp_path / "cuts.jsonl.gz")
+    before = {path: path.stat().st_mtime_ns for path in (trained / "exp").rglob("*")}
+    refused(train(trained / "exp", settings(*NOISY), f"--fbank={trained}/fbank", "--train-cuts", tmp_path / "cuts.jsonl.gz"),
+            "the features of spoilt-3 hold nan or infinity, with which nothing can be learned: mend its audio")
+    assert {path: path.stat().st_mtime_ns for path in (trained / "exp").rglob("*")} == before
 
 
 def test_batches_that_shared_memory_cannot_hold_leave_the_finished_training_where_it_is(corpus, fbank, teacher_folder, student,
