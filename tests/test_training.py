@@ -23,7 +23,7 @@ from kdlib.errors import RecipeError
 from kdlib.lang import Lang, train_lang
 from kdlib.report import format_duration
 from kdlib.training import loop
-from kdlib.training.checkpoint import load_averaged, load_checkpoint, state_digest
+from kdlib.training.checkpoint import load_averaged, load_checkpoint, save_checkpoint, state_digest
 from kdlib.training.loop import MovingAverage, Trainer, learning_rate, make_optimizer
 from kdlib.training.objective import Objective
 from kdlib.training.parallel import launch, world_size
@@ -400,6 +400,36 @@ def test_a_gradient_that_is_not_finite_names_the_utterances_that_are_not(corpus,
     assert len(ids) > 3
     assert caplog.messages[-1].endswith(f"left out (any of the batch's {len(ids)} utterances, {', '.join(ids[:3])} among them)")
     assert run.bad_updates == 2
+
+
+def test_updates_left_out_in_a_row_are_counted_on_by_a_training_that_is_started_again(corpus, tmp_path, monkeypatch):
+    """As a supervisor starts it, each time before it comes to the most that may be; checkpoints once did not hold the count."""
+    config = settings("training.updates_per_epoch=50", "training.save_every_updates=5")
+    update, calls = Trainer._update, []
+
+    def spoilt(self, shares):
+        calls.append(1)
+        if len(calls) % 8 == 0:
+            raise RuntimeError("killed")
+        for share in shares:
+            share.features.fill_(math.nan)
+        return update(self, shares)
+
+    monkeypatch.setattr(Trainer, "_update", spoilt)
+    for _ in range(3):
+        with pytest.raises(RuntimeError, match="killed"):
+            trainer(config, tmp_path, corpus).train()
+    path = tmp_path / "checkpoint.pt"
+    kept = load_checkpoint(path, "")
+    assert kept["updates"] == kept["bad_updates"] == 15
+    with pytest.raises(RecipeError, match="20 updates in a row had gradients that are not finite"):
+        trainer(config, tmp_path, corpus).train()
+    assert len(calls) == 3 * 8 + 5
+
+    save_checkpoint(path, {name: value for name, value in kept.items() if name != "bad_in_a_row"})
+    with pytest.raises(RuntimeError, match="killed"):
+        trainer(config, tmp_path, corpus).train()
+    assert load_checkpoint(path, "")["updates"] == 15
 
 
 def test_the_curriculum_is_of_short_utterances(corpus, tmp_path, monkeypatch):

@@ -284,7 +284,7 @@ class Trainer:
         save_checkpoint(self.exp / "checkpoint.pt", {
             **self._common(), "objective": self.objective.state_dict(), "average": self.average.state,
             "optimizer": self.optimizer.state_dict()["state"], "epoch": self.epoch, "batch": self.batch,
-            "bad_updates": self.bad_updates, "seconds": round(self._elapsed())})
+            "bad_updates": self.bad_updates, "bad_in_a_row": self.bad_in_a_row, "seconds": round(self._elapsed())})
 
     def _resume(self) -> None:
         path = self.exp / "checkpoint.pt"
@@ -297,6 +297,7 @@ class Trainer:
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": content["optimizer"]})
         for name in RESUMABLE[3:]:
             setattr(self, name, content[name])
+        self.bad_in_a_row = content.get("bad_in_a_row", 0)  # older checkpoints do not say
         if self.rank == 0:
             logging.info("resuming %s at update %d (epoch %d, batch %d)", self.exp, self.updates, self.epoch, self.batch)
 
