@@ -57,6 +57,28 @@ def test_nan_at_any_node_makes_the_loss_nan_and_the_gradient_zero(kernels, kind,
     assert loss[0].isnan() and occupancy[0].abs().sum() == 0 and grad[0].abs().sum() == 0
 
 
+def test_nan_in_a_band_of_dead_ends_does_the_same_by_all_kernels(kernels):
+    """The lattices disagree about a nan that no path meets, and its functions must not: (1, 0) leads to no kept node."""
+    torch.manual_seed(7)
+    logits, symbols = torch.randn(2, 5, 2, 5), torch.randint(1, 5, (2, 3))
+    ranges = (torch.tensor([0, 0, 2, 2, 2]).view(1, 5, 1) + torch.arange(2)).expand(2, 5, 2)
+    arcs, boundary = [-torch.rand(2, 5, 2) for _ in range(2)], torch.tensor([[0, 0, 3, 5]] * 2)
+    clean, nodes = pruned(logits, symbols, ranges, "modified"), rnnt.node_posteriors(*arcs, ranges, boundary, "modified")
+    assert torch.isfinite(clean[0]).all() and clean[1][0, 1, 0] == 0
+    for t in range(5):
+        for r in range(2):
+            bad = logits.clone()
+            bad[0, t, r, 3] = math.nan
+            loss, occupancy, grad = pruned(bad, symbols, ranges, "modified")
+            assert loss[0].isnan() and not occupancy[0].any() and not grad[0].any()
+            assert all(torch.equal(got[1], want[1]) for got, want in zip((loss, occupancy, grad), clean))
+            for number in range(2):
+                spoilt = [arc.clone() for arc in arcs]
+                spoilt[number][0, t, r] = math.nan
+                got = rnnt.node_posteriors(*spoilt, ranges, boundary, "modified")
+                assert not got[0].any() and torch.equal(got[1], nodes[1])
+
+
 @pytest.mark.parametrize("kind", TYPES)
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_outside_the_boundary_logits_may_be_anything(kernels, kind, value):

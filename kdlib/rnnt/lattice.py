@@ -149,7 +149,8 @@ def score_lattice(
 
     Returns:
       LatticeResult. An utterance without a path has score -inf, one with a nan on a path score nan; both have zero
-      occupancies.
+      occupancies. A nan on an arc of no path, which cannot be reached or leads to a dead end, may make the score nan in one
+      kernel and not in another, and the occupancies wrong: callers set both themselves (``native.without_broken``).
     """
     count, frames, kept = label_arcs.shape
     band = _lay_out(starts, kept, boundary, modified)
