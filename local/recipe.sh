@@ -247,13 +247,14 @@ settings() {
 }
 
 # step NAME [--conf FILE...] [--from STAGE FILE...]... [--aside FOLDER] --makes FILE... -- python SCRIPT ...: see
-# stage_stamp.py. With ask=yes it runs nothing, and tells whether the step is done.
+# stage_stamp.py. With ask=done it runs nothing, and tells whether the step is done; with ask=command it prints its title where
+# what it makes is there by another command.
 step() {
   local name=$1 folder=$exp
   shift
   if ((current < 4)); then folder=$data; fi
   "$PYTHON" "$scripts/stage_stamp.py" --stamp "$folder/.stamps/stage$current-$name.json" \
-    --title "stage $current, $name" --stage "$current" --rerun "$rerun" ${force:+--force} ${ask:+--ask} "$@"
+    --title "stage $current, $name" --stage "$current" --rerun "$rerun" ${force:+--force} ${ask:+--ask "$ask"} "$@"
 }
 
 run_recipe() {
@@ -261,6 +262,7 @@ run_recipe() {
   activate_environment ${python:+--python "$python"}
   # What stage 6 would refuse is refused before features are made and a teacher is trained that do not serve it.
   if ((stage <= 6 && stop_stage >= 6)); then parts_heard "$(conf progressive.yaml)" >/dev/null; fi
+  if ((stage <= 8 && stop_stage >= 8)); then refuse_other_words; fi
   echo "$recipe, stages $stage to $stop_stage, with $PYTHON"
   local begin=$SECONDS
   for current in "${!stage_functions[@]}"; do

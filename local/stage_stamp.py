@@ -90,15 +90,20 @@ def digests(patterns: Sequence[str]) -> Dict[str, str]:
     return result
 
 
-def fingerprint(command: Sequence[str], inputs: Sequence[str]) -> Dict[str, str]:
-    """What the result of the step depends on: its command, and one digest for each declared input."""
+def words_with_effect(command: Sequence[str]) -> str:
+    """The command without what changes no result."""
     words, skip = [], False
     for word in command:
         if skip or word in NO_EFFECT:
             skip = not skip
         else:
             words.append(word)
-    return {"command": " ".join(words), **digests(inputs)}
+    return " ".join(words)
+
+
+def fingerprint(command: Sequence[str], inputs: Sequence[str]) -> Dict[str, str]:
+    """What the result of the step depends on: its command, and one digest for each declared input."""
+    return {"command": words_with_effect(command), **digests(inputs)}
 
 
 def difference(old: Optional[Dict[str, str]], new: Dict[str, str]) -> str:
@@ -195,13 +200,19 @@ def step(args: argparse.Namespace, command: Sequence[str]) -> int:
     """Check, run, stamp."""
     stamp = Path(args.stamp)
     title = args.title
+    if args.ask == "command":
+        before, _ = read_stamp(stamp)
+        # What is not there is told by the step that needs it.
+        if all(map(expand, args.makes)) and (before or {}).get("command") != words_with_effect(command):
+            print(title)
+        return 0
     inputs = args.conf + [pattern for source in args.sources for pattern in source[1:]]
     now, (before, made) = fingerprint(command, inputs), read_stamp(stamp)
     missing = [pattern for pattern in args.makes if not expand(pattern)]
     there = digests(args.makes)
     changed = [] if made is None else [pattern for pattern in args.makes if there[pattern] != made.get(pattern)]
     done = before == now and not missing and not changed and not args.force
-    if args.ask:
+    if args.ask == "done":
         return 0 if done else 1
     if done:
         print(f"[{title}] done before, skipped: {', '.join(args.makes)}", flush=True)
@@ -265,7 +276,9 @@ def main() -> int:
     parser.add_argument("--stage", required=True, help="number of the stage, for the messages")
     parser.add_argument("--rerun", default="run.sh", help="how the user calls the recipe, for the messages")
     parser.add_argument("--force", action="store_true", help="run it even if it is done")
-    parser.add_argument("--ask", action="store_true", help="run nothing; exit code 0 if it would be skipped, else 1")
+    parser.add_argument("--ask", choices=["done", "command"],
+                        help="run nothing; 'done': exit code 0 if it would be skipped, else 1; 'command': print the title if "
+                        "what it makes is there and was not made, to the end, by this command")
     parser.add_argument("--aside", metavar="FOLDER", help="with --force: keep this folder elsewhere before the step runs")
     parser.add_argument("--conf", nargs="+", default=[], help="inputs that come with the recipe")
     parser.add_argument("--from", dest="sources", nargs="+", action="append", default=[],

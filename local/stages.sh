@@ -181,7 +181,7 @@ plan_students() {
 train_teacher() {  # stage 4
   local planning
   # Where stage 6 is to follow, students that cannot be had are refused now, not after days of training.
-  if ((stop_stage >= 6)) && [[ -e $lang/tokens.txt ]] && ! ask=yes get_teacher; then
+  if ((stop_stage >= 6)) && [[ -e $lang/tokens.txt ]] && ! ask=done get_teacher; then
     plan_students
     "$PYTHON" "${planning[@]:1}"
   fi
@@ -251,6 +251,32 @@ train_baselines() {  # stage 7
   done
 }
 
+# find_other_words: into other, the first step of stages 4 to 7 whose result is there and was not made, to the end, with the
+# words of this call; empty where there is none. What this call runs itself is not asked.
+find_other_words() {
+  other=$(
+    set -e
+    ask=command
+    functions=([4]=get_teacher [5]=decode_teacher [6]=distil [7]=train_baselines)
+    for ((current = 4; current < 8 && current < stage; current++)); do
+      if ((current == 6)) && [[ ! -e $exp/conf/plan.json ]]; then break; fi
+      "${functions[current]}"
+    done)
+  other=${other%%$'\n'*}
+}
+
+# refuse_other_words: an error where the report of this call would name words that have not made its models. It is told before
+# any are trained for it.
+refuse_other_words() {
+  local other number
+  find_other_words
+  if [[ ! $other ]]; then return; fi
+  number=${other#stage } number=${number%%,*}
+  echo "error: $other was not done, or not to the end, with the words of this call, which the report would name: give those" \
+    "that the models were made with, or run it again from there ($rerun --stage $number)" >&2
+  return 1
+}
+
 write_results() {  # stage 8
   local k path stages=1 students=() published='' exports=()
   # Published figures are of the whole corpus, unless those settings have some of their own.
@@ -294,12 +320,18 @@ export_model() {
 }
 
 export_models() {  # stage 9
-  local stages
+  local stages other
   stages=$(json_value "$exp/conf/plan.json" stages int 6)
   export_model teacher 4
   export_model "stage$stages" 6
   # The report again, with what sherpa-onnx made of these files, where this call or an earlier one has written it.
-  if [[ -e $exp/results/results.json ]]; then current=8 write_results; fi
+  if [[ ! -e $exp/results/results.json ]]; then return; fi
+  find_other_words
+  if [[ $other ]]; then
+    echo "$report stays as it is: $other was not done, or not to the end, with the words of this call"
+  else
+    current=8 write_results
+  fi
 }
 
 ablate() {  # stage 10

@@ -132,6 +132,58 @@ if value("--exp").name == "{model}": write(value("--exp") / "decode" / "summary.
         assert toy("--stage", "8", "--stop-stage", "8").ran == ["results"]
         assert toy("--stage", "9").ran == [*exported[:3], "results"]
 
+    @pytest.mark.parametrize("words, step", [
+        (["training.seed=5"], "stage 4, train-teacher"), (["decode.beam=8"], "stage 5, decode-teacher"),
+        (["decode.epoch=1"], "stage 5, align"),
+        (["--teacher", "exp/teacher", "--lang", "data/lang"], "stage 6, plan")])
+    def test_a_report_in_words_that_did_not_make_its_models_is_refused(self, toy, words, step):
+        """The report names the words of the call that writes it."""
+        toy("--stop-stage", "8")
+        for options in ((), ("--force",)):
+            refused = toy("--stage", "8", *words, *options)
+            assert refused.returncode == 1 and refused.ran == []
+            assert refused.stderr.startswith(f"error: {step} was not done, or not to the end, with")
+            assert f"(run.sh {' '.join(words)} --stage {step[6]})" in refused.stderr and refused.stderr.count("\n") == 1
+        assert (toy.folder / "RESULTS.md").read_text() == "egs/toy/run.sh"
+        made = toy("--stage", step[6], "--stop-stage", "7", *words)  # as the message says
+        assert made.returncode == 0 and toy("--stage", "8", "--stop-stage", "8", *words).ran == ["results"]
+
+    def test_students_of_a_teacher_of_other_words_are_refused_before_they_are_trained(self, toy):
+        toy("--stop-stage", "5")
+        refused = toy("--stage", "6", "training.seed=5")
+        assert refused.returncode == 1 and refused.ran == []
+        assert refused.stderr.startswith("error: stage 4, train-teacher was not done, or not to the end, with")
+        assert toy("--stage", "6", "--stop-stage", "7", "training.seed=5").returncode == 0  # that writes no report
+        own = toy("--stage", "6", "--stop-stage", "8", "training.seed=5", "--teacher", "exp/teacher", "--lang", "data/lang")
+        assert own.returncode == 0 and own.ran[0] == "plan" and own.ran[-1] == "results"
+
+    def test_a_report_of_what_was_half_made_anew_is_refused(self, toy):
+        toy("--stop-stage", "8")
+        decode = toy.folder.parents[1] / "local" / "decode.py"
+        good = decode.read_text()
+        decode.write_text("raise SystemExit('error: no more memory')")
+        toy("--stage", "5", "--stop-stage", "5", "--force")
+        decode.write_text(good)
+        refused = toy("--stage", "8")
+        assert refused.returncode == 1 and refused.stderr.startswith("error: stage 5, decode-teacher was not done")
+        assert toy("--stage", "5", "--stop-stage", "8").returncode == 0
+
+    def test_a_report_is_written_again_though_files_have_changed_since(self, toy):
+        """It is of the words and the models, whatever has become of the scripts, the files in conf/ and the data."""
+        toy("--stop-stage", "8")
+        for path in (*(toy.folder / "conf").glob("*.yaml"), *(toy.folder.parents[1] / "local").glob("*.py")):
+            path.write_text(path.read_text() + "# newer\n")
+        shutil.rmtree(toy.folder / "data")
+        for words in ((), ("--force",), ("--jobs", "1", "--world-size", "2", "--force")):
+            assert toy("--stage", "8", "--stop-stage", "8", *words).ran == ["results"]
+
+    def test_stage_9_in_other_words_leaves_the_report_as_it_is(self, toy):
+        toy()
+        exported = toy("--stage", "9", "decode.epoch=1", "decode.avg=1")
+        assert exported.returncode == 0 and "results" not in exported.ran and "export-teacher" in exported.ran
+        assert "RESULTS.md stays as it is: stage 5, align was not done, or not to the end, with" in exported.stdout
+        assert (toy.folder / "RESULTS.md").read_text() == "egs/toy/run.sh"
+
     def test_a_changed_config_trains_again(self, toy):
         toy("--stop-stage", "5")
         (toy.folder / "conf" / "teacher.yaml").write_text("larger")

@@ -146,7 +146,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
     def test_asked_it_only_says_whether_the_step_is_done(self, step):
         def done(*patterns, options=()):
             before = sorted(path.name for path in step.folder.rglob("*"))
-            asked = step(*patterns, options=("--ask", *options))
+            asked = step(*patterns, options=("--ask", "done", *options))
             assert not asked.stdout and not asked.stderr
             assert sorted(path.name for path in step.folder.rglob("*")) == before
             return asked.returncode == 0
@@ -159,6 +159,21 @@ runpy.run_path(sys.argv[0], run_name="__main__")
         assert step("in/a").times == 2 and done("in/a")
         (step.folder / "out").write_text("")
         assert not done("in/a")
+
+    def test_asked_for_its_command_it_names_a_step_whose_result_is_of_another(self, step):
+        def told(*words, options=()):
+            asked = step("in/none", command=("python", "-c", "open('out', 'a').write('x')", *words),
+                         options=("--ask", "command", *options))
+            assert asked.returncode == 0 and not asked.stderr
+            return asked.stdout
+
+        assert told() == told("a=1") == ""  # nothing is there
+        assert step("in/a").times == 1
+        assert told() == told(options=["--force"]) == told("--jobs", "2") == "" and told("a=1") == "s\n"
+        (step.folder / "stamps" / "s.json").unlink()  # as while the step runs
+        assert told() == "s\n"
+        (step.folder / "out").unlink()
+        assert told() == ""
 
     def test_the_stamp_says_what_the_result_came_from(self, step):
         step("in/a", "in/large")
