@@ -250,11 +250,12 @@ settings() {
 # stage_stamp.py. With ask=done it runs nothing, and tells whether the step is done; with ask=command it prints its title where
 # what it makes is there by another command.
 step() {
-  local name=$1 folder=$exp
+  local name=$1 folder=$exp reads=$data
   shift
-  if ((current < 4)); then folder=$data; fi
+  if ((current < 4)); then folder=$data reads=''; fi
   "$PYTHON" "$scripts/stage_stamp.py" --stamp "$folder/.stamps/stage$current-$name.json" \
-    --title "stage $current, $name" --stage "$current" --rerun "$rerun" ${force:+--force} ${ask:+--ask "$ask"} "$@"
+    --title "stage $current, $name" --stage "$current" --rerun "$rerun" ${reads:+--reads "$reads"} \
+    ${force:+--force} ${ask:+--ask "$ask"} "$@"
 }
 
 run_recipe() {

@@ -129,26 +129,46 @@ def read_stamp(path: Path) -> Tuple[Optional[Dict[str, str]], Optional[Dict[str,
     return value, made
 
 
-def lock(folder: Path) -> None:
-    """Hold the folder for this step: two runs at once would overwrite each other's results.
+def lock(folder: Path, shared: bool = False) -> None:
+    """Hold the folder for this step: two runs at once would overwrite each other's results. Any number of steps may hold it
+    ``shared``: they read what is there, and no run makes it anew meanwhile.
 
     The lock lasts as long as this process. The command gets no share in it, since helpers that it left behind when it
     was killed would hold the folder on; the command itself ends with this process (:func:`die_with_parent`).
     """
-    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o666)
+    descriptor = os.open(folder / "lock", os.O_CREAT | (os.O_RDONLY if shared else os.O_RDWR), 0o666)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
-        holder = os.read(descriptor, 32).decode(errors="replace").strip()
-        raise StepError(f"another run is at work in {folder.parent} (process {holder or 'unknown'}): wait for its "
+        raise StepError(f"another run is at work in {folder.parent} ({holder(descriptor)}): wait for its "
                         "end, or stop it and run this command again") from None
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise StepError(f"{folder / 'lock'} cannot be locked: {error.strerror}") from None
         print(f"{folder.parent} is on a file system without locks ({error.strerror}): a second run there would not be "
               "noticed, start none until this one has ended", flush=True)
-    os.ftruncate(descriptor, 0)
-    os.write(descriptor, str(os.getpid()).encode())
+    if not shared:
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, str(os.getpid()).encode())
+
+
+def lock_data(folder: Path, own: Path) -> None:
+    """Hold the data that this step reads, by the folder of their stamps, unless that is its own, which it holds already."""
+    try:
+        if not os.path.samefile(folder, own):
+            lock(folder, shared=True)
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.EACCES, errno.EROFS):  # no run has made the data, or none is to
+            raise
+
+
+def holder(descriptor: int) -> str:
+    """Who holds the lock, for a message. A step that holds it alone has left its number in the file."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return f"process {os.read(descriptor, 32).decode(errors='replace').strip() or 'unknown'}"
+    return "it reads what is there"
 
 
 def set_aside(folder: Path, title: str) -> None:
@@ -236,6 +256,8 @@ def step(args: argparse.Namespace, command: Sequence[str]) -> int:
         raise StepError(f"a file stands where the folder {stamp.parent.parent} is to be: move it, or name another "
                         "folder") from None
     lock(stamp.parent)
+    if args.reads:
+        lock_data(Path(args.reads) / ".stamps", stamp.parent)
     why = "--force" if args.force and before == now else difference(before, now)
     if not why and before is not None:
         why = f"{missing[0]} is missing" if missing else f"{changed[0]} is not as this stage left it"
@@ -280,6 +302,7 @@ def main() -> int:
                         help="run nothing; 'done': exit code 0 if it would be skipped, else 1; 'command': print the title if "
                         "what it makes is there and was not made, to the end, by this command")
     parser.add_argument("--aside", metavar="FOLDER", help="with --force: keep this folder elsewhere before the step runs")
+    parser.add_argument("--reads", metavar="FOLDER", help="data that no other run may make anew while the step runs")
     parser.add_argument("--conf", nargs="+", default=[], help="inputs that come with the recipe")
     parser.add_argument("--from", dest="sources", nargs="+", action="append", default=[],
                         help="a stage's number, then inputs that it makes")

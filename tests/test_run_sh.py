@@ -300,11 +300,11 @@ if value("--exp").name == "{model}": write(value("--exp") / "decode" / "summary.
 class TestKilled:
     SLOW = "import time, pathlib, os; pathlib.Path('started').write_text(str(os.getpid())); time.sleep(60)"
 
-    def start(self, toy, first=""):
+    def start(self, toy, first="", words=()):
         script = toy.folder / "local" / "corpus.py"
         good = script.read_text()
         script.write_text("import os, pathlib\n" + first + self.SLOW)
-        process = subprocess.Popen([toy.folder / "run.sh", "--stop-stage", "0"], stdin=subprocess.DEVNULL,
+        process = subprocess.Popen([toy.folder / "run.sh", "--stop-stage", "0", *words], stdin=subprocess.DEVNULL,
                                    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         started = toy.folder / "started"
         self.wait_for(lambda: started.exists() and started.read_text())
@@ -366,3 +366,43 @@ class TestKilled:
             process.kill()
             process.wait()
         self.wait_for(lambda: not alive(script))
+
+    @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks /proc")
+    def test_the_data_of_a_training_stay_as_they_are(self, toy):
+        """Other runs may read them meanwhile, and train on them, but not make them anew."""
+        toy("--stop-stage", "8")
+        train = toy.folder.parents[1] / "local" / "train.py"
+        good = train.read_text()
+        train.write_text(self.SLOW)
+        process = subprocess.Popen([toy.folder / "run.sh", "--exp", "exp-b"], cwd=toy.folder, stdin=subprocess.DEVNULL,
+                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            self.wait_for(lambda: (toy.folder / "started").exists())
+            train.write_text(good)
+            for words in (("--size", "20"), ("--stage", "2", "--stop-stage", "2", "--force")):
+                refused = toy("--exp", "exp-c", *words)
+                assert refused.returncode == 1 and refused.ran == []
+                assert refused.stderr == ("error: another run is at work in data (it reads what is there): wait for its end, "
+                                          "or stop it and run this command again\n")
+            beside = toy("--exp", "exp-c")
+            assert beside.returncode == 0 and beside.ran == CHAIN[4:], beside.stderr
+        finally:
+            process.kill()
+            process.wait()
+        self.wait_for(lambda: toy("--size", "20", "--stop-stage", "3").returncode == 0)
+
+    @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks /proc")
+    def test_nothing_is_trained_on_data_that_are_being_made(self, toy):
+        toy("--stop-stage", "3")
+        process, script = self.start(toy, words=["--force"])
+        try:
+            refused = toy("--stage", "4")
+            assert refused.returncode == 1 and refused.ran == []
+            assert refused.stderr.startswith("error: another run is at work in data (process ")
+        finally:
+            process.kill()
+            process.wait()
+        self.wait_for(lambda: not alive(script))
+
+    def test_data_and_models_in_one_folder(self, toy):
+        assert toy("--data", "all", "--exp", "all").ran == CHAIN

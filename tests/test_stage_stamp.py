@@ -175,6 +175,12 @@ runpy.run_path(sys.argv[0], run_name="__main__")
         (step.folder / "out").unlink()
         assert told() == ""
 
+    def test_data_that_may_not_be_written_are_read_all_the_same(self, step):
+        for name, mode in (("none", 0o555), ("data/.stamps", 0o555)):
+            (step.folder / name).mkdir(parents=True)
+            (step.folder / name).chmod(mode)
+            assert step("in/a", options=("--reads", name.partition("/")[0], "--force")).returncode == 0
+
     def test_the_stamp_says_what_the_result_came_from(self, step):
         step("in/a", "in/large")
         stamp = json.loads((step.folder / "stamps" / "s.json").read_text())
