@@ -69,6 +69,7 @@ def main():
         print(f"{about['model']}{kind} {name}: {describe_errors(counts, ' by sherpa-onnx')} "
               f"-> {folder}/errs-{name}-{suffix}.txt")
     summary["seconds"] = round(time.monotonic() - begin, 1)
+    summary["digest"] = about["digest"]  # which of the exports that this folder has held
     summary["real_time_factor"] = round(busy / audio_seconds, 5)
     write_json(path, summary)
     write_model_card(args.model)

@@ -39,6 +39,13 @@ def made_from(exp: Path):
     return list(dict.fromkeys(run["models"].values()))
 
 
+def trained_weights(exp: Path):
+    """The digest of the weights that the training came to, by which stage 8 knows whose export this is; None before its end and
+    of trainings that did not note it."""
+    done = exp / "done.json"
+    return read_record(done, f"train {exp} again").get("weights") if done.exists() else None
+
+
 def forget_decodings(folder: Path):
     """Delete what local/decode_sherpa.py has written of the model that was here before."""
     forget_examples(folder)
@@ -74,7 +81,7 @@ def main():
              **fbank.heard(), "vocab_size": len(lang), "float32_bytes": sizes[""], "int8_bytes": sizes[".int8"],
              "seed": trained.training.seed, "carried_labels": trained.data.carried_labels, "gain": trained.data.gain.range,
              "distillation": dict(zip(trained.loss.distill_names(), (term.weight for term in trained.loss.distill))),
-             "made_from": made_from(args.exp)}
+             "made_from": made_from(args.exp), "weights": trained_weights(args.exp)}
     forget_decodings(args.output)
     write_json(args.output / "model.json", seal(args.output, about))  # last: a folder with it is whole
     write_model_card(args.output)

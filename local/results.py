@@ -136,16 +136,15 @@ def read_exports(exp: Path, summaries: Dict[str, Dict[str, Any]]) -> List[Dict[s
     that is printed."""
     rows = []
     for model, own in summaries.items():
-        done, about = exp / model / "done.json", exp / "export" / model / "model.json"
+        record = exp / "export" / model / "model.json"
         for name, kind in DECODINGS:
-            decoded = about.parent / name / "summary.json"
-            made = [path.stat().st_mtime for path in (done, about, decoded) if path.exists()]
-            if len(made) < 3:
+            decoded = record.parent / name / "summary.json"
+            if not (record.exists() and decoded.exists()):
                 continue
-            if made != sorted(made):
-                print(f"left out {decoded}: by the times of its files it is older than the model: {EXPORT}")
+            about, summary = read_record(record, EXPORT), read_record(decoded, EXPORT)
+            if about.get("weights") != own["training"].get("weights") or summary.get("digest") != about.get("digest"):
+                print(f"left out {decoded}: it is of another training or export than {exp / model} and {record}: {EXPORT}")
                 continue
-            summary = read_json(decoded, EXPORT)
             if summary_problem(summary, model) or reference_words(summary) != reference_words(own):
                 continue
             differ = [f"{key} {summary[key]} instead of {own[key]}" for key in ("epoch", "avg", "chunk_ms", "left_context_ms")
@@ -153,7 +152,7 @@ def read_exports(exp: Path, summaries: Dict[str, Dict[str, Any]]) -> List[Dict[s
             if differ:
                 print(f"left out {decoded}, which is of {', '.join(differ)}: {EXPORT}")
                 continue
-            rows.append({"model": model, "files": kind, "bytes": read_json(about, EXPORT)[f"{kind}_bytes"],
+            rows.append({"model": model, "files": kind, "bytes": about[f"{kind}_bytes"],
                          "method": summary["method"], "real_time_factor": summary["real_time_factor"],
                          "test_sets": {name: headline(test)["wer"] for name, test in summary["test_sets"].items()}})
     return rows

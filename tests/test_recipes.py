@@ -58,6 +58,9 @@ def check_results(folder: Path, test_sets, backend: str) -> None:
         for decoded in ("decode", "decode-int8"):
             exported = json.loads((folder / "exp" / "export" / name / decoded / "summary.json").read_text())
             assert list(exported["test_sets"]) == test_sets and exported["parameters"] == rows[name]["parameters"]
+    exports = json.loads((folder / "exp" / "results" / "results.json").read_text())["exports"]
+    assert [(row["model"], row["files"]) for row in exports] == [
+        (name, files) for name in ("teacher", "stage3") for files in ("float32", "int8")]
 
 
 @pytest.fixture(scope="module")

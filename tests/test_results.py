@@ -1,7 +1,6 @@
 """Stage 8 on made-up runs: the figures that go in come out, and what is unfair, missing or foreign is said."""
 
 import json
-import os
 import re
 import struct
 
@@ -150,10 +149,11 @@ def test_the_exported_files_stand_in_the_report_once_they_are_there(run):
         folder = run.folder / "exp" / "export" / model
         for name in ("decode", "decode-int8"):
             (folder / name).mkdir(parents=True)
-            (folder / name / "summary.json").write_text(json.dumps(summary(model, real_time_factor=0.0312)))
-        (folder / "model.json").write_text(json.dumps({"float32_bytes": 2_650_123, "int8_bytes": 812_345}))
-        for at, path in enumerate(("model.json", "decode/summary.json", "decode-int8/summary.json")):
-            os.utime(folder / path, (2e9 + at, 2e9 + at))
+            (folder / name / "summary.json").write_text(json.dumps(summary(model, real_time_factor=0.0312, digest=model)))
+        done = run.folder / "exp" / model / "done.json"
+        done.write_text(json.dumps({**json.loads(done.read_text()), "weights": f"weights of {model}"}))
+        (folder / "model.json").write_text(json.dumps({"float32_bytes": 2_650_123, "int8_bytes": 812_345, "digest": model,
+                                                       "weights": f"weights of {model}"}))
     rows = run.results()["exports"]
     assert [(row["model"], row["files"]) for row in rows] == [
         (model, kind) for model in ("teacher", "stage3") for kind in ("float32", "int8")]
@@ -162,8 +162,9 @@ def test_the_exported_files_stand_in_the_report_once_they_are_there(run):
     assert lines[0] == ["Model", "Files", "Bytes", "WER test-clean", "WER test-other", "Real-time factor"]
     assert lines[-1] == ["stage3", "int8", "812,345", "9.00", "22.50", "0.031"]
     # Trained anew since, exported anew since, or of other words: no figure of this model's.
-    os.utime(run.folder / "exp" / "stage3" / "done.json", (2.1e9, 2.1e9))
-    os.utime(run.folder / "exp" / "export" / "teacher" / "decode" / "summary.json", (1e9, 1e9))
+    done.write_text(done.read_text().replace("weights of stage3", "others"))
+    earlier = run.folder / "exp" / "export" / "teacher" / "decode" / "summary.json"
+    earlier.write_text(json.dumps(summary("teacher", real_time_factor=0.0312, digest="before")))
     assert [(row["model"], row["files"]) for row in run.results()["exports"]] == [("teacher", "int8")]
 
 
@@ -175,8 +176,6 @@ def test_exported_files_of_another_epoch_or_chunk_are_left_out(run, capsys, othe
     (folder / "decode").mkdir(parents=True)
     (folder / "decode" / "summary.json").write_text(json.dumps(summary("stage3", real_time_factor=0.03, **other)))
     (folder / "model.json").write_text("{}")
-    for path in (folder / "model.json", folder / "decode" / "summary.json"):
-        os.utime(path, (2e9, 2e9))
     assert run.results()["exports"] == []
     said = f"left out {folder / 'decode' / 'summary.json'}, which is of {said}: export it again with stage 9"
     assert said in capsys.readouterr().out
