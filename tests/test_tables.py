@@ -296,6 +296,22 @@ class TestColumns:
         found, _ = self.call(tmp_path, f"audio,channel,text\nmono.wav,{numbers[0]},one\n")  # which has but one
         assert found == [("mono", 0, 0, None)]
 
+    def test_rows_of_one_file_with_other_texts_and_no_times_that_are_known_are_all_left_out(self, tmp_path):
+        """The whole file would be heard with the words of its first row."""
+        lines = ["a.wav,0,one", "b.wav,0,two", "c.wav,0,One", "a.wav,0.3,two", "c.wav,0.3, one"]
+        found, left_out = self.table(tmp_path, "\n".join(["audio,from_s,text", *lines]))
+        assert found == [("b", "two"), ("c", "One"), ("c", " one")]  # the second of which is left out as such later
+        assert left_out == {"a": "other rows name its file with other texts, and no columns start and end (or duration) tell "
+                                 "which part of it a row is of"}
+        skipped = Skipped()
+        recordings, _ = read_corpus("csv", str(tmp_path / "t.csv"), skipped)["all"]
+        assert {recording.id for recording in recordings} == {"b", "c"} and len(skipped) == 2
+
+    @pytest.mark.parametrize("header", ["audio,text,from_s,to_s\n", ""])
+    def test_a_table_of_parts_of_files_without_times_that_are_known_is_one_error(self, tmp_path, header):
+        with pytest.raises(RecipeError, match="2 of 3 rows name .* which part of it a row is of: call them so"):
+            self.table(tmp_path, f"{header}a.wav,one,0,0.3\na.wav,two,0.3,0.6\nb.wav,one,0,0.3\n")
+
     def test_rows_of_one_start_are_told_apart_by_their_ends(self, tmp_path):
         rows = ["0,0.3,one", "0,0.6,one two", "0,0.3,one", "0,0.6,two"]
         found, _ = self.table(tmp_path, "audio,start,end,text\n" + "".join(f"a.wav,{row}\n" for row in rows))
@@ -331,9 +347,9 @@ class TestColumns:
         assert ids == [["s1-a", "s2-b"]] * 2
 
     def test_files_of_one_id_are_both_named(self, tmp_path):
-        found, left_out = self.table(tmp_path, "s1/1-0.wav,one\ns1-1/0.wav,two\n./s1/1-0.wav,three\n",
+        found, left_out = self.table(tmp_path, "s1/1-0.wav,one\ns1-1/0.wav,two\n./s1/1-0.wav,one\n",
                                      ("s1/1-0.wav", "s1-1/0.wav"))
-        assert found == [("s1-1-0", "one"), ("s1-1-0", "three")]  # the second of which is left out as such later
+        assert found == [("s1-1-0", "one")] * 2  # the second of which is left out as such later
         (reason,) = left_out.values()
         assert "s1-1/0.wav would have the id s1-1-0, which is that of" in reason and "s1/1-0.wav: rename" in reason
 

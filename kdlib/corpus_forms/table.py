@@ -8,14 +8,14 @@ import re
 from collections import Counter
 from itertools import islice
 from pathlib import Path
-from typing import Callable, Dict, Iterator, List, Optional, Tuple, Union
+from typing import Callable, Dict, Iterator, List, Optional, Set, Tuple, Union
 
 from lhotse import Recording, RecordingSet, SupervisionSegment, SupervisionSet
 from tqdm import tqdm
 
 from kdlib.corpus_forms.shared import WHOLE, Part, all_channels, audio_base, on_disk, read_text, recording_of, said_role
 from kdlib.errors import RecipeError
-from kdlib.manifests import BadAudio, Skipped
+from kdlib.manifests import BadAudio, Skipped, normalise_text
 
 COLUMNS = {  # the best first, where a table has several of them
     "audio": ("audio", "audio path", "audio_path", "audio_file", "audio_filepath", "path", "file", "filename", "file_name",
@@ -45,12 +45,13 @@ def read_csv(path: Path, skipped: Skipped) -> Dict[str, Part]:
     whole cell, inside which it is doubled.
 
     A row that cannot be read, or has not as many columns as the first row that names them (without one: as most rows), is
-    left out and counted in ``skipped``.
+    left out and counted in ``skipped``; so are all rows of one file that have other texts, where nothing tells their times.
 
     Raises:
         RecipeError: the table is missing, empty or no text, or its first row names columns, but none of audio or none of text,
             two of one name, or half of a time, or channels of which none is 0; or without such a row the audio is not in
-            the first column; or it is JSON.
+            the first column; or most rows share their file, but not its text, with others, and nothing tells their times;
+            or it is JSON.
     """
     lines = list(io.StringIO(read_text(path), newline=""))
     named = re.fullmatch(r"sep=(.)\s*", lines[0], re.IGNORECASE) if lines else None  # for Excel
@@ -96,7 +97,7 @@ def read_csv(path: Path, skipped: Skipped) -> Dict[str, Part]:
     channels = {_channel(row[place["channel"]]) for row in sound} if place["channel"] is not None else set()
     ends: Dict[str, float] = {}
     recordings: Dict[str, Recording] = {}
-    parts: Dict[str, Tuple[Dict[str, Recording], List[SupervisionSegment]]] = {}
+    parts: Dict[str, List[SupervisionSegment]] = {}
     for number, row in tqdm(rows, desc="headers", unit="file", mininterval=5):
         where = f"{path}, line {number}"
         if row == header:
@@ -156,12 +157,12 @@ def read_csv(path: Path, skipped: Skipped) -> Dict[str, Part]:
             except (ValueError, OverflowError):
                 skipped.add(where, "its times are no numbers of seconds")
                 continue
-        of, segments = parts.setdefault(part, ({}, []))
-        of[name] = audio
-        segments.append(SupervisionSegment(id=id_, recording_id=name, start=start, duration=end - start,
-                                           channel=channel, text=text, speaker=speaker or None))
-    return {part: (RecordingSet.from_recordings(of.values()), SupervisionSet.from_segments(segments))
-            for part, (of, segments) in (parts or {WHOLE: ({}, [])}).items()}
+        parts.setdefault(part, []).append(SupervisionSegment(id=id_, recording_id=name, start=start, duration=end - start,
+                                                             channel=channel, text=text, speaker=speaker or None))
+    if place["start"] is None:
+        parts = _of_one_text(path, parts, skipped)
+    return {part: (RecordingSet.from_recordings(recordings[name] for name in dict.fromkeys(s.recording_id for s in segments)),
+                   SupervisionSet.from_segments(segments)) for part, segments in (parts or {WHOLE: []}).items()}
 
 
 def _rows(lines: List[str], separator: str, is_audio: Callable[[str], bool],
@@ -208,6 +209,25 @@ def _agreement(lines: List[str], separator: str, is_audio: Callable[[str], bool]
     """How many of the first rows have the same number of columns, if that is more than one; and a cell that ``is_audio``."""
     rows = [row for _, row in islice(_rows(lines, separator, is_audio), 20) if len(row) > 1 and not isinstance(row, str)]
     return max(Counter(map(len, rows)).values(), default=0), sum(any(map(is_audio, row)) for row in rows)
+
+
+def _of_one_text(path: Path, parts: Dict[str, List[SupervisionSegment]],
+                 skipped: Skipped) -> Dict[str, List[SupervisionSegment]]:
+    """The parts of a table of whole files without the rows of a file (or channel of one) that has several texts: the whole of
+    it would be heard with the words of one. Refuse a table of which most is so: its rows are of parts of files."""
+    texts: Dict[str, Set[str]] = {}
+    rows = [segment for segments in parts.values() for segment in segments]
+    for segment in rows:
+        texts.setdefault(segment.id, set()).add(normalise_text(segment.text))
+    doubtful = [segment for segment in rows if len(texts[segment.id]) > 1]
+    untold = "with other texts, and no columns start and end (or duration) tell which part of it a row is of"
+    if len(doubtful) > 0.5 * len(rows):
+        raise RecipeError(f"{path}: {len(doubtful)} of {len(rows)} rows name a file that other rows name {untold}: "
+                          "call them so, in seconds")
+    for segment in doubtful:
+        skipped.add(segment.id, f"other rows name its file {untold}")
+    kept = {part: [segment for segment in segments if len(texts[segment.id]) < 2] for part, segments in parts.items()}
+    return {part: segments for part, segments in kept.items() if segments}
 
 
 def _value(cell: str) -> str:
