@@ -229,6 +229,28 @@ class TestColumns:
             read = read_corpus("csv", str(tmp_path / "t.csv"), Skipped())["all"][1]
             assert tuple(s.speaker for s in read) == speakers
 
+    @pytest.mark.parametrize("texts", [[f"he said {number}" for number in range(6)],
+                                       [f"这是第{number}个普通句子" for number in "一二三四五六"]])
+    def test_a_second_column_of_speakers_before_texts_is_one_error(self, tmp_path, texts):
+        """As in VITS's lists: the speakers would be learned as texts."""
+        files = [f"{name}.wav" for name in "abcdef"]
+        lines = [f"{file}|{who}|{text}|xx" for file, who, text in zip(files, ["1272", "1462"] * 3, texts)]
+        with pytest.raises(RecipeError, match=r"2nd column \('1272'\) seems to be the speaker and the 3rd \('.*'\) the text"):
+            self.table(tmp_path, "\n".join(lines), files)
+        found, _ = self.table(tmp_path, "\n".join(["audio|speaker|text|language", *lines]), files)
+        assert [text for _, text in found] == texts
+
+    @pytest.mark.parametrize("values, known", [(["5.855", "4.0", "12.31"], False), (["5,855", "4,815", ""], False),
+                                               (["1272.0", "1462.0", "84.0"], True)])
+    def test_numbers_with_a_fraction_in_the_third_column_are_no_speakers(self, tmp_path, capsys, values, known):
+        """But durations, by which nobody would be held out; 1272.0 is a whole number, as pandas writes some."""
+        self.table(tmp_path, "".join(f"{name}.wav|one two|{value}\n" for name, value in zip("abc", values)))
+        assert capsys.readouterr().out.endswith(
+            f"the speaker the 3rd ({values[0]!r})\n" if known else
+            f"the 3rd ({values[0]!r}) is a number with a fraction in most rows and no speaker: none is known\n")
+        read = read_corpus("csv", str(tmp_path / "t.csv"), Skipped())["all"][1]
+        assert [s.speaker for s in read] == (values if known else [None] * 3)
+
     @pytest.mark.parametrize("header, row, said", [
         ("audio,sentence,speaker,text", "a.wav,two,anna,one", "the text is the column text, not sentence"),
         ("file,Audio,text,sentence,sentence", "x.wav,a.wav,one,two,three", "the audio is the column audio, not file"),

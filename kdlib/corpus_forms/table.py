@@ -16,6 +16,7 @@ from tqdm import tqdm
 from kdlib.corpus_forms.shared import WHOLE, Part, all_channels, audio_base, on_disk, read_text, recording_of, said_role
 from kdlib.errors import RecipeError
 from kdlib.manifests import BadAudio, Skipped, normalise_text
+from kdlib.scoring import is_unspaced
 
 COLUMNS = {  # the best first, where a table has several of them
     "audio": ("audio", "audio path", "audio_path", "audio_file", "audio_filepath", "path", "file", "filename", "file_name",
@@ -50,8 +51,8 @@ def read_csv(path: Path, skipped: Skipped) -> Dict[str, Part]:
     Raises:
         RecipeError: the table is missing, empty or no text, or its first row names columns, but none of audio or none of text,
             two of one name, or half of a time, or channels of which none is 0; or without such a row the audio is not in
-            the first column; or most rows share their file, but not its text, with others, and nothing tells their times;
-            or it is JSON.
+            the first column, or the second seems to hold speakers; or most rows share their file, but not its text, with
+            others, and nothing tells their times; or it is JSON.
     """
     lines = list(io.StringIO(read_text(path), newline=""))
     named = re.fullmatch(r"sep=(.)\s*", lines[0], re.IGNORECASE) if lines else None  # for Excel
@@ -288,8 +289,8 @@ def _ending(cell: str) -> str:
 def _by_position(path: Path, rows: List[List[str]]) -> Dict[str, Optional[int]]:
     """The columns of a table whose first row names none; said, since the lists of some programs have another order.
 
-    A third one that is another text in nearly each row, as in LJSpeech's lists, is no speaker: what is held out by it would
-    be heard in training.
+    A third one that is another text in nearly each row, as in LJSpeech's lists, is no speaker, nor is a duration: what is held
+    out by it would be heard in training. Refuse a list with few words before such texts, which are its speakers in VITS's.
     """
     place = {**dict.fromkeys(COLUMNS), "audio": 0, "text": 1}
     if not rows or len(rows[0]) < 2:
@@ -297,14 +298,25 @@ def _by_position(path: Path, rows: List[List[str]]) -> Dict[str, Optional[int]]:
     audio, text, *more = map(_shown, rows[0])
     said = f"{path}: the first row names no columns: the audio is the 1st ({audio}), the text the 2nd ({text})"
     if more:
-        values = [value for value in (_value(row[2]) for row in rows) if value]
-        if len({*values}) >= 0.9 * len(values) and sum(" " in value for value in values) > 0.5 * len(values):
+        second, third = ([value for value in (_value(row[place]) for row in rows) if value] for place in (1, 2))
+        if len({*third}) >= 0.9 * len(third) and sum(map(_is_sentence, third)) > 0.5 * len(third):
+            if len({*second}) < 0.5 * len(second) and sum(map(_is_sentence, second)) < 0.1 * len(second):
+                raise RecipeError(f"{path}: the first row names no columns, and the 2nd column ({text}) seems to be the speaker "
+                                  f"and the 3rd ({more[0]}) the text: let a first row name all columns, these audio, speaker "
+                                  "and text")
             said += f"; the 3rd ({more[0]}) is another text in nearly each row and no speaker: none is known"
+        elif sum(bool(re.fullmatch(r"\d+[.,]\d*[1-9]\d*", value)) for value in third) > 0.5 * len(third):
+            said += f"; the 3rd ({more[0]}) is a number with a fraction in most rows and no speaker: none is known"
         else:
             place["speaker"] = 2
             said += f", the speaker the 3rd ({more[0]})"
     print(said)
     return place
+
+
+def _is_sentence(cell: str) -> bool:
+    """Of several words; in a script without spaces between them, longer than a name."""
+    return " " in cell or sum(map(is_unspaced, cell)) > 6
 
 
 def _titles(header: List[str]) -> List[str]:
