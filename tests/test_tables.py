@@ -251,10 +251,18 @@ class TestColumns:
         read = read_corpus("csv", str(tmp_path / "t.csv"), Skipped())["all"][1]
         assert [s.speaker for s in read] == (values if known else [None] * 3)
 
+    @pytest.mark.parametrize("header, row, unused", [
+        ("audio,text,duration", "a.wav,one,0.3", "column duration"),
+        ("audio,text,start,end,duration,take", "a.wav,one,0,0.3,0.3,1", "columns duration, take"),
+        ("audio,text,start,duration", "a.wav,one,0,0.3", "")])
+    def test_a_duration_that_has_no_use_is_named(self, tmp_path, capsys, header, row, unused):
+        self.table(tmp_path, f"{header}\n{row}\n")
+        assert capsys.readouterr().out == (f"{tmp_path / 't.csv'}: not used: the {unused}\n" if unused else "")
+
     @pytest.mark.parametrize("header, row, said", [
         ("audio,sentence,speaker,text", "a.wav,two,anna,one", "the text is the column text, not sentence"),
         ("file,Audio,text,sentence,sentence", "x.wav,a.wav,one,two,three", "the audio is the column audio, not file"),
-        ("audio,text,duration,end,start", "a.wav,one,0.3,0.3,0", "")])
+        ("audio,text,end,start", "a.wav,one,0.3,0", "")])
     def test_of_several_columns_the_best_name_is_taken(self, tmp_path, capsys, header, row, said):
         found, left_out = self.table(tmp_path, f"{header}\n{row}\n")
         assert [text for _, text in found] == ["one"] and left_out == {}

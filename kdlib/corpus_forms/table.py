@@ -338,6 +338,9 @@ def _check_choice(path: Path, header: List[str], place: Dict[str, Optional[int]]
                               f"one that is not the {name}")
         if others:
             print(f"{path}: the {name} is the column {titles[place[name]]}, not {' or '.join(dict.fromkeys(others))}")
-    unknown = [title for title in titles if title and not any(title in known for known in COLUMNS.values())]
-    if unknown:
-        print(f"{path}: not used: the column{'s' * (len(unknown) > 1)} {', '.join(unknown)}")
+    unused = {title for title in titles if title and not any(title in known for known in COLUMNS.values())}
+    if place["start"] is None or place["end"] is not None:
+        unused.update(COLUMNS["duration"])
+    named = [title for title in titles if title in unused]
+    if named:
+        print(f"{path}: not used: the column{'s' * (len(named) > 1)} {', '.join(named)}")
