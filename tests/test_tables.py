@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import shutil
 
 import numpy as np
@@ -339,7 +340,7 @@ class TestColumns:
 
     @pytest.mark.parametrize("header", ["audio,text,from_s,to_s\n", ""])
     def test_a_table_of_parts_of_files_without_times_that_are_known_is_one_error(self, tmp_path, header):
-        with pytest.raises(RecipeError, match="2 of 3 rows name .* which part of it a row is of: call them so"):
+        with pytest.raises(RecipeError, match="2 of 3 rows name .* which part of it a row is of: name those columns so"):
             self.table(tmp_path, f"{header}a.wav,one,0,0.3\na.wav,two,0.3,0.6\nb.wav,one,0,0.3\n")
 
     def test_rows_of_one_start_are_told_apart_by_their_ends(self, tmp_path):
@@ -347,13 +348,47 @@ class TestColumns:
         found, _ = self.table(tmp_path, "audio,start,end,text\n" + "".join(f"a.wav,{row}\n" for row in rows))
         assert [name for name, _ in found] == ["a-0000000", "a-0000000-0000600"] * 2  # of which two are left out later
 
-    @pytest.mark.parametrize("content", [
-        '{"audio_filepath": "a.wav", "text": "one", "duration": 0.3}\n', '\n{"audio_filepath": "a.wav", "text": "one"}\n'])
-    def test_lines_of_json_are_one_error(self, tmp_path, content):
-        """As NeMo has them."""
-        # Without dtype=False pandas makes numbers of digits: "007" became 7.
-        with pytest.raises(RecipeError, match="t.csv holds JSON, not a table: write it as one .* lines=True, dtype=False"):
+    @pytest.mark.parametrize("array, indent", [(False, None), (True, None), (True, 2)])
+    def test_objects_of_json_are_rows(self, tmp_path, capsys, array, indent):
+        """NeMo's keys, on lines of their own or in an array; digits in quotes, nothing and numbers stay what they are."""
+        objects = [{"audio_filepath": "a.wav", "text": "one, \"two\"\u2028x", "offset": 0.10, "duration": 0.2, "speaker": "007",
+                    "words": [{"word": "one"}]}, {},
+                   {"audio_filepath": str(tmp_path / "b.wav"), "text": 7, "offset": 0, "duration": 0.3, "speaker": None,
+                    "words": None}]
+        lines = [json.dumps(item, ensure_ascii=False) for item in objects]
+        content = json.dumps(objects, indent=indent) if array else "\n" + "\r\n\n".join(lines)
+        found, left_out = self.table(tmp_path, content)
+        assert found == [("a-0000100", 'one, "two"\u2028x'), ("b-0000000", "7")]
+        ((where, reason),) = left_out.items()
+        assert where.endswith("t.csv, item 2" if array else "t.csv, line 4") and "no audio path" in reason
+        assert capsys.readouterr().out == f"{tmp_path / 't.csv'}: not used: the column words (nested)\n"
+        read = read_corpus("csv", str(tmp_path / "t.csv"), Skipped())["all"][1]
+        assert [(s.start, round(s.end, 6), s.speaker) for s in read] == [(0.1, 0.3, "007"), (0, 0.3, None)]
+
+    def test_the_keys_of_hugging_face_are_known(self, tmp_path):
+        found, left_out = self.table(tmp_path, '{"file_name": "a.wav", "transcription": "one"}\n')
+        assert found == [("a", "one")] and left_out == {}
+
+    @pytest.mark.parametrize("content, said", [
+        ('{"audio": "a.wav", "text": "one"}\n\n{"audio": "b.wav", "text": "two"\n', r", line 3: broken JSON \(Expecting ','"),
+        ('{"audio": "a.wav", "text": "on', r", line 1: broken JSON \(Unterminated"),
+        ('[{"audio": "a.wav", "text": "one"},\n{"audio": "b.wav", "text": "two"},\n', ", line 3: broken JSON"),
+        ('{\n"audio": "a.wav", "text": "one"}\n', "line 1: broken JSON .*: write one whole object on each line"),
+        ('{"audio": "a.wav", "text": "one"}\n["b.wav", "two"]\n', "line 2: JSON, but no object: write one"),
+        ('[{"audio": "a.wav", "text": "one"}, 7]', "item 2: JSON, but no object"),
+        ('[["a.wav", "one"], ["b.wav", "two"]]', "item 1: JSON, but no object: write one whole object on each line"),
+        ('{"clip": "a.wav", "words": "one"}', "keys clip, words, but none of the audio or the text: let keys call them audio"),
+        ('{"audio": {"path": "a.wav"}, "text": "one"}', r"keys audio \(nested\), text, but none of the audio: call that one"),
+        ('{"audio": "a.wav", "text": "one", "Text": "two"}', "names two columns text: rename")])
+    def test_json_that_is_no_table_is_one_error(self, tmp_path, content, said):
+        with pytest.raises(RecipeError, match=said):
             self.table(tmp_path, content)
+
+    def test_an_object_that_cannot_be_a_row_is_left_out_and_named(self, tmp_path):
+        found, left_out = self.table(tmp_path, '{"audio": "a.wav", "text": "one"}\n{"audio": "b.wav", "text": ["two", "too"]}\n'
+                                               '{"audio": "c.wav", "text": "\\ud83d"}\n{"audio": "b.wav", "text": NaN}')
+        assert found == [("a", "one")] and [name[-6:] for name in left_out] == ["line 2", "line 3", "line 4"]
+        assert "its text is nested" in list(left_out.values())[0] and "half of a character" in list(left_out.values())[1]
 
     def test_a_column_of_other_parts_is_not_used_and_that_is_said(self, tmp_path, capsys):
         found, left_out = self.table(tmp_path, "audio,text,part\na.wav,one,1\nb.wav,two,2\nc.wav,three,\n")

@@ -1,18 +1,15 @@
 """A table of audio files and their transcripts, as programs and hands write them."""
 
-import csv
-import io
-import json
 import os
 import re
 from collections import Counter
-from itertools import islice
 from pathlib import Path
-from typing import Callable, Dict, Iterator, List, Optional, Set, Tuple, Union
+from typing import Callable, Dict, Iterable, List, Optional, Set
 
 from lhotse import Recording, RecordingSet, SupervisionSegment, SupervisionSet
 from tqdm import tqdm
 
+from kdlib.corpus_forms.rows import Row, is_json, json_rows, separated_rows
 from kdlib.corpus_forms.shared import WHOLE, Part, all_channels, audio_base, on_disk, read_text, recording_of, said_role
 from kdlib.errors import RecipeError
 from kdlib.manifests import BadAudio, Skipped, normalise_text
@@ -30,8 +27,6 @@ COLUMNS = {  # the best first, where a table has several of them
     "part": ("split", "subset", "set", "part"),
 }
 _NOTHING = ("nan", "NaN", "NULL")  # as programs write a cell without a value
-# Tabs and bars come first: commas and semicolons stand in transcripts too.
-_SEPARATORS = ("\t", "|", ";", ",")
 
 
 def read_csv(path: Path, skipped: Skipped) -> Dict[str, Part]:
@@ -45,45 +40,46 @@ def read_csv(path: Path, skipped: Skipped) -> Dict[str, Part]:
     then hold separators and line ends; between tabs and bars a quote is a character like others, but for the pair around a
     whole cell, inside which it is doubled.
 
+    JSON is read too, objects on a line each or in one array: their keys are the names of the columns, and what is nested in
+    them has no use.
+
     A row that cannot be read, or has not as many columns as the first row that names them (without one: as most rows), is
     left out and counted in ``skipped``; so are all rows of one file that have other texts, where nothing tells their times.
 
     Raises:
-        RecipeError: the table is missing, empty or no text, or its first row names columns, but none of audio or none of text,
-            two of one name, or half of a time, or channels of which none is 0; or without such a row the audio is not in
-            the first column, or the second seems to hold speakers; or most rows share their file, but not its text, with
-            others, and nothing tells their times; or it is JSON.
+        RecipeError: the table is missing, empty, no text or broken JSON, or its first row names columns, but none of audio or
+            none of text, two of one name, or half of a time, or channels of which none is 0; or without such a row the audio
+            is not in the first column, or the second seems to hold speakers; or most rows share their file, but not its text,
+            with others, and nothing tells their times.
     """
-    lines = list(io.StringIO(read_text(path), newline=""))
-    named = re.fullmatch(r"sep=(.)\s*", lines[0], re.IGNORECASE) if lines else None  # for Excel
-    if named:
-        lines[0] = "\n"
-    if _is_json(next((line for line in lines if line.strip()), "")):
-        raise RecipeError(f"{path} holds JSON, not a table: write it as one (with pandas: pandas.read_json({str(path)!r}, "
-                          "lines=True, dtype=False).to_csv('table.csv', index=False)) and give that")
+    content = read_text(path)
 
     def is_audio(cell: str) -> bool:
         return bool(cell.strip()) and os.path.isfile(audio_base([cell.strip()], path.parent) / cell.strip())
 
-    # Between separators that divide as many rows, audio decides.
-    separator = named[1] if named else max(_SEPARATORS, key=lambda some: _agreement(lines, some, is_audio))
-    readable = [row for _, row in _rows(lines, separator, is_audio) if not isinstance(row, str)]
+    objects = json_rows(path, content) if is_json(content) else []
+    read: Callable[[int], Iterable[Row]] = (lambda _: objects) if objects else separated_rows(content, is_audio)
+    readable = [row for _, row in read(0) if not isinstance(row, str)]
     if not readable:
         raise RecipeError(f"{path} holds no rows: each is an audio path, its text and its speaker")
     header = readable[0]
     place = {name: _column(header, name) for name in COLUMNS}
-    if place["audio"] is None or place["text"] is None:
+    lacks = [name for name in ("audio", "text") if place[name] is None]
+    if lacks:
+        if objects:
+            raise RecipeError(f"{path}: its objects have the keys {', '.join(header)}, but none of the "
+                              f"{' or the '.join(lacks)}: {_as_named(lacks, 'let keys')}")
         columns, usual = Counter(map(len, readable)).most_common(1)[0][0], "most rows have"
-        _check_no_header(path, readable, columns, is_audio)
+        _check_no_header(path, readable, lacks, columns, is_audio)
         header = None
     else:
         columns, usual = len(header), "the first row has"
         _check_choice(path, header, place)
         if (place["start"] is None) != (place["end"] is None) and (place["start"] is None or place["duration"] is None):
-            raise RecipeError(f"{path}: the first row names where utterances "
+            raise RecipeError(f"{path} names where utterances "
                               + ("end, but not where they start: add a column start" if place["start"] is None else
                                  "start, but not where they end: add a column end or duration"))
-    rows = list(_rows(lines, separator, is_audio, columns))
+    rows = list(read(columns))
     sound = [row for _, row in rows if not isinstance(row, str) and len(row) == columns and row != header]
     if header is None:
         place = _by_position(path, sound)
@@ -99,8 +95,8 @@ def read_csv(path: Path, skipped: Skipped) -> Dict[str, Part]:
     ends: Dict[str, float] = {}
     recordings: Dict[str, Recording] = {}
     parts: Dict[str, List[SupervisionSegment]] = {}
-    for number, row in tqdm(rows, desc="headers", unit="file", mininterval=5):
-        where = f"{path}, line {number}"
+    for where, row in tqdm(rows, desc="headers", unit="file", mininterval=5):
+        where = f"{path}, {where}"
         if row == header:
             header = None
             continue
@@ -166,52 +162,6 @@ def read_csv(path: Path, skipped: Skipped) -> Dict[str, Part]:
                    SupervisionSet.from_segments(segments)) for part, segments in (parts or {WHOLE: []}).items()}
 
 
-def _rows(lines: List[str], separator: str, is_audio: Callable[[str], bool],
-          columns: int = 0) -> Iterator[Tuple[int, Union[List[str], str]]]:
-    """Each row that is not blank, by the number of its first line; of one that cannot be read the reason in place of it.
-
-    A quote that nothing closes runs on through the rows after it, until another does not fit, or until there are not
-    ``columns`` (if they are known), or a row that it took in has a cell of its own that ``is_audio``. These rows are then
-    read again, without the one of the quote.
-    """
-    place = 0
-
-    def rest() -> Iterator[str]:
-        nonlocal place
-        while place < len(lines):
-            place += 1
-            yield lines[place - 1]
-
-    while place < len(lines):
-        first = place
-        if not lines[first].strip():
-            place += 1
-        elif separator in "\t|":
-            place += 1
-            yield place, [_unquoted(cell) for cell in lines[first].rstrip("\r\n").split(separator)]
-        else:
-            try:
-                row = next(csv.reader(rest(), delimiter=separator, strict=True))
-                if columns and len(row) != columns and place > first + 1:
-                    raise csv.Error(f"the row goes on to line {place}, and has {len(row)} columns")
-                if any(is_audio(cell) for line in lines[first + 1:place] for cell in line.rstrip().split(separator)):
-                    raise csv.Error(f"the row goes on to line {place}, over rows with audio of their own")
-                yield first + 1, row
-            except csv.Error as error:
-                place = first + 1
-                yield place, f"its quotes do not fit ({error}): close the one that is open, or double those inside a cell"
-
-
-def _unquoted(cell: str) -> str:
-    return cell[1:-1].replace('""', '"') if re.fullmatch('"(?:[^"]|"")*"', cell) else cell
-
-
-def _agreement(lines: List[str], separator: str, is_audio: Callable[[str], bool]) -> Tuple[int, int]:
-    """How many of the first rows have the same number of columns, if that is more than one; and a cell that ``is_audio``."""
-    rows = [row for _, row in islice(_rows(lines, separator, is_audio), 20) if len(row) > 1 and not isinstance(row, str)]
-    return max(Counter(map(len, rows)).values(), default=0), sum(any(map(is_audio, row)) for row in rows)
-
-
 def _of_one_text(path: Path, parts: Dict[str, List[SupervisionSegment]],
                  skipped: Skipped) -> Dict[str, List[SupervisionSegment]]:
     """The parts of a table of whole files without the rows of a file (or channel of one) that has several texts: the whole of
@@ -224,7 +174,7 @@ def _of_one_text(path: Path, parts: Dict[str, List[SupervisionSegment]],
     untold = "with other texts, and no columns start and end (or duration) tell which part of it a row is of"
     if len(doubtful) > 0.5 * len(rows):
         raise RecipeError(f"{path}: {len(doubtful)} of {len(rows)} rows name a file that other rows name {untold}: "
-                          "call them so, in seconds")
+                          "name those columns so, in seconds")
     for segment in doubtful:
         skipped.add(segment.id, f"other rows name its file {untold}")
     kept = {part: [segment for segment in segments if len(texts[segment.id]) < 2] for part, segments in parts.items()}
@@ -245,20 +195,14 @@ def _channel(cell: str) -> Optional[int]:
     return int(number) if number.is_integer() else None
 
 
-def _is_json(line: str) -> bool:
-    try:
-        return isinstance(json.loads(line), dict)
-    except ValueError:
-        return False
-
-
 def _shown(cell: str) -> str:
     return repr(cell if len(cell) <= 60 else f"{cell[:57]}...")
 
 
-def _check_no_header(path: Path, rows: List[List[str]], columns: int, is_audio: Callable[[str], bool]) -> None:
-    """Refuse a table that cannot be read by position: its first row seems to name columns, though not those of audio and
-    text, or the audio is not first. A row of audio that is missing is none that names columns, whatever is said in it."""
+def _check_no_header(path: Path, rows: List[List[str]], lacks: List[str], columns: int,
+                     is_audio: Callable[[str], bool]) -> None:
+    """Refuse a table that cannot be read by position: its first row seems to name columns, though not those it lacks of audio
+    and text, or the audio is not first. A row of audio that is missing is none that names columns, whatever is said in it."""
     first, sample = rows[0], rows[1:101]
     files = Counter(place for row in sample for place, cell in enumerate(row) if is_audio(cell))
     fullest, count = next(iter(files.most_common(1)), (0, 0))
@@ -266,7 +210,6 @@ def _check_no_header(path: Path, rows: List[List[str]], columns: int, is_audio: 
     ending = _ending(first[0])
     is_row = any(map(is_audio, first)) or ending in endings or not first[0].strip() and endings
     known = [title.strip() for title in first if any(title.strip().lower() in names for names in COLUMNS.values())]
-    lacks = [name for name in ("audio", "text") if _column(first, name) is None]
     unknown = f", {_shown(', '.join(first))}, names no column that is known, and"
     if known and not is_row:
         why = f" names a column {known[0]}, but none of the {' or the '.join(lacks)}"
@@ -277,9 +220,13 @@ def _check_no_header(path: Path, rows: List[List[str]], columns: int, is_audio: 
         why = f"{unknown} no file, though the rows after it do"
     else:
         return
-    raise RecipeError(f"{path}: the first row{why}: "
-                      + ("call that one " if len(lacks) == 1 else "let a first row call them ")
-                      + " and ".join(f"{name} (or {', '.join(COLUMNS[name][1:4])})" for name in lacks))
+    raise RecipeError(f"{path}: the first row{why}: {_as_named(lacks, 'let a first row')}")
+
+
+def _as_named(lacks: List[str], let: str) -> str:
+    """The remedy where no column has a known name of these."""
+    return (("call that one " if len(lacks) == 1 else f"{let} call them ")
+            + " and ".join(f"{name} (or {', '.join(COLUMNS[name][1:4])})" for name in lacks))
 
 
 def _ending(cell: str) -> str:
@@ -298,12 +245,12 @@ def _by_position(path: Path, rows: List[List[str]]) -> Dict[str, Optional[int]]:
     audio, text, *more = map(_shown, rows[0])
     said = f"{path}: the first row names no columns: the audio is the 1st ({audio}), the text the 2nd ({text})"
     if more:
-        second, third = ([value for value in (_value(row[place]) for row in rows) if value] for place in (1, 2))
+        second, third = ([value for value in (_value(row[column]) for row in rows) if value] for column in (1, 2))
         if len({*third}) >= 0.9 * len(third) and sum(map(_is_sentence, third)) > 0.5 * len(third):
             if len({*second}) < 0.5 * len(second) and sum(map(_is_sentence, second)) < 0.1 * len(second):
-                raise RecipeError(f"{path}: the first row names no columns, and the 2nd column ({text}) seems to be the speaker "
-                                  f"and the 3rd ({more[0]}) the text: let a first row name all columns, these audio, speaker "
-                                  "and text")
+                raise RecipeError(f"{path}: the first row names no columns, and the 2nd column ({text}) seems to be the "
+                                  f"speaker and the 3rd ({more[0]}) the text: let a first row name all columns, these audio, "
+                                  "speaker and text")
             said += f"; the 3rd ({more[0]}) is another text in nearly each row and no speaker: none is known"
         elif sum(bool(re.fullmatch(r"\d+[.,]\d*[1-9]\d*", value)) for value in third) > 0.5 * len(third):
             said += f"; the 3rd ({more[0]}) is a number with a fraction in most rows and no speaker: none is known"
@@ -334,7 +281,7 @@ def _check_choice(path: Path, header: List[str], place: Dict[str, Optional[int]]
     for name, known in COLUMNS.items():
         others = [title for title in titles if title in known and titles.index(title) != place[name]]
         if place[name] is not None and titles.count(titles[place[name]]) > 1:
-            raise RecipeError(f"{path}: the first row names two columns {titles[place[name]]}: rename or remove the "
+            raise RecipeError(f"{path} names two columns {titles[place[name]]}: rename or remove the "
                               f"one that is not the {name}")
         if others:
             print(f"{path}: the {name} is the column {titles[place[name]]}, not {' or '.join(dict.fromkeys(others))}")
