@@ -16,7 +16,7 @@ from kdlib.corpus_forms import Part, named_apart, plain_name, read_manifests
 from kdlib.corpus_forms.shared import said_role
 from kdlib.errors import RecipeError
 from kdlib.files import PathLike, read_record, write_json
-from kdlib.heard import Audio, audio_at, audio_of, heard_together, joined, mostly_in
+from kdlib.heard import Audio, audio_at, audios_of, heard_together, joined, known_files, mostly_in
 from kdlib.manifests import Skipped, SkippedFile, normalise_text, remove_sets
 from kdlib.options import require_not_negative, require_positive
 
@@ -94,13 +94,14 @@ def describe_roles(names: Sequence[str], roles: Mapping[str, Sequence[str]]) -> 
 
 def check_apart(parts: Mapping[str, Part], roles: Mapping[str, Sequence[str]]) -> None:
     """See that no utterance of train or dev is in another role's parts too, under its id or as the same audio under another
-    (the same channels and milliseconds of a file), and that none of the others lies mostly within train's audio; test sets
-    may share theirs.
+    (the same channels and milliseconds of a file or a copy of it), and that none of the others lies mostly within train's
+    audio; test sets may share theirs.
 
     Raises:
         RecipeError: one is; the message names it, the parts and the remedy.
     """
-    placed = [(role, name, list(_ids_and_audio(parts[name]))) for role, names in roles.items() for name in names]
+    known = known_files(recording for names in roles.values() for name in names for recording in parts[name][0])
+    placed = [(role, name, list(_ids_and_audio(parts[name], known))) for role, names in roles.items() for name in names]
     remedy = "take it out of one of them, or leave out a part, since results on what training has heard mean nothing"
     first: Dict[Hashable, Tuple[str, str, str]] = {}
     for role, name, utterances in placed:
@@ -109,7 +110,7 @@ def check_apart(parts: Mapping[str, Part], roles: Mapping[str, Sequence[str]]) -
                 other_role, other, other_id = first.setdefault(key, (role, name, id_))
                 if key is None or other_role == role or not {role, other_role} & {"train", "dev"}:
                     continue
-                here, there = ({keys[kind] for keys in _ids_and_audio(parts[part])} for part in (name, other))
+                here, there = ({keys[kind] for keys in _ids_and_audio(parts[part], known)} for part in (name, other))
                 both = f"({len(here & there - {None})} of theirs are in both)"
                 if key == id_:
                     raise RecipeError(f"the utterance {id_} is in the part {other}, which makes {other_role}, and in {name}, "
@@ -121,17 +122,18 @@ def check_apart(parts: Mapping[str, Part], roles: Mapping[str, Sequence[str]]) -
     for role, name, utterances in placed:
         # Of less than training takes nothing is said.
         within = [id_ for id_, audio in utterances if role != "train" and audio is not None
-                  and audio[3] - audio[2] >= 1000 * _LIMITS.min_seconds and mostly_in(audio, trained)]
+                  and audio[2] - audio[1] >= 1000 * _LIMITS.min_seconds and mostly_in(audio, trained)]
         if within:
             raise RecipeError(f"the utterance {within[0]} of the part {name}, which makes {role}, lies mostly within audio of "
                               f"train ({len(within)} of its {len(utterances)} do): {remedy}")
 
 
-def _ids_and_audio(part: Part) -> Iterator[Tuple[str, Optional[Audio]]]:
+def _ids_and_audio(part: Part, known: Mapping[str, str]) -> Iterator[Tuple[str, Optional[Audio]]]:
     """Each utterance's id and what is heard in it."""
     recordings = {recording.id: recording for recording in part[0]}
     for segment in part[1]:
-        yield segment.id, audio_at(recordings.get(segment.recording_id), to_list(segment.channel), segment.start, segment.end)
+        yield segment.id, audio_at(recordings.get(segment.recording_id), to_list(segment.channel), segment.start, segment.end,
+                                   known)
 
 
 def usable_parts(parts: Mapping[str, Part], names: Sequence[str], skipped: Skipped,
@@ -192,7 +194,7 @@ def hold_out(cuts: Sequence[Cut], shares: Mapping[str, float],
         RecipeError: of what training takes there are no more utterances, each counted once, than parts to hold out.
     """
     usable, other = trainable(cuts), untrainable(cuts)
-    audios = {cut.id: audio_of(cut) for cut in usable}
+    audios = audios_of(usable)
     first = {audios[cut.id] or cut.id: cut for cut in sorted(usable, key=lambda cut: cut.id, reverse=True)}
     together = heard_together(audios)
     count = len(set(together.values()))

@@ -1,6 +1,8 @@
 """The parts of a corpus: which make train, dev and the test sets, what is held out of train, and that they are apart."""
 
+import os
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -190,6 +192,79 @@ class TestHoldingOut:
                                               "of them"):
             check_apart(parts, roles)
         check_apart(parts, {"test-a": ["a"], "test-b": ["b"]})
+
+    def test_a_copy_of_a_file_is_the_same_audio(self, tmp_path):
+        """Byte for byte; another of its size is not, though the middle of both is silent, nor is a pipe, or what is missing."""
+        recordings, supervisions = self.part(tmp_path / "a", ["u0", "u1"])
+        silent = np.zeros(16000)
+        for name, level in (("s0", 0.1), ("s1", 0.2)):
+            silent[0] = level
+            soundfile.write(tmp_path / "a" / f"{name}.wav", silent, 16000)
+        os.mkfifo(tmp_path / "p0.wav")
+        os.mkfifo(tmp_path / "p1.wav")
+
+        def part(*files):
+            """An utterance of each file, which are named in any folder."""
+            some = [Recording(file.stem, [AudioSource("file", [0], str(file))], 16000, 4800, 0.3) for file in files]
+            return some, [SupervisionSegment(id=f"{file.parent.name}-{file.stem}", recording_id=file.stem, start=0,
+                                             duration=0.3, text="ONE") for file in files]
+
+        a, b = tmp_path / "a", tmp_path / "b"
+        b.mkdir()
+        parts = {"a": part(a / "u0.wav", a / "u1.wav", a / "s0.wav", a / "gone.wav", tmp_path / "p0.wav"),
+                 "b": part(a / "s1.wav", b / "gone.wav", tmp_path / "p1.wav")}
+        roles = {"train": ["a"], "test": ["b"]}
+        check_apart(parts, roles)
+        shutil.copy(a / "u1.wav", b / "v.wav")
+        parts["b"] = part(a / "s1.wav", b / "v.wav")
+        with pytest.raises(RecipeError, match=r"utterance a-u1 of the part a, which makes train, is the same audio as b-v of "
+                                              r"b, which makes test \(1 of theirs are in both\)"):
+            check_apart(parts, roles)
+
+    def test_copies_of_a_file_are_held_out_as_one(self, tmp_path):
+        recordings, _ = self.part(tmp_path / "a", [f"u{k:02d}" for k in range(30)])
+        shutil.copytree(tmp_path / "a", tmp_path / "b")
+        cuts = []
+        for recording in recordings:
+            file = Path(recording.sources[0].source)
+            for name, path in ((f"a-{file.stem}", file), (f"b-{file.stem}", tmp_path / "b" / file.name)):
+                cuts.append(cut(name, None, 0.3))
+                cuts[-1].recording = Recording.from_file(path, recording_id=name)
+        dealt, by = hold_out(cuts, self.SHARES)
+        assert by == "utterance" and min(map(len, dealt.values())) > 0
+        places = [{c.id[2:] for c in some} for some in dealt.values()]
+        assert sum(map(len, places)) == 30
+
+    @pytest.mark.parametrize("one, other, channel, leak", [
+        ([[0]], [[0], [1]], 0, True), ([[0]], [[0], [1]], 1, False), ([[0], [1]], [[0, 1]], 0, True),
+        ([[0], [1]], [[1], [0]], 0, False), ([[0], [1]], [[1], [0]], 1, True)])
+    def test_audio_of_one_of_several_files_is_the_same_in_any_recording(self, one, other, channel, leak):
+        """Channel 0 of ``one`` is the first of ch0.wav; the channels of both are given for each file."""
+        def part(name, channels, channel):
+            talk = Recording(name, [AudioSource("file", some, f"ch{k}.wav") for k, some in enumerate(channels)], 16000, 160000,
+                             10.0)
+            return [talk], [SupervisionSegment(id=name, recording_id=name, start=0, duration=5, channel=channel, text="ONE")]
+
+        parts = {"a": part("u", one, 0), "b": part("v", other, channel)}
+        if leak:
+            with pytest.raises(RecipeError, match="utterance u of the part a, which makes train, is the same audio as v of b"):
+                check_apart(parts, {"train": ["a"], "test": ["b"]})
+        else:
+            check_apart(parts, {"train": ["a"], "test": ["b"]})
+
+    @pytest.mark.parametrize("perturb", ["perturb_speed", "perturb_tempo"])
+    def test_audio_that_is_perturbed_in_speed_is_that_of_its_file(self, perturb):
+        """Of 0.9 of the speed, 333.3 s are where 300 s were."""
+        talk = Recording("talk", [AudioSource("file", [0], "talk.wav")], 16000, 16000 * 600, 600.0)
+        slow = getattr(talk, perturb)(0.9)
+
+        def part(recording, id_, start, seconds):
+            return [recording], [SupervisionSegment(id=id_, recording_id=recording.id, start=start, duration=seconds)]
+
+        roles = {"train": ["a"], "test": ["b"]}
+        check_apart({"a": part(slow, "u", 333.3, 11.1), "b": part(talk, "v", 333.3, 10.0)}, roles)
+        with pytest.raises(RecipeError, match="the utterance v of the part b, which makes test, lies mostly within audio"):
+            check_apart({"a": part(slow, "u", 333.3, 11.1), "b": part(talk, "v", 300.0, 10.0)}, roles)
 
     @pytest.mark.parametrize("start, seconds, channel, leak", [
         (1.0, 3.0, 0, True), (3.0, 3.9, 0, True), (4.0, 2.4, 0, False), (0.0, 5.0, 1, False), (8.0, 1.2, 0, False),

@@ -392,7 +392,7 @@ class TestOptions:
             folder = mini / "train-clean-5" / f"{speaker}" / "1"
             folder.mkdir(parents=True)
             for k in range(2):
-                soundfile.write(folder / f"{speaker}-1-000{k}.flac", sound(0.6, k), RATE)
+                soundfile.write(folder / f"{speaker}-1-000{k}.flac", sound(0.6, 2 * speaker + k), RATE)
             (folder / f"{speaker}-1.trans.txt").write_text("".join(f"{speaker}-1-000{k} WORD\n" for k in range(2)))
         shutil.copytree(tree / "dev-clean", mini / "dev-clean-2")
         said = run_recipe("librispeech", tree.parent, "--corpus-dir", "mini", "--mini", "--test-sets", "dev-clean-2",

@@ -13,13 +13,14 @@ from kdlib.corpus_forms import write_parts
 soundfile = pytest.importorskip("soundfile")
 PITCHES = {"ONE": 300, "TWO": 500, "THREE": 800, "FOUR": 1200}
 SPEAKERS = [f"speaker{number:02d}" for number in range(12)]
+_NOISE = np.random.default_rng(1)
 
 
 def say(words, rate=16000) -> np.ndarray:
-    """Each word is 0.3 s of a pitch of its own, in noise."""
+    """Each word is 0.3 s of a pitch of its own, in noise that is never the same, since copies of a file are taken for one."""
     time = np.arange(int(0.3 * rate)) / rate
     tones = [0.3 * np.sin(2 * np.pi * PITCHES[word] * time) for word in words]
-    return np.concatenate(tones) + 0.01 * np.random.default_rng(len(words)).standard_normal(len(words) * len(time))
+    return np.concatenate(tones) + 0.01 * _NOISE.standard_normal(len(words) * len(time))
 
 
 def utterances(count=8):
