@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Callable, Dict, Hashable, Iterable, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
 
 from lhotse import CutSet, RecordingSet, SupervisionSegment, SupervisionSet
+from lhotse.audio import AudioSource
 from lhotse.cut import Cut
-from lhotse.utils import to_list
+from lhotse.utils import fastcopy, to_list
 
 from kdlib.config import DataConfig
 from kdlib.corpus import checked_cuts, usable_part, write_cuts
@@ -141,22 +142,30 @@ def usable_parts(parts: Mapping[str, Part], names: Sequence[str], skipped: Skipp
     """Of the parts ``names``, which make one role, what can be used as far as their manifests tell
     (:func:`kdlib.corpus.usable_part`).
 
-    The second utterance of an id is left out and counted in ``skipped`` wherever the first is, and so is a recording with
-    the id of another file's.
+    The second utterance of an id is left out and counted in ``skipped`` wherever the first is. A recording with the id of
+    another file's in a part before gets one of its own, from the name of its part.
     """
     seen: Set[str] = set()
-    sources: Dict[str, Tuple[str, List]] = {}
+    taken = {recording.id for name in names for recording in parts[name][0]}
+    sources: Dict[str, List[AudioSource]] = {}
     usable: Dict[str, Part] = {}
     for name in names:
         recordings, supervisions = parts[name]
-        fitting = []
+        own: Dict[str, str] = {}
         for recording in recordings:
-            other, same = sources.setdefault(recording.id, (name, recording.sources))
-            if other == name or same == recording.sources:
-                fitting.append(recording)
-            else:
-                skipped.add(recording.id, f"the part {name} has a second recording of this id, of another file than {other}")
-        usable[name] = usable_part(RecordingSet.from_recordings(fitting), supervisions, skipped, normalise, seen=seen)
+            id_ = recording.id
+            if id_ in sources and sources[id_] != recording.sources and id_ not in own:
+                own[id_] = f"{name}-{id_}"
+                while own[id_] in taken:
+                    own[id_] = f"{name}-{own[id_]}"
+                taken.add(own[id_])
+        for recording in recordings:
+            sources.setdefault(recording.id, recording.sources)
+        if own:
+            recordings = RecordingSet.from_recordings(fastcopy(r, id=own.get(r.id, r.id)) for r in recordings)
+            supervisions = SupervisionSet.from_segments(
+                fastcopy(s, recording_id=own.get(s.recording_id, s.recording_id)) for s in supervisions)
+        usable[name] = usable_part(recordings, supervisions, skipped, normalise, seen=seen)
     return usable
 
 

@@ -145,14 +145,27 @@ class TestHoldingOut:
         cuts = CutSet.from_file(tmp_path / "manifests" / "cuts_train.jsonl.gz")
         assert {c.id: Path(c.recording.sources[0].source).parent.name for c in cuts} == {"u0": "a", "u1": "a", "u2": "b"}
 
-    def test_one_recording_id_of_two_files_is_left_out_once(self, tmp_path):
-        parts = {"a": self.part(tmp_path / "a", ["u0"], "talk"), "b": self.part(tmp_path / "b", ["u1"], "talk")}
+    def test_one_recording_id_of_two_files_in_two_parts_is_two_recordings(self, tmp_path):
+        """As where Kaldi folders number their recordings alike; the same file in a third part is the recording that it is. An
+        id that is made up belongs to no other, whatever the others are called."""
+        parts = {"a": self.part(tmp_path / "a", ["u0"], "talk"), "b": self.part(tmp_path / "b", ["u1"], "talk"),
+                 "d": self.part(tmp_path / "d", ["u3"], "b-talk")}
         parts["c"] = parts["a"][0], SupervisionSet.from_segments([
             SupervisionSegment(id="u2", recording_id="talk", start=0, duration=0.2, text="TWO")])
         skipped = Skipped()
-        cuts = checked_role(parts, ["a", "b", "c"], 16000, skipped)
-        assert [c.id for c in cuts] == ["u0", "u2"] and len(skipped) == 2  # the recording of b, and u1 that is lost by it
-        assert {Path(c.recording.sources[0].source).parent.name for c in cuts} == {"a"}
+        cuts = checked_role(parts, ["a", "b", "c", "d"], 16000, skipped)
+        found = {c.id: (Path(c.recording.sources[0].source).parent.name, c.recording_id) for c in cuts}
+        assert len(skipped) == 0 and found == {
+            "u0": ("a", "talk"), "u1": ("b", "b-b-talk"), "u2": ("a", "talk"), "u3": ("d", "b-talk")}
+        write_parts(tmp_path / "raw", parts)
+        assert self.prepared(tmp_path, parts={"train": [*parts]}, held_out={}) == {"train": ["u0", "u1", "u2", "u3"]}
+
+    def test_of_two_files_of_one_id_in_a_part_none_is_taken_for_that_of_a_part_before(self, tmp_path):
+        parts = {"a": self.part(tmp_path / "a", ["u0"], "talk"), "b": self.part(tmp_path / "b", ["u1"], "talk")}
+        parts["b"] = RecordingSet.from_recordings([*parts["a"][0], *parts["b"][0]]), parts["b"][1]
+        skipped = Reasons()
+        assert [c.id for c in checked_role(parts, ["a", "b"], 16000, skipped)] == ["u0"]
+        assert skipped.of["u1"] == "two files have the id of its recording, b-talk"
 
     @given(st.lists(st.tuples(st.sampled_from(["train", "dev", "test-a", "test-b"]), st.integers(0, 5)), unique=True))
     def test_ids_are_apart_but_for_test_sets(self, placed):
