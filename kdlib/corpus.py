@@ -19,7 +19,7 @@ from kdlib.manifests import AudioFormat, BadAudio, Skipped, audio_files, check_a
 from kdlib.processes import end_with_parent
 
 # Seconds by which times may miss what they belong to: transcripts' times are rounded, and so are encoders' frames.
-_SLACK = 0.025
+SLACK = 0.025
 Checked = Union[AudioFormat, str]
 
 
@@ -121,7 +121,7 @@ def _problem(segment: SupervisionSegment, recording: Optional[Recording], text: 
     if not all(isinstance(time, (int, float)) for time in (segment.start, segment.duration)):
         return f"its times, {segment.start!r} and {segment.duration!r}, are no numbers"
     # Written so that times that are no numbers fail too.
-    if not (segment.start >= -_SLACK and segment.end <= recording.duration + _SLACK):
+    if not (segment.start >= -SLACK and segment.end <= recording.duration + SLACK):
         return (f"its times, {segment.start:.3f} to {segment.end:.3f} s, lie outside its recording of "
                 f"{recording.duration:.3f} s")
     if not min(segment.end, recording.duration) - max(segment.start, 0.0) >= min_seconds:
@@ -187,7 +187,7 @@ def _audio_problem(recording: Recording, checked: Dict[str, Checked]) -> Optiona
             continue
         if found.rate != recording.sampling_rate:
             return f"{source.source} has {found.rate} Hz where its manifest says {recording.sampling_rate}"
-        if abs(found.samples - recording.num_samples) > _SLACK * found.rate:
+        if abs(found.samples - recording.num_samples) > SLACK * found.rate:
             return (f"{source.source} has {found.samples / found.rate:.3f} s where its manifest says "
                     f"{recording.num_samples / recording.sampling_rate:.3f}")
         if found.channels < len(source.channels):

@@ -92,6 +92,21 @@ class TestForms:
         parts, _ = read_form("kaldi", folder.parent)
         assert list(parts) == ["corpus"]
 
+    def test_an_end_a_little_after_the_recording_is_cut_to_it(self, tmp_path, capsys):
+        """As Kaldi's extract-segments has it; what is no more than rounding is not counted."""
+        soundfile.write(tmp_path / "a.wav", say(["ONE"] * 10), 16000)
+        ends = {"over": 3.2, "most": 3.45, "rounded": 3.01, "within": 2.9, "beyond": 3.5, "kaldi": -1}
+        (tmp_path / "wav.scp").write_text("a a.wav\n")
+        (tmp_path / "text").write_text("".join(f"{name} ONE\n" for name in [*ends, "after"]))
+        (tmp_path / "segments").write_text("".join(f"{name} a 2 {end}\n" for name, end in ends.items()) + "after a 3.1 3.3\n")
+        skipped = Reasons()
+        recordings, supervisions = read_corpus("kaldi", str(tmp_path), skipped)["all"]
+        assert capsys.readouterr().out == (
+            f"{tmp_path}/segments: 2 utterances end up to 0.45 s after their recording: they are cut to its end\n")
+        cuts = checked_cuts(recordings, supervisions, 16000, skipped)
+        assert {c.id: c.end for c in cuts} == {"over": 3.0, "most": 3.0, "rounded": 3.0, "within": 2.9, "kaldi": 3.0}
+        assert set(skipped.of) == {"beyond", "after"} and all("lie outside its recording" in r for r in skipped.of.values())
+
     @pytest.mark.parametrize("with_segments", [False, True])
     def test_an_id_of_two_files_is_left_out(self, tmp_path, with_segments):
         for place in ("one", "two", "three"):

@@ -8,6 +8,7 @@ from typing import Any, Dict, Iterator, List, Optional, Tuple
 from lhotse import Recording, RecordingSet, SupervisionSegment, SupervisionSet
 from tqdm import tqdm
 
+from kdlib.corpus import SLACK
 from kdlib.corpus_forms.shared import WHOLE, Part, all_channels, audio_base, is_there, read_text, recording_of, said_role
 from kdlib.errors import RecipeError, link_to_nothing
 from kdlib.manifests import BadAudio, Skipped
@@ -17,6 +18,7 @@ from kdlib.manifests import BadAudio, Skipped
 _PLAIN = r"(?P<file>[^\s|;&<>()$`'\"\\*?\[\]{}~#!-][^\s|;&<>()$`'\"\\*?\[\]{}~#!]*)"
 _READS = [re.compile(rf"(?:[\w./-]*/)?{command} ?\|") for command in (
     rf"flac(?: -[cds]+)+ {_PLAIN}", rf"sox {_PLAIN} -t wav -", rf"cat {_PLAIN}", rf"sph2pipe -f wav {_PLAIN}")]
+_MAX_OVERSHOOT = 0.5  # seconds that an end may lie after its recording, as in Kaldi's extract-segments
 _DEPTH = 3  # folders, in which wav.scp is looked for to say where it is
 
 
@@ -134,7 +136,8 @@ def _channel(recording: Optional[Recording], channel: Optional[int]) -> Any:
 def _read_segments(path: Path, recordings: Dict[str, Recording],
                    skipped: Skipped) -> Iterator[Tuple[str, str, float, float, Optional[int]]]:
     """(utterance, recording, start, end, channel) of each line; the last counts from 0, as in Kaldi's extract-segments,
-    and is None where the line has none."""
+    and is None where the line has none. An end a little after the recording is cut to that, and counted, as there."""
+    over = []
     for number, line in _lines(path):
         try:
             name, of, start, end, *more = line.split()
@@ -143,9 +146,15 @@ def _read_segments(path: Path, recordings: Dict[str, Recording],
         except ValueError:
             skipped.add(f"{path}, line {number}", "it is not: utterance, recording, start, end and perhaps a channel")
             continue
-        if finish < 0 and of in recordings:  # as Kaldi writes the end of the recording
-            finish = recordings[of].duration
+        duration = recordings[of].duration if of in recordings else finish
+        if begin < duration and SLACK < finish - duration < _MAX_OVERSHOOT:
+            over.append(finish - duration)
+            finish = duration
+        if finish < 0:  # as Kaldi writes the end of the recording
+            finish = duration
         yield name, of, begin, finish, channel
+    if over:
+        print(f"{path}: {len(over)} utterances end up to {max(over):.2f} s after their recording: they are cut to its end")
 
 
 def _lines(path: Path) -> List[Tuple[int, str]]:
