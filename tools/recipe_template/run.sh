@@ -5,7 +5,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/../../local/recipe.sh"
 recipe=@name@ proposed_tokens=@vocab_size@
 test_sets="@test_sets@"
 path_option @option@ "the corpus, if it has moved since this recipe was written"
-option hours 0 0.1 "hours of training speech to use; 0 for all"
+option hours 0 0.1 "hours of training speech to use, and a quarter as many of each dev and test set of the corpus; 0 for all"
 settle() { if [[ $hours != 0 ]]; then subset=yes; fi; }  # RESULTS.md is of the whole corpus
 
 get_corpus() {

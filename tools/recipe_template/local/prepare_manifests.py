@@ -24,7 +24,7 @@ def main():
     parser.add_argument("--corpus", type=Path, required=True, help="folder of stage 0's manifests")
     parser.add_argument("--output", type=Path, required=True, help="folder of the cuts")
     parser.add_argument("--config", type=Path, required=True, help="conf/fbank.yaml, for the sampling rate")
-    parser.add_argument("--hours", type=float, default=0.0, help="hours of training speech to use; 0 for all (0)")
+    parser.add_argument("--hours", type=float, default=0.0, help="hours of train, a quarter of them of each other; 0: all (0)")
     parser.add_argument("--jobs", type=int, default=1, help="processes (1)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for conf/fbank.yaml")
     args = parser.parse_intermixed_args()
