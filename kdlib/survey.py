@@ -195,6 +195,10 @@ def describe_survey(corpus: Iterable[Tuple[Iterable[Recording], Iterable[Supervi
     if sum("ı" in text for text in written) > _RARE_SYMBOL * len(written) and any("i" in text for text in written):
         lines.append("ı and i (Turkish has both) become one letter, I, in capitals, which the recipe writes: let its "
                      'normalise return " ".join(text.replace("I", "ı").replace("İ", "i").lower().split())')
+    merged = _told_apart_by_sharp_s(written)
+    if merged:
+        lines.append(f"in capitals, which the recipe writes, ß is SS, so that {_first(merged)} become one word: where they are "
+                     'two, let its normalise return " ".join(text.lower().split())')
     common = common_punctuation(texts)
     if common:
         lines.append("punctuation, which becomes tokens and is scored unless the recipe's normalise takes it out: "
@@ -204,6 +208,13 @@ def describe_survey(corpus: Iterable[Tuple[Iterable[Recording], Iterable[Supervi
     for part, names in shared_speakers({**parts, "train": trainable(parts.get("train", ()))}).items():
         lines.append(f"{len(names)} speakers of {part} are in train too: {_first(names)}")
     return lines
+
+
+def _told_apart_by_sharp_s(texts: Iterable[str]) -> List[str]:
+    """Pairs of words of German ("maße and masse") that have ß and ss in one place."""
+    words = {word for text in texts for word in re.findall(r"\w+", text.lower())}
+    return [f"{word} and {other}" for word, other in sorted((word, word.replace("ß", "ss")) for word in words)
+            if other != word and other in words]
 
 
 def _first(names: Sequence[str], shown: int = 3) -> str:

@@ -183,6 +183,17 @@ class TestTheSurvey:
             "\u0131 and i (Turkish has both) become one letter, I, in capitals, which the recipe writes: let its "
             'normalise return " ".join(text.replace("I", "ı").replace("İ", "i").lower().split())']
 
+    @pytest.mark.parametrize("texts, said", [
+        (["Straße in Massen,", "Strasse in Maßen."], "maßen and massen, straße and strasse"),
+        (["Maße", "MASSE"], "maße and masse"), (["Straße in Maßen", "Gasse"], "")])
+    def test_words_that_capitals_make_one(self, texts, said):
+        cuts = [cut(f"u{k}") for k in range(len(texts))]
+        spoken = [fastcopy(some.supervisions[0], text=text) for some, text in zip(cuts, texts)]
+        lines = describe_survey([([cuts[0].recording], spoken)], {"train": cuts})
+        assert [line for line in lines if "capitals" in line] == bool(said) * [
+            f"in capitals, which the recipe writes, ß is SS, so that {said} become one word: where they are two, let its "
+            'normalise return " ".join(text.lower().split())']
+
     def test_a_combining_accent_is_odd_where_it_is_rare(self):
         texts = {f"u{k}": "CAFÉ" for k in range(100)}
         assert set(odd_characters({**texts, "d": "CAFE\u0301 X\u0302"})) == {"\u0301", "\u0302"}
