@@ -83,6 +83,62 @@ def test_tokens_of_which_am_and_lm_are_sure_in_turn():
     assert results[1][0].item() == pytest.approx(2 * (100 + math.log(2)))
 
 
+@pytest.mark.both
+@pytest.mark.parametrize("below", [0.0, 60.0, 88.0, 100.0, 1000.0])
+@pytest.mark.parametrize("kind", TYPES)
+def test_a_token_that_lm_excludes_in_all_histories(kind, below):
+    """By so many nats: float32 gives what float64 does, whose gradient is that of the loss."""
+    torch.manual_seed(11)
+    lm, am = torch.randn(2, 3, 5, dtype=torch.float64), torch.randn(2, 40, 5, dtype=torch.float64)
+    lm[:, :, 0] -= below  # the blank, which every path is full of
+    lm[:, :, 3] -= below / 2
+    symbols, boundary = torch.tensor([[1, 3], [2, 1]]), torch.tensor([[0, 0, 2, 40], [0, 0, 1, 30]])
+
+    def loss(lm, am):
+        return rnnt.rnnt_loss_smoothed(lm, am, symbols, 0, 0.1, 0.25, boundary, kind, backend="native")
+
+    results = []
+    for dtype in (torch.float32, torch.float64):
+        inputs = [x.to(dtype).requires_grad_() for x in (lm, am)]
+        value = loss(*inputs)
+        results.append([x.double() for x in (value, *torch.autograd.grad(value, inputs))])
+    for one, other in zip(*results):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+    assert torch.autograd.gradcheck(loss, inputs, atol=1e-4)
+
+
+@pytest.mark.both
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("below", [1.0, 100.0, 1000.0])
+def test_what_paths_cost_that_lm_excludes(dtype, below):
+    """One path, of two blanks; am knows nothing, so that all parts of the smoothed arcs are lm's."""
+    am, lm = torch.zeros(1, 2, 3, dtype=dtype), torch.zeros(1, 1, 3, dtype=dtype)
+    lm[:, :, 0] = -below
+    loss = rnnt.rnnt_loss_smoothed(lm, am, torch.zeros(1, 0, dtype=torch.long), 0, 0.1, 0.5, backend="native")
+    assert loss.item() == pytest.approx(2 * (below + math.log(2 + math.exp(-below))), rel=1e-6)
+
+
+@pytest.mark.both
+def test_a_token_that_nobody_may_say_with_the_scale_of_am():
+    """And padding of nothing but -inf: the loss is what it is of the other tokens alone."""
+    torch.manual_seed(12)
+    lm, am, symbols = torch.randn(2, 3, 6), torch.randn(2, 5, 6), torch.tensor([[1, 4], [2, 1]])
+    am[1, 3:] = -math.inf
+    boundary = torch.tensor([[0, 0, 2, 5], [0, 0, 1, 3]])
+    losses, grads = [], []
+    for tokens in (5, 6):
+        some = [x[:, :, :tokens].clone() for x in (lm, am)]
+        for x in some:
+            x[:, :, 5:] = -math.inf
+            x.requires_grad_()
+        losses.append(rnnt.rnnt_loss_smoothed(*some, symbols, 0, 0.1, 0.25, boundary, backend="native"))
+        grads.append(torch.autograd.grad(losses[-1], some))
+    torch.testing.assert_close(*losses)
+    for one, other in zip(*grads):
+        torch.testing.assert_close(other[:, :, :5], one)
+        assert (other[:, :, 5:] == 0).all()
+
+
 def test_reductions_and_half_precision():
     torch.manual_seed(8)
     logits, symbols, ranges = torch.randn(3, 4, 3, 5), torch.randint(1, 5, (3, 2)), torch.arange(3).expand(3, 4, 3)

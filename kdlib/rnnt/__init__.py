@@ -120,6 +120,9 @@ def rnnt_loss_smoothed(
     Where am and lm are sure of different tokens, each by more than 700 nats, the joint's normaliser falls below the numbers
     of float64: native's loss is then too large, as k2's in float64 is, and its gradient lacks the normaliser's part.
 
+    Where lm excludes a token in all histories of the batch, by more than 80 nats in float32 or 700 in float64, and a > 0, k2's
+    loss is too small and may have nan for its gradient. Native's is right; "auto" leaves such a batch, as it is finite, to k2.
+
     Args:
       lm: (N, U+1, V) float, unnormalised log-probabilities of the predictor's side.
       am: (N, T, V), dtype of lm, the encoder's side.

@@ -6,6 +6,7 @@ The argument checks are the package's (``kdlib.rnnt``); the functions here trust
 """
 
 import functools
+import math
 from types import ModuleType
 from typing import Callable, Optional, Tuple, Union
 
@@ -18,7 +19,8 @@ from kdlib.rnnt.lattice import (LatticeResult, as_ranges, delay_offsets, inside_
                                 summable)
 
 BEST_PATH = 1e4  # a path worse by a thousandth of a nat keeps less than e^-10 beside the best
-# Where am and lm are sure of different tokens, float32 has no digits left of the product of their probabilities.
+# Where am and lm are sure of different tokens, float32 has no digits left of the product of their probabilities; nor has it of
+# the mean probability of a token that lm excludes in all histories, and the gradient of that one's logarithm overflows.
 DROWNED = 1e-20
 
 
@@ -163,6 +165,13 @@ def _finite_vectors(lm: Tensor, am: Tensor, boundary: Tensor) -> Tuple[Tensor, T
     return lm, am, lm_max, am_max, broken
 
 
+def _log_sum(values: Tensor, dims: Tuple[int, ...]) -> Tensor:
+    """logsumexp with the dimensions kept, and where all are -inf with a gradient of 0, not of nan as torch's."""
+    top = values.detach().amax(dim=dims, keepdim=True)
+    total = (values - top.nan_to_num(neginf=0.0)).exp().sum(dim=dims, keepdim=True)
+    return total.clamp(min=torch.finfo(values.dtype).tiny).log() + top
+
+
 def smoothed_arcs(
     lm: Tensor,
     am: Tensor,
@@ -209,9 +218,14 @@ def smoothed_arcs(
         label_arcs.append((label_lm - lm_normaliser) * lm_scale)
         blank_arcs.append((blank_lm - lm_normaliser) * lm_scale)
     if am_scale != 0.0:
-        unigram = (lm_exp / lm_sum).mean(dim=(0, 1)) + tiny  # (V,)
-        am_normaliser = (am_exp @ unigram).clamp(min=tiny).log().unsqueeze(2) + am_max  # (N, T, 1)
-        log_unigram = unigram.log()
+        unigram = (lm_exp / lm_sum).mean(dim=(0, 1))  # (V,)
+        if bool((unigram < DROWNED).any()):
+            log_unigram = _log_sum(lm - lm_max - lm_sum.log(), (0, 1)).flatten() - math.log(lm.shape[0] * lm.shape[1])
+            # Finite also where all is -inf: the arcs are then -inf, and not nan.
+            am_normaliser = _log_sum(am + log_unigram, (2,)).clamp(min=torch.finfo(am.dtype).min)  # (N, T, 1)
+        else:
+            log_unigram = unigram.log()
+            am_normaliser = (am_exp @ unigram).clamp(min=tiny).log().unsqueeze(2) + am_max
         label_arcs.append((label_am + log_unigram[next_symbols].unsqueeze(1) - am_normaliser) * am_scale)
         blank_arcs.append((blank_am + log_unigram[blank] - am_normaliser) * am_scale)
     if joint_scale == 0.0 and am_scale == 0.0:  # nothing of am counts, but its gradient is zero rather than missing
