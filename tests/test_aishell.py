@@ -127,6 +127,20 @@ def test_what_does_not_match_is_skipped_named_and_counted(corpus, tmp_path):
     assert made[names[9]]["channel"] == 0 and made[names[9]]["recording"]["sampling_rate"] == 16000
 
 
+def test_separators_of_unicode_end_no_line_of_the_transcripts(corpus, tmp_path):
+    separators, train = "\u2028\u2029\x85\x0b\x0c\x1c\x1d\x1e", list(mandarin.sentences("train"))
+    text = (corpus / TRANSCRIPT).read_text(encoding="utf-8")
+    for separator, (_, _, words) in zip(separators, train):
+        text = text.replace(" ".join(words), separator.join(words))
+    text += "BAC009S0002W9999 一\u2028S0999W0001 一\n"  # for stage 0 no speaker S0999
+    (corpus / TRANSCRIPT).write_bytes(text.replace("\n", "\r\n").encode())
+    prepare(corpus, tmp_path)
+    made = cuts(tmp_path, "train")
+    assert {name: cut["supervisions"][0]["text"] for name, cut in made.items()} == {
+        name: "".join(words) for name, _, words in train}
+    assert [name for _, name, _ in listed(tmp_path / "data" / "manifests")] == ["BAC009S0002W9999"]
+
+
 def test_one_recording_in_two_parts_is_refused_by_name(corpus, tmp_path):
     """Such a test would be of what was trained on."""
     heard = min((corpus / "wav" / "train").rglob("*.wav"))

@@ -199,6 +199,15 @@ class TestStages0And1:
             assert len(cuts(tree.parent, part)) == 4
             assert cuts(tree.parent, part)[name]["supervisions"][0]["text"] == "WÖRD ★ 你好"
 
+    def test_separators_of_unicode_end_no_line_of_a_transcript(self, tree):
+        words = "A\u2028B\u2029C\x85D\x0bE\x0cF\x1cG\x1dH\x1eI"
+        transcript = tree / "train-clean-100" / "19" / "198" / "19-198.trans.txt"
+        text = transcript.read_text().replace("19-198-0002 WORD", f"19-198-0002 {words} WORD")
+        transcript.write_bytes(text.replace("\n", "\r\n").encode())
+        assert "train-clean-100: 8 utterances in 2 chapters" in find(tree).stdout
+        assert "skipped" not in prepare(tree.parent).stdout
+        assert cuts(tree.parent, "train")["19-198-0002"]["supervisions"][0]["text"] == "A B C D E F G H I WORD MORE MORE"
+
     def test_half_a_corpus_is_one_line_that_names_what_is_missing(self, tree):
         for number in (1, 3):
             (tree / "train-clean-100" / "26" / "495" / f"26-495-000{number}.flac").unlink()

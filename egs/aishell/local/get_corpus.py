@@ -19,7 +19,7 @@ URL = "https://www.openslr.org/resources"
 def silent_speakers(data: Path, transcript: Path) -> Tuple[List[str], int]:
     """The speakers that the transcripts name (S0002 of BAC009S0002W0122) and no part has a recording of; and how many
     speakers they name in all."""
-    lines = transcript.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+    lines = transcript.read_text(encoding="utf-8-sig", errors="replace").split("\n")
     named = {found[1] for found in (re.match(r"\S*(S\d{4})W\d+\s", line) for line in lines) if found}
     heard = {folder.name for part in PARTS for folder in (data / "wav" / part).iterdir()
              if any(path.is_file() for path in folder.glob("*.wav"))}

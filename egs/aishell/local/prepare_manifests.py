@@ -26,7 +26,7 @@ _REMEDY = "run stage 0 (run.sh --stage 0), which finds or downloads the corpus"
 def read_transcripts(path: Path, skipped: Skipped) -> Dict[str, str]:
     """The text of each id, without the spaces between its words; a second line of an id is skipped."""
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # splitlines() would cut at other separators, too
     except FileNotFoundError:
         raise RecipeError(f"{path} is missing: {_REMEDY}") from None
     except UnicodeDecodeError as error:

@@ -38,7 +38,8 @@ def split_names(words: str) -> List[str]:
 
 def read_transcript(path: Path) -> List[Tuple[str, str]]:
     """(utterance id, transcript) of each line of a ``*.trans.txt``; the transcript is empty where there is none."""
-    lines = [line.split(maxsplit=1) for line in path.read_text(encoding="utf-8-sig", errors="replace").splitlines()]
+    text = path.read_text(encoding="utf-8-sig", errors="replace")
+    lines = [line.split(maxsplit=1) for line in text.split("\n")]  # splitlines() would cut at other separators, too
     return [(words[0], words[1] if len(words) > 1 else "") for words in lines if words]
 
 
