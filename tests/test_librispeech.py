@@ -126,6 +126,22 @@ class TestStages0And1:
         assert listed(cwd / "data" / "manifests") == []
         assert set(cuts(cwd, "train")) == {"19-198-0000", "19-198-0002", "26-495-0001"}
 
+    def test_a_second_sound_of_one_name_is_skipped(self, tree):
+        """One that cannot be used takes its name from none."""
+        cwd = tree.parent
+        for folder, number in (("music/a", 2), ("noise/a", 1), ("noise/b", 1), ("noise/b", 2), ("noise/c", 1)):
+            (cwd / "musan" / folder).mkdir(parents=True, exist_ok=True)
+            soundfile.write(cwd / "musan" / folder / f"{number}.wav", sound(0.5, 1), RATE, subtype="PCM_16")
+        (cwd / "musan" / "noise" / "a" / "1.wav").write_bytes(b"RIFF")
+        find(tree, "--musan-dir", "musan")
+        said = prepare(cwd).stdout
+        sources = {name: cut["recording"]["sources"][0]["source"] for name, cut in cuts(cwd, "noise").items()}
+        assert sources == {"1": "musan/noise/b/1.wav", "2": "musan/music/a/2.wav"}
+        for number, folder, first in ((2, "noise/b", "music/a"), (1, "noise/c", "noise/b")):
+            assert (f"skipped {number}: musan/{folder}/{number}.wav is a second sound of this name, which "
+                    f"musan/{first}/{number}.wav has: rename one of them\n") in said
+        assert "skipped 3 in all of musan" in said
+
     def test_folders_may_be_links(self, tree):
         """Of speakers and of chapters, as where a corpus lies on several disks; and those of MUSAN."""
         cwd = tree.parent

@@ -90,7 +90,7 @@ def within_alphabet(name: str, cuts: CutSet, skipped: Skipped) -> CutSet:
 
 
 def write_noise(musan: Path, output: Path, jobs: int, file: SkippedFile) -> None:
-    """MUSAN's sounds, each a cut."""
+    """MUSAN's sounds, each a cut by its file's name; a second one of a name is skipped."""
     def check(path: Path):
         try:
             return len(read_audio(path, SAMPLING_RATE))
@@ -98,12 +98,17 @@ def write_noise(musan: Path, output: Path, jobs: int, file: SkippedFile) -> None
             return str(error)
 
     skipped, described = Skipped(file), []
+    first: Dict[str, Path] = {}  # of each name
     paths = sorted(path for part in MUSAN_PARTS for path in sounds(musan, part))
     with ThreadPoolExecutor(jobs) as pool:
         for path, found in zip(paths, pool.map(check, paths)):
             if isinstance(found, str):
                 skipped.add(path.stem, found)
+            elif path.stem in first:
+                skipped.add(path.stem, f"{path} is a second sound of this name, which {first[path.stem]} has: rename one of "
+                                       "them")
             else:
+                first[path.stem] = path
                 described.append(describe(path.stem, path, found, SAMPLING_RATE, None))
     skipped.report(str(musan))
     write_manifests(output, "noise", described)
