@@ -154,6 +154,16 @@ def test_settings_may_follow_the_models_and_a_wrong_model_costs_no_measurement(r
     assert list(rows(done.stdout)) == ["teacher", "together"] and "--hours 960 data.num_workers=1" in done.stdout
 
 
+@pytest.mark.parametrize("name", ["scratch-matched", "Teacher", "stage", "stage0", "stage1x"])
+def test_what_is_the_name_of_no_model_costs_no_speech_either(recipe, tmp_path, name):
+    done = bench_with(tmp_path, """
+        def make_speech(*_):
+            raise AssertionError("speech is made")
+        bench.make_speech = make_speech
+        """, recipe, "--models", "teacher", name, "data.num_workers=1")
+    assert refused(done) == f"error: --models {name}: the recipe has teacher, stage1, ..., scratch, single"
+
+
 def test_checkpoints_are_of_all_epochs_and_what_resuming_needs(recipe, tmp_path):
     done = bench_with(tmp_path, MEASURE_NOTHING, recipe, "--models", "teacher")
     assert "Checkpoints: 10.00 GB, of all epochs and what resuming needs." in done.stdout  # 3 epochs of two, and four

@@ -15,6 +15,7 @@ import environment  # noqa: F401  first, since the rest needs what it finds
 import argparse
 import gc
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -70,6 +71,9 @@ def get_args() -> argparse.Namespace:
     # Settings that follow the models' names are settings, as they are for run.sh.
     args.overrides += [word for word in args.models or () if "=" in word]
     args.models = list(dict.fromkeys(word for word in args.models or () if "=" not in word))
+    for name in args.models:  # whether the recipe has so many stages is known once its models are planned
+        if not re.fullmatch("teacher|stage[1-9][0-9]*|scratch|single", name):
+            raise RecipeError(f"--models {name}: the recipe has teacher, stage1, ..., scratch, single")
     require_positive(**{name: getattr(args, name) for name in ("hours", "updates", "warm_up", "tokens_per_second",
                                                                "vocab_size", "world_size")})
     if not (args.recipe / "conf").is_dir():
