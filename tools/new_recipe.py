@@ -45,7 +45,7 @@ def get_args():
     form = parser.add_mutually_exclusive_group(required=True)
     form.add_argument("--kaldi", metavar="DIR", help="wav.scp, text, utt2spk, segments; or a folder of such folders")
     form.add_argument("--manifests", metavar="DIR", help="Lhotse's recordings_*.jsonl.gz and supervisions_*.jsonl.gz")
-    form.add_argument("--csv", metavar="FILE", help="audio path, text, speaker; a first row may name the columns")
+    form.add_argument("--csv", metavar="FILE", help="audio path, text, speaker; a first row or keys of JSON may name columns")
     form.add_argument("--lhotse", metavar="NAME", help="a corpus that Lhotse prepares; with --corpus-dir")
     parser.add_argument("--corpus-dir", type=Path, help="folder of the corpus that Lhotse is to prepare")
     parser.add_argument("--output", type=Path, default=TARGET, help="where the recipe's folder goes (egs)")

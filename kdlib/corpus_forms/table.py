@@ -170,6 +170,8 @@ def _of_one_text(path: Path, parts: Dict[str, List[SupervisionSegment]],
     rows = [segment for segments in parts.values() for segment in segments]
     for segment in rows:
         texts.setdefault(segment.id, set()).add(normalise_text(segment.text))
+    for several in texts.values():
+        several.discard("")  # says nothing of another row's
     doubtful = [segment for segment in rows if len(texts[segment.id]) > 1]
     untold = "with other texts, and no columns start and end (or duration) tell which part of it a row is of"
     if len(doubtful) > 0.5 * len(rows):
