@@ -27,7 +27,8 @@ def chunk_seconds(chunk_size: int) -> float:
 
 def shown_at(frame: int, chunk_size: int, duration: float) -> float:
     """When what is emitted in a frame (after subsampling) can be shown at the earliest, in seconds from the beginning of
-    the audio: when its chunk has come, or all of the audio. ``chunk_size`` 0 is full context."""
+    the audio: when its chunk has come, or all of the audio with any silence after it, of ``duration`` seconds; infinity
+    where a last short chunk is not run. ``chunk_size`` 0 is full context."""
     if chunk_size == 0:
         return duration
     return min(duration, frame // chunk_size * chunk_size * FRAME_SECONDS + chunk_seconds(chunk_size))
@@ -50,11 +51,14 @@ class LatencyMeter:
     Args:
         alignment: cuts with word alignments, from ``local/align.py``.
         lang: of the model; chunk_size: with which it is decoded.
+
+    ``tail``, 0 unless set: the seconds of silence that follow each utterance before its last short chunk is run; infinity
+    where that is not run.
     """
 
     def __init__(self, alignment: PathLike, lang: Lang, chunk_size: int):
         self.cuts: Dict[str, Cut] = {cut.id: cut for cut in load_cuts(alignment, "make it with local/align.py")}
-        self.lang, self.chunk_size = lang, chunk_size
+        self.lang, self.chunk_size, self.tail = lang, chunk_size, 0.0
         self.delays: List[float] = []
         self.first_tokens: List[float] = []
 
@@ -68,7 +72,7 @@ class LatencyMeter:
         recognised = [(word, (last + 1) * FRAME_SECONDS)
                       for word, _, last in word_frames(self.lang, hypothesis.tokens, hypothesis.frames)]
         self.delays += emission_delays(reference, recognised)
-        self.first_tokens.append(shown_at(hypothesis.frames[0], self.chunk_size, cut.duration))
+        self.first_tokens.append(shown_at(hypothesis.frames[0], self.chunk_size, cut.duration + self.tail))
 
     def summary(self) -> Dict[str, Any]:
         """How many words were timed, mean and 90th percentile of their emission delay, and the mean time to first token

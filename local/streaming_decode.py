@@ -38,7 +38,8 @@ def get_args():
     parser.add_argument("--streams", type=int, default=32, help="streams at a time (32)")
     parser.add_argument("--tail", metavar="SECONDS", help="compute the features from the audio, followed by so much "
                         f"silence, as a device does; '{RUNTIME}': by what local/decode_sherpa.py gives it, of which it runs "
-                        "whole chunks alone; without it the features of stage 2 are read")
+                        "whole chunks alone; without it the features of stage 2 are read. In the real-time factor the work on "
+                        "the silence counts and its seconds do not, as in local/decode_sherpa.py")
     parser.add_argument("--carry-labels", action="store_true", help="the predictor begins each utterance with the last labels "
                         "of the transcript before it in the test set, as it does in a stream that goes on: after an endpoint's "
                         "reset() with greedy search, where there are no endpoints with any")
@@ -58,9 +59,9 @@ def seconds_of_tail(text: str) -> float:
 
 
 def feature_reader(args, model, chunk_size):
-    """A function from a cut to its features (T0, F)."""
+    """A function from a cut to its features (T0, F), and the ``tail`` of a :class:`kdlib.latency.LatencyMeter`."""
     if args.tail is None:
-        return load_features
+        return load_features, 0.0
     seconds = 0.0 if args.tail == RUNTIME else seconds_of_tail(args.tail)
     if args.fbank_config is None:
         raise RecipeError("--tail computes features: give --fbank-config conf/fbank.yaml")
@@ -77,7 +78,7 @@ def feature_reader(args, model, chunk_size):
         features = torch.from_numpy(np.asarray(extractor.extract(samples, rate)))
         # sherpa-onnx runs a chunk when more than its frames are there, our streams when these are.
         return features[:-1] if args.tail == RUNTIME else features
-    return read
+    return read, math.inf if args.tail == RUNTIME else seconds
 
 
 def decode(recogniser, cuts, read, num_streams, name, whole_chunks=False, lang=None):
@@ -132,8 +133,11 @@ def main():
         recogniser = StreamingRecogniser(model, args.chunk_size, args.left_context, config)
     except ValueError as error:
         raise RecipeError(f"{args.exp}: {error}; give --chunk-size and --left-context") from None
-    read = feature_reader(args, model, recogniser.chunk_size)
+    read, tail_seconds = feature_reader(args, model, recogniser.chunk_size)
     test_sets = load_test_sets(args, lang, recogniser.chunk_size)
+    for test in test_sets:
+        if test.meter is not None:
+            test.meter.tail = tail_seconds
     if args.tail is None:  # else the features of the cuts are not read
         check_cuts(args.exp, model, (cut for test in test_sets for cut in test.cuts), args.fbank)
     setting = (f"streaming-chunk-{recogniser.chunk_size}-left-{recogniser.left_context}-{search_setting(config)}"

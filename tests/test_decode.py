@@ -205,6 +205,24 @@ def test_another_chunk_is_heard_and_timed(options, corpus, teacher_folder, scrip
     assert test["latency"]["words"] == test["words"] - test["del"] - test["sub"] > 0
 
 
+def test_the_first_token_waits_for_the_silence_after_the_audio(finished, tmp_path):
+    """In a chunk that is longer than the audio, of a second."""
+    folder, _, _, cuts = finished
+    cut = cuts[1].with_id(cuts[1].id)
+    CutSet.from_cuts([cut]).to_file(tmp_path / "cuts_noise.jsonl.gz")
+    (tmp_path / "align").mkdir()
+    cut.supervisions = [cut.supervisions[0].with_alignment("word", [AlignmentItem("UP", 0.0, 0.4)])]
+    CutSet.from_cuts([cut]).to_file(tmp_path / "align" / "cuts_noise.jsonl.gz")
+    for tail, shown in (("0", 1000.0), ("0.2", 1200.0), ("30", 1310.0), ("sherpa-onnx", 1310.0)):
+        done = run("streaming_decode", {
+            "--exp": folder / "exp" / "tiny", "--fbank": tmp_path, "--lang": folder / "lang",
+            "--config": folder / "decode.yaml", "--test-sets": "noise", "--alignment": tmp_path / "align",
+            "--fbank-config": folder / "fbank.yaml", "--chunk-size": 32, "--tail": tail})
+        assert done.returncode == 0, done.stderr
+        summary, = (folder / "exp" / "tiny" / "streaming_decode").glob(f"summary-noise-*-tail-{tail}.json")
+        assert json.loads(summary.read_text())["test_sets"]["noise"]["latency"]["first_token_ms"] == shown
+
+
 @pytest.mark.parametrize("script", ["decode", "streaming_decode"])
 def test_a_model_has_its_folder_s_name_where_the_user_stands_in_it(options, script):
     words = words_of({**options, "--exp": "."})

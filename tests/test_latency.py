@@ -111,6 +111,7 @@ def test_only_words_that_are_right_are_timed():
     (15, 16, 9.0, 0.67),
     (16, 16, 9.0, 1.31),
     (16, 16, 1.0, 1.0),  # the last chunk may be short
+    (16, 16, math.inf, 1.31),  # it is not run
     (3, 0, 2.5, 2.5),  # full context waits for all
 ])
 def test_what_is_said_is_shown_when_its_chunk_has_come(frame, chunk, duration, expected):
@@ -137,6 +138,11 @@ def test_the_meter_counts_aligned_utterances(corpus, tmp_path):
                                "first_token_ms": 190.0}  # frame 3 is in the chunk of 2 and 3, which reads 11 more
     meter.delays, meter.first_tokens = [*(0.1 * n for n in range(10)), 2.1], [0.3, 0.4, 0.8]
     assert meter.summary() == {"words": 11, "delay_ms": 600.0, "delay_p90_ms": 900.0, "first_token_ms": 500.0}
+    for tail in (0.0, 0.1, math.inf):  # of the silence after the audio
+        late = LatencyMeter(tmp_path / "cuts.jsonl.gz", lang, 100)
+        late.tail = tail
+        late.add("seen", Hypothesis(0.0, tokens[:1], (0,)))
+        assert late.first_tokens == pytest.approx([min(cut.duration + tail, 4.03)])
     empty = LatencyMeter(tmp_path / "cuts.jsonl.gz", lang, 8)
     empty.add("seen", Hypothesis())
     assert empty.summary() == {"words": 0, "delay_ms": None, "delay_p90_ms": None, "first_token_ms": None}
