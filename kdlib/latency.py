@@ -4,6 +4,8 @@ The terms are those of Shangguan et al., "Dissecting user-perceived latency of o
 arXiv 2104.02207.
 """
 
+import math
+from itertools import groupby
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
@@ -35,14 +37,33 @@ def shown_at(frame: int, chunk_size: int, duration: float) -> float:
 
 
 def emission_delays(reference: Sequence[Word], recognised: Sequence[Word]) -> List[float]:
-    """Seconds from the end of each word in the audio to its emission; of the words that were recognised rightly."""
+    """Seconds from the end of each word in the audio to its emission; of the words that were recognised rightly. Of one
+    word several times in a row, not as often in the one as in the other, those that are nearest in time are taken."""
     hyp_ends, ref_ends, delays = iter(recognised), iter(reference), []
-    for ref, hyp in align_words([word for word, _ in reference], [word for word, _ in recognised]):
-        ended = next(ref_ends)[1] if ref is not None else 0.0
-        emitted = next(hyp_ends)[1] if hyp is not None else 0.0
-        if ref == hyp:
-            delays.append(emitted - ended)
+    pairs = align_words([word for word, _ in reference], [word for word, _ in recognised])
+    # The alignment knows no times: which of a run of one word are its hits and which its gaps is chosen here.
+    for words, group in groupby(pairs, lambda pair: set(pair) - {None}):
+        run = list(group)
+        ended = [next(ref_ends)[1] for ref, _ in run if ref is not None]
+        emitted = [next(hyp_ends)[1] for _, hyp in run if hyp is not None]
+        if len(words) > 1:  # a substitution
+            continue
+        if len(ended) > len(emitted):
+            ended = _nearest(emitted, ended)
+        else:
+            emitted = _nearest(ended, emitted)
+        delays += [at - end for end, at in zip(ended, emitted)]
     return delays
+
+
+def _nearest(few: Sequence[float], many: Sequence[float]) -> List[float]:
+    """As many of ``many`` as there are ``few``, in their order and together the nearest to these."""
+    best: List[Tuple[float, List[float]]] = [(0.0, [])] + [(math.inf, [])] * len(few)  # to the first so many, and its distance
+    for time in many:
+        for count in range(len(few), 0, -1):
+            distance, chosen = best[count - 1]
+            best[count] = min(best[count], (distance + abs(time - few[count - 1]), chosen + [time]))
+    return best[-1][1]
 
 
 class LatencyMeter:

@@ -106,6 +106,30 @@ def test_only_words_that_are_right_are_timed():
     assert emission_delays(reference, []) == []
 
 
+@pytest.mark.parametrize("reference, recognised, delays", [
+    ("3@0.5 3@1.0 5@1.5", "3@1.05 5@1.6", [0.05, 0.1]),
+    ("3@0.5 3@1.0 5@1.5", "3@0.55 5@1.6", [0.05, 0.1]),
+    ("3@0.5 5@1.5", "3@0.1 3@0.55 5@1.6", [0.05, 0.1]),
+    ("3@0.5 5@1.5", "3@0.55 3@0.9 5@1.6", [0.05, 0.1]),
+    ("3@0.5 3@1.0 3@1.5", "3@0.55 3@1.6", [0.05, 0.1]),
+    ("3@0.5 3@1.0", "3@0.1 3@0.6 3@0.8 3@1.1", [0.1, 0.1]),
+    ("3@0.5 3@1.0", "3@1.0 3@1.5", [0.5, 0.5]),  # late, but none is amiss
+    ("3@0.5 4@1.0 3@1.5", "3@1.5", [1.0]),  # no neighbours: as the words alone are aligned
+    ("3@0.5 3@1.0", "", []),
+])
+def test_of_equal_neighbours_the_nearest_in_time_are_timed(reference, recognised, delays):
+    """Where they were recognised more or fewer times than said."""
+    reference, recognised = ([(word, float(at)) for word, at in (item.split("@") for item in side.split())]
+                             for side in (reference, recognised))
+    assert emission_delays(reference, recognised) == pytest.approx(delays)
+
+
+def test_every_other_word_of_a_long_run_is_timed():
+    """Too long a run for all choices to be tried."""
+    said = [("no", 0.5 * n) for n in range(1, 31)]
+    assert emission_delays(said, [("no", 0.1 + at) for _, at in said[::2]]) == pytest.approx([0.1] * 15)
+
+
 @pytest.mark.parametrize("frame, chunk, duration, expected", [
     (0, 16, 9.0, 0.67),  # 4 * 16 + 3 feature frames
     (15, 16, 9.0, 0.67),
