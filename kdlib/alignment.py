@@ -28,7 +28,8 @@ def align_labels(model: Transducer, encoder_out: Tensor, lengths: Tensor, symbol
         rnnt_type: regular or modified, as the model was trained.
     Returns:
         The frames of each utterance's labels, rising (strictly, if modified); None where there is no path, as in an
-        utterance with more labels than frames, or without any frame, and where none has half the probability.
+        utterance with more labels than frames, or without any frame, and where several are equally good and the nodes that
+        more than half of them visit are no whole path.
     """
     if not lengths.any():  # of such a batch there is no lattice
         return [None if count else [] for count in symbol_lengths.tolist()]
@@ -36,12 +37,15 @@ def align_labels(model: Transducer, encoder_out: Tensor, lengths: Tensor, symbol
     ranges = rnnt.all_nodes(encoder_out, symbols)
     side = model.lattice_side(encoder_out, model.predictor.prefix(symbols))
     arcs = rnnt.arc_log_probs(side, symbols, ranges, model.blank_id, boundary, rnnt_type)
+    # Any two nodes that more than half of the best paths visit are on one of these. So if such nodes are as many as a path has,
+    # they are a best path; if fewer, none is to be told from the others.
+    visited = rnnt.node_posteriors(*arcs, ranges, boundary, rnnt_type, rnnt.BEST_PATH) > 0.5
+    whole = visited.sum((1, 2)) == (lengths if rnnt_type == "modified" else lengths + symbol_lengths)
     # A path leaves the node (t, u) for good by its label u, so that label's frame is the last one seen with u labels.
-    visited = rnnt.node_posteriors(*arcs, ranges, boundary, rnnt_type, rnnt.BEST_PATH) >= 0.5
     frame = torch.arange(1, encoder_out.size(1) + 1, device=lengths.device).reshape(1, -1, 1)
     last = (visited * frame).amax(1) - 1
-    return [None if (places := row[:count]) and min(places) < 0 else places
-            for row, count in zip(last.tolist(), symbol_lengths.tolist())]
+    return [places if found and min(places := row[:count], default=0) >= 0 else None
+            for found, row, count in zip(whole.tolist(), last.tolist(), symbol_lengths.tolist())]
 
 
 def word_frames(lang: Lang, tokens: Sequence[int], frames: Sequence[int]) -> List[Tuple[str, int, int]]:

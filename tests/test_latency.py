@@ -34,11 +34,10 @@ def model_of(seed, blank=0):
     return model
 
 
-def best_frames(log_probs, labels, modified, blank):
-    """The frames of the labels on the best of all paths; log_probs: (T, U+1, V)."""
-    frames = range(log_probs.shape[0])
+def scored_frames(log_probs, labels, modified, blank):
+    """The frames of the labels on each path, and its log-probability; log_probs: (T, U+1, V)."""
+    frames, scores = range(log_probs.shape[0]), {}
     pick = itertools.combinations if modified else itertools.combinations_with_replacement
-    best = (-math.inf, None)
     for places in pick(frames, len(labels)):
         score, u = 0.0, 0
         for t in frames:
@@ -48,8 +47,8 @@ def best_frames(log_probs, labels, modified, blank):
                 u, emitted = u + 1, emitted + 1
             if not modified or not emitted:
                 score += log_probs[t, u, blank]
-        best = max(best, (float(score), list(places)))
-    return best[1]
+        scores[places] = float(score)
+    return scores
 
 
 @given(st.integers(0, 999), st.booleans(), st.sampled_from([0, 3]),
@@ -65,8 +64,30 @@ def test_alignment_is_the_best_of_all_paths(seed, modified, blank, sizes):
     with torch.no_grad():
         logits = model.joiner(side.am.unsqueeze(2), side.lm.unsqueeze(1))
     for row, (length, count) in enumerate(sizes):
-        expected = best_frames(logits[row, :length].log_softmax(-1), symbols[row, :count].tolist(), modified, blank)
-        assert found[row] == expected
+        scores = scored_frames(logits[row, :length].log_softmax(-1), symbols[row, :count].tolist(), modified, blank)
+        assert found[row] == (list(max(scores, key=scores.get)) if scores else None)
+
+
+@pytest.mark.parametrize("rnnt_type, label_costs, blank_costs", [
+    ("modified", ["110", "101", "101", "000", "011", "111"], ["001", "001", "011", "110", "110", "000"]),
+    ("regular", ["101", "100", "001", "011"], ["001", "110", "011", "111"]),
+])
+def test_frames_of_several_best_paths_are_not_put_together(monkeypatch, rnnt_type, label_costs, blank_costs):
+    """Four paths are the best here. The last frames in which half of them have each label are [2, 2] and [2, 1]: no path."""
+    arcs = [-torch.tensor([[float(cost) for cost in row] for row in rows])[None] for rows in (label_costs, blank_costs)]
+    monkeypatch.setattr("kdlib.rnnt.arc_log_probs", lambda *_: arcs)
+    count, model = len(label_costs), model_of(0)
+    found = align_labels(model, torch.zeros(1, count, 8), torch.tensor([count]), torch.tensor([[1, 2]]), torch.tensor([2]),
+                         rnnt_type)
+    assert found == [None]
+
+
+@pytest.mark.parametrize("rnnt_type", ["regular", "modified"])
+def test_where_all_frames_are_the_same_no_path_is_the_best(rnnt_type):
+    model, symbols = model_of(0), torch.tensor([[1, 2, 3]] * 4)
+    torch.nn.init.zeros_(model.joiner.out.weight)
+    found = align_labels(model, torch.zeros(4, 100, 8), torch.tensor([100] * 4), symbols, torch.arange(4), rnnt_type)
+    assert found == [[], None, None, None]
 
 
 def test_a_batch_without_any_frame():
