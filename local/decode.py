@@ -10,11 +10,12 @@ from tqdm import tqdm
 from kdlib.commandline import (TRIED, add_decoding_options, check_search, decoding_config, decoding_summary,
                                load_test_sets, own_suffix, search_setting, summary_path, write_test_set)
 from kdlib.config import DataConfig, DecodeConfig
-from kdlib.data import LONGEST_SECONDS, checked, eval_loader
+from kdlib.data import LONGEST_SECONDS, checked, describe_spoilt, eval_loader
 from kdlib.decoding import best_hypotheses
 from kdlib.errors import RecipeError, run_main
 from kdlib.files import folder_name, write_json
 from kdlib.lang import Lang
+from kdlib.shar import REMAKE
 from kdlib.streaming import StreamingRecogniser
 from kdlib.training.checkpoint import check_cuts, load_averaged
 
@@ -31,8 +32,9 @@ def get_args():
 def decode(model, loader, config: DecodeConfig, device, name: str):
     """(utterance id, transcript, best hypothesis) of every utterance, and the seconds that the model took; an utterance
     too short for a frame has no labels."""
-    results, busy = [], 0.0
+    results, busy, spoilt = [], 0.0, []
     for batch in checked(tqdm(loader, desc=name, unit="batch", mininterval=5)):
+        spoilt += batch.spoilt()
         begin = time.perf_counter()
         if batch.features.size(1) > LONGEST_SECONDS * FRAMES_A_SECOND:
             hypotheses = decode_in_chunks(model, batch, config)
@@ -41,6 +43,8 @@ def decode(model, loader, config: DecodeConfig, device, name: str):
             hypotheses = best_hypotheses(model, encoded, lengths, config)
         busy += time.perf_counter() - begin
         results += zip(batch.ids, batch.texts, hypotheses)
+    if spoilt:
+        print(f"warning: {describe_spoilt(spoilt)}, so what is heard there tells nothing: mend their audio, and {REMAKE}")
     return results, busy
 
 

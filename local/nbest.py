@@ -45,15 +45,20 @@ def get_args():
 
 @torch.no_grad()
 def hypotheses(model, cuts: CutSet, lang: Lang, config: DecodeConfig, device) -> Dict[str, List[Tuple[str, float]]]:
-    """(text, log-probability) of the best of each cut by its id; one text is one hypothesis, and one may be empty."""
+    """(text, log-probability) of the best of each cut by its id; one text is one hypothesis, and one may be empty. Of features
+    that hold nan or infinity none is a probability: their cuts are left out."""
     found = {}
     loader = eval_loader(cuts, lang, DataConfig(), config.max_duration)
     for batch in checked(tqdm(loader, desc="n best", unit="batch", mininterval=5)):
         encoded, lengths, _ = model.encoder(batch.features.to(device), batch.feature_lengths.to(device))
+        spoilt = batch.spoilt()
         for id_, ranked in zip(batch.ids, nbest_search(model, encoded, lengths, config.beam)):
+            if id_ in spoilt:
+                continue
             texts: Dict[str, float] = {}
             for hypothesis in ranked:
-                text = lang.decode(list(hypothesis.tokens)).strip()  # the same words in other tokens are one hypothesis
+                # The same words in other tokens, of which there may be more spaces, are one hypothesis.
+                text = " ".join(lang.decode(list(hypothesis.tokens)).split())
                 texts[text] = float(np.logaddexp(texts.get(text, -math.inf), hypothesis.score))
             found[id_] = sorted(texts.items(), key=lambda item: -item[1])
     return found
@@ -123,7 +128,9 @@ def main():
     found = hypotheses(model.to(device), usable, lang, config, device)
     kept = []
     for cut in usable:
-        reason = label(cut, found[cut.id], args.pseudo_label, args.min_confidence)
+        reason = "features that hold nan or infinity"
+        if cut.id in found:
+            reason = label(cut, found[cut.id], args.pseudo_label, args.min_confidence)
         if reason:
             skipped.setdefault(reason, []).append(cut.id)
         else:

@@ -18,11 +18,13 @@ from kdlib.commandline import (TRIED, add_decoding_options, check_search, decodi
 from kdlib.config import FbankConfig, load_config
 from kdlib.conformer import SUBSAMPLING
 from kdlib.cuts import load_features, load_samples, transcript
+from kdlib.data import describe_spoilt
 from kdlib.errors import RecipeError, run_main
 from kdlib.features import fbank_extractor
 from kdlib.files import folder_name, write_json
 from kdlib.lang import Lang
 from kdlib.options import require_positive
+from kdlib.shar import REMAKE
 from kdlib.sherpa import tail
 from kdlib.streaming import StreamingRecogniser
 from kdlib.training.checkpoint import check_cuts, check_features, load_averaged
@@ -88,16 +90,18 @@ def decode(recogniser, cuts, read, num_streams, name, whole_chunks=False, lang=N
     labels of the transcript before its own, by these tokens; None: with none.
 
     Each stream is given a chunk's worth of features at a time; where one ends, the next begins in its place."""
-    step, results, busy = SUBSAMPLING * recogniser.chunk_size, [], 0.0
+    step, results, busy, spoilt = SUBSAMPLING * recogniser.chunk_size, [], 0.0, []
     waiting, active, before = iter(cuts), [], ()
     bar = tqdm(total=len(cuts), desc=name, unit="utterance", mininterval=5)
     while True:
         while len(active) < num_streams and (cut := next(waiting, None)) is not None:
-            active.append((cut, list(read(cut).split(step)), recogniser.create_stream(before)))
+            features = read(cut)
+            if not features.isfinite().all():
+                spoilt.append(cut.id)
+            active.append((cut, list(features.split(step)), recogniser.create_stream(before)))
             before = () if lang is None else tuple(lang.encode(transcript(cut)))
         if not active:
-            bar.close()
-            return results, busy
+            break
         begin = time.perf_counter()
         for _, pieces, stream in active:
             if pieces:
@@ -116,6 +120,10 @@ def decode(recogniser, cuts, read, num_streams, name, whole_chunks=False, lang=N
                 results.append((cut.id, transcript(cut), stream.result))
                 bar.update()
         active = going
+    bar.close()
+    if spoilt:
+        print(f"warning: {describe_spoilt(spoilt)}, so what is heard there tells nothing: mend their audio, and {REMAKE}")
+    return results, busy
 
 
 def main():

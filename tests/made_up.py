@@ -50,6 +50,14 @@ def make_cuts(folder: Path, name: str, count: int, seed: int) -> CutSet:
     return CutSet.from_cuts(cuts)
 
 
+def spoil(cut, value):
+    """One number of the cut's features is no number."""
+    path = Path(cut.features.storage_path) / cut.features.storage_key
+    features = np.load(path)
+    features[5, 2] = value
+    np.save(path, features)
+
+
 def make_noise(folder: Path) -> CutSet:
     """Three backgrounds of 2 s."""
     noise = make_cuts(folder, "noise", 3, 9)

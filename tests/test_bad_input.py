@@ -1,13 +1,12 @@
 """What training makes of inputs that nothing can be learned from: a line that names them, or an update that is left out."""
 
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from lhotse import CutSet
-from made_up import make_cuts, settings, trainer
+from made_up import make_cuts, settings, spoil, trainer
 
 from kdlib import rnnt
 from kdlib.config import LossConfig
@@ -17,14 +16,6 @@ from kdlib.training.objective import Objective
 from kdlib.transducer import Transducer
 
 pytestmark = [pytest.mark.both, pytest.mark.usefixtures("one_thread")]
-
-
-def spoil(cut, value):
-    """One number of the cut's features is no number."""
-    path = Path(cut.features.storage_path) / cut.features.storage_key
-    features = np.load(path)
-    features[5, 2] = value
-    np.save(path, features)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

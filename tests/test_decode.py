@@ -12,7 +12,7 @@ import torch
 from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
 from lhotse.supervision import AlignmentItem
 from lhotse.utils import fastcopy
-from made_up import BINS, settings
+from made_up import BINS, make_cuts, settings, spoil
 from scripts import load, refused, run_script
 
 from kdlib.alignment import align_labels, word_frames
@@ -351,6 +351,17 @@ def test_features_that_are_gone_are_named(options):
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert f"the features of {cuts[1].id} cannot be read" in done.stderr
     assert "again (this run's run.sh with --stage 2 --stop-stage 2 --force)" in done.stderr
+
+
+@pytest.mark.parametrize("script", ["decode", "streaming_decode"])
+def test_features_that_hold_nan_are_named(options, tmp_path, script):
+    cuts = make_cuts(tmp_path, "noisy", 3, 5)
+    spoil(cuts[1], np.nan)
+    cuts.to_file(options["--fbank"] / "cuts_dev.jsonl.gz")
+    done = run(script, options)
+    assert done.returncode == 0, done.stderr
+    assert ("\nwarning: the features of noisy-1 hold nan or infinity, so what is heard there tells nothing: mend their "
+            "audio, and run stage 2 again") in "\n" + done.stdout
 
 
 def test_a_cut_without_transcript_is_decoded(options, corpus):

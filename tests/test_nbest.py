@@ -8,13 +8,14 @@ import pytest
 import torch
 from lhotse import CutSet, SupervisionSegment
 from lhotse.utils import fastcopy
-from made_up import BINS, WORDS, make_cuts, settings
+from made_up import BINS, WORDS, make_cuts, settings, spoil
 from scripts import load, refused, run_script
 
 from kdlib.batch_plan import Phase
-from kdlib.config import DataConfig, save_config
+from kdlib.config import DataConfig, DecodeConfig, save_config
 from kdlib.cuts import NBEST, load_cuts, select_cuts
 from kdlib.data import TransducerDataset, eval_loader, train_loader
+from kdlib.decoding import Hypothesis
 from kdlib.errors import RecipeError
 from kdlib.files import read_json
 from kdlib.training.checkpoint import load_averaged
@@ -240,6 +241,33 @@ def test_a_teacher_that_hears_nothing(corpus, fbank, decode_config, teacher_fold
     done = nbest(corpus, silent, fbank[0] / "cuts_more.jsonl.gz", tmp_path / "x.jsonl.gz", decode_config, "epoch=11")
     assert done.returncode == 1 and "hears nothing in" in done.stderr and "Traceback" not in done.stderr
     assert "skipped 24 utterances (nothing heard)" in done.stdout and not (tmp_path / "x.jsonl.gz").exists()
+
+
+def test_the_same_words_in_other_tokens_are_one_hypothesis(monkeypatch, corpus, teacher_folder):
+    """Such as with a token more that only says that a word begins, of which the text has another space."""
+    module, lang = load(LOCAL / "nbest.py"), corpus[1]
+    usual, mark = lang.encode("A B"), lang.tokens.index("\u2581")
+    place = usual.index(lang.encode("B")[0], 1)
+    doubled = [*usual[:place], mark, *usual[place:]]
+    assert lang.encode(lang.decode(doubled)) == usual != doubled
+    ranked = [Hypothesis(math.log(part), tuple(tokens))
+              for part, tokens in ((0.46, lang.encode("C")), (0.3, usual), (0.24, doubled))]
+    monkeypatch.setattr(module, "nbest_search", lambda *_: [ranked])
+    found = module.hypotheses(load_averaged(teacher_folder)[0], CutSet.from_cuts([corpus[2][0]]), lang, DecodeConfig(), "cpu")
+    (texts, scores), = (zip(*nbest) for nbest in found.values())
+    assert texts == ("A B", "C") and scores == pytest.approx([math.log(0.54), math.log(0.46)])
+
+
+@pytest.mark.parametrize("more", [(), ("--pseudo-label", "--min-confidence", "0.5")])
+def test_features_that_hold_nan_are_left_out(corpus, teacher_folder, decode_config, tmp_path, more):
+    """None of what is heard in them is a probability, nor is it more than the least confidence."""
+    cuts = make_cuts(tmp_path, "spoilt", 3, 5)
+    spoil(cuts[1], math.nan)
+    cuts.to_file(tmp_path / "cuts.jsonl.gz")
+    done = nbest(corpus, teacher_folder, tmp_path / "cuts.jsonl.gz", tmp_path / "out.jsonl.gz", decode_config, *more)
+    assert done.returncode == 0, done.stderr
+    assert "skipped 1 utterances (features that hold nan or infinity): spoilt-1\n" in done.stdout
+    assert [cut.id for cut in load_cuts(tmp_path / "out.jsonl.gz")] == ["spoilt-0", "spoilt-2"]
 
 
 def test_silence_is_a_hypothesis_too(corpus):
