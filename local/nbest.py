@@ -5,6 +5,9 @@ Writes a Lhotse cut manifest for local/train.py --train-cuts: each cut keeps its
 the field `nbest` of its supervision, a list of [text, log-probability]. A cut without a transcript, or each one with
 --pseudo-label, is given the best hypothesis for its transcript; one in which nothing is heard, or is heard with less
 confidence than asked for, is left out and counted.
+
+The log-probabilities add up alignments of one token a frame, as a teacher of loss.rnnt_type modified is trained. Those of a
+regular one, which may say several in a frame, are not its own, nor always in its order.
 """
 
 import argparse
