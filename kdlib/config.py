@@ -97,7 +97,7 @@ class DistillTerm:
         return self.weight * (passed if self.schedule == "warmup" else 1.0 - passed)
 
     def ended(self, update: int) -> bool:
-        """Whether the weight has decayed, and from this update on is 0."""
+        """Whether the weight has decayed, and from this update on is 0. A constant 0 has not: its loss is for the log."""
         return self.schedule == "decay" and update >= self.schedule_updates
 
 
