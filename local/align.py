@@ -47,12 +47,14 @@ def align(model, cuts, lang, rnnt_type, device, name) -> Dict[str, Union[str, Li
     """The words of each cut by its id, each with its first and last frame; or why it cannot be aligned."""
     found: Dict[str, Union[str, List[Tuple[str, int, int]]]] = {}
     for batch in checked(tqdm(eval_loader(cuts, lang, DataConfig(), MAX_DURATION), desc=name, unit="batch", mininterval=5)):
-        batch = batch.to(device)
+        spoilt, batch = batch.spoilt(), batch.to(device)
         encoded, lengths, _ = model.encoder(batch.features, batch.feature_lengths, 0, -1)
         paths = align_labels(model, encoded, lengths, batch.symbols, batch.symbol_lengths, rnnt_type)
         for id_, symbols, labels, frames, path in zip(batch.ids, batch.symbols.tolist(), batch.symbol_lengths.tolist(),
                                                       lengths.tolist(), paths):
-            if path is not None:
+            if id_ in spoilt:
+                found[id_] = "features that hold nan or infinity"
+            elif path is not None:
                 found[id_] = word_frames(lang, symbols, path)
             elif frames < (labels if rnnt_type == "modified" else 1):
                 found[id_] = "more labels than frames"

@@ -28,6 +28,7 @@ from kdlib.decoding import nbest_search
 from kdlib.errors import RecipeError, run_main
 from kdlib.files import atomic_path
 from kdlib.lang import Lang
+from kdlib.shar import REMAKE
 from kdlib.training.checkpoint import check_cuts, load_averaged
 
 
@@ -141,7 +142,8 @@ def main():
     for line in describe_skipped(skipped):
         print(line)
     if not kept:
-        raise RecipeError(f"{args.exp} hears nothing in {args.cuts}: is it trained?")
+        raise RecipeError(f"{args.exp} hears nothing in {args.cuts}: is it trained?" if found else
+                          f"no cut of {args.cuts} has features that are numbers: mend their audio, and {REMAKE}")
     with atomic_path(args.output) as temporary:
         CutSet.from_cuts(kept).to_file(temporary)
     count = sum(len(cut.supervisions[0].custom[NBEST]) for cut in kept)

@@ -75,6 +75,10 @@ prepare_features() {  # stage 2
 
 prepare_tokens() {  # stage 3
   local extra others
+  if [[ $own_lang -ef $lang ]]; then
+    echo "$lang is this run's own: it stays as it is"
+    return
+  fi
   mapfile -t extra < <(settings lang)
   # shellcheck disable=SC2086  # names without spaces, to be split
   mapfile -t others < <(cuts "$data/manifests" dev $test_sets)

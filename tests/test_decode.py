@@ -364,6 +364,15 @@ def test_features_that_hold_nan_are_named(options, tmp_path, script):
             "audio, and run stage 2 again") in "\n" + done.stdout
 
 
+def test_features_that_hold_nan_are_not_aligned(options, tmp_path):
+    cuts = make_cuts(tmp_path, "noisy", 3, 5)
+    spoil(cuts[1], np.nan)
+    cuts.to_file(options["--fbank"] / "cuts_dev.jsonl.gz")
+    done = run("align", of_align(options))
+    assert done.returncode == 0, done.stderr
+    assert "(features that hold nan or infinity): noisy-1\n" in done.stdout
+
+
 def test_a_cut_without_transcript_is_decoded(options, corpus):
     cuts = [cut.drop_supervisions() if number == 0 else cut for number, cut in enumerate(corpus[3])]
     CutSet.from_cuts(cuts).to_file(options["--fbank"] / "cuts_dev.jsonl.gz")

@@ -268,6 +268,9 @@ def test_features_that_hold_nan_are_left_out(corpus, teacher_folder, decode_conf
     assert done.returncode == 0, done.stderr
     assert "skipped 1 utterances (features that hold nan or infinity): spoilt-1\n" in done.stdout
     assert [cut.id for cut in load_cuts(tmp_path / "out.jsonl.gz")] == ["spoilt-0", "spoilt-2"]
+    CutSet.from_cuts([cuts[1]]).to_file(tmp_path / "cuts.jsonl.gz")
+    done = nbest(corpus, teacher_folder, tmp_path / "cuts.jsonl.gz", tmp_path / "out.jsonl.gz", decode_config, *more)
+    assert done.returncode == 1 and "no cut of" in done.stderr and "has features that are numbers: mend" in done.stderr
 
 
 def test_silence_is_a_hypothesis_too(corpus):

@@ -291,7 +291,9 @@ class TestSettings:
         for words in ((), ("--force",)):
             ended = toy("--teacher", "exp/teacher", "--lang", "data/lang", "--stop-stage", "5", *words)
             assert ended.returncode == 0 and done.stat().st_mtime_ns == there, ended.stderr
-            assert "take-teacher" not in ended.ran and "exp/teacher is this run's own: it stays as it is" in ended.stdout
+            for kept, step in (("exp/teacher", "take-teacher"), ("data/lang", "lang")):
+                assert step not in ended.ran and f"{kept} is this run's own: it stays as it is" in ended.stdout
+        assert toy("--stop-stage", "4").ran == []
         assert not list((toy.folder / "exp").glob("before-*"))
 
     def test_a_teacher_of_another_run_is_compressed(self, toy):
