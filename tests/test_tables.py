@@ -230,16 +230,31 @@ class TestColumns:
             read = read_corpus("csv", str(tmp_path / "t.csv"), Skipped())["all"][1]
             assert tuple(s.speaker for s in read) == speakers
 
-    @pytest.mark.parametrize("texts", [[f"he said {number}" for number in range(6)],
-                                       [f"这是第{number}个普通句子" for number in "一二三四五六"]])
-    def test_a_second_column_of_speakers_before_texts_is_one_error(self, tmp_path, texts):
-        """As in VITS's lists: the speakers would be learned as texts."""
+    @pytest.mark.parametrize("speakers", [["1272", "1462"] * 3, ["1272", "1462", "84", "174", "1272", "251"]])
+    @pytest.mark.parametrize("texts", [[f"he said that {number}" for number in range(6)],
+                                       [f"这是第{number}个很普通句子" for number in "一二三四五六"],
+                                       [f"please call {name} now" for name in ("anna", "bert", "carl")] * 2])
+    def test_a_second_column_of_speakers_before_texts_is_one_error(self, tmp_path, texts, speakers):
+        """As in VITS's lists: the speakers would be learned as texts. Those of VCTK read the same sentences."""
         files = [f"{name}.wav" for name in "abcdef"]
-        lines = [f"{file}|{who}|{text}|xx" for file, who, text in zip(files, ["1272", "1462"] * 3, texts)]
-        with pytest.raises(RecipeError, match=r"2nd column \('1272'\) seems to be the speaker and the 3rd \('.*'\) the text"):
+        if len({*speakers}) >= len({*texts}):
+            texts = [*texts[:3], *(f"{text} again" for text in texts[3:])]
+        lines = [f"{file}|{who}|{text}|xx" for file, who, text in zip(files, speakers, texts)]
+        with pytest.raises(RecipeError, match=r"2nd column \('1272'\) seems to be the speaker and the 3rd \('.*'\) the text.*"
+                                              "or, if the 2nd is the text, audio, text and another name"):
             self.table(tmp_path, "\n".join(lines), files)
         found, _ = self.table(tmp_path, "\n".join(["audio|speaker|text|language", *lines]), files)
         assert [text for _, text in found] == texts
+
+    @pytest.mark.parametrize("words, third", [
+        (["one", "two"], [f"2024-03-01 00:15:0{number}" for number in range(6)]),
+        (["one", "two"], [f"Galaxy Tab S{number}" for number in range(6)]),
+        (["one", "two"], ["to be said again", "much too loud here", "a door falls shut", "", "", ""]),
+        (["はい", "いいえ"], [f"スマートフォン{number}" for number in "一二三四五六"])])
+    def test_few_words_beside_what_is_no_sentence_are_the_texts(self, tmp_path, words, third):
+        files = [f"{name}.wav" for name in "abcdef"]
+        found, left_out = self.table(tmp_path, "\n".join(map(",".join, zip(files, words * 3, third))), files)
+        assert [text for _, text in found] == words * 3 and left_out == {}
 
     @pytest.mark.parametrize("values, known", [(["5.855", "4.0", "12.31"], False), (["5,855", "4,815", ""], False),
                                                (["1272.0", "1462.0", "84.0"], True)])

@@ -238,8 +238,9 @@ def _ending(cell: str) -> str:
 def _by_position(path: Path, rows: List[List[str]]) -> Dict[str, Optional[int]]:
     """The columns of a table whose first row names none; said, since the lists of some programs have another order.
 
-    A third one that is another text in nearly each row, as in LJSpeech's lists, is no speaker, nor is a duration: what is held
-    out by it would be heard in training. Refuse a list with few words before such texts, which are its speakers in VITS's.
+    A third one that is another text in nearly each row, as in LJSpeech's lists, is no speaker, nor is a number with a fraction,
+    as of seconds: what is held out by it would be heard in training. Refuse a list with fewer other words before sentences,
+    which are its speakers in VITS's.
     """
     place = {**dict.fromkeys(COLUMNS), "audio": 0, "text": 1}
     if not rows or len(rows[0]) < 2:
@@ -248,11 +249,12 @@ def _by_position(path: Path, rows: List[List[str]]) -> Dict[str, Optional[int]]:
     said = f"{path}: the first row names no columns: the audio is the 1st ({audio}), the text the 2nd ({text})"
     if more:
         second, third = ([value for value in (_value(row[column]) for row in rows) if value] for column in (1, 2))
-        if len({*third}) >= 0.9 * len(third) and sum(map(_is_sentence, third)) > 0.5 * len(third):
-            if len({*second}) < 0.5 * len(second) and sum(map(_is_sentence, second)) < 0.1 * len(second):
-                raise RecipeError(f"{path}: the first row names no columns, and the 2nd column ({text}) seems to be the "
-                                  f"speaker and the 3rd ({more[0]}) the text: let a first row name all columns, these audio, "
-                                  "speaker and text")
+        if (sum(map(_is_sentence, third)) > 0.5 * len(rows) and sum(map(_is_sentence, second)) < 0.1 * len(second)
+                and len({*third}) > len({*second})):
+            raise RecipeError(f"{path}: the first row names no columns, and the 2nd column ({text}) seems to be the speaker "
+                              f"and the 3rd ({more[0]}) the text: let a first row name all columns, these audio, speaker and "
+                              "text or, if the 2nd is the text, audio, text and another name")
+        if len({*third}) >= 0.9 * len(third) and sum(map(_is_long, third)) > 0.5 * len(third):
             said += f"; the 3rd ({more[0]}) is another text in nearly each row and no speaker: none is known"
         elif sum(bool(re.fullmatch(r"\d+[.,]\d*[1-9]\d*", value)) for value in third) > 0.5 * len(third):
             said += f"; the 3rd ({more[0]}) is a number with a fraction in most rows and no speaker: none is known"
@@ -263,9 +265,15 @@ def _by_position(path: Path, rows: List[List[str]]) -> Dict[str, Optional[int]]:
     return place
 
 
-def _is_sentence(cell: str) -> bool:
+def _is_long(cell: str) -> bool:
     """Of several words; in a script without spaces between them, longer than a name."""
     return " " in cell or sum(map(is_unspaced, cell)) > 6
+
+
+def _is_sentence(cell: str) -> bool:
+    """Of three words or more, without those with digits, as dates have; in a script without spaces, longer than most names."""
+    words = [word for word in cell.split() if any(map(str.isalpha, word)) and not any(map(str.isdigit, word))]
+    return len(words) > 2 or sum(map(is_unspaced, cell)) > 9
 
 
 def _titles(header: List[str]) -> List[str]:
