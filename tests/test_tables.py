@@ -358,6 +358,19 @@ class TestColumns:
         with pytest.raises(RecipeError, match="2 of 3 rows name .* which part of it a row is of: name those columns so"):
             self.table(tmp_path, f"{header}a.wav,one,0,0.3\na.wav,two,0.3,0.6\nb.wav,one,0,0.3\n")
 
+    def test_a_part_that_would_lose_all_of_its_rows_is_one_error(self, tmp_path):
+        """Else a test with two references for each file would go, and other speech of training be the test."""
+        rows = ["a.wav,one,train", "b.wav,two,train", "d.wav,two,train", "c.wav,one,test", "c.wav,two,test"]
+        with pytest.raises(RecipeError, match="all rows of the part test name a file .*, or leave one row of each file"):
+            self.table(tmp_path, "\n".join(["audio,text,split", *rows]), [f"{name}.wav" for name in "abcd"])
+
+    @pytest.mark.parametrize("texts, same", [(("hello there 3", "Hello, there 3."), True), (("ice cream", "Ice-cream"), True),
+                                             (("hello", "..."), False), (("के", "का"), False)])
+    def test_texts_that_differ_in_case_spaces_or_punctuation_alone_are_one(self, tmp_path, texts, same):
+        rows = [f'a.wav,"{text}"' for text in texts] + ["b.wav,one", "c.wav,two"]
+        found, left_out = self.table(tmp_path, "\n".join(["audio,text", *rows]))
+        assert [text for name, text in found if name == "a"] == [*texts] * same and (left_out == {}) == same
+
     def test_rows_of_one_start_are_told_apart_by_their_ends(self, tmp_path):
         rows = ["0,0.3,one", "0,0.6,one two", "0,0.3,one", "0,0.6,two"]
         found, _ = self.table(tmp_path, "audio,start,end,text\n" + "".join(f"a.wav,{row}\n" for row in rows))

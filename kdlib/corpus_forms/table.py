@@ -2,6 +2,7 @@
 
 import os
 import re
+import unicodedata
 from collections import Counter
 from pathlib import Path
 from typing import Callable, Dict, Iterable, List, Optional, Set
@@ -49,8 +50,8 @@ def read_csv(path: Path, skipped: Skipped) -> Dict[str, Part]:
     Raises:
         RecipeError: the table is missing, empty, no text or broken JSON, or its first row names columns, but none of audio or
             none of text, two of one name, or half of a time, or channels of which none is 0; or without such a row the audio
-            is not in the first column, or the second seems to hold speakers; or most rows share their file, but not its text,
-            with others, and nothing tells their times.
+            is not in the first column, or the second seems to hold speakers; or most rows, or all of a part, share their file,
+            but not its text, with others, and nothing tells their times.
     """
     content = read_text(path)
 
@@ -165,22 +166,31 @@ def read_csv(path: Path, skipped: Skipped) -> Dict[str, Part]:
 def _of_one_text(path: Path, parts: Dict[str, List[SupervisionSegment]],
                  skipped: Skipped) -> Dict[str, List[SupervisionSegment]]:
     """The parts of a table of whole files without the rows of a file (or channel of one) that has several texts: the whole of
-    it would be heard with the words of one. Refuse a table of which most is so: its rows are of parts of files."""
+    it would be heard with the words of one. Refuse a table of which most is so, since its rows are of parts of files, or all
+    of a part, in whose place speech of training would be held out."""
     texts: Dict[str, Set[str]] = {}
     rows = [segment for segments in parts.values() for segment in segments]
     for segment in rows:
-        texts.setdefault(segment.id, set()).add(normalise_text(segment.text))
+        texts.setdefault(segment.id, set()).add(_letters(segment.text))
     for several in texts.values():
         several.discard("")  # says nothing of another row's
     doubtful = [segment for segment in rows if len(texts[segment.id]) > 1]
+    kept = {part: [segment for segment in segments if len(texts[segment.id]) < 2] for part, segments in parts.items()}
     untold = "with other texts, and no columns start and end (or duration) tell which part of it a row is of"
-    if len(doubtful) > 0.5 * len(rows):
-        raise RecipeError(f"{path}: {len(doubtful)} of {len(rows)} rows name a file that other rows name {untold}: "
-                          "name those columns so, in seconds")
+    empty = next((part for part, segments in kept.items() if not segments), None)
+    if len(doubtful) > 0.5 * len(rows) or empty is not None:
+        lost = f"all rows of the part {empty}" if len(doubtful) <= 0.5 * len(rows) else f"{len(doubtful)} of {len(rows)} rows"
+        raise RecipeError(f"{path}: {lost} name a file that other rows name {untold}: name those columns so, in seconds, or "
+                          "leave one row of each file")
     for segment in doubtful:
         skipped.add(segment.id, f"other rows name its file {untold}")
-    kept = {part: [segment for segment in segments if len(texts[segment.id]) < 2] for part, segments in parts.items()}
-    return {part: segments for part, segments in kept.items() if segments}
+    return kept
+
+
+def _letters(text: str) -> str:
+    """A text without what two writings of the same words may differ in: case, spaces and punctuation."""
+    plain = normalise_text(text)
+    return "".join(letter for letter in plain if unicodedata.category(letter)[0] not in "PZ") or plain
 
 
 def _value(cell: str) -> str:
