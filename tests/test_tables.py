@@ -270,7 +270,9 @@ class TestColumns:
     @pytest.mark.parametrize("header, row, unused", [
         ("audio,text,duration", "a.wav,one,0.3", "column duration"),
         ("audio,text,start,end,duration,take", "a.wav,one,0,0.3,0.3,1", "columns duration, take"),
-        ("audio,text,start,duration", "a.wav,one,0,0.3", "")])
+        ("audio,text,start,duration", "a.wav,one,0,0.3", ""),
+        (f"audio,text,{','.join(f'take{number}' for number in range(12))}", f"a.wav,one{',1' * 12}",
+         "columns take0, take1, take2, take3, take4, take5, take6, take7 and 4 more")])
     def test_a_duration_that_has_no_use_is_named(self, tmp_path, capsys, header, row, unused):
         self.table(tmp_path, f"{header}\n{row}\n")
         assert capsys.readouterr().out == (f"{tmp_path / 't.csv'}: not used: the {unused}\n" if unused else "")
@@ -393,6 +395,31 @@ class TestColumns:
         read = read_corpus("csv", str(tmp_path / "t.csv"), Skipped())["all"][1]
         assert [(s.start, round(s.end, 6), s.speaker) for s in read] == [(0.1, 0.3, "007"), (0, 0.3, None)]
 
+    def test_an_object_of_nemo_without_an_offset_starts_at_0(self, tmp_path):
+        """NeMo takes it so; without a duration too, nothing is known of its end."""
+        found, left_out = self.table(tmp_path, '{"audio_filepath": "a.wav", "text": "one", "duration": 0.2}\n'
+                                               '{"audio_filepath": "b.wav", "text": "two", "duration": 0.2, "offset": 0.1}\n'
+                                               '{"audio_filepath": "c.wav", "text": "three"}\n')
+        assert found == [("a-0000000", "one"), ("b-0000100", "two")]
+        assert list(left_out.values()) == ["its times are no numbers of seconds"]
+        _, left_out = self.table(tmp_path, "audio,text,offset,duration\na.wav,one,0,0.2\nb.wav,two,,0.2\n")
+        assert list(left_out.values()) == ["its times are no numbers of seconds"]
+
+    def test_a_key_without_use_that_is_nested_in_some_objects_costs_none(self, tmp_path, capsys):
+        found, left_out = self.table(tmp_path, '{"audio": "a.wav", "text": "one", "mood": ["calm"], "sentence": ["x"]}\n'
+                                               '{"audio": "b.wav", "text": "two", "mood": "calm", "sentence": "x"}\n')
+        assert found == [("a", "one"), ("b", "two")] and left_out == {}
+        assert f"{tmp_path / 't.csv'}: not used: the column mood\n" in capsys.readouterr().out
+
+    @pytest.mark.parametrize("inner", [{"audio": "a.wav", "text": "one"}, ["a.wav", "one"]])
+    def test_one_object_of_others_is_one_short_error(self, tmp_path, inner):
+        content = json.dumps({f"utterance{number}": inner for number in range(1000)})
+        with pytest.raises(RecipeError, match="one object, which holds others: write one whole object on each line") as error:
+            self.table(tmp_path, content)
+        with pytest.raises(RecipeError, match=r"keys utterance0 \(nested\), .* and 993 more, but none of the audio") as more:
+            self.table(tmp_path, f'{content[:-1]}, "version": 1}}')
+        assert max(len(str(error.value)), len(str(more.value))) < 500 + len(str(tmp_path))
+
     def test_the_keys_of_hugging_face_are_known(self, tmp_path):
         found, left_out = self.table(tmp_path, '{"file_name": "a.wav", "transcription": "one"}\n')
         assert found == [("a", "one")] and left_out == {}
@@ -407,6 +434,8 @@ class TestColumns:
         ('[["a.wav", "one"], ["b.wav", "two"]]', "item 1: JSON, but no object: write one whole object on each line"),
         ('{"clip": "a.wav", "words": "one"}', "keys clip, words, but none of the audio or the text: let keys call them audio"),
         ('{"audio": {"path": "a.wav"}, "text": "one"}', r"keys audio \(nested\), text, but none of the audio: call that one"),
+        ('{"audio": "a.wav", "text": "one", "\\ud83d": 1}', r"line 1: its key '\\ud83d' holds half of a character"),
+        (f'{{"audio": "a.wav", "text": "one", "x": {"[" * 100000}', "line 1: JSON that is nested too deep"),
         ('{"audio": "a.wav", "text": "one", "Text": "two"}', "names two columns text: rename")])
     def test_json_that_is_no_table_is_one_error(self, tmp_path, content, said):
         with pytest.raises(RecipeError, match=said):

@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from itertools import islice
 from pathlib import Path
-from typing import Callable, Iterator, List, Tuple, Union
+from typing import Callable, Iterator, List, Optional, Tuple, Union
 
 from kdlib.errors import RecipeError
 
@@ -15,6 +15,7 @@ from kdlib.errors import RecipeError
 Row = Tuple[str, Union[List[str], str]]
 # Tabs and bars come first: commas and semicolons stand in transcripts too.
 _SEPARATORS = ("\t", "|", ";", ",")
+_HALF = re.compile("[\ud800-\udfff]")  # of a character, as JSON may have it
 
 
 def is_json(text: str) -> bool:
@@ -22,15 +23,17 @@ def is_json(text: str) -> bool:
     return re.match(r'\s*(\[\s*[\[{]|\{\s*["}])', text) is not None
 
 
-def json_rows(path: Path, text: str) -> List[Row]:
+def json_rows(path: Path, text: str, used: Callable[[List[str]], List[Optional[int]]]) -> List[Row]:
     """A row of all keys, in the order in which they come, and one of each object: on a line each, as NeMo and Hugging Face have
     them, or in one array.
 
     A key that an object lacks, or has as null, is an empty cell; numbers stand as they are written. A key of which all values
-    are nested gets "(nested)" after its name; where only some are, their rows cannot be read.
+    are nested gets "(nested)" after its name; where only some are, their rows cannot be read if the place of the key is among
+    those that are ``used`` of all keys, and else their cells are empty.
 
     Raises:
-        RecipeError: broken JSON, or something that is no object.
+        RecipeError: broken JSON, or something that is no object, or one object that holds others, or half of a character in a
+            key.
     """
     decoder = json.JSONDecoder(parse_float=str, parse_int=str, parse_constant=str)
     objects, number = [], 1
@@ -44,19 +47,28 @@ def json_rows(path: Path, text: str) -> List[Row]:
                     objects.append((f"line {number}", decoder.decode(line)))
     except json.JSONDecodeError as error:
         raise RecipeError(f"{path}, line {number + error.lineno - 1}: broken JSON ({error.msg}): {remedy}") from None
+    except RecursionError:
+        raise RecipeError(f"{path}, line {number}: JSON that is nested too deep: {remedy}") from None
     for where, found in objects:
         if not isinstance(found, dict):
             raise RecipeError(f"{path}, {where}: JSON, but no object: {remedy}")
+        half = next((key for key in found if _HALF.search(key)), None)
+        if half is not None:
+            raise RecipeError(f"{path}, {where}: its key {ascii(half)} holds half of a character, which no file can: rename it")
+    if len(objects) == 1 and objects[0][1] and all(map(_is_nested, objects[0][1].values())):
+        raise RecipeError(f"{path} is one object, which holds others: {remedy}")
     keys = list(dict.fromkeys(key for _, found in objects for key in found))
     plain = {key for _, found in objects for key, value in found.items() if value is not None and not _is_nested(value)}
     nested = {key for _, found in objects for key, value in found.items() if _is_nested(value)} - plain
-    rows: List[Row] = [("keys", [f"{key} (nested)" if key in nested else key for key in keys])]
+    titles = [f"{key} (nested)" if key in nested else key for key in keys]
+    needed = [keys[place] for place in used(titles) if place is not None]
+    rows: List[Row] = [("keys", titles)]
     for where, found in objects:
-        cells = ["" if key in nested else _cell(found.get(key)) for key in keys]
-        mixed = [key for key in found if key in plain and _is_nested(found[key])]
+        cells = ["" if _is_nested(found.get(key)) else _cell(found.get(key)) for key in keys]
+        mixed = [key for key in needed if _is_nested(found.get(key))]
         if mixed:
             rows.append((where, f"its {mixed[0]} is nested, and a single value in other rows"))
-        elif re.search("[\ud800-\udfff]", "".join(cells)):
+        elif _HALF.search("".join(cells)):
             rows.append((where, "it holds half of a character (\\ud800 to \\udfff), which no file can"))
         else:
             rows.append((where, cells))

@@ -42,7 +42,7 @@ def read_csv(path: Path, skipped: Skipped) -> Dict[str, Part]:
     whole cell, inside which it is doubled.
 
     JSON is read too, objects on a line each or in one array: their keys are the names of the columns, and what is nested in
-    them has no use.
+    them has no use. A start that an object lacks is 0 where ends are durations, as NeMo takes it.
 
     A row that cannot be read, or has not as many columns as the first row that names them (without one: as most rows), is
     left out and counted in ``skipped``; so are all rows of one file that have other texts, where nothing tells their times.
@@ -58,7 +58,7 @@ def read_csv(path: Path, skipped: Skipped) -> Dict[str, Part]:
     def is_audio(cell: str) -> bool:
         return bool(cell.strip()) and os.path.isfile(audio_base([cell.strip()], path.parent) / cell.strip())
 
-    objects = json_rows(path, content) if is_json(content) else []
+    objects = json_rows(path, content, lambda keys: [_column(keys, name) for name in COLUMNS]) if is_json(content) else []
     read: Callable[[int], Iterable[Row]] = (lambda _: objects) if objects else separated_rows(content, is_audio)
     readable = [row for _, row in read(0) if not isinstance(row, str)]
     if not readable:
@@ -68,7 +68,7 @@ def read_csv(path: Path, skipped: Skipped) -> Dict[str, Part]:
     lacks = [name for name in ("audio", "text") if place[name] is None]
     if lacks:
         if objects:
-            raise RecipeError(f"{path}: its objects have the keys {', '.join(header)}, but none of the "
+            raise RecipeError(f"{path}: its objects have the keys {_first(header)}, but none of the "
                               f"{' or the '.join(lacks)}: {_as_named(lacks, 'let keys')}")
         columns, usual = Counter(map(len, readable)).most_common(1)[0][0], "most rows have"
         _check_no_header(path, readable, lacks, columns, is_audio)
@@ -147,7 +147,7 @@ def read_csv(path: Path, skipped: Skipped) -> Dict[str, Part]:
             id_ = f"{name}-{channel}"
         if place["start"] is not None:
             try:
-                start = float(row[place["start"]])
+                start = float(row[place["start"]] or ("0" if objects and place["end"] is None else ""))
                 end = float(row[place["end"]]) if place["end"] is not None else start + float(row[place["duration"]])
                 id_ = f"{id_}-{round(1000 * start):07d}"
                 if ends.setdefault(id_, end) != end:
@@ -286,6 +286,11 @@ def _is_sentence(cell: str) -> bool:
     return len(words) > 2 or sum(map(is_unspaced, cell)) > 9
 
 
+def _first(names: List[str]) -> str:
+    """The first of many names, for a message."""
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+
+
 def _titles(header: List[str]) -> List[str]:
     return [title.strip().lower() for title in header]
 
@@ -310,4 +315,4 @@ def _check_choice(path: Path, header: List[str], place: Dict[str, Optional[int]]
         unused.update(COLUMNS["duration"])
     named = [title for title in titles if title in unused]
     if named:
-        print(f"{path}: not used: the column{'s' * (len(named) > 1)} {', '.join(named)}")
+        print(f"{path}: not used: the column{'s' * (len(named) > 1)} {_first(named)}")
