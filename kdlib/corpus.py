@@ -29,9 +29,9 @@ def usable_part(recordings: RecordingSet, supervisions: SupervisionSet, skipped:
     """What can be used of a part as far as its manifests tell: utterances as they are, and their recordings.
 
     Left out and counted in ``skipped`` with its reason is a supervision whose recording is missing, or has the id of another
-    file too, a recording without supervision, a transcript that is empty once it is normalised, a second utterance of one id,
-    times outside the recording, an utterance shorter than ``min_seconds``. ``seen`` has the ids of utterances elsewhere, and
-    gets these: one set for several calls keeps them apart.
+    file too, a recording without supervision, a transcript that is empty once it is normalised, a second utterance of one id
+    (after one with a transcript), times outside the recording, an utterance shorter than ``min_seconds``. ``seen`` has the ids
+    of utterances elsewhere, and gets these: one set for several calls keeps them apart.
     """
     by_id, said = _usable(recordings, supervisions, skipped, normalise, min_seconds, set() if seen is None else seen)
     named = {segment.recording_id for segment, _ in said}
@@ -90,14 +90,15 @@ def _usable(recordings: RecordingSet, supervisions: SupervisionSet, skipped: Ski
     named, usable = set(), []
     for segment in supervisions:
         named.add(segment.recording_id)
-        text = _composed(normalise(_composed(segment.text)))
+        text = normalised(segment, normalise)
         if segment.id in seen:
             reason: Optional[str] = "a second utterance of this id"
         elif segment.recording_id in doubled:
             reason = f"two files have the id of its recording, {segment.recording_id}"
         else:
             reason = _problem(segment, by_id.get(segment.recording_id), text, min_seconds)
-        seen.add(segment.id)
+        if text:  # what says nothing takes no id from another row of its file
+            seen.add(segment.id)
         if reason is None:
             usable.append((segment, text))
         else:
@@ -105,6 +106,11 @@ def _usable(recordings: RecordingSet, supervisions: SupervisionSet, skipped: Ski
     for name in sorted(by_id.keys() - named):
         skipped.add(name, "the recording has no transcript")
     return by_id, usable
+
+
+def normalised(segment: SupervisionSegment, normalise: Callable[[Optional[str]], str]) -> str:
+    """Its transcript as :func:`checked_cuts` has it."""
+    return _composed(normalise(_composed(segment.text)))
 
 
 def _composed(text: Optional[str]) -> str:

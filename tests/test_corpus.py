@@ -17,7 +17,7 @@ import kdlib.corpus
 from kdlib.corpus import checked_cuts, usable_part, write_cuts
 from kdlib.corpus_forms import read_corpus
 from kdlib.errors import RecipeError
-from kdlib.manifests import normalise_text
+from kdlib.manifests import Skipped, normalise_text
 
 soundfile = pytest.importorskip("soundfile")
 ROOT = Path(__file__).resolve().parents[1]
@@ -153,6 +153,17 @@ def test_ids_that_were_seen_elsewhere_are_left_out(tmp_path):
                          skipped, seen=seen)
     assert [[item.id for item in some] for some in usable] == [["b"], ["b"]] and seen == {"a", "b"}
     assert skipped.of == {"a": "a second utterance of this id"}
+
+
+@pytest.mark.parametrize("texts, reasons", [
+    (("", "yes", "no"), ["its transcript is empty", "a second utterance of this id"]),
+    (("yes", ""), ["a second utterance of this id"]), (("", None), ["its transcript is empty"] * 2)])
+def test_an_empty_transcript_takes_no_id_from_another(tmp_path, texts, reasons):
+    """The first one that says anything is used."""
+    skipped = Skipped()
+    recordings = RecordingSet.from_recordings([recording(tone(tmp_path / "a.wav"))])
+    usable = usable_part(recordings, [says("a", text) for text in texts], skipped)
+    assert [s.text for s in usable[1]] == ["yes"] * ("yes" in texts) and skipped.reasons == reasons
 
 
 def damage(path: Path, kind: str) -> None:
