@@ -12,7 +12,7 @@ from lhotse.cut import Cut
 from lhotse.utils import fastcopy, to_list
 
 from kdlib.config import DataConfig
-from kdlib.corpus import checked_cuts, usable_part, write_cuts
+from kdlib.corpus import checked_cuts, normalised, usable_part, write_cuts
 from kdlib.corpus_forms import Part, named_apart, plain_name, read_manifests
 from kdlib.corpus_forms.shared import said_role
 from kdlib.errors import RecipeError
@@ -93,16 +93,20 @@ def describe_roles(names: Sequence[str], roles: Mapping[str, Sequence[str]]) -> 
             *([f"left out: {', '.join(left)}"] if left else [])]
 
 
-def check_apart(parts: Mapping[str, Part], roles: Mapping[str, Sequence[str]]) -> None:
+def check_apart(parts: Mapping[str, Part], roles: Mapping[str, Sequence[str]],
+                normalise: Callable[[Optional[str]], str] = normalise_text) -> None:
     """See that no utterance of train or dev is in another role's parts too, under its id or as the same audio under another
     (the same channels and milliseconds of a file or a copy of it), and that none of the others lies mostly within train's
-    audio; test sets may share theirs.
+    audio; test sets may share theirs. Of utterances whose transcript is empty once it is normalised only the ids count.
 
     Raises:
         RecipeError: one is; the message names it, the parts and the remedy.
     """
+    if len(roles) < 2:
+        return
     known = known_files(recording for names in roles.values() for name in names for recording in parts[name][0])
-    placed = [(role, name, list(_ids_and_audio(parts[name], known))) for role, names in roles.items() for name in names]
+    placed = [(role, name, list(_ids_and_audio(parts[name], known, normalise)))
+              for role, names in roles.items() for name in names]
     remedy = "take it out of one of them, or leave out a part, since results on what training has heard mean nothing"
     first: Dict[Hashable, Tuple[str, str, str]] = {}
     for role, name, utterances in placed:
@@ -111,7 +115,7 @@ def check_apart(parts: Mapping[str, Part], roles: Mapping[str, Sequence[str]]) -
                 other_role, other, other_id = first.setdefault(key, (role, name, id_))
                 if key is None or other_role == role or not {role, other_role} & {"train", "dev"}:
                     continue
-                here, there = ({keys[kind] for keys in _ids_and_audio(parts[part], known)} for part in (name, other))
+                here, there = ({keys[kind] for keys in _ids_and_audio(parts[part], known, normalise)} for part in (name, other))
                 both = f"({len(here & there - {None})} of theirs are in both)"
                 if key == id_:
                     raise RecipeError(f"the utterance {id_} is in the part {other}, which makes {other_role}, and in {name}, "
@@ -129,12 +133,13 @@ def check_apart(parts: Mapping[str, Part], roles: Mapping[str, Sequence[str]]) -
                               f"train ({len(within)} of its {len(utterances)} do): {remedy}")
 
 
-def _ids_and_audio(part: Part, known: Mapping[str, str]) -> Iterator[Tuple[str, Optional[Audio]]]:
-    """Each utterance's id and what is heard in it."""
+def _ids_and_audio(part: Part, known: Mapping[str, str],
+                   normalise: Callable[[Optional[str]], str]) -> Iterator[Tuple[str, Optional[Audio]]]:
+    """Each utterance's id and what is heard in it; nothing without a transcript, since nobody trains on it or is tested."""
     recordings = {recording.id: recording for recording in part[0]}
     for segment in part[1]:
-        yield segment.id, audio_at(recordings.get(segment.recording_id), to_list(segment.channel), segment.start, segment.end,
-                                   known)
+        recording = recordings.get(segment.recording_id) if normalised(segment, normalise) else None
+        yield segment.id, audio_at(recording, to_list(segment.channel), segment.start, segment.end, known)
 
 
 def usable_parts(parts: Mapping[str, Part], names: Sequence[str], skipped: Skipped,
@@ -350,7 +355,7 @@ def prepare_parts(corpus: PathLike, output: PathLike, parts: Mapping[str, Sequen
         for name in names:
             if name not in there:
                 raise RecipeError(f"{corpus} holds no part {name}, which makes {role}: it holds {', '.join(sorted(there))}")
-    check_apart(there, parts)
+    check_apart(there, parts, normalise)
     for role, names in parts.items():
         skipped = Skipped(file)
         usable = usable_parts(there, names, skipped, normalise)

@@ -12,7 +12,7 @@ from lhotse.audio import AudioSource
 from lhotse.augmentation import AudioTransform, Speed, Tempo
 from lhotse.cut import Cut, MixedCut
 
-from kdlib.manifests import audio_files
+from kdlib.manifests import AudioFormat, BadAudio, audio_files, read_header
 
 # In which channels of which files it is heard, by what these are known by and their places in it; from and to in milliseconds.
 Audio = Tuple[Tuple[Tuple[str, int], ...], int, int]
@@ -20,8 +20,8 @@ _GLANCE = 4096  # bytes
 
 
 def known_files(recordings: Iterable[Recording]) -> Dict[str, str]:
-    """What each file of the recordings is known by: its real path, or of copies, byte for byte, the first one's. A name that no
-    file can have is left out."""
+    """What each file of the recordings is known by: its real path, or of copies, byte for byte, the first one's. Files whose
+    header cannot be read, as failed downloads, are no copies of each other. A name that no file can have is left out."""
     paths: Dict[str, str] = {}
     for recording in recordings:
         for file in audio_files(recording):
@@ -33,7 +33,7 @@ def known_files(recordings: Iterable[Recording]) -> Dict[str, str]:
     alike = [sorted({*paths.values()})]
     # Files are read where their sizes are the same, and whole where what is in their middle is too: of clips cut to one length
     # there may be a million.
-    for look in (_size, _middle, _digest):
+    for look in (_size, _middle, _digest, _header):
         alike = [some for group in alike for some in _alike(group, look)]
     first = {path: group[0] for group in alike for path in group}
     return {file: first.get(path, path) for file, path in paths.items()}
@@ -68,6 +68,13 @@ def _digest(file: str) -> bytes:
         for block in iter(lambda: opened.read(1 << 20), b""):
             digest.update(block)
     return digest.digest()
+
+
+def _header(file: str) -> Optional[AudioFormat]:
+    try:
+        return read_header(file)
+    except BadAudio:
+        return None
 
 
 def audio_at(recording: Optional[Recording], channels: Sequence[int], start: float, end: float,

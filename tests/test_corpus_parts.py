@@ -234,6 +234,43 @@ class TestHoldingOut:
                                               r"b, which makes test \(1 of theirs are in both\)"):
             check_apart(parts, roles)
 
+    @pytest.mark.parametrize("what, reason", [
+        ("no text", "its transcript is empty"), ("page", "Format not recognised"), ("cut short", "is cut short"),
+        ("raw", "samples without a header")])
+    def test_copies_that_nothing_could_use_are_no_leak(self, tmp_path, what, reason):
+        """As silence without a transcript and failed downloads, which are left out and named. One id is still refused."""
+        parts = {"a": self.part(tmp_path / "a", ["u0", "u1"]), "b": self.part(tmp_path / "b", ["v0", "v1"])}
+        one, copy = tmp_path / "a" / "u0.wav", tmp_path / "b" / ("v0.raw" if what == "raw" else "v0.wav")
+        if what == "page":
+            one.write_text("<html>404 Not Found</html>")
+        elif what == "cut short":
+            one.write_bytes(one.read_bytes()[:2000])
+        shutil.copy(one, copy)
+        list(parts["b"][0])[0].sources[0].source = str(copy)
+        for first in (list(part[1])[0] for part in parts.values()):
+            first.text = "..." if what == "no text" else "ONE"
+        options = {"parts": {"train": ["a"], "test": ["b"]}, "held_out": {}, "normalise": lambda text: text.replace(".", "")}
+        write_parts(tmp_path / "raw", parts)
+        assert self.prepared(tmp_path, **options) == {"train": ["u0", "u1"] if what == "raw" else ["u1"], "test": ["v1"]}
+        said = {name: why for _, name, why in listed(tmp_path / "manifests")}
+        assert set(said) == {"v0"} | {*(["u0"] if what != "raw" else [])} and all(reason in why for why in said.values())
+        recordings, supervisions = parts["b"]
+        parts["b"] = recordings, [fastcopy(s, id=s.id.replace("v0", "u0")) for s in supervisions]
+        with pytest.raises(RecipeError, match="the utterance u0 is in the part a, which makes train, and in b"):
+            check_apart(parts, options["parts"])
+
+    def test_the_same_path_of_what_cannot_be_read_is_a_leak(self, tmp_path):
+        parts = {name: self.part(tmp_path / name, [id_], "talk") for name, id_ in (("a", "u"), ("b", "v"))}
+        (tmp_path / "a" / "talk.wav").write_text("<html>404 Not Found</html>")
+        parts["b"] = parts["a"][0], parts["b"][1]
+        with pytest.raises(RecipeError, match="utterance u of the part a, which makes train, is the same audio as v of b"):
+            check_apart(parts, {"train": ["a"], "test": ["b"]})
+
+    def test_no_file_of_a_corpus_of_one_role_is_read(self, tmp_path, monkeypatch):
+        parts = {name: self.part(tmp_path / name, [name]) for name in "ab"}
+        monkeypatch.setattr("kdlib.corpus_parts.known_files", lambda recordings: pytest.fail("nothing can be shared"))
+        check_apart(parts, {"train": ["a", "b"]})
+
     def test_copies_of_a_file_are_held_out_as_one(self, tmp_path):
         recordings, _ = self.part(tmp_path / "a", [f"u{k:02d}" for k in range(30)])
         shutil.copytree(tmp_path / "a", tmp_path / "b")
@@ -272,7 +309,8 @@ class TestHoldingOut:
         slow = getattr(talk, perturb)(0.9)
 
         def part(recording, id_, start, seconds):
-            return [recording], [SupervisionSegment(id=id_, recording_id=recording.id, start=start, duration=seconds)]
+            return [recording], [SupervisionSegment(id=id_, recording_id=recording.id, start=start, duration=seconds,
+                                                     text="ONE")]
 
         roles = {"train": ["a"], "test": ["b"]}
         check_apart({"a": part(slow, "u", 333.3, 11.1), "b": part(talk, "v", 333.3, 10.0)}, roles)
