@@ -158,8 +158,16 @@ def heard_together(audios: Mapping[str, Optional[Audio]]) -> Dict[str, str]:
             of[name] = name = of[of[name]]
         return name
 
+    def join(name: str, other: str) -> None:
+        one, two = sorted((first(name), first(other)))
+        of[two] = one
+
     spans = defaultdict(list)
+    same: Dict[Audio, str] = {}
     for name, audio in audios.items():
+        if audio is not None and same.setdefault(audio, name) != name:
+            join(same[audio], name)  # and no span of its own: copies may be so many that comparing all pairs takes minutes
+            continue
         places, start, end = audio or (((name, 0),), 0, 0)
         for place in places:
             spans[place].append((start, end, name))
@@ -169,7 +177,6 @@ def heard_together(audios: Mapping[str, Optional[Audio]]) -> Dict[str, str]:
             open_ = [span for span in open_ if span[1] > start]
             for other_start, other_end, other in open_:
                 if 2 * (min(end, other_end) - start) > min(end - start, other_end - other_start):
-                    one, two = sorted((first(name), first(other)))
-                    of[two] = one
+                    join(other, name)
             open_.append((start, end, name))
     return {name: first(name) for name in of}

@@ -20,6 +20,7 @@ from kdlib.corpus_forms.shared import said_role
 from kdlib.corpus_parts import (allot, check_apart, checked_role, describe_holding, describe_roles, hold_out,
                                 part_roles, prepare_parts, subset)
 from kdlib.errors import RecipeError
+from kdlib.heard import heard_together
 from kdlib.manifests import Skipped, describe, write_manifests
 from kdlib.survey import shared_speakers
 
@@ -270,6 +271,13 @@ class TestHoldingOut:
         parts = {name: self.part(tmp_path / name, [name]) for name in "ab"}
         monkeypatch.setattr("kdlib.corpus_parts.known_files", lambda recordings: pytest.fail("nothing can be shared"))
         check_apart(parts, {"train": ["a", "b"]})
+
+    def test_groups_of_many_copies_are_found_soon(self):
+        """Each with all others would be half a billion pairs. Copies are of the group of what overlaps them."""
+        silence = ((("silence.wav", 0),), 0, 1000)
+        audios = {f"u{k:05d}": silence for k in range(30000)}
+        audios.update({"a": ((("silence.wav", 0),), 200, 1000), "b": ((("other.wav", 0),), 0, 1000), "c": None, "d": None})
+        assert heard_together(audios) == {**dict.fromkeys(audios, "a"), "b": "b", "c": "c", "d": "d"}
 
     def test_copies_of_a_file_are_held_out_as_one(self, tmp_path):
         recordings, _ = self.part(tmp_path / "a", [f"u{k:02d}" for k in range(30)])
