@@ -108,6 +108,12 @@ def describe_spoilt(ids: List[str]) -> str:
     return f"the features of {', '.join(ids[:3])}{' ...' if len(ids) > 3 else ''} hold nan or infinity"
 
 
+def warn_of_spoilt(ids: List[str]) -> None:
+    """Say of which of the utterances that were decoded :meth:`Batch.spoilt` found the features so, if of any."""
+    if ids:
+        print(f"warning: {describe_spoilt(ids)}, so what is heard there tells nothing: mend their audio, and {REMAKE}")
+
+
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Run a block under its own random seed and leave the generators as they were."""

@@ -10,12 +10,11 @@ from tqdm import tqdm
 from kdlib.commandline import (TRIED, add_decoding_options, check_search, decoding_config, decoding_summary,
                                load_test_sets, own_suffix, search_setting, summary_path, write_test_set)
 from kdlib.config import DataConfig, DecodeConfig
-from kdlib.data import LONGEST_SECONDS, checked, describe_spoilt, eval_loader
+from kdlib.data import LONGEST_SECONDS, checked, eval_loader, warn_of_spoilt
 from kdlib.decoding import best_hypotheses
 from kdlib.errors import RecipeError, run_main
 from kdlib.files import folder_name, write_json
 from kdlib.lang import Lang
-from kdlib.shar import REMAKE
 from kdlib.streaming import StreamingRecogniser
 from kdlib.training.checkpoint import check_cuts, load_averaged
 
@@ -43,8 +42,7 @@ def decode(model, loader, config: DecodeConfig, device, name: str):
             hypotheses = best_hypotheses(model, encoded, lengths, config)
         busy += time.perf_counter() - begin
         results += zip(batch.ids, batch.texts, hypotheses)
-    if spoilt:
-        print(f"warning: {describe_spoilt(spoilt)}, so what is heard there tells nothing: mend their audio, and {REMAKE}")
+    warn_of_spoilt(spoilt)
     return results, busy
 
 

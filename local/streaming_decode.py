@@ -18,13 +18,12 @@ from kdlib.commandline import (TRIED, add_decoding_options, check_search, decodi
 from kdlib.config import FbankConfig, load_config
 from kdlib.conformer import SUBSAMPLING
 from kdlib.cuts import load_features, load_samples, transcript
-from kdlib.data import describe_spoilt
+from kdlib.data import warn_of_spoilt
 from kdlib.errors import RecipeError, run_main
 from kdlib.features import fbank_extractor
 from kdlib.files import folder_name, write_json
 from kdlib.lang import Lang
 from kdlib.options import require_positive
-from kdlib.shar import REMAKE
 from kdlib.sherpa import tail
 from kdlib.streaming import StreamingRecogniser
 from kdlib.training.checkpoint import check_cuts, check_features, load_averaged
@@ -121,8 +120,7 @@ def decode(recogniser, cuts, read, num_streams, name, whole_chunks=False, lang=N
                 bar.update()
         active = going
     bar.close()
-    if spoilt:
-        print(f"warning: {describe_spoilt(spoilt)}, so what is heard there tells nothing: mend their audio, and {REMAKE}")
+    warn_of_spoilt(spoilt)
     return results, busy
 
 
