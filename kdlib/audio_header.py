@@ -23,13 +23,14 @@ def cut_short(path: Path) -> Optional[str]:
     size = path.stat().st_size
     with open(path, "rb") as file:
         head, promised, at_least = file.read(40), 0, ""
-        if head[:4] in (b"RIFF", b"RF64") and head[8:12] == b"WAVE":
-            place, count = _wav_data(file, size)
+        if head[:4] in (b"RIFF", b"RIFX", b"RF64") and head[8:12] == b"WAVE":
+            order = ">" if head[:4] == b"RIFX" else "<"
+            place, count = _wav_data(file, size, order)
             # Recorders write the sizes in the end: until then both may be 0, or the first that of the header alone.
-            if count == 0 and struct.unpack("<I", head[4:8])[0] in (0, place - 8) and place < size - 8:
+            if count == 0 and struct.unpack(order + "I", head[4:8])[0] in (0, place - 8) and place < size - 8:
                 return (f"its header tells of no sound, and {size - place} bytes follow: the recorder did not end in peace "
                         "(sox --ignore-length reads it)")
-            if count and _more_sound(file, place + count, size):
+            if count and _more_sound(file, place + count, size, order):
                 return (f"its header tells of {count} bytes of sound, and {size - place - count} follow that belong to nothing "
                         "(if they are sound, sox --ignore-length reads them)")
             promised = place + count if count < _UNKNOWN or head[:4] == b"RF64" else 0
@@ -119,15 +120,15 @@ def _known(count: int) -> int:
     return count if count < _UNKNOWN else 0
 
 
-def _wav_data(file: BinaryIO, size: int) -> Tuple[int, int]:
+def _wav_data(file: BinaryIO, size: int, order: str) -> Tuple[int, int]:
     """Where the sound of a WAV or RF64 file begins, and its bytes by the header of its chunk; what the whole file says of
-    itself, which programs get wrong, only where there is no such chunk."""
+    itself, which programs get wrong, only where there is no such chunk. ``order``: of the bytes, as struct has it."""
     file.seek(4)
-    whole = struct.unpack("<I", file.read(4))[0]
+    whole = struct.unpack(order + "I", file.read(4))[0]
     long, place = 0, 12
     while place + 8 <= size:
         file.seek(place)
-        name, count = struct.unpack("<4sI", file.read(8))
+        name, count = struct.unpack(order + "4sI", file.read(8))
         if name == b"data":
             return place + 8, long if count == 0xFFFFFFFF and long else count
         if name == b"ds64" and place + 24 <= size:
@@ -136,7 +137,7 @@ def _wav_data(file: BinaryIO, size: int) -> Tuple[int, int]:
     return 8, whole
 
 
-def _more_sound(file: BinaryIO, place: int, size: int) -> bool:
+def _more_sound(file: BinaryIO, place: int, size: int, order: str) -> bool:
     """Whether what follows the sound of a WAV file seems to be sound too: it is more than padding, and neither a chunk (four
     printable characters, and a length that the file holds) nor a tag."""
     file.seek(place)
@@ -145,7 +146,7 @@ def _more_sound(file: BinaryIO, place: int, size: int) -> bool:
     chunks = (more[skip:skip + 8] for skip in (0, 1, filled) if skip + 8 <= len(more))
     tagged = re.match(rb"\0*(ID3|APETAGEX|<\?xml)", more)
     return len(more) > _PADDING and filled < len(more) and not tagged and not any(
-        re.match(b"[ -~]{4}", chunk) and place + struct.unpack("<I", chunk[4:])[0] <= size for chunk in chunks)
+        re.match(b"[ -~]{4}", chunk) and place + struct.unpack(order + "I", chunk[4:])[0] <= size for chunk in chunks)
 
 
 def _caf_end(file: BinaryIO, size: int) -> int:

@@ -17,6 +17,7 @@ from kdlib.files import PathLike, read_json
 from kdlib.lang import Lang
 from kdlib.latency import LatencyMeter
 from kdlib.scoring import describe_errors, read_takes, write_results
+from kdlib.sherpa import chosen_beam
 
 STEP = "RECIPE_STEP"  # a variable of the environment in which local/stage_stamp.py runs the steps of a run.sh
 TRIED = ("epoch", "avg", "method", "beam", "chunk_size", "left_context")  # options that no run.sh gives
@@ -64,9 +65,11 @@ def decoding_config(args: argparse.Namespace) -> DecodeConfig:
     config = load_config(DecodeConfig, args.config, args.overrides)
     options = {name: value for name in ("epoch", "avg", "method", "beam") if (value := getattr(args, name)) is not None}
     try:
-        return replace(config, **options)
+        config = replace(config, **options)
     except RecipeError as error:
         raise RecipeError(f"command line: {error}") from None
+    chosen_beam(config.method, args.beam)
+    return config
 
 
 def check_search(config: DecodeConfig, trained: TrainConfig, exp: PathLike) -> None:

@@ -5,7 +5,7 @@ import importlib
 import json
 import os
 from pathlib import Path
-from typing import Any, Dict, List, Sequence
+from typing import Any, Dict, List, Optional, Sequence
 
 import numpy as np
 
@@ -109,6 +109,15 @@ def check_path(folder: PathLike) -> None:
     except UnicodeEncodeError:
         raise RecipeError(f"the path {folder} is not UTF-8, as sherpa-onnx must have it: rename that folder, or take one "
                           "elsewhere for the model") from None
+
+
+def chosen_beam(method: str, asked: Optional[int]) -> int:
+    """How many hypotheses ``modified_beam_search`` keeps: as many as ``--beam`` asked for, else 4. A :class:`RecipeError` where
+    another search was asked for some, which would not heed it."""
+    if asked is not None and method != "modified_beam_search":
+        raise RecipeError(f"--beam {asked} is of modified_beam_search, and this search is {method}: give --method "
+                          "modified_beam_search too, or leave --beam out")
+    return 4 if asked is None else asked
 
 
 def make_recognizer(folder: PathLike, about: Dict[str, Any], int8: bool = False, method: str = METHODS[0],

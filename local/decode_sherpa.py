@@ -16,7 +16,7 @@ from kdlib.example_wavs import write_examples
 from kdlib.files import write_json
 from kdlib.model_card import write_model_card
 from kdlib.scoring import describe_errors, read_takes, write_results
-from kdlib.sherpa import METHODS, hear, make_recognizer, read_model
+from kdlib.sherpa import METHODS, chosen_beam, hear, make_recognizer, read_model
 
 
 def get_args():
@@ -26,7 +26,7 @@ def get_args():
     parser.add_argument("--cuts", type=Path, required=True, help="folder with cuts_<test set>.jsonl.gz and their audio")
     parser.add_argument("--test-sets", required=True, help="names, separated by spaces")
     parser.add_argument("--method", choices=METHODS, default=METHODS[0], help="the search (greedy_search)")
-    parser.add_argument("--beam", type=int, default=4, help="hypotheses of modified_beam_search (4)")
+    parser.add_argument("--beam", type=int, help="hypotheses of modified_beam_search (4)")
     parser.add_argument("--gain", type=float, default=0.0, help="dB by which the audio is made louder or, below 0, quieter (0)")
     return parser.parse_args()
 
@@ -36,17 +36,18 @@ def main():
     test_sets = named_test_sets(args.test_sets)
     if not abs(args.gain) <= 100:
         raise RecipeError(f"--gain {args.gain}: give dB, from -100 to 100")
+    beam = chosen_beam(args.method, args.beam)
     about = read_model(args.model, args.int8)
     kind, rate = ".int8" if args.int8 else "", about["sampling_rate"]
-    recognizer = make_recognizer(args.model, about, args.int8, args.method, args.beam)
+    recognizer = make_recognizer(args.model, about, args.int8, args.method, beam)
     folder = args.model / ("decode-int8" if args.int8 else "decode")
     folder.mkdir(parents=True, exist_ok=True)
     greedy = args.method == METHODS[0]
-    setting = f"sherpa-onnx{kind}-{args.method}" + ("" if greedy else f"-beam-{args.beam}")
+    setting = f"sherpa-onnx{kind}-{args.method}" + ("" if greedy else f"-beam-{beam}")
     setting += f"-gain-{args.gain:g}" if args.gain else ""
     suffix = own_suffix(folder, setting)
     path = summary_path(folder, test_sets, suffix, tried=not greedy or args.gain != 0)
-    config = DecodeConfig(method=args.method, beam=args.beam)
+    config = DecodeConfig(method=args.method, beam=beam)
     summary = decoding_summary(about, config, about["chunk_size"], about["left_context"])
     loaded = [(name, load_cuts(args.cuts / f"cuts_{name}.jsonl.gz")) for name in test_sets]
     if greedy and not args.int8 and path.name == "summary.json":  # they travel with the model, and a trial does not

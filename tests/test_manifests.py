@@ -129,6 +129,15 @@ def test_what_is_cut_short_and_what_is_whole(tmp_path, kind, subtype):
         cut_short(path)
 
 
+def test_a_wav_file_of_the_other_byte_order_that_lacks_its_end(tmp_path):
+    path = tmp_path / "a.wav"
+    soundfile.write(path, np.random.default_rng(0).uniform(-0.5, 0.5, 48000), 16000, endian="BIG")
+    content = path.read_bytes()
+    assert content[:4] == b"RIFX" and cut_short(path) is None
+    path.write_bytes(content[:50_000])
+    assert cut_short(path) == f"50000 of {len(content)} bytes"
+
+
 def test_an_ogg_file_that_ends_with_a_page_but_not_the_last(tmp_path):
     path = tmp_path / "a.ogg"
     soundfile.write(path, np.random.default_rng(0).uniform(-0.5, 0.5, 96000), 16000)

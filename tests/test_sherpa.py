@@ -144,6 +144,8 @@ def test_with_a_gain_it_hears_what_it_hears_of_louder_audio(finished, exported, 
     assert heard(finished[0], "--gain", "20") == louder
     assert (tmp_path / "onnx" / "decode" / "summary.json").read_bytes() == summary
     assert heard(finished[0]) != louder
+    assert "--beam 8 is of modified_beam_search, and this search is greedy_search" in refused(
+        script("decode_sherpa.py", "--model", exported, "--cuts", tmp_path, "--test-sets", "test", "--beam", 8))
     assert "give dB" in refused(script("decode_sherpa.py", "--model", exported, "--cuts", tmp_path, "--test-sets", "test",
                                        "--gain", "nan"))
 

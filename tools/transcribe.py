@@ -29,13 +29,13 @@ import numpy as np
 from kdlib.audio_header import MP3_SLACK, UNKNOWN_LENGTH, cut_short, unread
 from kdlib.errors import RecipeError, in_one_line, known_failure, run_main
 from kdlib.scoring import split_characters
-from kdlib.sherpa import METHODS, RATES, SUBSAMPLING, decode_ready, make_recognizer, needed, pieces, read_model, tail
+from kdlib.sherpa import METHODS, RATES, SUBSAMPLING, chosen_beam, decode_ready, make_recognizer, needed, pieces, read_model, tail
 
 BLOCK_SECONDS = 0.1
 MOST, LOUD = 65536, 16  # beyond the first no value is a sample, beyond the second it is none of full scale 1
 # How files of audio begin. Of MP3 without a tag only those that count their frames: the first bytes of the others may well be
 # samples.
-HEADS = {"WAV": rb"RIFF|RF64", "FLAC": rb"fLaC", "Ogg": rb"OggS", "AIFF": rb"FORM", "CAF": rb"caff", "W64": rb"riff",
+HEADS = {"WAV": rb"RIF[FX]|RF64", "FLAC": rb"fLaC", "Ogg": rb"OggS", "AIFF": rb"FORM", "CAF": rb"caff", "W64": rb"riff",
          "AU": rb"\.snd", "NIST SPHERE": rb"NIST", "MP3": rb"ID3[\2-\4]|\xff[\xe2-\xff].{2,38}?(?:Xing|Info|VBRI)",
          "WebM or Matroska": rb"\x1aE\xdf\xa3", "MP4": rb".{4}ftyp"}
 HEAD_BYTES = 48  # the most that are looked at
@@ -53,7 +53,7 @@ def get_args():
     parser.add_argument("--model", type=Path, required=True, help="folder of stage 9, such as exp/export/stage3")
     parser.add_argument("--int8", action="store_true", help="the quantised files")
     parser.add_argument("--method", choices=METHODS, default=METHODS[0], help="the search (greedy_search)")
-    parser.add_argument("--beam", type=int, default=4, help="hypotheses of modified_beam_search (4)")
+    parser.add_argument("--beam", type=int, help="hypotheses of modified_beam_search (4)")
     parser.add_argument("--threads", type=int, default=1, help="of the runtime (1)")
     parser.add_argument("--timestamps", action="store_true", help="print when each word began, in seconds")
     parser.add_argument("--live", action="store_true", help="print the words as they are recognised")
@@ -378,8 +378,9 @@ def main():
         check_rate(args.rate, "--rate")
         if "-" not in args.audio:
             print("warning: --rate is of raw PCM on '-', which is not asked for: files say their own", file=sys.stderr)
+    beam = chosen_beam(args.method, args.beam)
     about = read_model(args.model, args.int8)
-    recognizer = make_recognizer(args.model, about, args.int8, args.method, args.beam, args.threads, endpoints=True)
+    recognizer = make_recognizer(args.model, about, args.int8, args.method, beam, args.threads, endpoints=True)
     failed = 0
     for name in args.audio:
         rate = args.rate or about["sampling_rate"]
