@@ -125,7 +125,7 @@ def parse_target(target: str, teacher: ModelSize) -> Tuple[str, int]:
                           "(parameters), or 900kB or 1.2MB (bytes at int8)")
     number, unit = float(match.group(1)), match.group(2).lower()
     if unit == "%":
-        kind, wanted = "parameters", int(teacher.total * (1 - number / 100))
+        kind, wanted = "parameters", math.floor(teacher.total * (100 - number) / 100)
     else:
         kind = "int8_bytes" if unit.endswith("b") else "parameters"
         wanted = int(number * UNITS[unit.rstrip("b")])

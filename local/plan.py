@@ -114,8 +114,8 @@ def refuse_missed_target(plan: ProgressiveConfig, teacher: ModelSize, last: Mode
             raise RecipeError(f"{source}: the last stage has {count:,} {kind.replace('_', ' ')}, and plan.target "
                               f"{plan.plan.target} allows {most:,}: make it smaller, or raise plan.target")
         return
-    reached, most = 100 * (1 - last.total / teacher.total), math.floor(teacher.total * (1 - plan.target_compression / 100))
-    if reached < plan.target_compression:
+    reached, most = 100 * (1 - last.total / teacher.total), math.floor(teacher.total * (100 - plan.target_compression) / 100)
+    if last.total > most:
         raise RecipeError(f"{source}: the last stage has {last.total:,} parameters, {reached:.1f}% fewer than the teacher, "
                           f"and target_compression {plan.target_compression:g}% allows {most:,}: make it smaller, or lower "
                           "target_compression")

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 import yaml
-from scripts import refused, run_script
+from scripts import load, refused, run_script
 
 from kdlib.comparison import UPDATES_TOLERANCE
 from kdlib.config import InitConfig, LangConfig, TrainConfig, load_config
+from kdlib.errors import RecipeError
 from kdlib.lang import Lang, train_lang
 from kdlib.plan_config import ProgressiveConfig
-from kdlib.planning import measure_model
+from kdlib.planning import ModelSize, measure_model, parse_target
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "local" / "plan.py"
@@ -253,6 +254,18 @@ def test_words_of_the_command_line_reach_trainings_but_not_the_students_sizes(fo
     assert done.returncode == 0, done.stderr
     assert config(folder, "stage1").model.num_layers == 3
     assert config(folder, "stage1").optim.clip_norm == config(folder, "scratch").optim.clip_norm == 3
+
+
+@pytest.mark.parametrize("percent", range(1, 100))
+def test_a_model_of_exactly_the_size_that_a_target_allows_meets_it(percent):
+    teacher, last = (ModelSize({"encoder": count}, 0, 0, 0) for count in (1_830_000, 18_300 * (100 - percent)))
+    assert parse_target(f"{percent}%", teacher) == ("parameters", last.total)
+    chain = ProgressiveConfig(target_compression=percent)
+    script = load(SCRIPT)
+    script.refuse_missed_target(chain, teacher, last, "progressive.yaml")
+    larger = ModelSize({"encoder": last.total + 1}, 0, 0, 0)
+    with pytest.raises(RecipeError, match="make it smaller, or lower target_compression"):
+        script.refuse_missed_target(chain, teacher, larger, "progressive.yaml")
 
 
 @pytest.mark.parametrize("change,said", [
