@@ -145,7 +145,9 @@ def read_exports(exp: Path, summaries: Dict[str, Dict[str, Any]]) -> List[Dict[s
             if about.get("weights") != own["training"].get("weights") or summary.get("digest") != about.get("digest"):
                 print(f"left out {decoded}: it is of another training or export than {exp / model} and {record}: {EXPORT}")
                 continue
-            if summary_problem(summary, model) or reference_words(summary) != reference_words(own):
+            problem = summary_problem(summary, model)
+            if problem or reference_words(summary) != reference_words(own):
+                print(f"left out {decoded}, which {problem or f'is of other test data than {exp / model}'}: {EXPORT}")
                 continue
             differ = [f"{key} {summary[key]} instead of {own[key]}" for key in ("epoch", "avg", "chunk_ms", "left_context_ms")
                       if summary[key] != own[key]]

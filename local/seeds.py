@@ -8,6 +8,7 @@ Of each run it needs results/summaries.json, which stage 8 writes; a copy kept e
 """
 
 import argparse
+import re
 from pathlib import Path
 
 from kdlib.comparison import drawn_over, rate_names, summary_problem
@@ -48,6 +49,14 @@ def count_seeds(runs):
     return f"{len(runs)} seed{'s' * (len(runs) > 1)}"
 
 
+def differing_words(runs):
+    """What some of the runs' commands say and others do not, but for the seed and the folders: an empty list, if they are runs
+    that differ in nothing else. Some other wording of the same settings is told too."""
+    said = [{word for word in re.findall(r"--[a-z-]+(?: (?!--)[^ =]+(?= |$))?|\S+=\S+", run["command"])
+             if not re.match(r"--(exp|data|corpus-dir)\b|training\.seed=", word)} for run in runs]
+    return sorted(set.union(*said) - set.intersection(*said))
+
+
 def describe_runs(runs):
     """The title and what each run was, in Markdown."""
     lines = []
@@ -82,6 +91,9 @@ def main():
              "p models is that p; p seeds, two-sided too, is that of Student's t of the seeds' differences: whether models "
              "from other seeds would differ in the same way. With few seeds it is small only where they all agree; none "
              "stands where all differences are the same."]
+    differing = differing_words(runs)
+    if differing:
+        notes.append(f"These runs differ in more than the seed: not all of them have {', '.join(f'`{word}`' for word in differing)}.")
     print(plain_table(header, rows) + "\n" + plain_table(*differences) + "\n".join(notes))
     if args.output:
         write_text(args.output, describe_runs(runs) + markdown_table(header, rows)

@@ -168,8 +168,12 @@ def test_the_exported_files_stand_in_the_report_once_they_are_there(run):
     assert [(row["model"], row["files"]) for row in run.results()["exports"]] == [("teacher", "int8")]
 
 
+OTHER_WORDS = {"test_sets": {"test-clean": summary("stage3")["test_sets"]["test-clean"]}}
+
+
 @pytest.mark.parametrize("other, said", [({"avg": 1}, "avg 1 instead of 3"),
-                                         ({"chunk_ms": 1280.0}, "chunk_ms 1280.0 instead of 320.0")])
+                                         ({"chunk_ms": 1280.0}, "chunk_ms 1280.0 instead of 320.0"),
+                                         (OTHER_WORDS, "other test data than {}")])
 def test_exported_files_of_another_epoch_or_chunk_are_left_out(run, capsys, other, said):
     """They would stand under the name, or beside the latency, of a model that they are not."""
     folder = run.folder / "exp" / "export" / "stage3"
@@ -177,7 +181,7 @@ def test_exported_files_of_another_epoch_or_chunk_are_left_out(run, capsys, othe
     (folder / "decode" / "summary.json").write_text(json.dumps(summary("stage3", real_time_factor=0.03, **other)))
     (folder / "model.json").write_text("{}")
     assert run.results()["exports"] == []
-    said = f"left out {folder / 'decode' / 'summary.json'}, which is of {said}: export it again with stage 9"
+    said = f"left out {folder / 'decode' / 'summary.json'}, which is of {said.format(run.folder / 'exp' / 'stage3')}: export it again with stage 9"
     assert said in capsys.readouterr().out
 
 

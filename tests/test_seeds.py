@@ -45,6 +45,31 @@ def test_seeds_are_pooled(tmp_path):
     assert (tmp_path / "again.md").read_text() == report and kept.stat().st_size < 40_000
 
 
+def test_runs_that_differ_in_more_than_the_seed_say_so(tmp_path):
+    run, second = (Run(tmp_path / seed / "toy") for seed in ("42", "43"))
+    better = summary("stage3")["test_sets"]
+    better["test-clean"].update(wer=6.0, errors=120, errors_by_utterance=[1] * 120 + [0] * 280, sub=117)
+    second.write("stage3", test_sets=better)
+    finish(run, second)
+
+    def note(*words):
+        for each, more in zip((run, second), words):
+            whole = json.loads(summaries(each).read_text())
+            summaries(each).write_text(json.dumps({**whole, "command": f"egs/toy/run.sh {more}".strip()}))
+        printed = run_script(SEEDS, run.folder / "exp", second.folder / "exp", "--output", tmp_path / "seeds.md").stdout
+        lines = [line for line in printed.splitlines() if "more than the seed" in line]
+        assert [f"- {line}" for line in lines] == [
+            line for line in (tmp_path / "seeds.md").read_text().splitlines() if "more than the seed" in line]
+        return lines
+
+    assert note("", "--exp DIR training.seed=43") == []
+    assert note("--hours 20 --data DIR data.gain.range=[-20,10]",
+                "--exp DIR --data DIR --hours 20 training.seed=43 data.gain.range=[-20,10]") == []
+    assert note("--hours 20", "--hours 8 --exp DIR training.seed=43 optim.learning_rate=1e-5") == [
+        "These runs differ in more than the seed: not all of them have `--hours 20`, `--hours 8`, `optim.learning_rate=1e-5`."]
+    assert note("--smoke training.seed=42", "--smoke training.seed=43") == []
+
+
 def finish(*runs):
     for run in runs:
         run.results()
