@@ -86,7 +86,8 @@ class StreamingRecogniser:
         window = chunk_frames(self.chunk_size)
         chunks, lengths = [], []
         for stream in streams:
-            waiting = torch.cat(stream.features)
+            # Joined anew only where more has come: else it would cost the square of what was accepted at once.
+            waiting = stream.features[0] if len(stream.features) == 1 else torch.cat(stream.features)
             chunk = waiting[:window]
             # The last chunk of a stream may be short. What it lacks is made up with zeros, which no frame before them
             # sees through the convolutions; attention would, and is told of them by `lengths`.
