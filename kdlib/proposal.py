@@ -32,8 +32,8 @@ _TIERS = (
     (1000.0, (12, 512, 8, 2048, 31, 128), 600.0, 60),
     (math.inf, (12, 512, 8, 2048, 31, 128), 600.0, 20),
 )
-# Of little speech more passes are needed to see as many updates: 60 hours heard are 10,800 updates of 20 s, three times those
-# of the two recipes above, which say themselves that theirs are short.
+# Of little speech more passes are needed to see as many updates: 60 hours heard are 10,800 updates of 20 s, half as many again
+# as the commands' teacher has, and three times those of the digits', which say themselves that theirs are short.
 _HEARD, _MOST_PASSES = 60.0, 60
 # Speed perturbation (Ko et al., Audio augmentation for speech recognition, Interspeech 2015) pays where speech is not plenty.
 _PERTURBED_UP_TO = 1000.0

@@ -6,7 +6,7 @@ recipe=voice_commands
 test_sets="test-clean test-other"
 noise_cuts="noise"
 option hours 8 0.06 "hours of training speech to make"
-option test-words 2400 150 "reference words in each test set, at least"
+option test-words 4800 150 "reference words in each test set, at least"
 option noise-minutes 10 1 "minutes of background sound for augmentation"
 
 make_corpus() {

@@ -160,7 +160,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Make the spoken commands corpus with espeak-ng.")
     parser.add_argument("--output", type=Path, default=Path("data/corpus"), help="folder of the corpus")
     parser.add_argument("--hours", type=float, default=8.0, help="hours of training speech")
-    parser.add_argument("--test-words", type=int, default=2400, help="reference words in each test set, at least")
+    parser.add_argument("--test-words", type=int, default=4800, help="reference words in each test set, at least")
     parser.add_argument("--noise-minutes", type=float, default=10.0, help="background sounds for augmentation")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=2, help="processes at once; the result does not depend on it")
