@@ -5,8 +5,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 REPORTS = {"commands, 60% smaller": "voice_commands/SEEDS.md", "commands, 87% smaller": "voice_commands/SEEDS-tiny.md",
            "commands, 93% smaller": "voice_commands/SEEDS-large.md", "spoken digits, 61% smaller": "fsdd/SEEDS.md",
-           "the same, third seed": "voice_commands/RESULTS-large-44.md",
-           "60% smaller, all trained twice as long": "voice_commands/SEEDS-long.md"}
+           "the same, third seed": "voice_commands/RESULTS-large-44.md"}
 
 
 def cells(line: str):

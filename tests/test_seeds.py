@@ -173,7 +173,7 @@ def test_models_that_are_averaged_otherwise_are_not_pooled():
 def test_runs_of_other_recipes_or_settings_are_not_pooled(tmp_path, key, other):
     kept = []
     for seed in (42, 43):
-        whole = json.loads((SEEDS.parents[1] / "egs" / "voice_commands" / "seeds" / f"long-{seed}.json").read_text())
+        whole = json.loads((SEEDS.parents[1] / "egs" / "voice_commands" / "seeds" / f"{seed}.json").read_text())
         kept.append(tmp_path / f"{seed}.json")
         kept[-1].write_text(json.dumps({**whole, key: other} if seed == 43 else whole))
     said = refused(run_script(SEEDS, *kept))
