@@ -93,7 +93,8 @@ def main():
              "stands where all differences are the same."]
     differing = differing_words(runs)
     if differing:
-        notes.append(f"These runs differ in more than the seed: not all of them have {', '.join(f'`{word}`' for word in differing)}.")
+        notes.append("These runs differ in more than the seed: not all of them have "
+                     f"{', '.join(f'`{word}`' for word in differing)}.")
     print(plain_table(header, rows) + "\n" + plain_table(*differences) + "\n".join(notes))
     if args.output:
         write_text(args.output, describe_runs(runs) + markdown_table(header, rows)

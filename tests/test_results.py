@@ -181,7 +181,8 @@ def test_exported_files_of_another_epoch_or_chunk_are_left_out(run, capsys, othe
     (folder / "decode" / "summary.json").write_text(json.dumps(summary("stage3", real_time_factor=0.03, **other)))
     (folder / "model.json").write_text("{}")
     assert run.results()["exports"] == []
-    said = f"left out {folder / 'decode' / 'summary.json'}, which is of {said.format(run.folder / 'exp' / 'stage3')}: export it again with stage 9"
+    said = said.format(run.folder / "exp" / "stage3")
+    said = f"left out {folder / 'decode' / 'summary.json'}, which is of {said}: export it again with stage 9"
     assert said in capsys.readouterr().out
 
 

@@ -365,7 +365,8 @@ def test_files_on_standard_input(monkeypatch):
         soundfile.write(content, np.sin(np.arange(8000)), 8000, format=kind)
         with pytest.raises(RecipeError, match=rf"this is a file \({name}\), .* \(ffmpeg -i - -f s16le -ac 1 -ar 8000 -\)"):
             blocks(content.getvalue())
-    for head, name in {b"RIFX": "WAV", b"ID3\4": "MP3", b"\x1aE\xdf\xa3": "WebM or Matroska", b"\0\0\0\x20ftypM4A ": "MP4"}.items():
+    for head, name in {b"RIFX": "WAV", b"ID3\4": "MP3", b"\x1aE\xdf\xa3": "WebM or Matroska",
+                       b"\0\0\0\x20ftypM4A ": "MP4"}.items():
         with pytest.raises(RecipeError, match=f"this is a file .{name}."):
             blocks(head + bytes(100))
     assert blocks(b"\xff\xfb" + bytes(98)).tolist() == [-1025 / 32768] + [0.0] * 49

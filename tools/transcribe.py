@@ -29,7 +29,8 @@ import numpy as np
 from kdlib.audio_header import MP3_SLACK, UNKNOWN_LENGTH, cut_short, unread
 from kdlib.errors import RecipeError, in_one_line, known_failure, run_main
 from kdlib.scoring import split_characters
-from kdlib.sherpa import METHODS, RATES, SUBSAMPLING, chosen_beam, decode_ready, make_recognizer, needed, pieces, read_model, tail
+from kdlib.sherpa import (METHODS, RATES, SUBSAMPLING, chosen_beam, decode_ready, make_recognizer, needed, pieces, read_model,
+                          tail)
 
 BLOCK_SECONDS = 0.1
 MOST, LOUD = 65536, 16  # beyond the first no value is a sample, beyond the second it is none of full scale 1
