@@ -16,13 +16,19 @@ from kdlib.seeds import pool_seeds, seed_differences_table, seeds_table
 SEEDS = Path(__file__).resolve().parents[1] / "local" / "seeds.py"
 
 
-def test_seeds_are_pooled(tmp_path):
-    """Two runs that differ in one model: its two rates, their mean and spread, and p-values of both together."""
-    run, second = (Run(tmp_path / seed / "toy") for seed in ("42", "43"))
+def finished_pair(folder):
+    """Two finished runs, the second better in one model."""
+    run, second = (Run(folder / seed / "toy") for seed in ("42", "43"))
     better = summary("stage3")["test_sets"]
     better["test-clean"].update(wer=6.0, errors=120, errors_by_utterance=[1] * 120 + [0] * 280, sub=117)
     second.write("stage3", test_sets=better)
     finish(run, second)
+    return run, second
+
+
+def test_seeds_are_pooled(tmp_path):
+    """Two runs that differ in one model: its two rates, their mean and spread, and p-values of both together."""
+    run, second = finished_pair(tmp_path)
     done = run_script(SEEDS, run.folder / "exp", second.folder / "exp", "--output", tmp_path / "seeds.md")
     assert done.returncode == 0, done.stderr
     rows = {line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]]
@@ -46,11 +52,7 @@ def test_seeds_are_pooled(tmp_path):
 
 
 def test_runs_that_differ_in_more_than_the_seed_say_so(tmp_path):
-    run, second = (Run(tmp_path / seed / "toy") for seed in ("42", "43"))
-    better = summary("stage3")["test_sets"]
-    better["test-clean"].update(wer=6.0, errors=120, errors_by_utterance=[1] * 120 + [0] * 280, sub=117)
-    second.write("stage3", test_sets=better)
-    finish(run, second)
+    run, second = finished_pair(tmp_path)
 
     def note(*words):
         for each, more in zip((run, second), words):
