@@ -100,7 +100,8 @@ def _where(texts: Mapping[str, str]) -> List[Tuple[str, List[str]]]:
 
 
 def overlapping(supervisions: Iterable[SupervisionSegment]) -> List[Tuple[str, str]]:
-    """Pairs of ids whose times overlap in one channel of one recording, of utterances of one part."""
+    """Pairs of ids whose times overlap in one channel of one recording, of utterances of one part: each that overlaps any
+    stands in one at least, not every two that do, who may be very many where several speak at once."""
     by_channel = defaultdict(list)
     for segment in supervisions:
         for channel in to_list(segment.channel):
@@ -182,7 +183,7 @@ def describe_survey(corpus: Iterable[Tuple[Iterable[Recording], Iterable[Supervi
     pairs = list(dict.fromkeys(pair for _, supervisions in corpus
                                for pair in overlapping(segment for segment in supervisions if segment.id in kept)))
     if pairs:
-        lines.append(f"{len(pairs)} pairs of utterances overlap in their recording: "
+        lines.append(f"{len({id_ for pair in pairs for id_ in pair})} utterances overlap others in their recording: "
                      + _first([f"{a} and {b}" for a, b in pairs]))
     texts = {cut.id: cut.supervisions[0].text for cut in cuts}
     odd = odd_characters(texts)

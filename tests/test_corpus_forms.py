@@ -359,6 +359,15 @@ class TestForms:
         first = next(iter(read_form("manifests", folder)[0]["train"][1]))
         assert first.text is None and first.speaker is None
 
+    def test_a_speaker_is_one_however_typed(self, tmp_path):
+        """Composed as on most systems, in parts as a Mac has it; and without a name there is none."""
+        folder = manifests_corpus(tmp_path / "corpus")
+        path = folder / "supervisions_train.jsonl.gz"
+        names = ["J\u00fcrgen", "Ju\u0308rgen", " J\u00fcrgen ", "", " ", None]
+        SupervisionSet.from_segments(fastcopy(segment, speaker=names[k % len(names)]) for k, segment in enumerate(
+            SupervisionSet.from_file(path))).to_file(path)
+        assert {segment.speaker for segment in read_form("manifests", folder)[0]["train"][1]} == {"J\u00fcrgen", None}
+
     def test_supervisions_without_recordings_are_named(self, tmp_path):
         """As where one file of recordings is for several of supervisions."""
         folder = manifests_corpus(tmp_path / "corpus")

@@ -408,8 +408,10 @@ class TestHoldingOut:
         places = {part: {c.id[1:] for c in some} for part, some in dealt.items()}
         assert sum(map(len, places.values())) == 30 and sorted(c.id for some in dealt.values() for c in some) == sorted(
             c.id for c in cuts)
-        with pytest.raises(RecipeError, match="2 utterances that can be used are too few"):
-            hold_out([some for some in cuts if some.id[1:] in "01"], self.SHARES)
+        for few in ("01", "0123"):  # three make batches, and a part each
+            with pytest.raises(RecipeError, match=f"{len(few)} utterances that can be used are too few"):
+                hold_out([some for some in cuts if some.id[1:] in few], self.SHARES)
+        assert len(hold_out([some for some in cuts if some.id[1:] in "01234"], self.SHARES)[0]["train"]) == 6
 
     def test_one_long_recording_leaves_training_what_it_had(self, new_recipe, tmp_path, capsys):
         table = csv_corpus(tmp_path / "corpus", 2)

@@ -6,6 +6,8 @@ import re
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from lhotse import SupervisionSegment, SupervisionSet
 from lhotse.utils import fastcopy
 from toy_corpora import SPEAKERS, csv_corpus, cut, kaldi_corpus, manifests_corpus, say
@@ -51,7 +53,7 @@ class TestTheSurvey:
             folder = kaldi_corpus(tmp_path / "corpus" / part)
             for name in ("text", "utt2spk", "segments"):
                 (folder / name).write_text("".join(f"{part}-{line}\n" for line in (folder / name).read_text().splitlines()))
-        assert "pairs of utterances overlap" not in new_recipe("--kaldi", tmp_path / "corpus")
+        assert "overlap others" not in new_recipe("--kaldi", tmp_path / "corpus")
 
     def test_each_utterance_counts_once_and_where_it_is_left_out(self):
         """Two test sets of one talk, which share an utterance; and one too long, that tests decode all the same."""
@@ -66,7 +68,15 @@ class TestTheSurvey:
         assert "1 utterances longer than 30 s, which training leaves out: d" in lines
         assert "1 utterances shorter than 0.2 s, which training leaves out: short" in lines
         assert "audio: 1 recordings of 16000 Hz, 1 channel" in lines
-        assert "1 pairs of utterances overlap in their recording: x and y" in lines
+        assert "2 utterances overlap others in their recording: x and y" in lines
+
+    @given(st.lists(st.tuples(st.integers(0, 60), st.integers(1, 20), st.integers(0, 1)), min_size=1, max_size=12))
+    def test_each_that_overlaps_any_is_counted(self, spans):
+        segments = [SupervisionSegment(id=str(k), recording_id="a", start=begin, duration=seconds, channel=channel, text="A")
+                    for k, (begin, seconds, channel) in enumerate(spans)]
+        brute = {a.id for a in segments for b in segments
+                 if a is not b and a.channel == b.channel and a.start < b.end and b.start < a.end}
+        assert {id_ for pair in overlapping(segments) for id_ in pair} == brute
 
     def test_punctuation_that_is_common_is_one_line(self, new_recipe, tmp_path):
         table = csv_corpus(tmp_path / "corpus", 2)

@@ -76,7 +76,7 @@ def _sound(part: Part, skipped: Skipped) -> Part:
             else:
                 skipped.add(str(item.id), reason)
     return (RecordingSet.from_recordings(fastcopy(r, id=str(r.id)) for r in kept[0]), SupervisionSet.from_segments(
-        fastcopy(s, id=str(s.id), recording_id=str(s.recording_id), text=_string(s.text), speaker=_string(s.speaker))
+        fastcopy(s, id=str(s.id), recording_id=str(s.recording_id), text=_string(s.text), speaker=_speaker(s.speaker))
         for s in kept[1]))
 
 
@@ -103,6 +103,11 @@ def _of_known_speakers(name: str, part: Part) -> Part:
 def _string(value: Any) -> Optional[str]:
     """Without a value is also what pandas makes of an empty cell, which JSON keeps as NaN."""
     return None if value is None or value != value else str(value)
+
+
+def _speaker(value: Any) -> Optional[str]:
+    """None where there is no name; an accented letter is one letter, however it was typed, or one person would be two."""
+    return unicodedata.normalize("NFC", _string(value) or "").strip() or None
 
 
 def _is_number(value: Any) -> bool:
