@@ -1,6 +1,7 @@
 """Cuts as Lhotse's manifests or Shar hold them: read, checked, and those chosen that a transducer can learn from."""
 
 import math
+import os
 import random
 from collections import Counter
 from functools import partial
@@ -10,7 +11,7 @@ from typing import Dict, Iterable, List, Optional, Tuple, Union
 import numpy as np
 import torch
 from lhotse import CutSet
-from lhotse.cut import Cut
+from lhotse.cut import Cut, MonoCut
 from torch import Tensor
 
 from kdlib.config import DataConfig
@@ -71,6 +72,16 @@ def transcript(cut: Cut) -> str:
     return (segments[0].text or "") if segments else ""
 
 
+def unreadable(what: str, path: Optional[str], error: Exception, remedy: str) -> RecipeError:
+    """The error to raise where ``what`` could not be read, from ``path`` where that is known: a relative one starts from the
+    recipe's folder, and is not there for those who stand elsewhere."""
+    if path is not None and not os.path.exists(path):
+        if not os.path.isabs(path):
+            remedy = f"run this in the recipe's folder, where that path starts, or, if it is not there either, {remedy}"
+        return RecipeError(f"{what} cannot be read, since there is no {path}: {remedy}")
+    return RecipeError(f"{what} cannot be read ({with_its_type(error)}): {remedy}")
+
+
 def load_samples(cut: Cut, sampling_rate: int) -> np.ndarray:
     """The cut's audio, (1, samples) float32; a :class:`RecipeError` names a cut that has none, or of another rate."""
     if cut.has_recording and cut.sampling_rate != sampling_rate:
@@ -79,8 +90,9 @@ def load_samples(cut: Cut, sampling_rate: int) -> np.ndarray:
     try:
         return cut.load_audio().astype(np.float32)
     except Exception as error:  # each format has exceptions of its own
-        raise RecipeError(f"the audio of {cut.id} cannot be read ({with_its_type(error)}): mend the file, or run stages 1 and "
-                          "2 again, which leave it out") from None
+        files = [source.source for source in cut.recording.sources if source.type == "file"] if cut.has_recording else []
+        raise unreadable(f"the audio of {cut.id}", files[0] if files else None, error,
+                         "mend the file, or run stages 1 and 2 again, which leave it out") from None
 
 
 def load_features(cut: Cut) -> Tensor:
@@ -88,7 +100,12 @@ def load_features(cut: Cut) -> Tensor:
     try:
         return torch.from_numpy(cut.load_features())
     except Exception as error:  # each storage has exceptions of its own
-        raise RecipeError(f"the features of {cut.id} cannot be read ({with_its_type(error)}): {REMAKE}") from None
+        raise unreadable(f"the features of {cut.id}", features_file(cut), error, REMAKE) from None
+
+
+def features_file(cut: Cut) -> Optional[str]:
+    """Where the features of a cut are, if in a file of their own."""
+    return cut.features.storage_path or None if isinstance(cut, MonoCut) and cut.has_features else None
 
 
 def shar_index(path: PathLike) -> Path:

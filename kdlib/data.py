@@ -23,8 +23,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 from kdlib.batch_plan import BucketingSampler, Phase, PlannedBatch, PlannedSampler, SharSampler, plan_batch
 from kdlib.config import DataConfig, SpecAugmentConfig
 from kdlib.conformer import subsampled_length
-from kdlib.cuts import TrainCuts, nbest_of, require_enough, total_seconds, transcript
-from kdlib.errors import RecipeError, killed_reader, with_its_type
+from kdlib.cuts import TrainCuts, features_file, nbest_of, require_enough, total_seconds, transcript, unreadable
+from kdlib.errors import RecipeError, killed_reader
 from kdlib.lang import Lang
 from kdlib.shar import REMAKE, SharCuts
 
@@ -187,8 +187,8 @@ class TransducerDataset(Dataset):
             try:
                 features, lengths = collate_features(cuts)
             except Exception as error:  # each storage has exceptions of its own
-                return RecipeError(f"the features of {ids[0]} or of another utterance in its batch cannot be read "
-                                   f"({with_its_type(error)}): {REMAKE}")
+                return unreadable(f"the features of {ids[0]} or of another utterance in its batch",
+                                  features_file(planned.cuts[0]), error, REMAKE)
             if self.gain is not None and planned.progress >= self.gain.start:
                 # Of log-mel energies a gain is a sum: the features of the louder or quieter audio, but for what was, or now
                 # is, at their floor.

@@ -263,8 +263,12 @@ def test_features_that_are_gone_are_named(corpus, tmp_path):
         config = settings(f"data.num_workers={workers}")
         run = Trainer(config, tmp_path, lang, Transducer(config.model, len(lang)), cuts, dev, None, None,
                       torch.device("cpu"))
-        with pytest.raises(RecipeError, match="the features of gone-.* cannot be read .*: run stage 2 again"):
+        with pytest.raises(RecipeError, match=r"the features of gone-.* cannot be read \(.*\): run stage 2 again"):
             run.train()
+    for cut in cuts:
+        cut.features.storage_path = "data/gone"
+    with pytest.raises(RecipeError, match="since there is no data/gone: run this in the recipe's folder, .* run stage 2 again"):
+        run.train()
 
 
 def test_noise_is_as_frequent_and_as_loud_as_the_config_says(corpus):

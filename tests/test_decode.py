@@ -350,7 +350,7 @@ def test_features_that_are_gone_are_named(options):
     CutSet.from_cuts(cuts).to_file(options["--fbank"] / "cuts_dev.jsonl.gz")
     done = run("streaming_decode", options)
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert f"the features of {cuts[1].id} cannot be read" in done.stderr
+    assert f"the features of {cuts[1].id} cannot be read, since there is no {options['--fbank'] / 'gone'}: " in done.stderr
     assert "again (this run's run.sh with --stage 2 --stop-stage 2 --force)" in done.stderr
 
 
@@ -430,6 +430,12 @@ def test_audio_that_cannot_be_used_is_named(tmp_path):
     assert load_samples(cut, 16000).shape == (1, 16000) and load_samples(cut, 16000).dtype == np.float32
     with pytest.raises(RecipeError, match="u1 has audio of 16000 Hz and the model hears 8000 Hz"):
         load_samples(cut, 8000)
+    (tmp_path / "a.wav").write_bytes(b"")
+    with pytest.raises(RecipeError, match=r"the audio of u1 cannot be read \(.*\): mend the file, or run stages 1 and 2 again"):
+        load_samples(cut, 16000)
     (tmp_path / "a.wav").unlink()
-    with pytest.raises(RecipeError, match="the audio of u1 cannot be read"):
+    with pytest.raises(RecipeError, match="the audio of u1 cannot be read, since there is no /.*/a.wav: mend the file, or run"):
+        load_samples(cut, 16000)
+    recording.sources[0].source = "data/a.wav"
+    with pytest.raises(RecipeError, match="since there is no data/a.wav: run this in the recipe's folder, where that path starts"):
         load_samples(cut, 16000)
