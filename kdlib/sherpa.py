@@ -32,7 +32,7 @@ _ENTRIES = {"model": (str,), "parameters": _COUNT, "updates": (int, 0, 10 ** 12)
 def seal(folder: PathLike, about: Dict[str, Any]) -> Dict[str, Any]:
     """What is said of a model, and with it the digests that tell whether the folder is still as it was exported: under
     ``files`` of the content of each file that the runtime reads, under ``digest`` of all that is said."""
-    names = ["tokens.txt", *(f"{part}{suffix}.onnx" for part in PARTS for suffix in ("", ".int8"))]
+    names = ["tokens.txt", *_names(False), *_names(True)]
     about = {**about, "files": {name: content_digest(Path(folder) / name) for name in names}}
     return {**about, "digest": _digest(about)}
 
@@ -51,10 +51,10 @@ def read_model(folder: PathLike, int8: bool = False) -> Dict[str, Any]:
     folder = Path(folder)
     about = read_json(folder / "model.json", AGAIN)
     _check_entries(folder / "model.json", about)
-    for name in ["tokens.txt", *(f"{part}{'.int8' if int8 else ''}.onnx" for part in PARTS)]:
+    for name in ["tokens.txt", *_names(int8)]:
         path = folder / name
         if not path.is_file():
-            raise RecipeError(f"{path} is missing: {AGAIN}")
+            raise RecipeError(f"{path} is missing: {_other_kind(folder, int8) or AGAIN}")
         if content_digest(path) != about["files"].get(name):
             raise RecipeError(f"{path} is not the file of which model.json has the digest: it is damaged or another "
                               f"model's: {AGAIN}")
@@ -62,6 +62,17 @@ def read_model(folder: PathLike, int8: bool = False) -> Dict[str, Any]:
     if [line.rsplit(" ", 1)[-1] for line in tokens] != [str(number) for number in range(about["vocab_size"])]:
         raise RecipeError(f"{folder / 'tokens.txt'} does not have the model's {about['vocab_size']} tokens: {AGAIN}")
     return about
+
+
+def _names(int8: bool) -> List[str]:
+    return [f"{part}{'.int8' if int8 else ''}.onnx" for part in PARTS]
+
+
+def _other_kind(folder: Path, int8: bool) -> Optional[str]:
+    """What to do where a device was given the files of the other kind, as it may be; None where they are not there either."""
+    if not all((folder / name).is_file() for name in _names(not int8)):
+        return None
+    return "the float32 files are there: leave --int8 out" if int8 else "the int8 files are there: give --int8"
 
 
 def _check_entries(path: Path, about: Any) -> None:

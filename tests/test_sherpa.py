@@ -332,7 +332,7 @@ def rewrite_tokens(text, resealed):
     (lambda folder: (folder / "model.json").unlink(), "model.json is missing: export the model again"),
     (lambda folder: (folder / "model.json").write_text('{"model": 3}'), "model.json says nothing of parameters, updates"),
     (lambda folder: (folder / "model.json").write_text("[]"), "does not describe an exported model"),
-    (lambda folder: (folder / "joiner.onnx").unlink(), "joiner.onnx is missing"),
+    (lambda folder: (folder / "joiner.onnx").unlink(), "joiner.onnx is missing: the int8 files are there: give --int8"),
     (flip("encoder.onnx"), "encoder.onnx is not the file of which model.json has the digest"),
     (flip("joiner.onnx"), "joiner.onnx is not the file"),
     (rewrite_tokens(b"a 0\n", False), "tokens.txt is not the file"),
@@ -356,6 +356,20 @@ def test_a_folder_that_is_not_whole(exported, tmp_path, damage, said):
     damage(folder)
     with pytest.raises(RecipeError, match=re.escape(said)):
         read_model(folder)
+
+
+def test_a_device_has_files_of_one_kind(exported, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(exported, folder)
+    for path in folder.glob("*.int8.onnx"):
+        path.unlink()
+    read_model(folder)
+    with pytest.raises(RecipeError, match="encoder.int8.onnx is missing: the float32 files are there: leave --int8 out"):
+        read_model(folder, int8=True)
+    (folder / "joiner.onnx").unlink()
+    for int8 in (False, True):
+        with pytest.raises(RecipeError, match="onnx is missing: export the model again"):
+            read_model(folder, int8=int8)
 
 
 def test_what_the_runtime_cannot_run(exported, tmp_path):
