@@ -15,7 +15,6 @@ from kdlib.config import DataConfig
 from kdlib.corpus import checked_cuts, normalised, usable_part, write_cuts
 from kdlib.corpus_forms import Part, named_apart, plain_name, read_manifests
 from kdlib.corpus_forms.shared import said_role
-from kdlib.cuts import FEWEST
 from kdlib.errors import RecipeError
 from kdlib.files import PathLike, read_record, write_json
 from kdlib.heard import Audio, audio_at, audios_of, heard_together, joined, known_files, mostly_in
@@ -49,17 +48,12 @@ def _counted(found: Mapping[str, Sequence[str]]) -> str:
 
 
 def check_trainable(cuts: Sequence[Cut], role: str, source: str) -> None:
-    """See that training takes as many of the cuts of train as it makes batches of, or one of dev for its loss, where there
-    are any.
+    """See that training takes one of the cuts of train, or of dev for its loss, where there are any, at least.
 
     Raises:
-        RecipeError: it does not; the message says how many are too short or too long, and the remedy.
+        RecipeError: it takes none; the message says how many are too short or too long, and the remedy.
     """
-    found = len(trainable(cuts))
-    if found and role == "train" and found < FEWEST:
-        raise RecipeError(f"{source} has {found} utterance{'s' * (found > 1)} that can be trained on, too few to make batches "
-                          "of: add to it")
-    if cuts and not found:
+    if cuts and not trainable(cuts):
         use = "used for the dev loss" if role == "dev" else "trained on"
         raise RecipeError(f"{source} has no utterance that can be {use}: of {len(cuts)} there are "
                           f"{_counted(untrainable(cuts))}; cut long recordings into utterances")
@@ -211,14 +205,14 @@ def hold_out(cuts: Sequence[Cut], shares: Mapping[str, float],
     its share, the next way is taken.
 
     Raises:
-        RecipeError: what training takes are fewer utterances, each counted once, than make batches and a part each.
+        RecipeError: of what training takes there are no more utterances, each counted once, than parts to hold out.
     """
     usable, other = trainable(cuts), untrainable(cuts)
     audios = audios_of(usable)
     first = {audios[cut.id] or cut.id: cut for cut in sorted(usable, key=lambda cut: cut.id, reverse=True)}
     together = heard_together(audios)
     count = len(set(together.values()))
-    if count < len(shares) + FEWEST:
+    if count <= len(shares):
         raise RecipeError(f"{count} utterances that can be used{', overlapping ones taken as one,' * (count < len(first))} are "
                           f"too few to hold {', '.join(shares)} out of them"
                           + (f" (besides, there are {_counted(other)})" if other else "")

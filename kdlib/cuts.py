@@ -6,7 +6,7 @@ import random
 from collections import Counter
 from functools import partial
 from pathlib import Path
-from typing import Dict, Iterable, List, Optional, Tuple, Union
+from typing import Dict, Iterable, List, Optional, Sized, Tuple, Union
 
 import numpy as np
 import torch
@@ -187,7 +187,7 @@ def short_cuts(cuts: TrainCuts, most: int) -> TrainCuts:
     return short
 
 
-def require_enough(cuts: TrainCuts) -> None:
+def require_enough(cuts: Sized) -> None:
     """Refuse, with a :class:`RecipeError`, cuts that are too few for batches."""
     if len(cuts) < FEWEST:
         raise RecipeError(f"{len(cuts)} training utterances are too few to make batches of: use more data")

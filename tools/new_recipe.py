@@ -18,6 +18,7 @@ from typing import Dict
 from kdlib.corpus_forms import read_corpus
 from kdlib.corpus_parts import (check_apart, check_trainable, checked_role, describe_holding, describe_roles,
                                 held_out_shares, hold_out, part_roles, trainable)
+from kdlib.cuts import require_enough
 from kdlib.errors import RecipeError, run_main
 from kdlib.manifests import Skipped
 from kdlib.options import require_positive
@@ -170,6 +171,7 @@ def main():
         cuts.update(dealt)
         print(describe_holding(shares, by, cuts["train"]))
     print(*describe_survey(parts.values(), cuts), "", sep="\n")
+    require_enough(trainable(cuts["train"]))
     proposal = propose(Speech.of(trainable(cuts["train"])).hours, [cut.supervisions[0].text for cut in cuts["train"]], found)
     print(*proposal.reasons, sep="\n")
     corpus = args.corpus_dir if form == "lhotse" else Path(source)
