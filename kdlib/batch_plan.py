@@ -2,6 +2,7 @@
 
 import queue
 import random
+import re
 from dataclasses import dataclass
 from typing import Iterable, Iterator, List, Sequence
 
@@ -48,10 +49,17 @@ def _draw_before(cuts: Sequence[Cut], seed: int, carried_labels: float, last: Se
         cuts = [*cuts, *(cut for cut in last if cut.id != cuts[0].id)]
     for number in range(len(found) if len(cuts) > 1 else 0):
         if draw.random() < carried_labels:
-            # After another, not after itself: its own last labels would tell how it ends.
-            other = draw.randrange(len(cuts) - 1)
-            found[number] = transcript(cuts[other + (other >= number)])
+            # After another, not after itself or its copy at another speed: its own last labels would tell how it ends.
+            first = draw.randrange(len(cuts) - 1)
+            first += first >= number
+            others = (cut for cut in [*cuts[first:], *cuts[:first]] if _of_any_speed(cut) != _of_any_speed(cuts[number]))
+            found[number] = next(map(transcript, others), "")
     return found
+
+
+def _of_any_speed(cut: Cut) -> str:
+    """Its id, without what Lhotse adds at another speed."""
+    return re.sub(r"_sp[0-9.]+$", "", cut.id)
 
 
 @dataclass

@@ -38,6 +38,18 @@ def test_so_many_utterances_go_on_after_another_of_their_batch(corpus):
     assert set(before(1)) <= texts and len(set(before(1))) > 10 and not any(before(0))
 
 
+def test_no_utterance_goes_on_after_its_copy_at_another_speed(corpus):
+    cuts = [dataclasses.replace(cut, supervisions=[dataclasses.replace(cut.supervisions[0], text=f"{number}")])
+            for number, cut in enumerate(list(corpus[2])[:3])]
+    copies = [cut.with_id(f"{cut.id}_sp{speed}") for cut in cuts for speed in (0.9, 1.1)]
+    found = set()
+    for seed in range(20):
+        plan = plan_batch([*cuts, *copies], seed, 1.0, carried_labels=1.0)
+        found |= {(cut.supervisions[0].text, before) for cut, before in zip(plan.cuts, plan.before)}
+    assert found == {(one, other) for one in "012" for other in "012" if one != other}
+    assert plan_batch([cuts[0], copies[0]], 1, 1.0, carried_labels=1.0).before == ["", ""]
+
+
 def test_the_labels_are_of_the_whole_batch_however_it_is_shared_out(corpus):
     """And never an utterance's own, so that one alone goes on after one of the batch before."""
     [whole] = planned(corpus, 0.5)
