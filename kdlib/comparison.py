@@ -162,18 +162,22 @@ def _figures(test: Mapping[str, Any], teacher: Mapping[str, Any]) -> Dict[str, A
         **figures,
         "drawn": "takes" if count_lists(headline(test)) == _BY_TAKE else "utterances",
         "interval": wer_interval(errors, words),
-        "relative": relative_change(headline(test)["wer"], headline(teacher)["wer"]),
+        "relative": relative_change(_rate(test), _rate(teacher)),
         "p_teacher": paired_p(headline(test), headline(teacher)),
     }
 
 
 def _difference(summaries: Mapping[str, Summary], model: str, other: str) -> Dict[str, Any]:
     """Two models on each test set: the difference of their error rates and its p-value."""
-    tests = {name: (headline(test), headline(summaries[other]["test_sets"][name]))
-             for name, test in summaries[model]["test_sets"].items()}
+    tests = {name: (test, summaries[other]["test_sets"][name]) for name, test in summaries[model]["test_sets"].items()}
     return {"model": model, "other": other, "test_sets": {
-        name: {"difference": ours["wer"] - theirs["wer"], "p": paired_p(ours, theirs)}
+        name: {"difference": _rate(ours) - _rate(theirs), "p": paired_p(headline(ours), headline(theirs))}
         for name, (ours, theirs) in tests.items()}}
+
+
+def _rate(test: Mapping[str, Any]) -> float:
+    """Per cent, as the counts have it: what a summary says of it is rounded."""
+    return 100.0 * headline(test)["errors"] / headline(test)["words"]
 
 
 def format_p(p: float) -> str:

@@ -113,6 +113,21 @@ def test_report_names_the_run_and_no_place_on_this_machine(run):
         assert str(run.folder.parent) not in written.read_text()
 
 
+def test_changes_are_those_of_the_counts(run):
+    """48 errors beside 46 are 4.348% more, their rates as summaries have them, rounded, 4.36%; of 1,000 words 4.80 and 4.60."""
+    for model in WERS:
+        errors, made = {"teacher": 46, "stage3": 48}.get(model, 60), summary(model)
+        made["test_sets"]["test-clean"].update(
+            wer=round(100 * errors / 4800, 4), errors=errors, words=4800, words_by_utterance=[12] * 400,
+            errors_by_utterance=[1] * errors + [0] * (400 - errors))
+        run.write(model, test_sets=made["test_sets"])
+    results = run.results()
+    row = next(row for row in results["rows"] if row["model"] == "stage3")["test_sets"]["test-clean"]
+    assert row["relative"] == pytest.approx(100 * 2 / 46, abs=1e-9)
+    beside = next(found for found in results["differences"] if found["other"] == "teacher")["test_sets"]["test-clean"]
+    assert beside["difference"] == pytest.approx(100 * 2 / 4800, abs=1e-9)
+
+
 def test_test_sets_in_characters_are_compared_by_these(run, capsys):
     """The figures over characters of one test set: its CER leads and its WER stands behind it; the other has its WER."""
     for model in WERS:
