@@ -272,6 +272,12 @@ def remove_sets(folder: PathLike, part: str) -> None:
         (Path(folder) / name).unlink(missing_ok=True)
 
 
+def too_many_gone(gone: int, there: int) -> bool:
+    """Whether so many of the files that were there look as if a disk were not mounted: single ones may go, up to ten of a part
+    or one in twenty."""
+    return gone > max(10, 0.05 * there)
+
+
 def audio_files(recording) -> Set[str]:
     """The files that a Lhotse Recording reads."""
     return {source.source for source in recording.sources if source.type == "file"}

@@ -11,6 +11,8 @@ from typing import Any, Iterator, Optional
 
 from kdlib.errors import RecipeError, in_one_line
 
+_MEND = ("give fewer --jobs; if that does not help, run stage 1 again with --force, which finds a file that ends its decoder")
+
 
 def end_with_parent() -> None:
     """Have this process ended by SIGTERM when its parent ends, however that ends; call it first in a helper process.
@@ -62,17 +64,21 @@ def executor(jobs: int, dask: Optional[str] = None) -> Iterator[Any]:
                     raise
         except BrokenProcessPool:
             raise RecipeError("a process that did part of the work was ended, as for want of memory or by a fault in what "
-                              "decodes audio: give fewer --jobs; if that does not help, run stage 1 again with --force, which "
-                              "finds a file that ends its decoder") from None
+                              f"decodes audio: {_MEND}") from None
         return
     try:
         from distributed import Client
+        from distributed.scheduler import KilledWorker
     except ImportError:
         raise RecipeError("--dask needs the packages dask and distributed: pip install distributed") from None
     try:
         client = Client(n_workers=jobs, threads_per_worker=1) if dask == "local" else Client(dask)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise RecipeError(f"--dask {dask}: no Dask scheduler answers there ({in_one_line(error)})") from None
     with client:
         client.run(_one_thread)
-        yield client
+        try:
+            yield client
+        except KilledWorker as error:
+            raise RecipeError("Dask's workers were ended over a part of the work, as for want of memory or by a fault in what "
+                              f"decodes audio ({in_one_line(error)}): {_MEND}") from None

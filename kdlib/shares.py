@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import shutil
 from pathlib import Path
 from typing import Any, Iterable, List, Tuple
 
@@ -12,6 +13,7 @@ from kdlib.errors import RecipeError
 from kdlib.files import PathLike, read_json, write_json
 from kdlib.shar import read_index
 
+JOINED = "joined.json"  # beside what was joined
 _FOLDER, _DONE = "parts", "done.json"
 
 
@@ -58,6 +60,24 @@ def finished_shares(output: PathLike, made_of: Any) -> List[Path]:
             raise RecipeError(f"{share} was made of other manifests or with other settings: {remedy}")
         shares.append(share)
     return shares
+
+
+def finish_joining(output: PathLike, made_of: Any) -> None:
+    """Say that the parts are joined, and of what (JSON) they were made, and remove what was to be joined."""
+    write_json(Path(output) / JOINED, made_of)
+    shutil.rmtree(Path(output) / _FOLDER)
+
+
+def refuse_joined(output: PathLike, made_of: Any) -> None:
+    """See that no part is made again, as by a job that runs a second time, of what is joined: its beginning would remove that.
+
+    Raises:
+        RecipeError: the parts are joined, and were made of the same; the message says how to make them anew.
+    """
+    path = Path(output) / JOINED
+    if path.is_file() and read_json(path, "remove it") == made_of:
+        raise RecipeError(f"the parts in {output} are made of these manifests with these settings, and joined: remove {path} "
+                          "to make them anew")
 
 
 def check_stored(shares: Iterable[Path], names: Iterable[str], output: PathLike) -> None:

@@ -6,6 +6,7 @@ without --part, then joins what they made. With --dask the work goes to a Dask c
 """
 
 import argparse
+import os
 import shutil
 from contextlib import contextmanager
 from itertools import chain
@@ -14,7 +15,7 @@ from typing import Callable, Iterator, List, Sequence, Set
 
 import torch
 from lhotse import CutSet, Fbank
-from lhotse.cut import Cut
+from lhotse.cut import Cut, MonoCut
 from tqdm import tqdm
 
 from kdlib.config import FbankConfig, config_to_dict, load_config
@@ -22,11 +23,12 @@ from kdlib.cuts import load_cuts, mixed, shar_index
 from kdlib.errors import DISK_FULL, RecipeError, run_main
 from kdlib.features import fbank_extractor, raise_for_machine, write_features
 from kdlib.files import atomic_path, content_digest, write_json
-from kdlib.manifests import Skipped, SkippedFile
+from kdlib.manifests import Skipped, SkippedFile, audio_files, too_many_gone
 from kdlib.options import require_positive
 from kdlib.processes import executor, usable_cores
 from kdlib.shar import read_index, write_index, write_shard
-from kdlib.shares import check_stored, finish_share, finished_shares, parse_part, share_folder
+from kdlib.shares import (JOINED, check_stored, finish_joining, finish_share, finished_shares, parse_part, refuse_joined,
+                          share_folder)
 
 MOST_PIECES = 160  # of a cut set, each with a file of features: some for every core, and a progress bar that moves
 
@@ -101,8 +103,19 @@ def read_part(manifest: Path, part: str, args, config: FbankConfig) -> CutSet:
     if args.part:
         number, count = args.part
         cuts = CutSet.from_cuts(list(cuts)[number - 1::count])
+    require_there(cuts, manifest)
     perturbed = [cuts.perturb_speed(factor) for factor in (config.speed_factors if part == "train" else [])]
     return CutSet.from_cuts(cut for one in [cuts, *perturbed] for cut in one)
+
+
+def require_there(cuts: CutSet, manifest: Path) -> None:
+    """Refuse cuts much of whose audio this machine does not see: left out, it would make a smaller corpus."""
+    recordings = [cut.recording for cut in cuts if isinstance(cut, MonoCut)]
+    gone = sorted(file for recording in recordings for file in audio_files(recording) if not os.path.exists(file))
+    if too_many_gone(len(gone), len(recordings)):
+        raise RecipeError(f"of the {len(recordings)} recordings that {manifest} names here, {len(gone)} are not there, "
+                          f"{gone[0]} for one: mount the disk that they are on, and see that its path is the same on every "
+                          "machine; or, if they are no more, run stage 1 again")
 
 
 def remove_old_features(output: Path, name: str, joined: Set[str]) -> None:
@@ -139,8 +152,11 @@ def main():
     made_of = {"config": config_to_dict(config), "manifests": {path.name: content_digest(path) for path in told}}
     shares = [] if args.part else finished_shares(args.output, made_of)
     check_stored(shares, [manifest.name for manifest in manifests], args.output)
+    if args.part:
+        refuse_joined(args.output, made_of)
     folder = share_folder(args.output, args.part) if args.part else args.output
-    (args.output / "fbank.json").unlink(missing_ok=True)
+    for old in (args.output / "fbank.json", args.output / JOINED):
+        old.unlink(missing_ok=True)
     listed = SkippedFile(folder)
     for manifest in manifests:
         part = manifest.name[len("cuts_"):-len(".jsonl.gz")]
@@ -183,7 +199,7 @@ def main():
         return
     write_json(args.output / "fbank.json", config.heard())
     if shares:
-        shutil.rmtree(shares[0].parent)
+        finish_joining(args.output, made_of)
 
 
 if __name__ == "__main__":

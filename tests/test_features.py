@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import re
 import shutil
 import sys
@@ -236,6 +237,36 @@ def test_shares_of_other_audio_are_not_joined(manifests):
     assert "1-of-1 was made of other manifests or with other settings" in refused(prepare(manifests))
 
 
+def test_a_machine_that_does_not_see_the_audio_makes_no_share(manifests):
+    """As where its disk is not mounted there: the share would count as done, and the corpus as half as large."""
+    path = manifests / "manifests" / "cuts_train.jsonl.gz"
+    cuts = list(CutSet.from_file(path))
+    CutSet.from_cuts(cut.with_id(f"{cut.id}-{copy}") for copy in range(3) for cut in cuts).to_file(path)
+    (manifests / "away").mkdir()
+    for wav in manifests.glob("*.wav"):
+        wav.rename(manifests / "away" / wav.name)
+    for words in ([], ["--part", "1/2"]):
+        assert re.fullmatch(
+            r"error: of the \d\d recordings that .*cuts_train.jsonl.gz names here, \d\d are not there, .*/0.wav for one: mount "
+            "the disk that they are on, and see that its path is the same on every machine; or, if they are no more, run stage 1 "
+            "again", refused(prepare(manifests, *words)))
+    assert not (manifests / "fbank" / "parts" / "1-of-2" / "done.json").exists()
+
+
+def test_a_share_is_not_made_again_of_what_is_joined(manifests):
+    """As by a job that runs a second time: it would begin by removing what was joined."""
+    for part in ("1/2", "2/2"):
+        assert prepare(manifests, "--part", part).returncode == 0
+    assert prepare(manifests).returncode == 0
+    before = sorted((manifests / "fbank").rglob("*"))
+    said = refused(prepare(manifests, "--part", "2/2"))
+    assert said == (f"error: the parts in {manifests / 'fbank'} are made of these manifests with these settings, and joined: "
+                    f"remove {manifests / 'fbank' / 'joined.json'} to make them anew")
+    assert sorted((manifests / "fbank").rglob("*")) == before
+    assert prepare(manifests, "--part", "2/2", "num_filters=40").returncode == 0
+    assert not (manifests / "fbank" / "joined.json").exists()
+
+
 def test_more_machines_than_cuts(manifests):
     """The second share is empty since its only file cannot be read, the third from the start."""
     cuts = CutSet.from_file(manifests / "manifests" / "cuts_train.jsonl.gz").subset(first=2)
@@ -288,6 +319,16 @@ def test_dask_without_its_packages(monkeypatch):
     monkeypatch.setitem(sys.modules, "distributed", None)
     with pytest.raises(RecipeError, match="--dask needs the packages dask and distributed: pip install distributed"):
         with executor(1, "local"):
+            pass
+
+
+def test_dask_workers_that_are_ended_are_one_error():
+    pytest.importorskip("distributed")
+    with pytest.raises(RecipeError, match="Dask's workers were ended over a part of the work, .*: give fewer --jobs"):
+        with executor(1, "local") as pool:
+            pool.submit(os._exit, 1).result()
+    with pytest.raises(RecipeError, match="--dask ucx://none:1: no Dask scheduler answers there"):
+        with executor(1, "ucx://none:1"):
             pass
 
 

@@ -23,7 +23,7 @@ from kdlib.corpus_forms.shared import Part
 from kdlib.corpus_forms.table import read_csv
 from kdlib.errors import RecipeError
 from kdlib.files import PathLike, atomic_path, keep_same, update_file
-from kdlib.manifests import Skipped, audio_files
+from kdlib.manifests import Skipped, audio_files, too_many_gone
 
 
 def read_corpus(form: str, source: str, skipped: Skipped, corpus_dir: Optional[PathLike] = None,
@@ -189,7 +189,7 @@ def check_still_there(folder: PathLike, parts: Dict[str, Part]) -> None:
     for part, (recordings, _) in read_manifests(folder, Skipped()).items():
         had = [r for r in recordings if audio_files(r) & before]
         lost = [r for r in had if audio_files(r) & gone and r.id not in found]
-        if lost and (len(lost) == len(had) or len(lost) > max(10, 0.05 * len(had))):
+        if lost and (len(lost) == len(had) or too_many_gone(len(lost), len(had))):
             raise RecipeError(f"of the {len(had)} recordings of {part} that were there before, {len(lost)} are missing, "
                               f"{sorted(audio_files(lost[0]) & gone)[0]} for one: mount the disk that they are on, or remove "
                               f"{folder} to go on without them")
