@@ -97,6 +97,10 @@ usage() {
 user_path() {
   local path=$1
   if [[ $path != /* ]]; then path=$invoked_from/$path; fi
+  if [[ -L $path && ! -e $path ]]; then  # or what it leads to would be made, on another disk maybe than the one to be mounted
+    echo "error: $1 is a link to $(readlink -- "$path"), which is not there: make or mount that, or name another folder" >&2
+    exit 1
+  fi
   if [[ /$1/ != */../* ]]; then  # with one, only the links that it goes through say where it leads
     path=$(realpath --canonicalize-missing --no-symlinks -- "$path")
     if [[ $path == "$PWD"/* ]]; then printf '%s\n' "${path#"$PWD"/}"; return; fi

@@ -220,10 +220,11 @@ def step(args: argparse.Namespace, command: Sequence[str]) -> int:
     """Check, run, stamp."""
     stamp = Path(args.stamp)
     title = args.title
-    if args.ask == "command":
+    if args.ask in ("command", "conf"):
         before, _ = read_stamp(stamp)
+        now = fingerprint(command, args.conf if args.ask == "conf" else [])
         # What is not there is told by the step that needs it.
-        if all(map(expand, args.makes)) and (before or {}).get("command") != words_with_effect(command):
+        if all(map(expand, args.makes)) and any((before or {}).get(key) != state for key, state in now.items()):
             print(title)
         return 0
     inputs = args.conf + [pattern for source in args.sources for pattern in source[1:]]
@@ -298,9 +299,10 @@ def main() -> int:
     parser.add_argument("--stage", required=True, help="number of the stage, for the messages")
     parser.add_argument("--rerun", default="run.sh", help="how the user calls the recipe, for the messages")
     parser.add_argument("--force", action="store_true", help="run it even if it is done")
-    parser.add_argument("--ask", choices=["done", "command"],
+    parser.add_argument("--ask", choices=["done", "command", "conf"],
                         help="run nothing; 'done': exit code 0 if it would be skipped, else 1; 'command': print the title if "
-                        "what it makes is there and was not made, to the end, by this command")
+                        "what it makes is there and was not made, to the end, by this command; 'conf': or not with these "
+                        "--conf")
     parser.add_argument("--aside", metavar="FOLDER", help="with --force: keep this folder elsewhere before the step runs")
     parser.add_argument("--reads", metavar="FOLDER", help="data that no other run may make anew while the step runs")
     parser.add_argument("--conf", nargs="+", default=[], help="inputs that come with the recipe")
@@ -315,6 +317,8 @@ def main() -> int:
     try:
         return step(args, command)
     except (StepError, OSError) as error:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):  # writing does not say where
+            error = f"{args.stamp} cannot be written: {error.strerror}: make room, and run the same command again"
         print(f"error: {error}", file=sys.stderr)
         return 1
 

@@ -256,11 +256,13 @@ train_baselines() {  # stage 7
 }
 
 # find_other_words: into other, the first step of stages 4 to 7 whose result is there and was not made, to the end, with the
-# words of this call; empty where there is none. What this call runs itself is not asked.
+# words of this call and, where this call trains too, the files of now in conf/; empty where there is none. What this call runs
+# itself is not asked.
 find_other_words() {
   other=$(
     set -e
-    ask=command
+    # A report alone is of models that are there, whatever the files in conf/ have come to say since.
+    if ((stage < 8)); then ask=conf; else ask=command; fi
     functions=([4]=get_teacher [5]=decode_teacher [6]=distil [7]=train_baselines)
     for ((current = 4; current < 8 && current < stage; current++)); do
       if ((current == 6)) && [[ ! -e $exp/conf/plan.json ]]; then break; fi
@@ -272,12 +274,13 @@ find_other_words() {
 # refuse_other_words: an error where the report of this call would name words that have not made its models. It is told before
 # any are trained for it.
 refuse_other_words() {
-  local other number
+  local other number conf=''
   find_other_words
   if [[ ! $other ]]; then return; fi
   number=${other#stage } number=${number%%,*}
-  echo "error: $other was not done, or not to the end, with the words of this call, which the report would name: give those" \
-    "that the models were made with, or run it again from there ($rerun --stage $number)" >&2
+  if ((stage < 8)); then conf=' and the files of now in conf/'; fi
+  echo "error: $other was not done, or not to the end, with the words of this call$conf, which the report would name:" \
+    "give those that the models were made with, or run it again from there ($rerun --stage $number)" >&2
   return 1
 }
 

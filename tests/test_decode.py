@@ -437,5 +437,5 @@ def test_audio_that_cannot_be_used_is_named(tmp_path):
     with pytest.raises(RecipeError, match="the audio of u1 cannot be read, since there is no /.*/a.wav: mend the file, or run"):
         load_samples(cut, 16000)
     recording.sources[0].source = "data/a.wav"
-    with pytest.raises(RecipeError, match="since there is no data/a.wav: run this in the recipe's folder, where that path starts"):
+    with pytest.raises(RecipeError, match="since there is no data/a.wav: run this in the recipe's folder, where that path"):
         load_samples(cut, 16000)

@@ -1,5 +1,6 @@
 """run.sh: where its options and the key=value settings go, and what they change."""
 
+import os
 import re
 import shutil
 import sys
@@ -58,6 +59,17 @@ class TestSettings:
             assert result.returncode == 1 and result.stderr == (
                 f"error: {tmp_path}/link is a link to /no/disk, which is not there: make or mount that, or name another "
                 "folder\n")
+
+    def test_a_relative_link_to_nothing_is_refused_as_well(self, toy):
+        """What it leads to is not made in its place."""
+        link = toy.folder.parent / "link"
+        link.symlink_to(toy.folder.parent / "disk" / "exp")
+        for option in ("--data", "--exp"):
+            result = run("env", "-C", link.parent, toy.folder / "run.sh", option, "link")
+            assert result.returncode == 1 and result.stderr == (
+                f"error: link is a link to {os.readlink(link)}, which is not there: make or mount that, or name another "
+                "folder\n")
+            assert not (link.parent / "disk").exists()
 
     def test_the_report_names_the_options_and_no_path_of_this_machine(self, toy, tmp_path):
         toy("--size", "20", "--corpus-dir", tmp_path, "training.seed=5")

@@ -177,6 +177,18 @@ if value("--exp").name == "{model}": write(value("--exp") / "decode" / "summary.
         for words in ((), ("--force",), ("--jobs", "1", "--world-size", "2", "--force")):
             assert toy("--stage", "8", "--stop-stage", "8", *words).ran == ["results"]
 
+    def test_students_are_not_trained_for_a_report_beside_a_teacher_of_another_conf(self, toy):
+        """As after teacher.yaml was edited: the baselines would be of the new one, and be held against the old."""
+        toy()
+        conf = toy.folder / "conf" / "teacher.yaml"
+        conf.write_text(conf.read_text() + "# newer\n")
+        refused = toy("--stage", "6")
+        assert refused.returncode == 1 and refused.ran == [] and refused.stderr == (
+            "error: stage 4, train-teacher was not done, or not to the end, with the words of this call and the files of now "
+            "in conf/, which the report would name: give those that the models were made with, or run it again from there (run.sh "
+            "--stage 4)\n")
+        assert toy("--stage", "4").returncode == 0 and toy("--stage", "6").returncode == 0
+
     def test_stage_9_in_other_words_leaves_the_report_as_it_is(self, toy):
         toy()
         exported = toy("--stage", "9", "decode.epoch=1", "decode.avg=1")

@@ -162,7 +162,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
     def test_asked_for_its_command_it_names_a_step_whose_result_is_of_another(self, step):
         def told(*words, options=()):
-            asked = step("in/none", command=("python", "-c", "open('out', 'a').write('x')", *words),
+            asked = step("in/a", command=("python", "-c", "open('out', 'a').write('x')", *words),
                          options=("--ask", "command", *options))
             assert asked.returncode == 0 and not asked.stderr
             return asked.stdout
@@ -174,6 +174,23 @@ runpy.run_path(sys.argv[0], run_name="__main__")
         assert told() == "s\n"
         (step.folder / "out").unlink()
         assert told() == ""
+
+    def test_asked_for_its_conf_it_minds_what_comes_with_the_recipe(self, step):
+        """And not what other steps make, which is theirs to mind."""
+        made = ("--from", "1", "in/large")
+        assert step("in/a", options=made).times == 1
+        (step.folder / "in" / "large").write_text("another")
+        assert step("in/a", options=(*made, "--ask", "conf")).stdout == ""
+        (step.folder / "in" / "a").write_text("2")
+        assert step("in/a", options=(*made, "--ask", "conf")).stdout == "s\n"
+        assert step("in/a", options=(*made, "--ask", "command")).stdout == ""
+
+    def test_a_full_disk_is_named_with_the_remedy(self, step):
+        (step.folder / "stamps").mkdir()
+        (step.folder / "stamps" / "s.json.part").symlink_to("/dev/full")
+        result = step("in/a")
+        assert result.returncode == 1 and result.stderr == (
+            "error: stamps/s.json cannot be written: No space left on device: make room, and run the same command again\n")
 
     def test_data_that_may_not_be_written_are_read_all_the_same(self, step):
         for name, mode in (("none", 0o555), ("data/.stamps", 0o555)):
