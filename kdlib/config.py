@@ -219,7 +219,8 @@ class DataConfig:
     shar_root: str = ""  # folder or URL of the shards of Shar features, where that is not the folder of stage 2
     shar_buffer: int = 5000  # their utterances that each process holds, with features, to shuffle and to make batches of
     noise_probability: float = 0.0
-    noise_snr: List[float] = field(default_factory=lambda: [8.0, 25.0])  # dB: mean powers, while there is noise
+    # dB, of mean powers in the filterbank while there is noise
+    noise_snr: List[float] = field(default_factory=lambda: [8.0, 25.0])
     # Share of the utterances that the predictor begins with the last labels of another one, which is what it meets where a
     # stream goes on after a sentence.
     carried_labels: float = 0.0

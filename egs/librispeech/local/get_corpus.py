@@ -60,8 +60,9 @@ def check_parts(root: Path, parts: List[str], partial: bool, listed: Dict[str, S
         # Lhotse downloads no part again while its mark, .completed, is there.
         remedy = ("remove the folders of these parts and run stage 0 again to download them anew" if downloaded
                   else "copy what is missing")
+        as_it_is = ", or take it as it is with --partial" if half and not partial else ""
         raise RecipeError(f"{root} {' and '.join(problems)}{there}: {remedy}, or choose from what is there with --parts, "
-                          f"--dev-parts and --test-sets{', or take it as it is with --partial' if half else ''}")
+                          f"--dev-parts and --test-sets{as_it_is}")
 
 
 def find_musan(folder: Path) -> Path:
