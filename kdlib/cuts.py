@@ -10,8 +10,8 @@ from typing import Dict, Iterable, List, Optional, Sized, Tuple, Union
 
 import numpy as np
 import torch
-from lhotse import CutSet
-from lhotse.cut import Cut, MonoCut
+from lhotse import CutSet, Recording
+from lhotse.cut import Cut, MixedCut, MonoCut
 from torch import Tensor
 
 from kdlib.config import DataConfig
@@ -19,6 +19,7 @@ from kdlib.conformer import subsampled_length
 from kdlib.errors import RecipeError, with_its_type
 from kdlib.files import PathLike
 from kdlib.lang import Lang
+from kdlib.manifests import audio_files
 from kdlib.shar import REMAKE, SharCuts
 
 TrainCuts = Union[CutSet, SharCuts]
@@ -90,9 +91,20 @@ def load_samples(cut: Cut, sampling_rate: int) -> np.ndarray:
     try:
         return cut.load_audio().astype(np.float32)
     except Exception as error:  # each format has exceptions of its own
-        files = [source.source for source in cut.recording.sources if source.type == "file"] if cut.has_recording else []
-        raise unreadable(f"the audio of {cut.id}", files[0] if files else None, error,
+        raise unreadable(f"the audio of {cut.id}", next(iter(missing_audio([cut]).values()), None), error,
                          "mend the file, or run stages 1 and 2 again, which leave it out") from None
+
+
+def recordings_of(cuts: Iterable[Cut]) -> Dict[str, Recording]:
+    """The recordings of the cuts, and of those that they are mixed of, by their ids."""
+    tracks = (one for cut in cuts for one in ([track.cut for track in cut.tracks] if isinstance(cut, MixedCut) else [cut]))
+    return {cut.recording.id: cut.recording for cut in tracks if cut.has_recording}
+
+
+def missing_audio(cuts: Iterable[Cut]) -> Dict[str, str]:
+    """Of the recordings of the cuts whose audio is not all there, by their ids, a file that is not."""
+    return {id_: file for id_, recording in recordings_of(cuts).items() for file in sorted(audio_files(recording))
+            if not os.path.exists(file)}
 
 
 def load_features(cut: Cut) -> Tensor:

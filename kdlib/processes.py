@@ -11,7 +11,7 @@ from typing import Any, Iterator, Optional
 
 from kdlib.errors import RecipeError, in_one_line
 
-_MEND = ("give fewer --jobs; if that does not help, run stage 1 again with --force, which finds a file that ends its decoder")
+_MEND = "give fewer --jobs; if that does not help, run stage 1 again with --force, which finds a file that ends its decoder"
 
 
 def end_with_parent() -> None:

@@ -6,7 +6,6 @@ without --part, then joins what they made. With --dask the work goes to a Dask c
 """
 
 import argparse
-import os
 import shutil
 from contextlib import contextmanager
 from itertools import chain
@@ -15,15 +14,15 @@ from typing import Callable, Iterator, List, Sequence, Set
 
 import torch
 from lhotse import CutSet, Fbank
-from lhotse.cut import Cut, MonoCut
+from lhotse.cut import Cut
 from tqdm import tqdm
 
 from kdlib.config import FbankConfig, config_to_dict, load_config
-from kdlib.cuts import load_cuts, mixed, shar_index
+from kdlib.cuts import load_cuts, missing_audio, mixed, recordings_of, shar_index
 from kdlib.errors import DISK_FULL, RecipeError, run_main
 from kdlib.features import fbank_extractor, raise_for_machine, write_features
 from kdlib.files import atomic_path, content_digest, write_json
-from kdlib.manifests import Skipped, SkippedFile, audio_files, too_many_gone
+from kdlib.manifests import Skipped, SkippedFile, too_many_gone
 from kdlib.options import require_positive
 from kdlib.processes import executor, usable_cores
 from kdlib.shar import read_index, write_index, write_shard
@@ -110,12 +109,11 @@ def read_part(manifest: Path, part: str, args, config: FbankConfig) -> CutSet:
 
 def require_there(cuts: CutSet, manifest: Path) -> None:
     """Refuse cuts much of whose audio this machine does not see: left out, it would make a smaller corpus."""
-    recordings = [cut.recording for cut in cuts if isinstance(cut, MonoCut)]
-    gone = sorted(file for recording in recordings for file in audio_files(recording) if not os.path.exists(file))
-    if too_many_gone(len(gone), len(recordings)):
-        raise RecipeError(f"of the {len(recordings)} recordings that {manifest} names here, {len(gone)} are not there, "
-                          f"{gone[0]} for one: mount the disk that they are on, and see that its path is the same on every "
-                          "machine; or, if they are no more, run stage 1 again")
+    count, gone = len(recordings_of(cuts)), missing_audio(cuts)
+    if len(gone) == count > 1 or too_many_gone(len(gone), count):
+        raise RecipeError(f"of the {count} recordings that {manifest} names here, {len(gone)} are not there, "
+                          f"{min(gone.values())} for one: mount the disk that they are on, and see that its path is the same "
+                          "on every machine; or, if they are no more, run stage 1 again")
 
 
 def remove_old_features(output: Path, name: str, joined: Set[str]) -> None:

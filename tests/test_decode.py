@@ -10,6 +10,7 @@ import pytest
 import soundfile
 import torch
 from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
+from lhotse.cut import MixedCut, MixTrack
 from lhotse.supervision import AlignmentItem
 from lhotse.utils import fastcopy
 from made_up import BINS, make_cuts, settings, spoil
@@ -437,5 +438,6 @@ def test_audio_that_cannot_be_used_is_named(tmp_path):
     with pytest.raises(RecipeError, match="the audio of u1 cannot be read, since there is no /.*/a.wav: mend the file, or run"):
         load_samples(cut, 16000)
     recording.sources[0].source = "data/a.wav"
-    with pytest.raises(RecipeError, match="since there is no data/a.wav: run this in the recipe's folder, where that path"):
-        load_samples(cut, 16000)
+    for one in (cut, MixedCut("u1", [MixTrack(cut)])):
+        with pytest.raises(RecipeError, match="since there is no data/a.wav: run this in the recipe's folder, where that path"):
+            load_samples(one, 16000)
