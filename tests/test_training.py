@@ -258,11 +258,13 @@ def test_two_processes_train_what_one_trains(corpus, tmp_path):
 
 def test_one_process_trains_in_parts_what_two_train(corpus, tmp_path):
     """With the same random numbers too: dropout, masks and noise."""
+    noise = make_noise(corpus[0])  # once: a process that wrote it would take it from under the other
+
     def work(config, exp, rank, device):
         torch.manual_seed(1)
         model = Transducer(config.model, len(corpus[1]))
         exp.mkdir(exist_ok=True)
-        Trainer(config, exp, *corpus[1:2], model, *corpus[2:], make_noise(corpus[0]), None, device, rank).train()
+        Trainer(config, exp, *corpus[1:2], model, *corpus[2:], noise, None, device, rank).train()
 
     for name, processes, parts in (("one", 1, 4), ("two", 2, 2), ("other", 1, 1)):
         config = settings("training.num_epochs=1", "data.max_duration=2.5", "optim.learning_rate=1e-3", "model.dropout=0.3",
