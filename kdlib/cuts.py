@@ -91,20 +91,20 @@ def load_samples(cut: Cut, sampling_rate: int) -> np.ndarray:
     try:
         return cut.load_audio().astype(np.float32)
     except Exception as error:  # each format has exceptions of its own
-        raise unreadable(f"the audio of {cut.id}", next(iter(missing_audio([cut]).values()), None), error,
+        raise unreadable(f"the audio of {cut.id}", next(iter(missing_audio(recordings_of([cut]))), None), error,
                          "mend the file, or run stages 1 and 2 again, which leave it out") from None
 
 
-def recordings_of(cuts: Iterable[Cut]) -> Dict[str, Recording]:
-    """The recordings of the cuts, and of those that they are mixed of, by their ids."""
+def recordings_of(cuts: Iterable[Cut]) -> List[Recording]:
+    """The different recordings of the cuts, and of those that they are mixed of."""
     tracks = (one for cut in cuts for one in ([track.cut for track in cut.tracks] if isinstance(cut, MixedCut) else [cut]))
-    return {cut.recording.id: cut.recording for cut in tracks if cut.has_recording}
+    return list({cut.recording.id: cut.recording for cut in tracks if cut.has_recording}.values())
 
 
-def missing_audio(cuts: Iterable[Cut]) -> Dict[str, str]:
-    """Of the recordings of the cuts whose audio is not all there, by their ids, a file that is not."""
-    return {id_: file for id_, recording in recordings_of(cuts).items() for file in sorted(audio_files(recording))
-            if not os.path.exists(file)}
+def missing_audio(recordings: Iterable[Recording]) -> List[str]:
+    """Of each recording whose audio is not all there, a file that is not."""
+    missing = ([file for file in sorted(audio_files(recording)) if not os.path.exists(file)] for recording in recordings)
+    return [files[0] for files in missing if files]
 
 
 def load_features(cut: Cut) -> Tensor:

@@ -109,11 +109,12 @@ def read_part(manifest: Path, part: str, args, config: FbankConfig) -> CutSet:
 
 def require_there(cuts: CutSet, manifest: Path) -> None:
     """Refuse cuts much of whose audio this machine does not see: left out, it would make a smaller corpus."""
-    count, gone = len(recordings_of(cuts)), missing_audio(cuts)
-    if len(gone) == count > 1 or too_many_gone(len(gone), count):
-        raise RecipeError(f"of the {count} recordings that {manifest} names here, {len(gone)} are not there, "
-                          f"{min(gone.values())} for one: mount the disk that they are on, and see that its path is the same "
-                          "on every machine; or, if they are no more, run stage 1 again")
+    recordings = recordings_of(cuts)
+    gone = missing_audio(recordings)
+    if len(gone) == len(recordings) > 1 or too_many_gone(len(gone), len(recordings)):
+        raise RecipeError(f"of the {len(recordings)} recordings that {manifest} names here, {len(gone)} are not there, "
+                          f"{min(gone)} for one: mount the disk that they are on, and see that its path is the same on every "
+                          "machine; or, if they are no more, run stage 1 again")
 
 
 def remove_old_features(output: Path, name: str, joined: Set[str]) -> None:
