@@ -4,17 +4,15 @@ import hashlib
 import unicodedata
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from io import BytesIO
 from pathlib import Path
 from typing import Callable, Dict, Iterable, List, Optional, Set, Tuple, Union
 
-import soundfile
 from lhotse import CutSet, MonoCut, Recording, RecordingSet, SupervisionSegment, SupervisionSet
 from lhotse.cut import Cut, MixedCut, MixTrack
 from lhotse.utils import fastcopy, to_list
 from tqdm import tqdm
 
-from kdlib.files import PathLike, update_file
+from kdlib.files import PathLike, write_audio
 from kdlib.manifests import AudioFormat, BadAudio, Skipped, audio_files, check_audio, normalise_text, write_sets
 from kdlib.processes import end_with_parent
 
@@ -218,9 +216,7 @@ def _cut(recording: Recording, segment: SupervisionSegment, text: str) -> Cut:
 
 def _written_mix(cut: MixedCut, path: Path) -> MonoCut:
     """The same utterance with its mix in a file of its own, which the features' cuts go on naming."""
-    with BytesIO() as mix:
-        soundfile.write(mix, cut.load_audio()[0], cut.sampling_rate, format="FLAC", subtype="PCM_16")
-        update_file(path, mix.getvalue())  # a mix of the same audio stays as it is, so that no later stage runs again for it
+    write_audio(path, cut.load_audio()[0], cut.sampling_rate)
     recording = Recording.from_file(path, recording_id=f"{cut.id}-mixed")
     whole = recording.to_cut()
     segment = fastcopy(cut.supervisions[0], recording_id=recording.id, channel=0, duration=recording.duration)

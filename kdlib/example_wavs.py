@@ -1,7 +1,6 @@
 """A few utterances that travel with an exported model, and what sherpa-onnx hears in them by its files: whoever builds the
 model into a device can tell from them whether the device hears the same."""
 
-from io import BytesIO
 from pathlib import Path
 from typing import Any, Iterable
 
@@ -9,7 +8,7 @@ import soundfile
 from lhotse.cut import Cut
 
 from kdlib.cuts import load_samples, transcript
-from kdlib.files import PathLike, atomic_path, write_text
+from kdlib.files import PathLike, write_audio, write_text
 from kdlib.scoring import split_characters
 from kdlib.sherpa import hear, make_recognizer, read_model
 
@@ -31,10 +30,7 @@ def write_examples(folder: PathLike, cuts: Iterable[Cut], recognizer: Any) -> Pa
     chosen = sorted(cuts, key=lambda cut: (-min(WORDS, len(split_characters(transcript(cut).split()))), cut.duration, cut.id))
     for number, cut in enumerate(chosen[:UTTERANCES]):
         path = place / f"{number}.wav"
-        audio = BytesIO()  # not written by soundfile, whose errors do not say that the disk is full
-        soundfile.write(audio, load_samples(cut, rate)[0], rate, format="WAV", subtype="PCM_16")
-        with atomic_path(path) as temporary:
-            temporary.write_bytes(audio.getvalue())
+        write_audio(path, load_samples(cut, rate)[0], rate)
         samples, _ = soundfile.read(str(path), dtype="float32")  # of these bits are the words, not of the corpus's
         texts = [transcript(cut).split(), *(hear(recognizer, about, samples) for recognizer in recognizers)]
         rows.append([path.name, cut.id, *map(" ".join, texts)])

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 import zlib
 from contextlib import contextmanager, suppress
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Union
 
@@ -79,6 +80,17 @@ def update_file(path: PathLike, content: bytes) -> None:
     if not path.is_file() or path.read_bytes() != content:
         with atomic_path(path) as temporary:
             temporary.write_bytes(content)
+
+
+def write_audio(path: PathLike, samples: Any, rate: int) -> None:
+    """Write mono ``samples``, a float array (samples,) with full scale at 1.0, with 16 bits at ``rate`` Hz in the format that
+    the suffix of ``path`` names (``.flac``, ``.wav``), as :func:`update_file` does: audio that is made again and is the same
+    stays as it is. Not by soundfile, whose errors neither say that the disk is full nor name the file."""
+    import soundfile
+
+    with BytesIO() as audio:
+        soundfile.write(audio, samples, rate, format=Path(path).suffix[1:].upper(), subtype="PCM_16")
+        update_file(path, audio.getvalue())
 
 
 def write_json(path: PathLike, value: Any) -> None:

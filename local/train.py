@@ -5,7 +5,7 @@ import argparse
 import logging
 from functools import partial
 from pathlib import Path
-from typing import List, Optional
+from typing import List
 
 import torch
 from lhotse import CutSet

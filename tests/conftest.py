@@ -5,7 +5,12 @@ import os
 import sys
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+# A loaded machine is no fault of what is tested, and what passes on one machine passes on the next.
+hypothesis.settings.register_profile("tests", deadline=None, derandomize=True, print_blob=True)
+hypothesis.settings.load_profile("tests")
 
 # Where the tools find what they share, as Python does where they are run.
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tools"))

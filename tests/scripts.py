@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from importlib.metadata import version
 from pathlib import Path
 
@@ -18,6 +19,7 @@ SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["kdlib.comparison", "kdlib.decoding", "kdlib.training.loop", "numba",
                                *(["torch._dynamo"] if int(version("torch").split(".")[0]) >= 2 else [])])
 ROOT = Path(__file__).resolve().parents[1]
+PATIENCE = 300  # seconds until a test gives up: a loaded machine may take long, and nothing is measured by it
 # What only the tests see.
 HIDDEN = ["", *(str(ROOT / folder) for folder in ("tests", "tools"))]
 
@@ -36,7 +38,15 @@ def run_script(path, *words, cwd=None) -> subprocess.CompletedProcess:
 def run(*command, **options) -> subprocess.CompletedProcess:
     """What a command prints, with nothing on its standard input, and how it ends."""
     return subprocess.run([str(word) for word in command], stdin=subprocess.DEVNULL, capture_output=True, text=True,
-                          timeout=120, **options)
+                          timeout=PATIENCE, **options)
+
+
+def wait_for(condition) -> None:
+    """Until it holds; fails where it does not come to."""
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
 
 
 def alive(process: int) -> bool:

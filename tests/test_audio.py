@@ -18,7 +18,7 @@ def peak_frequency(samples: np.ndarray) -> float:
     return np.argmax(np.abs(np.fft.rfft(samples))) * RATE / len(samples)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(snr=st.floats(-10, 30), gain=st.floats(0.01, 1.0), seed=st.integers(0, 1000))
 def test_mixing_gives_the_snr_that_was_asked_for(snr, gain, seed):
     rng = np.random.default_rng(seed)
@@ -34,7 +34,7 @@ def test_mixing_refuses_other_lengths():
         audio.mix_at_snr(tone(300), tone(300)[:-1], 5.0)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(gain=st.floats(1e-3, 1.0), target=st.floats(-40, -15))
 def test_normalised_level(gain, target):
     assert audio.level(audio.normalise_level(tone(300) * gain, target)) == pytest.approx(target, abs=0.01)
@@ -99,7 +99,7 @@ def test_trimming_keeps_the_sound_and_drops_the_silence():
     assert len(audio.trim_silence(np.zeros(RATE, dtype=np.float32), RATE)) == 0
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(length=st.integers(1, 50), count=st.integers(1, 120), seed=st.integers(0, 99))
 def test_fitted_length_is_a_stretch_of_the_repeated_signal(length, count, seed):
     signal = np.arange(length, dtype=np.float32)

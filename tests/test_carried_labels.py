@@ -116,7 +116,7 @@ def test_the_losses_are_those_after_the_labels_of_another(monkeypatch, follows, 
 
 
 @given(st.integers(0, 999), st.sampled_from(["greedy_search", "modified_beam_search"]), st.integers(0, 9))
-@of_hypothesis(deadline=None, max_examples=20)
+@of_hypothesis(max_examples=20)
 def test_a_search_goes_on_after_labels_as_if_it_had_found_them(seed, method, cut):
     torch.manual_seed(seed)
     model = Transducer(ModelConfig(**{**SIZES, "context_size": 1 + seed % 3}), 7).eval()

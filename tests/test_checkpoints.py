@@ -76,7 +76,8 @@ def test_the_record_of_a_finished_training_is_written_anew_where_it_is_damaged(c
     config = settings("training.num_epochs=12", "data.curriculum.updates=10", "data.curriculum.max_words=1")
     trainer(config, exp, corpus).train()
     after = json.loads((exp / "done.json").read_text())
-    assert after.pop("seconds") == pytest.approx(before.pop("seconds"), abs=1.5) and after == before
+    # The whole training's, not only those of the start that wrote it anew.
+    assert after.pop("seconds") >= int(before.pop("seconds")) - 1 and after == before
 
 
 def test_epochs_of_other_models_are_not_averaged(teacher_folder, tmp_path):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 from lhotse import CutSet, Recording, RecordingSet, SupervisionSegment, SupervisionSet
 from lhotse.audio import AudioSource
 from lhotse.utils import fastcopy
@@ -19,7 +20,6 @@ from kdlib.corpus_forms import read_corpus
 from kdlib.errors import RecipeError
 from kdlib.manifests import Skipped, normalise_text
 
-soundfile = pytest.importorskip("soundfile")
 ROOT = Path(__file__).resolve().parents[1]
 
 

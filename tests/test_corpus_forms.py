@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 from lhotse import Recording, RecordingSet, SupervisionSet
 from lhotse.audio import AudioSource
 from lhotse.qa import trim_supervisions_to_recordings
@@ -21,7 +22,6 @@ from kdlib.corpus_forms import check_still_there, read_corpus, read_manifests, w
 from kdlib.errors import RecipeError
 from kdlib.manifests import Skipped
 
-soundfile = pytest.importorskip("soundfile")
 
 
 class TestWriting:

@@ -38,7 +38,7 @@ def log_probs(model, frame, tokens):
 
 
 @given(st.integers(0, 10 ** 6), st.integers(1, 3))
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 def test_greedy_search_frame_by_frame(seed, cap):
     model = model_of(seed)
     frames, lengths = torch.randn(3, 9, 8), torch.tensor([9, 1, 6])
@@ -60,7 +60,7 @@ def test_greedy_search_frame_by_frame(seed, cap):
 
 
 @given(st.integers(0, 10 ** 6))
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 def test_a_beam_that_holds_everything_finds_the_best_label_sequence(seed):
     model = model_of(seed)
     frames = torch.randn(1, 4, 8)
@@ -85,7 +85,7 @@ def test_a_beam_that_holds_everything_finds_the_best_label_sequence(seed):
 
 
 @given(st.integers(0, 10 ** 6))
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 def test_where_paths_meet_the_likelier_one_says_when_labels_were_heard(seed):
     """Whether the last label of a sequence came in this frame or before: by the likelier of the two ways to it."""
     model = model_of(seed)

@@ -111,7 +111,8 @@ def test_metadata_is_what_the_runtime_asks_for(finished, exported):
 
 def test_how_weights_become_integers(exported):
     """The encoder's are signed and keep to 7 bits, the others' are unsigned and have all 8; a scale for each output."""
-    onnx = pytest.importorskip("onnx")
+    import onnx
+
     for part in PARTS:
         graph = onnx.load(str(exported / f"{part}.int8.onnx")).graph
         tensors = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}

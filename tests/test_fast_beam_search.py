@@ -34,7 +34,7 @@ def best_path(model, encoder_out):
 
 @pytest.mark.k2
 @given(st.integers(0, 999), st.lists(st.integers(0, 4), min_size=1, max_size=3), st.data())
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 def test_it_finds_the_best_of_all_paths(seed, lengths, data):
     model = model_of(seed)
     encoded = torch.randn(len(lengths), max(*lengths, 1), 8)

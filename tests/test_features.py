@@ -325,7 +325,6 @@ def test_dask_without_its_packages(monkeypatch):
 
 
 def test_dask_workers_that_are_ended_are_one_error():
-    pytest.importorskip("distributed")
     with pytest.raises(RecipeError, match="Dask's workers were ended over a part of the work, .*: give fewer --jobs"):
         with executor(1, "local") as pool:
             pool.submit(os._exit, 1).result()
@@ -335,7 +334,8 @@ def test_dask_workers_that_are_ended_are_one_error():
 
 
 def test_a_dask_cluster(manifests):
-    distributed = pytest.importorskip("distributed")
+    import distributed
+
     cuts = CutSet.from_file(manifests / "manifests" / "cuts_train.jsonl.gz")
     cuts = CutSet.from_cuts(cut.with_id(f"{cut.id}-{copy}") for cut in cuts for copy in range(15))
     cuts.to_file(manifests / "manifests" / "cuts_train.jsonl.gz")  # enough for two pieces

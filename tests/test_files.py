@@ -10,12 +10,14 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 from scripts import locale_of, refused, run
 
 from kdlib.errors import RecipeError, known_failure, run_main
-from kdlib.files import atomic_path, read_json, read_record, write_json, write_text
+from kdlib.files import atomic_path, read_json, read_record, write_audio, write_json, write_text
 from kdlib.training.checkpoint import load_checkpoint, save_checkpoint
 from kdlib.training.records import Board, TrainLog
 
@@ -66,6 +68,26 @@ def test_a_full_or_failing_disk(tmp_path, monkeypatch, capsys, method, write, co
     assert end.value.code == 1
     assert capsys.readouterr().err == f"error: {said.format(path)}\n"
     assert load_checkpoint(path, "")["updates"] == 1 and os.listdir(tmp_path) == [path.name]
+
+
+@pytest.mark.parametrize("suffix", [".flac", ".wav"])
+def test_audio_is_whole_or_absent(tmp_path, monkeypatch, suffix):
+    path = tmp_path / "strings" / f"a{suffix}"
+    write_audio(path, np.array([0.0, 0.5, -0.5, 0.25], np.float32), 8000)
+    samples, rate = soundfile.read(path, dtype="float32")
+    assert (samples.tolist(), rate, soundfile.info(path).subtype) == ([0.0, 0.5, -0.5, 0.25], 8000, "PCM_16")
+    os.utime(path, (1, 1))
+    write_audio(path, samples, rate)
+    assert path.stat().st_mtime == 1  # the same audio: whoever goes by its time has nothing to do again
+
+    def full(self, *args, **kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError) as failure:
+        write_audio(path, 2 * samples, rate)
+    assert known_failure(failure.value) == f"no space left on the disk while writing {path}{FREE}"
+    assert soundfile.read(path, dtype="float32")[0].tolist() == samples.tolist() and os.listdir(path.parent) == [path.name]
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no disk that is always full")

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 from scripts import load, refused, run_script
 from skipping import listed
 
-soundfile = pytest.importorskip("soundfile")
 
 LOCAL = Path(__file__).resolve().parents[1] / "egs" / "fsdd" / "local"
 SPEAKERS = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import yaml
 from scripts import refused, run_script
 from skipping import listed
@@ -27,7 +28,6 @@ from kdlib.config import LangConfig, TrainConfig, load_config
 from kdlib.plan_config import ProgressiveConfig
 from kdlib.planning import measure_model, stage_configs
 
-soundfile = pytest.importorskip("soundfile")
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = ROOT / "egs" / "librispeech"

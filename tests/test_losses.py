@@ -13,7 +13,7 @@ from kdlib.losses import REGISTRY, collapsed_kl, encoder_mse, find_loss, lattice
 pytestmark = pytest.mark.both
 
 INF = float("inf")
-quick = settings(deadline=None, max_examples=40)
+quick = settings(max_examples=40)
 
 
 def lattice(seed: int, vocab: int = 5, num: int = 2, frames: int = 4, nodes: int = 3):
@@ -175,7 +175,7 @@ LATTICE_LOSSES = {name: loss for name, loss in REGISTRY.items() if isinstance(lo
 
 @pytest.mark.parametrize("name", ENCODER_LOSSES)
 @given(seed=st.integers(0, 10 ** 6), temperature=st.sampled_from([0.5, 1.0, 3.0]))
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 def test_invariants_of_the_encoder_losses(name, seed, temperature):
     between = ENCODER_LOSSES[name].between
     torch.manual_seed(seed)

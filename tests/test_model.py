@@ -41,7 +41,7 @@ def test_subsampled_length_is_what_the_convolutions_make(frames):
 
 
 @given(frames=st.integers(1, 30), chunk=st.integers(1, 7), left=st.integers(0, 12))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_chunk_mask_by_its_definition(frames, chunk, left):
     mask = chunk_mask(frames, chunk, left)
     for query in range(frames):
@@ -55,7 +55,7 @@ def test_chunk_mask_full_context_and_all_the_past():
 
 
 @given(st.integers(1, 4), st.integers(0, 10 ** 6))
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 def test_cutting_the_audio_after_a_chunk_changes_nothing_before(chunks_kept, seed):
     config = tiny()
     model = model_of(config)

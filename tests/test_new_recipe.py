@@ -9,6 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import soundfile
 from lhotse import CutSet
 from scripts import load, run_script
 from skipping import listed
@@ -20,7 +21,6 @@ from kdlib.plan_config import ProgressiveConfig
 from kdlib.planning import stage_configs
 from kdlib.proposal import propose
 
-soundfile = pytest.importorskip("soundfile")
 ROOT = Path(__file__).resolve().parents[1]
 FORMS = {"csv": csv_corpus, "kaldi": kaldi_corpus, "manifests": manifests_corpus, "lhotse": yesno_corpus}
 

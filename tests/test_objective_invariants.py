@@ -62,7 +62,7 @@ def heard(batch):
 
 @pytest.mark.parametrize("fused", ["never", "always"])
 @given(seed=st.integers(0, 10 ** 6), temperature=st.sampled_from([0.5, 1.0, 4.0]))
-@settings(deadline=None, max_examples=4)
+@settings(max_examples=4)
 def test_no_divergence_where_student_and_teacher_agree(fused, seed, temperature):
     terms = [DistillTerm(name=name, temperature=temperature if "temperature" in REGISTRY[name].settings else 1.0)
              for name in DIVERGENCES]
@@ -83,7 +83,7 @@ def test_no_divergence_where_student_and_teacher_agree(fused, seed, temperature)
 
 @pytest.mark.parametrize("name", sorted(REGISTRY))
 @given(seed=st.integers(0, 10 ** 6))
-@settings(deadline=None, max_examples=4)
+@settings(max_examples=4)
 def test_padding_and_batching_change_nothing(name, seed):
     objective, batch = make(distill=[DistillTerm(name=name)]), heard(make_batch())
     torch.manual_seed(seed)
@@ -198,7 +198,7 @@ def kept_nodes(student, batch, config):
 
 @pytest.mark.parametrize("name", ["best_path_kl", "occupancy_kl"])
 @given(case=tiny())
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @torch.no_grad()
 def test_losses_along_the_alignments_by_all_paths(name, case):
     objective, batch = precise(*tiny_objective(case, name))
@@ -229,7 +229,7 @@ def test_losses_along_the_alignments_by_all_paths(name, case):
 
 
 @given(case=tiny(), data=st.data())
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @torch.no_grad()
 def test_loss_on_the_hypotheses_by_all_paths(case, data):
     case["kept"] = 4  # all nodes

@@ -10,7 +10,7 @@ from functools import partial
 
 import pytest
 import torch
-from scripts import alive, run
+from scripts import alive, run, wait_for
 
 from kdlib.errors import RecipeError
 from kdlib.processes import usable_cores
@@ -169,13 +169,9 @@ def test_killing_the_launcher_leaves_no_process_behind(tmp_path, how):
                                 # a shell has its background jobs deaf to SIGINT
                                 preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler
                                                                  if how == signal.SIGINT else signal.SIG_IGN))
-    deadline = time.monotonic() + 120
-    while len(os.listdir(tmp_path)) < 2 and time.monotonic() < deadline:
-        time.sleep(0.1)
+    wait_for(lambda: len(os.listdir(tmp_path)) == 2)
     processes = [int(name) for name in os.listdir(tmp_path)]
     assert len(processes) == 2 and all(map(alive, processes))
     launcher.send_signal(how)
-    while any(map(alive, [launcher.pid, *processes])) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not any(map(alive, [launcher.pid, *processes]))
+    wait_for(lambda: not any(map(alive, [launcher.pid, *processes])))
     launcher.wait()

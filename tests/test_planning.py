@@ -98,7 +98,7 @@ def test_a_student_of_its_teachers_size_is_refused():
         check_student(model, TrainConfig(model=TEACHER), None, model, "stage1")
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(percent=st.integers(30, 85), stages=st.integers(1, 4))
 def test_plans_reach_their_target_in_even_steps(percent, stages):
     plan = PlanConfig(stages=stages, target=f"{percent}%", proportions=WIDER)
@@ -137,7 +137,7 @@ def test_plans_of_the_recipes_teachers_in_the_default_proportions(recipe, percen
         before = student
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(width=st.integers(8, 48), layers=st.integers(2, 12), heads=st.integers(1, 8), head_dim=st.sampled_from([16, 32, 48]),
        wider=st.integers(2, 4), percent=st.integers(30, 90))
 def test_feed_forward_layers_take_what_coarser_dimensions_leave_of_any_target(width, layers, heads, head_dim, wider, percent):

@@ -7,7 +7,7 @@ import sys
 import time
 
 import pytest
-from scripts import alive
+from scripts import alive, wait_for
 
 from kdlib.errors import RecipeError
 from kdlib.processes import executor
@@ -35,10 +35,7 @@ def test_workers_end_with_a_killed_owner(tmp_path, method):
     owner.send_signal(signal.SIGKILL)
     owner.wait()
     owner.stdout.close()
-    end = time.monotonic() + 30
-    while alive(worker):
-        assert time.monotonic() < end
-        time.sleep(0.02)
+    wait_for(lambda: not alive(worker))
 
 
 def test_written_files_have_the_permissions_of_the_users_umask(tmp_path):

@@ -17,7 +17,7 @@ from kdlib.rnnt import fused, gpu, native, plain
 
 pytestmark = pytest.mark.both
 
-MANY = settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+MANY = settings(max_examples=100, suppress_health_check=list(HealthCheck))
 WHERE = [
     pytest.param("cpu", "plain", id="cpu-plain"),
     pytest.param("cuda", "plain", id="cuda-plain", marks=pytest.mark.cuda),

@@ -363,7 +363,7 @@ def check_arguments(device):
     complaints = ("consecutive", "lies outside the tensors", "negative|vocabulary", "termination symbol", "cover", "^$")
     seen = dict.fromkeys(complaints, 0)
 
-    @settings(max_examples=600, deadline=None, database=None)
+    @settings(max_examples=600, database=None)
     @given(values=values_to_look_at(), block=st.sampled_from([2, 8, 1024]))
     def agree(values, block):
         findings = checks.look(*values)

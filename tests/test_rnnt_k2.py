@@ -20,7 +20,7 @@ import k2  # noqa: E402
 
 pytestmark = pytest.mark.k2
 
-MANY = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+MANY = settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow])
 @MANY
 @given(case=batches())
 def test_smoothed_loss_and_ranges(case):
@@ -61,7 +61,7 @@ def test_pruned_loss(case):
     compare_pruned_losses(case)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(case=batches(), sharpness=st.sampled_from([0.5, 2.0, 30.0]))
 def test_sharper_pruned_loss(case, sharpness):
     """By k2's log-probabilities and its recursion, which in float32 loses too many digits of scores 30 times as large: its
@@ -96,7 +96,7 @@ def compare_pruned_losses(case, **options):
         assert_equal(got, want, case["dtype"], name)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(case=batches())
 def test_occupancies(case):
     """With all nodes kept and the simple joiner, they are the posteriors that k2 gives of its smoothed loss."""

@@ -17,7 +17,7 @@ from kdlib.rnnt import cpu, plain
 
 pytestmark = pytest.mark.both
 
-MANY = settings(max_examples=80, deadline=None)
+MANY = settings(max_examples=80)
 DTYPES = st.sampled_from([torch.float32, torch.float64])
 TOLERANCE = {torch.float32: dict(rtol=1e-5, atol=1e-6), torch.float64: dict(rtol=1e-12, atol=1e-13)}
 

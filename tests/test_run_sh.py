@@ -6,10 +6,9 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
-from scripts import alive, run
+from scripts import alive, run, wait_for
 from toy_recipe import CHAIN, ROOT
 
 RECIPES = ["voice_commands", "fsdd"]
@@ -310,7 +309,7 @@ if value("--exp").name == "{model}": write(value("--exp") / "decode" / "summary.
 
 
 class TestKilled:
-    SLOW = "import time, pathlib, os; pathlib.Path('started').write_text(str(os.getpid())); time.sleep(60)"
+    SLOW = "import time, pathlib, os; pathlib.Path('started').write_text(str(os.getpid())); time.sleep(600)"
 
     def start(self, toy, first="", words=()):
         script = toy.folder / "local" / "corpus.py"
@@ -319,16 +318,9 @@ class TestKilled:
         process = subprocess.Popen([toy.folder / "run.sh", "--stop-stage", "0", *words], stdin=subprocess.DEVNULL,
                                    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         started = toy.folder / "started"
-        self.wait_for(lambda: started.exists() and started.read_text())
+        wait_for(lambda: started.exists() and started.read_text())
         script.write_text(good)
         return process, int(started.read_text())
-
-    @staticmethod
-    def wait_for(condition, seconds=30):
-        end = time.monotonic() + seconds
-        while not condition():
-            assert time.monotonic() < end
-            time.sleep(0.02)
 
     @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks /proc")
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
@@ -336,12 +328,12 @@ class TestKilled:
         process, script = self.start(toy)
         process.send_signal(number)
         process.wait()
-        self.wait_for(lambda: not alive(script))
+        wait_for(lambda: not alive(script))
         assert toy("--stop-stage", "0").ran == ["corpus"]
 
     @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks /proc")
     def test_what_a_killed_step_leaves_behind_does_not_hold_the_folder(self, toy):
-        process, script = self.start(toy, "left = os.fork()\nif not left: __import__('time').sleep(60)\n"
+        process, script = self.start(toy, "left = os.fork()\nif not left: __import__('time').sleep(600)\n"
                                           "pathlib.Path('left').write_text(str(left))\n")
         left = int((toy.folder / "left").read_text())
         try:
@@ -360,7 +352,7 @@ class TestKilled:
         process = subprocess.Popen([toy.folder / "run.sh", "--stage", "7", "--force"], stdin=subprocess.DEVNULL,
                                    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
-            self.wait_for(lambda: (toy.folder / "started").exists())
+            wait_for(lambda: (toy.folder / "started").exists())
             refused = toy("--stage", "4", "--stop-stage", "4", "--force")
             assert "another run is at work" in refused.stderr and refused.ran == []
             assert (toy.folder / "exp" / "teacher" / "done.json").exists()
@@ -377,7 +369,7 @@ class TestKilled:
         finally:
             process.kill()
             process.wait()
-        self.wait_for(lambda: not alive(script))
+        wait_for(lambda: not alive(script))
 
     @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks /proc")
     def test_the_data_of_a_training_stay_as_they_are(self, toy):
@@ -389,7 +381,7 @@ class TestKilled:
         process = subprocess.Popen([toy.folder / "run.sh", "--exp", "exp-b"], cwd=toy.folder, stdin=subprocess.DEVNULL,
                                    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
-            self.wait_for(lambda: (toy.folder / "started").exists())
+            wait_for(lambda: (toy.folder / "started").exists())
             train.write_text(good)
             for words in (("--size", "20"), ("--stage", "2", "--stop-stage", "2", "--force")):
                 refused = toy("--exp", "exp-c", *words)
@@ -401,7 +393,7 @@ class TestKilled:
         finally:
             process.kill()
             process.wait()
-        self.wait_for(lambda: toy("--size", "20", "--stop-stage", "3").returncode == 0)
+        wait_for(lambda: toy("--size", "20", "--stop-stage", "3").returncode == 0)
 
     @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks /proc")
     def test_nothing_is_trained_on_data_that_are_being_made(self, toy):
@@ -414,7 +406,7 @@ class TestKilled:
         finally:
             process.kill()
             process.wait()
-        self.wait_for(lambda: not alive(script))
+        wait_for(lambda: not alive(script))
 
     def test_data_and_models_in_one_folder(self, toy):
         assert toy("--data", "all", "--exp", "all").ran == CHAIN

@@ -4,8 +4,9 @@ import re
 import unicodedata
 from types import SimpleNamespace
 
+import jiwer
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kdlib.errors import RecipeError
@@ -81,10 +82,8 @@ def test_wer_summary_lists_the_best_setting_first(tmp_path):
         "settings\tWER\nmodified_beam_search\t2.90\ngreedy_search\t3.06\n")
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(WORD_LISTS.filter(bool), WORD_LISTS), min_size=1, max_size=5))
 def test_totals_equal_jiwer(pairs):
-    jiwer = pytest.importorskip("jiwer")
     counts = count_errors([(str(index), ref, hyp) for index, (ref, hyp) in enumerate(pairs)])
     other = jiwer.process_words([" ".join(ref) for ref, _ in pairs], [" ".join(hyp) for _, hyp in pairs])
     # Alignments of equal cost may split the errors otherwise, so only their sum is comparable.
@@ -94,7 +93,6 @@ def test_totals_equal_jiwer(pairs):
     assert counts.words == sum(len(ref) for ref, _ in pairs)
 
 
-@settings(deadline=None)
 @given(WORD_LISTS, WORD_LISTS)
 def test_alignment_spells_both_sides(ref, hyp):
     alignment = align_words(ref, hyp)
@@ -103,7 +101,6 @@ def test_alignment_spells_both_sides(ref, hyp):
     assert (None, None) not in alignment
 
 
-@settings(deadline=None)
 @given(st.dictionaries(st.from_regex(r"[a-z0-9:_-]{1,12}", fullmatch=True), st.tuples(WORD_LISTS, WORD_LISTS),
                        max_size=6))
 def test_recogs_are_read_back(tmp_path_factory, results):
@@ -112,7 +109,6 @@ def test_recogs_are_read_back(tmp_path_factory, results):
     assert read_recogs(path) == [(cut_id, *results[cut_id]) for cut_id in sorted(results)]
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(WORD_LISTS, WORD_LISTS), min_size=1, max_size=5).filter(lambda ps: any(r for r, _ in ps)))
 def test_figures_in_the_errs_file_agree_with_each_other(tmp_path_factory, pairs):
     path = tmp_path_factory.mktemp("errs") / "errs.txt"
@@ -193,7 +189,6 @@ def test_takes_are_those_of_all_cuts_or_of_none():
         assert read_takes([*said, other]) is None
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 3)), min_size=1, max_size=5),
                           st.lists(st.sampled_from("abc"), max_size=6)), min_size=1, max_size=6))
 def test_errors_by_take_add_up_to_those_by_utterance(pairs):
@@ -229,11 +224,9 @@ def test_scripts_with_spaces_are_counted_in_words():
         assert by_characters([("u", [word], [])]) is None and split_characters([word]) == [word]
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.text("今天气很好", min_size=1, max_size=8), st.text("今天气很好", max_size=8)), min_size=1,
                 max_size=5))
 def test_character_errors_equal_jiwer(pairs):
-    jiwer = pytest.importorskip("jiwer")
     results = [(str(index), [ref], [hyp] if hyp else []) for index, (ref, hyp) in enumerate(pairs)]
     counts = count_errors(by_characters(results))
     assert counts.wer == pytest.approx(100 * jiwer.cer([ref for ref, _ in pairs], [hyp for _, hyp in pairs]))

@@ -28,7 +28,7 @@ def model_of(seed: int) -> Transducer:
 
 
 @given(st.data())
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_streams_hear_what_the_full_pass_hears(data):
     model = model_of(data.draw(st.integers(0, 99)))
     chunk = data.draw(st.sampled_from([2, 4, 8, 16]))

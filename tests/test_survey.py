@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 import pytest
+import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 from lhotse import SupervisionSegment, SupervisionSet
@@ -18,7 +19,6 @@ from kdlib.scoring import split_characters
 from kdlib.survey import (common_punctuation, describe_survey, histogram, odd_characters, overlapping, rates,
                           seconds_of_rates, unspaced)
 
-soundfile = pytest.importorskip("soundfile")
 
 
 class TestTheSurvey:

@@ -7,6 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
+import soundfile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from skipping import Reasons, read_form
@@ -17,7 +18,6 @@ from kdlib.corpus_forms import read_corpus
 from kdlib.errors import RecipeError
 from kdlib.manifests import Skipped
 
-soundfile = pytest.importorskip("soundfile")
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def rows(separator, count=8, start=0):
 CELL = st.text(alphabet='ab "\',;|\té的', min_size=1, max_size=12).filter(str.strip)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(separator=st.sampled_from(",;"), header=st.booleans(), quoting=st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]),
        end=st.sampled_from(["\n", "\r\n"]), data=st.data())
 def test_what_a_spreadsheet_writes_is_read_back(folder, separator, header, quoting, end, data):
@@ -64,7 +64,7 @@ def test_what_a_spreadsheet_writes_is_read_back(folder, separator, header, quoti
     assert left_out == {} and found == {f"a{number}": (text, "anna") for number, text in enumerate(["one"] * 20 + texts)}
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(separator=st.sampled_from("\t|"), quoted=st.booleans(), header=st.booleans(), data=st.data())
 def test_what_common_voice_and_pandas_write_is_read_back(folder, separator, quoted, header, data):
     """Without quoting, or with that of pandas: a cell with a quote in it is quoted."""
@@ -82,7 +82,7 @@ def test_what_common_voice_and_pandas_write_is_read_back(folder, separator, quot
     assert left_out == {} and found == {f"a{number}": (text, "anna") for number, text in enumerate(texts + ["one"])}
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(separator=st.sampled_from(",;\t|"), lines=st.lists(st.tuples(CELL, CELL), min_size=1, max_size=8))
 def test_whatever_stands_in_a_table_no_line_is_lost_without_a_word(folder, separator, lines):
     """As written by hand, quotes, separators and all: each line is an utterance, part of one, or left out and named."""

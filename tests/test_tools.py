@@ -403,7 +403,6 @@ def small_gpu_tables(monkeypatch):
 
 
 def test_on_a_gpu_torchaudio_stands_beside_the_loss_with_and_without_joiner_and_the_ranges_have_a_row(small_gpu_tables, capsys):
-    pytest.importorskip("torchaudio")
     import bench_rnnt
 
     rows, sizes = small_gpu_tables(bench_rnnt.gpu_losses, capsys)
@@ -471,8 +470,8 @@ def test_the_benchmark_says_that_torchaudio_cannot_be_imported(monkeypatch, caps
     ("cpu", RuntimeError("can't allocate memory"), False),
 ])
 def test_the_benchmark_ends_with_an_error_that_leaves_the_gpu_dead(monkeypatch, capsys, device, error, ends):
-    functional = pytest.importorskip("torchaudio").functional
     import bench_rnnt
+    from torchaudio import functional
 
     def fails(*_, **__):
         raise error

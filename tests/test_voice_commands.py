@@ -9,18 +9,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import espeakng_loader
+import lhotse
 import numpy as np
 import pytest
+import soundfile
 from scripts import load, refused, run_script
 from skipping import listed
 
-pytest.importorskip("espeakng_loader")
-soundfile = pytest.importorskip("soundfile")
-
 LOCAL = Path(__file__).resolve().parents[1] / "egs" / "voice_commands" / "local"
 PARTS = ("train", "dev", "test-clean", "test-other")
-
-
 grammar = load(LOCAL / "grammar.py")
 voices = load(LOCAL / "voices.py")
 
@@ -193,7 +191,6 @@ def test_few_training_sentences_hold_the_whole_vocabulary(seed):
 
 
 def test_manifests_are_plain_lhotse(copy):
-    lhotse = pytest.importorskip("lhotse")
     run("prepare_manifests.py", cwd=copy)
     for part in PARTS:
         cuts = lhotse.CutSet.from_file(copy / "data" / "manifests" / f"cuts_{part}.jsonl.gz").to_eager()
@@ -283,7 +280,7 @@ def test_a_voice_that_is_not_there_is_refused():
 def test_an_environment_deep_down_in_folders(tmp_path):
     """Of a path of more than 159 characters espeak-ng takes no notice."""
     deep = tmp_path / ("a" * 100) / ("b" * 100)
-    shutil.copytree(Path(pytest.importorskip("espeakng_loader").__file__).parent, deep / "espeakng_loader")
+    shutil.copytree(Path(espeakng_loader.__file__).parent, deep / "espeakng_loader")
     code = "import sys; sys.path[:0] = [{!r}, {!r}]; import espeak; print(len(espeak.Synthesizer(1)('one', 'en-us+f3')))"
     lengths = [subprocess.run([sys.executable, "-c", code.format(str(folder), str(LOCAL))], capture_output=True,
                               text=True).stdout for folder in (deep, tmp_path)]

@@ -4,13 +4,12 @@ import csv
 from pathlib import Path
 
 import numpy as np
-import pytest
+import soundfile
 from lhotse import MonoCut, Recording, RecordingSet, SupervisionSegment, SupervisionSet
 from lhotse.audio import AudioSource
 
 from kdlib.corpus_forms import write_parts
 
-soundfile = pytest.importorskip("soundfile")
 PITCHES = {"ONE": 300, "TWO": 500, "THREE": 800, "FOUR": 1200}
 SPEAKERS = [f"speaker{number:02d}" for number in range(12)]
 _NOISE = np.random.default_rng(1)

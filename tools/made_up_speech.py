@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import List, NamedTuple, Sequence, Tuple
 
 import numpy as np
-import soundfile
 from lhotse import CutSet, LilcomChunkyWriter, Recording, SupervisionSegment
 from lhotse.cut import Cut
 from lhotse.utils import fastcopy
@@ -16,6 +15,7 @@ from kdlib.config import FbankConfig, LangConfig
 from kdlib.cuts import load_cuts
 from kdlib.errors import RecipeError
 from kdlib.features import fbank_extractor
+from kdlib.files import write_audio
 from kdlib.lang import Lang, train_lang
 
 POOL = 150  # different utterances; a training hears each of them many times
@@ -93,8 +93,7 @@ def make_speech(folder: Path, fbank: FbankConfig, vocab_size: int, seconds: floa
     pool = []
     for number, duration in enumerate(np.interp(np.linspace(0, 100, POOL), *read_durations(durations))):
         path = folder / "audio" / f"{number}.flac"
-        path.parent.mkdir(exist_ok=True)
-        soundfile.write(path, make_sound(duration, fbank.sampling_rate, rng), fbank.sampling_rate)
+        write_audio(path, make_sound(duration, fbank.sampling_rate, rng), fbank.sampling_rate)
         recording = Recording.from_file(path)
         text, tokens = [], 0
         while tokens < tokens_per_second * duration:

@@ -22,11 +22,10 @@ from pathlib import Path
 from typing import Dict, List
 
 import numpy as np
-import soundfile
 from tqdm import tqdm
 
 from kdlib.errors import RecipeError, run_main
-from kdlib.files import read_record
+from kdlib.files import read_record, remove_unfinished, write_audio
 from kdlib.manifests import BadAudio, Skipped, SkippedFile, describe, read_audio, remove_sets, write_manifests
 from kdlib.options import require_not_negative, require_positive
 from kdlib.processes import end_with_parent
@@ -74,7 +73,7 @@ def render(string: Dict, folder: Path, spread: float, seed: int) -> int:
     """Write one string as FLAC; return its samples. The result depends on nothing but the string and the seed."""
     rng = np.random.default_rng([seed, zlib.crc32(string["id"].encode())])
     samples = join([_samples[take] for take in string["takes"]], spread, rng)
-    soundfile.write(folder / f"{string['id']}.flac", samples, SAMPLING_RATE, subtype="PCM_16")
+    write_audio(folder / f"{string['id']}.flac", samples, SAMPLING_RATE)
     return len(samples)
 
 
@@ -124,7 +123,7 @@ def main() -> None:
                              initargs=(samples,)) as pool:
         for part, strings in planned.items():
             folder = home / part
-            folder.mkdir(parents=True, exist_ok=True)
+            remove_unfinished(folder)
             spread = options.voice_spread if part == "train" else 0.0
             work = partial(render, folder=folder, spread=spread, seed=options.seed)
             counts = list(tqdm(pool.map(work, strings, chunksize=50), total=len(strings), desc=part, unit="string"))

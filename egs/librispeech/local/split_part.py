@@ -11,7 +11,7 @@ from typing import Any, Callable, Dict, List, Tuple
 import soundfile
 
 from kdlib.errors import RecipeError, run_main
-from kdlib.files import atomic_path, write_text
+from kdlib.files import write_audio, write_text
 from kdlib.options import require_not_negative, require_positive
 from parts import PARTS, read_transcript, split_names
 
@@ -69,9 +69,7 @@ def write_flac(folder: Path, audio: Path) -> None:
     """The utterance as FLAC in its chapter's folder below ``folder``."""
     output = folder / audio.parent.parent.name / audio.parent.name / f"{audio.stem}.flac"
     samples, rate = read(soundfile.read, audio)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(output) as temporary:
-        soundfile.write(temporary, samples, rate, format="FLAC", subtype="PCM_16")
+    write_audio(output, samples, rate)
 
 
 def write_part(folder: Path, speakers: List[Path], shortest: int, jobs: int) -> int:

@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Dict, List, Tuple
 
 import numpy as np
-import soundfile
 
 import sounds
 from espeak import Synthesizer
 from kdlib.audio import (band_limit, change_speed, coloured_noise, level, mix_at_snr, normalise_level, resample,
                          reverberate, room_response, trim_silence)
 from kdlib.errors import RecipeError, run_main
-from kdlib.files import read_json, write_text
+from kdlib.files import read_json, remove_unfinished, write_audio, write_text
 from kdlib.processes import end_with_parent
 
 RATE = 16000
@@ -99,7 +98,7 @@ def render(shard: Dict, corpus: Path) -> None:
     synthesizer = Synthesizer(shard["seed"])
     crowd = [say(synthesizer, utterance) for utterance in shard["crowd"]]
     folder = Path(shard["part"]) / shard["name"]
-    (corpus / folder).mkdir(parents=True, exist_ok=True)
+    remove_unfinished(corpus / folder)
     lines = []
     for item in shard["items"]:
         rng = np.random.default_rng([shard["seed"], zlib.crc32(item["id"].encode())])
@@ -113,7 +112,7 @@ def render(shard: Dict, corpus: Path) -> None:
             samples = pad(samples, rng)
             if "noise" in item:
                 samples, entry["conditions"] = disturb(samples, crowd, entry.pop("noise"), rng)
-        soundfile.write(corpus / entry["audio"], samples, RATE, subtype="PCM_16")
+        write_audio(corpus / entry["audio"], samples, RATE)
         entry["duration"] = len(samples) / RATE
         lines.append(json.dumps(entry, sort_keys=True))
     write_text(corpus / shard["list"], "\n".join(lines) + "\n")

@@ -25,7 +25,6 @@ SHARD_UTTERANCES = 400
 DEV_UTTERANCES = 300
 NOISE_SECONDS = 10.0
 _PARTS = grammar.PARTS + ("noise",)
-_AGAIN = "run the same command again: finished shards are kept"
 
 
 def utterances(part: str, seed: int) -> Iterator[Dict]:
@@ -98,7 +97,8 @@ def render_shard(shard: Dict, corpus: Path) -> None:
     if ended.returncode:
         lines = ended.stderr.strip().splitlines()
         reason = lines[-1].replace("error: ", "", 1) if lines else f"it was ended by signal {-ended.returncode}"
-        raise RecipeError(f"shard {shard['part']}-{shard['name']} of {corpus} failed: {reason}; then {_AGAIN}")
+        raise RecipeError(f"shard {shard['part']}-{shard['name']} of {corpus} failed: {reason}; finished shards are "
+                          "kept, and the same command goes on from them")
 
 
 def render_all(shards: List[Dict], corpus: Path, jobs: int) -> None:
