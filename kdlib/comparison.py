@@ -338,6 +338,9 @@ def _warnings(summaries: Mapping[str, Summary], chain: Sequence[str], baselines:
             warnings.append(f"{model} has {summaries[model]['parameters']:,} parameters and {chain[-1]} has "
                             f"{last['parameters']:,}; baselines must have its size.")
     for model, summary in summaries.items():
+        bad = summary.get("training", {}).get("bad_updates", 0)
+        if bad:
+            warnings.append(f"{model} left out {bad:,} of its {summary['updates']:,} updates, whose gradients were not finite.")
         other = decoded_otherwise(summary, teacher)
         if other:
             warnings.append(f"{model} was decoded otherwise than the teacher: {other}.")

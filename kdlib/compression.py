@@ -134,7 +134,8 @@ def init_from_teacher(student: Transducer, teacher: Transducer, layers: Sequence
             raise RecipeError(f"model.{name} is {ours} in the student and {theirs} in its teacher: it must be the same "
                               "for the student to start from the teacher's weights")
     if student.vocab_size != teacher.vocab_size:
-        raise RecipeError(f"the student has {student.vocab_size} tokens, its teacher {teacher.vocab_size}")
+        raise RecipeError(f"the student has {student.vocab_size} tokens, its teacher {teacher.vocab_size}: give both one lang "
+                          "folder")
     source = {}  # the teacher's tensors under the student's names
     teacher_state = teacher.state_dict()
     for name in student.state_dict():
@@ -171,7 +172,7 @@ def _choose_units(student: Transducer, config: ModelConfig, source: Dict[str, Te
                 continue
             if ours > theirs:
                 raise RecipeError(f"the student's {axis.dimension} ({ours // per_unit}) is larger than its teacher's "
-                                  f"({theirs // per_unit})")
+                                  f"({theirs // per_unit}): make it no larger, or start from scratch")
             if ours == theirs:
                 continue
             wanted[axis.dimension] = ours // per_unit

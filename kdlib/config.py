@@ -319,7 +319,7 @@ class DecodeConfig:
     avg: int = -1  # -1: as the training's config says
 
     def __post_init__(self) -> None:
-        require(self.method in ("greedy_search", "modified_beam_search", "fast_beam_search"), "method", self.method,
+        require(self.method in ("greedy_search", "modified_beam_search", "fast_beam_search"), "decode.method", self.method,
                 "greedy_search, modified_beam_search or, where k2 is there, fast_beam_search")
         require_above_0(self, "decode", "max_sym_per_frame", "beam", "max_duration")
 
@@ -337,7 +337,7 @@ class FbankConfig:
     shard_size: int = 1000  # utterances in a file of shar
 
     def __post_init__(self) -> None:
-        require(self.storage in ("files", "shar"), "storage", self.storage, "files or shar")
+        require(self.storage in ("files", "shar"), "fbank.storage", self.storage, "files or shar")
         require(self.sampling_rate > 0 and self.sampling_rate % 100 == 0, "fbank.sampling_rate", self.sampling_rate,
                 "a multiple of 100 Hz, so that a frame of 10 ms has whole samples")
         require(self.num_filters >= FEWEST_BINS, "fbank.num_filters", self.num_filters,

@@ -18,28 +18,28 @@ from kdlib.processes import end_with_parent
 
 # Seconds by which times may miss what they belong to: transcripts' times are rounded, and so are encoders' frames.
 SLACK = 0.025
+SHORTEST = 0.1  # seconds of an utterance
 Checked = Union[AudioFormat, str]
 
 
 def usable_part(recordings: RecordingSet, supervisions: SupervisionSet, skipped: Skipped,
-                normalise: Callable[[Optional[str]], str] = normalise_text, min_seconds: float = 0.1,
+                normalise: Callable[[Optional[str]], str] = normalise_text,
                 seen: Optional[Set[str]] = None) -> Tuple[RecordingSet, SupervisionSet]:
     """What can be used of a part as far as its manifests tell: utterances as they are, and their recordings.
 
     Left out and counted in ``skipped`` with its reason is a supervision whose recording is missing, or has the id of another
     file too, a recording without supervision, a transcript that is empty once it is normalised, a second utterance of one id
-    (after one with a transcript), times outside the recording, an utterance shorter than ``min_seconds``. ``seen`` has the ids
+    (after one with a transcript), times outside the recording, an utterance shorter than ``SHORTEST``. ``seen`` has the ids
     of utterances elsewhere, and gets these: one set for several calls keeps them apart.
     """
-    by_id, said = _usable(recordings, supervisions, skipped, normalise, min_seconds, set() if seen is None else seen)
+    by_id, said = _usable(recordings, supervisions, skipped, normalise, set() if seen is None else seen)
     named = {segment.recording_id for segment, _ in said}
     return (RecordingSet.from_recordings(recording for name, recording in by_id.items() if name in named),
             SupervisionSet.from_segments(segment for segment, _ in said))
 
 
 def checked_cuts(recordings: RecordingSet, supervisions: SupervisionSet, sampling_rate: int, skipped: Skipped,
-                 normalise: Callable[[Optional[str]], str] = normalise_text, jobs: int = 1,
-                 min_seconds: float = 0.1) -> CutSet:
+                 normalise: Callable[[Optional[str]], str] = normalise_text, jobs: int = 1) -> CutSet:
     """One mono cut for each supervision, with its id and its normalised transcript, sorted by id.
 
     ``normalise`` gets the transcript in Unicode's composed form (NFC), so that a letter is one letter however it was typed,
@@ -52,7 +52,7 @@ def checked_cuts(recordings: RecordingSet, supervisions: SupervisionSet, samplin
     audio that is missing, damaged, cut short or other than its recording says (every file is decoded once, by ``jobs``
     processes), that can be decoded from its start alone, or that only a command or an address would give.
     """
-    by_id, usable = _usable(recordings, supervisions, skipped, normalise, min_seconds, set())
+    by_id, usable = _usable(recordings, supervisions, skipped, normalise, set())
     files = {file for segment, _ in usable for file in audio_files(by_id[segment.recording_id])}
     checked = _check_files(sorted(files), jobs)
     resampled: Dict[str, Recording] = {}
@@ -70,7 +70,7 @@ def checked_cuts(recordings: RecordingSet, supervisions: SupervisionSet, samplin
 
 
 def _usable(recordings: RecordingSet, supervisions: SupervisionSet, skipped: Skipped,
-            normalise: Callable[[Optional[str]], str], min_seconds: float,
+            normalise: Callable[[Optional[str]], str],
             seen: Set[str]) -> Tuple[Dict[str, Recording], List[Tuple[SupervisionSegment, str]]]:
     """The recordings by id, and the utterances with their normalised transcripts: see :func:`usable_part`."""
     by_id: Dict[str, Recording] = {}
@@ -94,7 +94,7 @@ def _usable(recordings: RecordingSet, supervisions: SupervisionSet, skipped: Ski
         elif segment.recording_id in doubled:
             reason = f"two files have the id of its recording, {segment.recording_id}"
         else:
-            reason = _problem(segment, by_id.get(segment.recording_id), text, min_seconds)
+            reason = _problem(segment, by_id.get(segment.recording_id), text)
         if text:  # what says nothing takes no id from another row of its file
             seen.add(segment.id)
         if reason is None:
@@ -116,7 +116,7 @@ def _composed(text: Optional[str]) -> str:
     return unicodedata.normalize("NFC", text or "")
 
 
-def _problem(segment: SupervisionSegment, recording: Optional[Recording], text: str, min_seconds: float) -> Optional[str]:
+def _problem(segment: SupervisionSegment, recording: Optional[Recording], text: str) -> Optional[str]:
     """Why the utterance cannot be used, as far as the manifests tell, or None."""
     if recording is None:
         return f"its recording {segment.recording_id} is missing"
@@ -128,8 +128,8 @@ def _problem(segment: SupervisionSegment, recording: Optional[Recording], text: 
     if not (segment.start >= -SLACK and segment.end <= recording.duration + SLACK):
         return (f"its times, {segment.start:.3f} to {segment.end:.3f} s, lie outside its recording of "
                 f"{recording.duration:.3f} s")
-    if not min(segment.end, recording.duration) - max(segment.start, 0.0) >= min_seconds:
-        return f"it is shorter than {min_seconds} s"
+    if not min(segment.end, recording.duration) - max(segment.start, 0.0) >= SHORTEST:
+        return f"it is shorter than {SHORTEST} s"
     if not to_list(segment.channel):
         return "it names no channel"
     if not set(to_list(segment.channel)) <= set(recording.channel_ids):

@@ -288,5 +288,5 @@ def check_exported(model: Transducer, folder: PathLike, chunk_size: int, left_co
         compare(exported.run("joiner", want[0][:, 0].contiguous(), predicted), [torch_modules[2](want[0][:, 0], predicted)])
     if not worst <= TOLERANCE:
         raise RecipeError(f"the files in {folder} give other numbers than torch (largest difference {worst:.2g}, allowed "
-                          f"{TOLERANCE:g})")
+                          f"{TOLERANCE:g}): export with the torch and onnxruntime of requirements.txt")
     return worst

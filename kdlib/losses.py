@@ -35,6 +35,17 @@ def node_weights(mask: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     return mask.to(dtype) / (mask.flatten(1).sum(1).clamp(min=1) * mask.size(0)).reshape(-1, 1, 1)
 
 
+def _one_shape(student: Tensor, teacher: Tensor) -> None:
+    if student.shape != teacher.shape:
+        raise ValueError(f"student is {tuple(student.shape)} and teacher {tuple(teacher.shape)}: their shapes must be one")
+
+
+def _check_nodes(student: Tensor, teacher: Tensor, mask: Tensor) -> None:
+    _one_shape(student, teacher)
+    if mask.dtype != torch.bool or mask.shape != student.shape[:-1]:
+        raise ValueError(f"mask is {mask.dtype} {tuple(mask.shape)}: it must be bool {tuple(student.shape[:-1])}")
+
+
 def _node_mean(per_node: Tensor, mask: Tensor) -> Tensor:
     """(N, T, R) and its bool mask to a scalar."""
     return (per_node.masked_fill(~mask, 0.0) * node_weights(mask, per_node.dtype)).sum()
@@ -65,15 +76,22 @@ class _CompiledKL(torch.autograd.Function):
         return cpu.kl_gradient(student, teacher, norms, grad.contiguous(), ctx.temperature), None, None
 
 
+def _is_compiled(student: Tensor, teacher: Tensor) -> bool:
+    """Whether :func:`lattice_kl_at` leaves such logits to the compiled loops."""
+    return cpu.takes(student) and teacher.dtype == student.dtype
+
+
 def lattice_kl_at(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
     """:func:`lattice_kl` node by node: logits (..., V) of both to (...).
 
     Raises:
+        ValueError: student and teacher differ in shape.
         RuntimeError: its gradient is asked for with create_graph, where the divergence is computed by compiled loops (on
             the CPU).
     """
+    _one_shape(student, teacher)
     student, teacher = summable(student), summable(teacher.detach())
-    if cpu.takes(student) and (teacher.dtype, teacher.shape) == (student.dtype, student.shape):
+    if _is_compiled(student, teacher):
         tokens = student.size(-1)
         rows = (x.reshape(-1, tokens).contiguous() for x in (student, teacher))
         return temperature ** 2 * _CompiledKL.apply(*rows, temperature).view(student.shape[:-1])
@@ -98,9 +116,12 @@ def lattice_kl(student: Tensor, teacher: Tensor, mask: Tensor, temperature: floa
         mask: (N, T, R) bool, true at the nodes with t < T_i and u <= U_i.
     Returns:
         A scalar, in nats a node.
+    Raises:
+        ValueError: the shapes of student, teacher and mask are not of one lattice.
     """
+    _check_nodes(student, teacher, mask)
     student, teacher = summable(student), summable(teacher)
-    if not cpu.takes(student):  # the compiled loops take each row by itself and need no copy without padding
+    if not _is_compiled(student, teacher):  # the compiled loops take each row by itself and need no copy without padding
         student, teacher = _real_nodes(student, mask), _real_nodes(teacher, mask)
     return _node_mean(lattice_kl_at(student, teacher, temperature), mask)
 
@@ -123,7 +144,12 @@ def _collapse(log_probs: Tensor, next_symbols: Tensor, blank_id: int) -> Tensor:
 
 def collapsed_kl_at(student: Tensor, teacher: Tensor, next_symbols: Tensor, blank_id: int = 0,
                     temperature: float = 1.0) -> Tensor:
-    """:func:`collapsed_kl` node by node: logits (..., V) of both and next labels (...) to (...)."""
+    """:func:`collapsed_kl` node by node: logits (..., V) of both and next labels (...) to (...).
+
+    Raises:
+        ValueError: student and teacher differ in shape.
+    """
+    _one_shape(student, teacher)
     teacher, student = (_collapse(F.log_softmax(summable(logits) / temperature, dim=-1), next_symbols, blank_id)
                         for logits in (teacher.detach(), student))
     return temperature ** 2 * _kl(teacher, student)
@@ -140,7 +166,10 @@ def collapsed_kl(student: Tensor, teacher: Tensor, next_symbols: Tensor, mask: T
         mask: (N, T, R) bool.
     Returns:
         A scalar, in nats a node, times ``temperature`` squared; never above :func:`lattice_kl` of the same nodes.
+    Raises:
+        ValueError: the shapes of student, teacher and mask are not of one lattice.
     """
+    _check_nodes(student, teacher, mask)
     student, teacher = _real_nodes(student, mask), _real_nodes(teacher, mask)
     return _node_mean(collapsed_kl_at(student, teacher, next_symbols, blank_id, temperature), mask)
 
@@ -176,8 +205,9 @@ def _frame_mean(per_frame: Callable[[Tensor, Tensor], Tensor], student: Tensor, 
                 lengths: Tensor) -> Tensor:
     """Mean over the frames of each utterance, then over utterances, of a function of both sides (N, T, C) to (N, T) that is
     zero where they agree, as in padding they are made to."""
-    if student.shape != teacher.shape:
-        raise ValueError(f"student is {tuple(student.shape)} and teacher {tuple(teacher.shape)}: their shapes must be one")
+    _one_shape(student, teacher)
+    if lengths.shape != student.shape[:1]:
+        raise ValueError(f"lengths is {tuple(lengths.shape)}: it must be {tuple(student.shape[:1])}, a number for each utterance")
     padding = torch.arange(student.size(1), device=student.device) >= lengths.unsqueeze(1)
     student, teacher = (summable(side).masked_fill(padding.unsqueeze(-1), 0.0) for side in (student, teacher.detach()))
     return (per_frame(student, teacher).sum(1) / lengths.clamp(min=1)).mean()
@@ -192,7 +222,7 @@ def encoder_mse(student: Tensor, teacher: Tensor, lengths: Tensor) -> Tensor:
     Returns:
         A scalar.
     Raises:
-        ValueError: student and teacher differ in shape.
+        ValueError: student and teacher differ in shape, or there is not one length for each utterance.
     """
     return _frame_mean(lambda ours, theirs: (ours - theirs).square().mean(-1), student, teacher, lengths)
 
@@ -220,7 +250,7 @@ def encoder_logits_kl(student: Tensor, teacher: Tensor, lengths: Tensor, tempera
     Returns:
         A scalar, in nats a frame, times ``temperature`` squared.
     Raises:
-        ValueError: student and teacher differ in shape.
+        ValueError: student and teacher differ in shape, or there is not one length for each utterance.
     """
     return _frame_mean(lambda ours, theirs: lattice_kl_at(ours, theirs, temperature), student, teacher, lengths)
 

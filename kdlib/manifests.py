@@ -46,13 +46,15 @@ class SkippedFile:
                 yield where, name, reason
 
 
+SHOWN = 10  # of what was left out, by name on the screen
+
+
 class Skipped:
     """What was left out, and why: every item is counted, the first ones are named, and all stand in ``file``, if there is
     one."""
 
-    def __init__(self, file: Optional[SkippedFile] = None, shown: int = 10):
+    def __init__(self, file: Optional[SkippedFile] = None):
         self._file = file
-        self._shown = shown
         self._items: List[Tuple[str, str]] = []
 
     def __len__(self) -> int:
@@ -70,7 +72,7 @@ class Skipped:
     def report(self, where: str) -> None:
         """Print a line for each of the first items and one with the total, and list all in the file; print nothing when
         nothing was left out."""
-        for name, reason in self._items[: self._shown]:
+        for name, reason in self._items[:SHOWN]:
             print(f"skipped {name}: {reason}")
         if self._file is not None:
             self._file.add(where, self._items)

@@ -25,28 +25,28 @@ def pool_seeds(runs: Sequence[Mapping[str, Summary]]) -> Dict[str, Dict[str, Any
     first = {name: headline(test) for name, test in next(iter(runs[0].values()))["test_sets"].items()}
     for number, run in enumerate(runs, start=1):
         if list(run) != list(runs[0]):
-            raise RecipeError(f"run {number} holds the models {', '.join(run)}; the first one {', '.join(runs[0])}")
+            raise _no_seeds(f"run {number} holds the models {', '.join(run)}; the first one {', '.join(runs[0])}")
         for model, summary in run.items():
             into = pooled.setdefault(model, {"parameters": summary["parameters"], "updates": summary["updates"],
                                              "test_sets": {}})
             if into["parameters"] != summary["parameters"]:
-                raise RecipeError(f"{model} has {summary['parameters']:,} parameters in run {number} and "
-                                  f"{into['parameters']:,} in the first one")
+                raise _no_seeds(f"{model} has {summary['parameters']:,} parameters in run {number} and "
+                                f"{into['parameters']:,} in the first one")
             if abs(into["updates"] - summary["updates"]) > UPDATES_TOLERANCE * into["updates"]:
-                raise RecipeError(f"{model} was trained for {summary['updates']:,} updates in run {number} and for "
-                                  f"{into['updates']:,} in the first one: that is more than another seed")
+                raise _no_seeds(f"{model} was trained for {summary['updates']:,} updates in run {number} and for "
+                                f"{into['updates']:,} in the first one: that is more than another seed")
             if summary["avg"] != runs[0][model]["avg"]:
-                raise RecipeError(f"{model} is the mean of {_epochs(summary['avg'])} in run {number} and of "
-                                  f"{_epochs(runs[0][model]['avg'])} in the first one")
+                raise _no_seeds(f"{model} is the mean of {_epochs(summary['avg'])} in run {number} and of "
+                                f"{_epochs(runs[0][model]['avg'])} in the first one")
             other = decoded_otherwise(summary, runs[0][model])
             if other:
-                raise RecipeError(f"{model} was decoded otherwise in run {number} than in the first one: {other}")
+                raise _no_seeds(f"{model} was decoded otherwise in run {number} than in the first one: {other}")
             for name, whole in summary["test_sets"].items():
                 test = headline(whole)
                 keys = count_lists(first.get(name, test))
                 if name not in first or test.get(keys[1]) != first[name][keys[1]]:
-                    raise RecipeError(f"{model} was decoded on another {name} in run {number} than the first model in "
-                                      "the first one")
+                    raise _no_seeds(f"{model} was decoded on another {name} in run {number} than the first model in "
+                                    "the first one")
                 sums = into["test_sets"].setdefault(name, {"wers": [], "rate": rate_name(whole),
                                                            **{key: [0] * len(test[key]) for key in keys}})
                 # Not the rounded rate: equal differences would differ by what was rounded, and seem to agree for certain.
@@ -54,12 +54,16 @@ def pool_seeds(runs: Sequence[Mapping[str, Summary]]) -> Dict[str, Dict[str, Any
                 for key in keys:
                     sums[key] = [a + b for a, b in zip(sums[key], test[key])]
             if any(len(test["wers"]) != number for test in into["test_sets"].values()):
-                raise RecipeError(f"{model} was decoded on other test sets in run {number} than in the first one")
+                raise _no_seeds(f"{model} was decoded on other test sets in run {number} than in the first one")
         for earlier, same in enumerate(runs[:number - 1], start=1):
             if all(_same_training(run[model], same[model]) for model in run):
-                raise RecipeError(f"runs {earlier} and {number} do not differ in any model: they are one run, or two of one "
-                                  "seed")
+                raise _no_seeds(f"runs {earlier} and {number} do not differ in any model: they are one run, or two of one "
+                                "seed")
     return pooled
+
+
+def _no_seeds(what: str) -> RecipeError:
+    return RecipeError(f"{what}: give runs of one recipe that differ in training.seed alone")
 
 
 def _same_training(one: Summary, other: Summary) -> bool:

@@ -223,13 +223,17 @@ def test_the_corpus_is_downloaded_and_unpacked(corpus, tmp_path, monkeypatch):
         line = script("get_corpus.py", "--url", f"{url}/none", "--download", tmp_path / "other", cwd=tmp_path, code=1)
         assert "cannot be downloaded" in line and "--corpus-dir" in line
         server.shutdown()
+    assert not [*(tmp_path / "data").rglob("*gz")]  # unpacked, and no place taken twice
     assert "skipped" not in script("prepare_manifests.py", cwd=tmp_path)
     assert len(cuts(tmp_path, "train")) == mandarin.UTTERANCES["train"]
     script("get_corpus.py", "--url", url, cwd=tmp_path)  # there already: no server is asked
     # By run.sh it is made again when it was removed.
     words = tmp_path, "--stop-stage", "0"
     assert "done before" not in run("aishell", *words) and "done before" in run("aishell", *words)
-    shutil.rmtree(tmp_path / "data" / "download" / "aishell" / "data_aishell")
+    downloaded = tmp_path / "data" / "download" / "aishell"
+    shutil.rmtree(downloaded / "data_aishell" / "wav" / "dev")
+    assert f"remove {downloaded.relative_to(tmp_path)} and run stage 0 again" in script("get_corpus.py", cwd=tmp_path, code=1)
+    shutil.rmtree(downloaded / "data_aishell")
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nothing is fetched
     assert "cannot be downloaded" in run("aishell", *words, code=1)
 

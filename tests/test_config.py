@@ -60,7 +60,7 @@ def test_configs_name_what_is_wrong(tmp_path):
                          ("training.precision=float16", "float32 or bfloat16")):
         with pytest.raises(RecipeError, match=f"a.yaml: {word.split('=')[0]} is .*; it must be .*{wanted}"):
             load_config(TrainConfig, path, [word])
-    with pytest.raises(RecipeError, match="method is 'best'; it must be greedy_search, modified_beam_search or"):
+    with pytest.raises(RecipeError, match="decode.method is 'best'; it must be greedy_search, modified_beam_search or"):
         merge_config(DecodeConfig, {}, ["method=best"])
     path.write_text("model: {num_layers: [\n")
     with pytest.raises(RecipeError, match="a.yaml is not valid YAML"):

@@ -317,7 +317,7 @@ def test_cuts_too_short_for_a_frame_are_not_aligned(options, corpus):
     ("decode", ["--chunk-size", "-3"], "--chunk-size -3: give frames of 40 ms"),
     ("decode", ["--beam", "0"], "error: command line: decode.beam is 0; it must be above 0"),
     ("decode", ["--beam", "8"], "error: --beam 8 is of modified_beam_search, and this search is greedy_search: give --method"),
-    ("decode", ["--method", "greedy"], "error: command line: method is 'greedy'; it must be greedy_search"),
+    ("decode", ["--method", "greedy"], "error: command line: decode.method is 'greedy'; it must be greedy_search"),
     ("streaming_decode", ["--tail", "-1", "--fbank-config", "fbank.yaml"], "--tail -1: give seconds of silence, from 0 to"),
     ("streaming_decode", ["--tail", "nan", "--fbank-config", "fbank.yaml"], "--tail nan: give seconds of silence"),
     ("streaming_decode", ["--tail", "1e9", "--fbank-config", "fbank.yaml"], "--tail 1e9: give seconds of silence"),

@@ -186,6 +186,18 @@ def test_every_speaker_may_train(dataset, tmp_path):
     assert not list((tmp_path / "data" / "manifests").glob("*test-unseen*"))
 
 
+@pytest.mark.parametrize("speaker", ["lucas", "none"])
+def test_run_sh_takes_the_unseen_speaker(made_up, tmp_path, speaker):
+    env = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run([LOCAL.parent / "run.sh", "--smoke", "--corpus-dir", made_up, "--unseen-speaker", speaker,
+                           "--data", tmp_path / "data", "--exp", tmp_path / "exp", "--stop-stage", "1"], env=env,
+                          stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    unseen = {name.split("_")[1] for name in used(tmp_path, "test-unseen")} if speaker != "none" else set()
+    assert unseen == {speaker} - {"none"} and {name.split("_")[1] for name in used(tmp_path, "train")} == set(SPEAKERS) - unseen
+    assert (tmp_path / "data" / "manifests" / "cuts_test-unseen.jsonl.gz").exists() == bool(unseen)
+
+
 def test_damaged_takes_are_skipped_named_and_counted(made_up, tmp_path):
     spoiled = copy_of(made_up, tmp_path / "spoiled")
     recordings = spoiled / "recordings"

@@ -258,7 +258,14 @@ class TestStages0And1:
         (tree / "dev-clean-2").symlink_to(tree / "dev-clean")
         find(tree, "--parts", "train-clean-100 dev-clean dev-clean-2")
         line = refused(prepare(tree.parent, "--test-sets", "dev-clean-2", check=False))
-        assert "84-121123-0000 stands in dev and in dev-clean-2" in line
+        assert "84-121123-0000 stands in dev-clean and in dev-clean-2" in line
+
+    def test_an_utterance_in_two_parts_of_a_set_is_refused(self, tree):
+        """Of two copies none would be left, since nothing tells them apart."""
+        (tree / "train-clean-5").symlink_to(tree / "train-clean-100")
+        find(tree, "--parts", "train-clean-100 train-clean-5 dev-clean test-clean")
+        line = refused(prepare(tree.parent, "--train-parts", "train-clean-100 train-clean-5", check=False))
+        assert "stands in train-clean-100 and in train-clean-5: choose parts that share no utterance" in line
 
 
 class TestSplittingAPart:

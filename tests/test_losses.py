@@ -1,5 +1,7 @@
 """The invariants that every distillation loss is held to, in float64, and plain references for their values."""
 
+import re
+
 import pytest
 import torch
 from hypothesis import assume, given, settings
@@ -170,7 +172,6 @@ def test_what_only_the_student_excludes_is_infinitely_far():
 
 
 ENCODER_LOSSES = {name: loss for name, loss in REGISTRY.items() if isinstance(loss, losses.EncoderLoss)}
-LATTICE_LOSSES = {name: loss for name, loss in REGISTRY.items() if isinstance(loss, losses.LatticeLoss)}
 
 
 @pytest.mark.parametrize("name", ENCODER_LOSSES)
@@ -203,13 +204,14 @@ def test_gradients_of_the_encoder_losses(name):
 
 
 @pytest.mark.parametrize("filler", [float("nan"), INF])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("dtype, of_teacher", [(torch.float64, torch.float64), (torch.bfloat16, torch.bfloat16),
+                                               (torch.float32, torch.float64), (torch.float64, torch.float32)])
 @pytest.mark.parametrize("compiled", [True, False])
-def test_what_padding_holds_reaches_neither_loss_nor_gradient(filler, dtype, compiled, monkeypatch):
+def test_what_padding_holds_reaches_neither_loss_nor_gradient(filler, dtype, of_teacher, compiled, monkeypatch):
     if not compiled:
         monkeypatch.setattr(losses.cpu, "available", lambda: False)
     student, teacher, labels, mask = lattice(3)
-    student, teacher, lengths = student.to(dtype), teacher.to(dtype), torch.tensor([4, 2])
+    student, teacher, lengths = student.to(dtype), teacher.to(of_teacher), torch.tensor([4, 2])
     frames = torch.arange(4) < lengths.unsqueeze(1)
     sides = torch.randn(2, 2, 4, 3, dtype=dtype)
 
@@ -406,7 +408,38 @@ def test_two_vectors_of_zeros_are_alike():
     assert losses.encoder_cosine(zeros, torch.ones(1, 3, 4), lengths).item() == 1.0
 
 
-def test_shapes_that_do_not_fit():
-    with pytest.raises(RuntimeError):
-        lattice_kl_at(torch.zeros(4, 5), torch.zeros(2, 5))
-    torch.testing.assert_close(lattice_kl_at(torch.ones(4, 5), torch.zeros(1, 5)), torch.zeros(4))
+@pytest.mark.parametrize("shape", [(2, 4, 1, 5), (1, 4, 3, 5), (4, 3, 5), (2, 4, 3, 1), (2, 4, 3, 6)])
+def test_a_teacher_of_another_shape_is_refused(shape):
+    """What torch would broadcast too: the outputs of another lattice are no target."""
+    student, teacher = torch.zeros(2, 4, 3, 5), torch.zeros(shape)
+    mask, labels, lengths = torch.ones(2, 4, 3, dtype=torch.bool), torch.ones(2, 4, 3, dtype=torch.int64), torch.tensor([4, 2])
+    for loss in (lambda: lattice_kl(student, teacher, mask), lambda: lattice_kl_at(student, teacher),
+                 lambda: collapsed_kl(student, teacher, labels, mask),
+                 lambda: losses.collapsed_kl_at(student, teacher, labels),
+                 *(lambda loss=loss: loss.between(student[:, :, 0], teacher, lengths, 1.0) for loss in ENCODER_LOSSES.values())):
+        with pytest.raises(ValueError, match=re.escape(f"teacher {shape}: their shapes must be one")):
+            loss()
+
+
+def test_masks_and_lengths_of_another_batch_are_refused():
+    x, labels = torch.zeros(2, 4, 3, 5), torch.ones(2, 4, 3, dtype=torch.int64)
+    for mask in (torch.ones(2, 4, 1, dtype=torch.bool), torch.ones(2, 4, 3)):
+        for loss in (lambda: lattice_kl(x, x, mask), lambda: collapsed_kl(x, x, labels, mask)):
+            with pytest.raises(ValueError, match=r"it must be bool \(2, 4, 3\)"):
+                loss()
+    for loss in ENCODER_LOSSES.values():
+        with pytest.raises(ValueError, match=r"lengths is \(2, 1\): it must be \(2,\)"):
+            loss.between(x[:, :, 0], x[:, :, 0], torch.tensor([[4], [2]]), 1.0)
+
+
+@pytest.mark.parametrize("floor", [torch.finfo(torch.float32).min, -1e37, -1e35, -1e9])
+def test_a_token_that_the_teacher_masks_by_a_number_is_excluded(floor):
+    torch.manual_seed(1)
+    student, teacher = torch.randn(4, 7), torch.randn(4, 7)
+    teacher[:, 3] = floor
+    both = student.clone()
+    both[:2, 3] = floor
+    for ours in (student, both):
+        want = lattice_kl_at(ours, teacher.masked_fill(teacher == floor, -INF))
+        torch.testing.assert_close(lattice_kl_at(ours, teacher), want)
+        assert (want > 0.1).all()

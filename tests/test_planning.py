@@ -299,6 +299,9 @@ def test_targets_are_understood():
     for bad in ("60", "100%", "0%", "sixty", "9M", "9MB", "-3k"):
         with pytest.raises(RecipeError, match="plan.target"):
             plan_stages(TEACHER, PlanConfig(target=bad), VOCAB)
+    for number in ("60", "0.6"):
+        with pytest.raises(RecipeError, match=f"plan.target {number} alone would be so many parameters: write 60% for"):
+            parse_target(number, size)
 
 
 def test_a_target_in_bytes_and_parts_of_ones_own():

@@ -5,7 +5,7 @@ import re
 import struct
 
 import pytest
-from finished_run import SCRIPT, WERS, Run, stage8, summary
+from finished_run import SCRIPT, UPDATES, WERS, Run, stage8, summary
 from hypothesis import given
 from hypothesis import strategies as st
 from scripts import run_script
@@ -304,6 +304,14 @@ def test_unfair_comparisons_are_said(run, capsys, model, changes, words):
         said = re.findall(r"(\S+) has as many as", written.read_text())
         assert said == [matched for matched in ("scratch-matched", "single-matched") if (matched, "updates") not in
                         ((model, key) for key in changes)]
+
+
+def test_updates_that_were_left_out_are_said(run):
+    record = run.folder / "exp" / "stage2" / "done.json"
+    for bad in (0, 3):
+        record.write_text(json.dumps({**json.loads(record.read_text()), "bad_updates": bad}))
+        said = f"stage2 left out 3 of its {UPDATES['stage2']:,} updates, whose gradients were not finite."
+        assert run.results()["warnings"] == ([said] if bad else [])
 
 
 def test_a_few_updates_more_or_less_are_still_matched(run):

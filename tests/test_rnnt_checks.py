@@ -31,6 +31,7 @@ POSTERIORS = {
     r"blank_arcs \(2, 4, 1\) and label_arcs \(2, 4, 2\) must be of one shape": dict(blank_arcs=torch.zeros(2, 4, 1)),
     r"blank_arcs \(2, 1, 2\) and label_arcs": dict(blank_arcs=torch.zeros(2, 1, 2)),
     "blank_arcs is torch.float64, label_arcs is torch.float32": dict(blank_arcs=torch.zeros(2, 4, 2).double()),
+    "blank_arcs must be a tensor, not None": dict(blank_arcs=None),
     "blank_arcs lies on meta": dict(blank_arcs=torch.zeros(2, 4, 2, device="meta")),
     "ranges lies on meta": dict(ranges=RANGES.to("meta")),
     r"ranges must be int64 \(2, 4, R\), not torch.int64 \(2, 1, 2\)": dict(ranges=RANGES[:, :1]),
@@ -157,16 +158,18 @@ def test_coverage_of_a_modified_lattice_that_begins_late(starts, u_begin, has_pa
 def test_boundaries_and_all_nodes():
     lengths = torch.tensor([3, 4])
     assert rnnt.boundary_of(torch.tensor([1, 2]), lengths).tolist() == [[0, 0, 1, 3], [0, 0, 2, 4]]
-    for symbol_lengths in (torch.tensor([1]), torch.tensor([1, 2]).int(), torch.tensor([[1, 2]]), torch.tensor(1)):
+    for symbol_lengths in ([1, 2], torch.tensor([1]), torch.tensor([1, 2]).int(), torch.tensor([[1, 2]]), torch.tensor(1)):
         with pytest.raises(ValueError, match=r"symbol_lengths must be int64 \(2,\)"):
             rnnt.boundary_of(symbol_lengths, lengths)
-    with pytest.raises(ValueError, match="lengths must be int64"):
-        rnnt.boundary_of(lengths, lengths.int())
+    for other in (None, lengths.int()):
+        with pytest.raises(ValueError, match=r"lengths must be int64 \(N,\)"):
+            rnnt.boundary_of(lengths, other)
     with pytest.raises(ValueError, match="symbol_lengths lie on meta, lengths on cpu"):
         rnnt.boundary_of(lengths.to("meta"), lengths)
     assert rnnt.all_nodes(torch.zeros(2, 3, 4), torch.ones(2, 5)).shape == (2, 3, 6)
-    for encoder_out, symbols in ((torch.zeros(2, 3), torch.ones(2, 5)), (torch.zeros(2, 3, 4), torch.ones(3, 5))):
-        with pytest.raises(ValueError, match="encoder_out .* and symbols .* must be"):
+    for encoder_out, symbols in ((torch.zeros(2, 3), torch.ones(2, 5)), (torch.zeros(2, 3, 4), torch.ones(3, 5)),
+                                 (None, torch.ones(3, 5))):
+        with pytest.raises(ValueError, match="encoder_out and symbols must be .*, not "):
             rnnt.all_nodes(encoder_out, symbols)
 
 
@@ -230,6 +233,11 @@ def of_teacher(**change):
 FUSED = {
     "lm is torch.float64, am is torch.float32": lambda given: dict(lm=given["lm"].double()),
     "am is torch.float64, joiner is torch.float32": lambda given: {key: given[key].double() for key in ("am", "lm")},
+    "lm must be a floating tensor of 3 dimensions, not None": lambda given: dict(lm=None),
+    "a term's weights must be a tensor, not None": lambda given: dict(
+        terms=[given["terms"][0]._replace(weights=None)]),
+    "a term's weights lies on meta": lambda given: dict(
+        terms=[given["terms"][0]._replace(weights=torch.ones(2, 4, 2, device="meta"))]),
     "a parameter of joiner lies on meta": lambda given: dict(joiner=Joiner().to("meta")),
     "the teacher's am lies on meta, am on cpu": lambda given: dict(
         teacher=rnnt.Side(given["teacher"].joiner, given["am"].to("meta"), given["lm"].to("meta"))),

@@ -182,6 +182,8 @@ BAD = {
         ranges=torch.tensor([[[0], [1], [2]], [[0], [0], [0]]]), logits=torch.zeros(2, 3, 1, 4)),
     "logits of utterance 1 is .inf": dict(logits=torch.tensor([0.0, math.inf]).view(2, 1, 1, 1).expand(2, 3, 2, 4)),
     "symbols lies on meta, logits on cpu": dict(symbols=torch.zeros(2, 2, dtype=torch.int64, device="meta")),
+    "backend 'cuda!' is not known": dict(backend="cuda!", return_occupancies=True),
+    "sharpness must be a number, finite and not negative, not torch.float32": dict(sharpness=torch.tensor(2.0)),
     "return_occupancies: k2 has nothing of the kind": dict(return_occupancies=True, backend="k2"),
     "sharpness must be above 0": dict(sharpness=0.0),
     "sharpness must be a number, finite": dict(sharpness=math.nan),

@@ -155,7 +155,8 @@ def test_trainings_are_told_apart_by_their_weights():
     assert pool_seeds(runs)["teacher"]["test_sets"]["test-clean"]["wers"] == [6.0, 6.0]
     for model in WERS:
         runs[1][model]["training"]["weights"] = f"42 {model}"
-    with pytest.raises(RecipeError, match="runs 1 and 2 do not differ in any model: they are one run, or two of one seed"):
+    with pytest.raises(RecipeError, match="runs 1 and 2 do not differ in any model: they are one run, or two of one seed: "
+                                          "give runs of one recipe that differ in training.seed alone"):
         pool_seeds(runs)
     del runs[0]["stage1"]["training"]  # of a version that wrote no digests
     with pytest.raises(RecipeError, match="runs 1 and 2 do not differ in any model"):

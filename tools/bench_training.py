@@ -60,7 +60,7 @@ def get_args() -> argparse.Namespace:
     parser.add_argument("--models", nargs="+", help="of teacher, stage1, ..., scratch, single (all)")
     parser.add_argument("--updates", type=int, default=20, help="measured, of each model (20)")
     parser.add_argument("--warm-up", type=int, help="updates before them (5, and more than data.num_workers)")
-    parser.add_argument("--seconds", default=LIBRISPEECH, metavar="PERCENT:SECONDS ...",
+    parser.add_argument("--seconds", default=LIBRISPEECH, metavar="'PERCENT:SECONDS ...'",
                         help="the utterances' durations: so many per cent are at most so long (LibriSpeech's)")
     parser.add_argument("--tokens-per-second", type=float, default=4.4, help="of labels (4.4, as LibriSpeech has)")
     parser.add_argument("--vocab-size", type=int, help="tokens (as in the recipe's lang.yaml)")

@@ -8,6 +8,12 @@ test_sets="test test-unseen"
 path_option corpus-dir "folder of the dataset, where it is on this machine; without it stage 0 downloads it"
 option hours 3.4 0.06 "hours of training strings to make"
 option test-words 2100 150 "reference digits in each test set, at least"
+option unseen-speaker theo "" "whom training never hears, of whom is test-unseen; or none, and there is no test-unseen"
+
+settle() {
+  if [[ $unseen_speaker == none ]]; then test_sets=test; fi
+  if other_words unseen-speaker; then subset=yes; fi  # RESULTS.md and the figures of docs/ are of theo
+}
 
 get_corpus() {
   local path folder=() downloaded=("$downloads/recordings")
@@ -25,7 +31,8 @@ make_manifests() {
   recordings=$(json_value "$data/corpus.json" recordings str 0)
   step manifests --from 0 "$data/corpus.json" "$recordings" --makes "${manifests[@]}" -- \
     python local/prepare_manifests.py --corpus "$data/corpus.json" --strings "$data/strings" \
-    --output "$data/manifests" --hours "$hours" --test-words "$test_words" --jobs "$jobs"
+    --output "$data/manifests" --hours "$hours" --test-words "$test_words" \
+    --unseen-speaker "$unseen_speaker" --jobs "$jobs"
 }
 
 stage 0 get_corpus       "find the dataset, or download it"

@@ -60,13 +60,17 @@ __all__ = [
 ]
 
 
+def _check_backend(backend: str) -> None:
+    checks.require(backend in BACKENDS, f"backend {backend!r} is not known: use one of {', '.join(BACKENDS)}")
+
+
 def backend_in_use(backend: str = "auto") -> str:
     """The backend that ``backend`` means in this process: "k2" or "native".
 
     Raises:
       ValueError: for an unknown name. RecipeError: "k2" is asked for and cannot be imported.
     """
-    checks.require(backend in BACKENDS, f"backend {backend!r} is not known: use one of {', '.join(BACKENDS)}")
+    _check_backend(backend)
     if backend == "native":
         return "native"
     module, reason = k2_backend.load()
@@ -118,7 +122,8 @@ def rnnt_loss_smoothed(
     with a > 0 a loss depends a little on the batch it is in, as k2's does). Kuang et al. 2022, section 3.
 
     Where am and lm are sure of different tokens, each by more than 700 nats, the joint's normaliser falls below the numbers
-    of float64: native's loss is then too large, as k2's in float64 is, and its gradient lacks the normaliser's part.
+    of float64: native's loss is then too large, as k2's in float64 is, and its gradient lacks the normaliser's part. For k2 in
+    float32, and so for "auto" where k2 is, 87 nats are enough.
 
     Where lm excludes a token in all histories of the batch, by more than 80 nats in float32 or 700 in float64, and a > 0, k2's
     loss is too small and may have nan for its gradient. Native's is right; "auto" leaves such a batch, as it is finite, to k2.
@@ -331,6 +336,7 @@ def rnnt_loss_pruned(
     )
     with torch.autocast(logits.device.type, enabled=False):
         if return_occupancies:
+            _check_backend(backend)
             checks.require(backend != "k2", "return_occupancies: k2 has nothing of the kind; use the backend 'native'")
             loss, occupancies = native.rnnt_loss_pruned(**arguments, return_occupancies=True)
         else:
@@ -397,11 +403,11 @@ def node_posteriors(
     checks.check_options(rnnt_type, "sum", 0.0)
     checks.check_sharpness(sharpness)
     checks.check_float("label_arcs", label_arcs, 3)
+    checks.check_alike(("label_arcs", "blank_arcs"), (label_arcs, blank_arcs))
     checks.require(
         blank_arcs.shape == label_arcs.shape,
         f"blank_arcs {tuple(blank_arcs.shape)} and label_arcs {tuple(label_arcs.shape)} must be of one shape",
     )
-    checks.check_alike(("label_arcs", "blank_arcs"), (label_arcs, blank_arcs))
     checks.check_alike(("label_arcs", "ranges"), (label_arcs, ranges), dtype=False)
     checks.require(isinstance(boundary, Tensor), f"boundary must be int64 (N, 4), not {checks.describe(boundary)}")
     count, frames, kept = label_arcs.shape

@@ -57,7 +57,7 @@ def check_options(rnnt_type: str, reduction: str, delay_penalty: float) -> None:
 def check_scale(name: str, value: float) -> None:
     require(
         isinstance(value, numbers.Real) and 0.0 <= value < math.inf,
-        f"{name} must be a number, finite and not negative, not {value}",
+        f"{name} must be a number, finite and not negative, not {describe(value)}",
     )
 
 

@@ -171,7 +171,8 @@ def _log_sum(top, total):
 def kl_divergence(student, teacher, student_norm, teacher_norm, value, sharpness):
     """KL(softmax(sharpness * teacher) || softmax(sharpness * student)) of each row, and the log-sum-exps of both.
 
-    A token that the teacher excludes (-inf) adds nothing; one that the student alone excludes makes it +inf.
+    A token that the teacher excludes (-inf) adds nothing, nor does one of less than e to LOWEST of its best, whatever the
+    student makes of it but -inf: one that the student alone excludes makes it +inf.
     """
     rows, tokens = student.shape
     zero, lowest = student.dtype.type(0), student.dtype.type(NEG_INF)
@@ -181,11 +182,14 @@ def kl_divergence(student, teacher, student_norm, teacher_norm, value, sharpness
         s_top, t_top = _row_max(s), _row_max(t)
         s_total, t_total, crossed = zero, zero, zero
         for k in range(tokens):
-            share = _exp(scale * (t[k] - t_top))
+            below = scale * (t[k] - t_top)
+            share = _exp(below)
             s_total += _exp(scale * (s[k] - s_top))
             t_total += share
             difference = t[k] - s[k]
-            crossed += share * (zero if t[k] == lowest else difference)
+            # A share has no less than e to LOWEST, which times a difference such as that to -1e38, a mask, would be nats.
+            nothing = t[k] == lowest or (below < LOWEST and s[k] > lowest)
+            crossed += share * (zero if nothing else difference)
         student_norm[i] = _log_sum(scale * s_top, s_total)
         teacher_norm[i] = _log_sum(scale * t_top, t_total)
         divergence = scale * crossed / t_total - (teacher_norm[i] - student_norm[i])

@@ -158,9 +158,11 @@ def _differentiate(
     torch.clear_autocast_cache()
     chunks = fewer = lattice.chunks()
     if arc_weights and not terms and len(chunks) > CHUNKS_KEPT:
-        # What less than a hundredth of the resolution of the numbers goes through has no gradient worth computing.
-        sizes = torch.stack((label_weight, blank_weight)).abs()
-        fewer = lattice.chunks_of(sizes.sum(0) > torch.finfo(sizes.dtype).eps / 100 * sizes.max())
+        # What less than a hundredth of the resolution of the numbers goes through, beside what goes through the rest of the
+        # utterance, has no gradient worth computing.
+        sizes = torch.stack((label_weight, blank_weight)).abs().sum(0).view(lattice.shape[0], -1)
+        least = torch.finfo(sizes.dtype).eps / 100 * sizes.amax(1, keepdim=True)
+        fewer = lattice.chunks_of((sizes > least).flatten())
     values = [student.am.new_zeros(()) for _ in terms]
     teacher_output = _Output(teacher.joiner.out, lattice.at_once) if terms else None
     # Backwards, since the first pass has left the logits of its last chunks.
@@ -274,10 +276,11 @@ def lattice_losses_fused(
     Raises:
       ValueError: an argument does not fit; it is named.
     """
-    student = contiguous(Side(joiner, am, lm))
-    wanted = None
+    student = Side(joiner, am, lm)
     check_side("", student, student, learns=True)
+    student = contiguous(student)
     check_weights(weight, terms, am, ranges)
+    wanted = None
     if terms and not _counts(weight):
         wanted = torch.stack([term.weights != 0 for term in terms]).any(0)
     lattice = prepare(
@@ -312,8 +315,8 @@ def arc_log_probs(
     Raises:
       ValueError: an argument does not fit; it is named.
     """
-    side = contiguous(side)
     check_side("", side, side, learns=False)
+    side = contiguous(side)
     lattice = prepare(side, symbols, ranges, termination_symbol, boundary, rnnt_type, 0.0, logits_at_once)
     return _arcs(side, _Output(side.joiner.out, lattice.at_once), lattice)[1:]
 
@@ -343,6 +346,7 @@ def rnnt_loss_fused(
       ValueError: an argument does not fit; it is named.
     """
     checks.check_float("am", am, 3)  # its size is a divisor
+    checks.check_float("lm", lm, 3)
     learning = torch.is_grad_enabled() and any(x.requires_grad for x in (am, lm, *joiner.parameters()))
     checks.require(
         reduction != "none" or not learning,

@@ -24,6 +24,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kdlib.rnnt.checks import describe
+
 NEG_INF = float("-inf")
 
 
@@ -218,9 +220,11 @@ def boundary_of(symbol_lengths: Tensor, lengths: Tensor) -> Tensor:
     Raises:
       ValueError: the lengths are not int64 (N,) on one device.
     """
-    for name, tensor in (("symbol_lengths", symbol_lengths), ("lengths", lengths)):
-        if tensor.dtype != torch.int64 or tensor.dim() != 1 or tensor.shape != lengths.shape:
-            raise ValueError(f"{name} must be int64 ({lengths.numel()},), not {tensor.dtype} {tuple(tensor.shape)}")
+    for name, tensor in (("lengths", lengths), ("symbol_lengths", symbol_lengths)):
+        good = isinstance(tensor, Tensor) and tensor.dtype == torch.int64 and tensor.dim() == 1
+        if not good or tensor.shape != lengths.shape:
+            count = "N" if tensor is lengths else len(lengths)
+            raise ValueError(f"{name} must be int64 ({count},), not {describe(tensor)}")
     if symbol_lengths.device != lengths.device:
         raise ValueError(f"symbol_lengths lie on {symbol_lengths.device}, lengths on {lengths.device}")
     begin = torch.zeros_like(lengths)
@@ -233,10 +237,10 @@ def all_nodes(encoder_out: Tensor, symbols: Tensor) -> Tensor:
     Raises:
       ValueError: the two are not of one batch.
     """
-    if encoder_out.dim() != 3 or symbols.dim() != 2 or len(encoder_out) != len(symbols):
-        raise ValueError(
-            f"encoder_out {tuple(encoder_out.shape)} and symbols {tuple(symbols.shape)} must be (N, T, C) and (N, U)"
-        )
+    tensors = isinstance(encoder_out, Tensor) and isinstance(symbols, Tensor)
+    if not tensors or (encoder_out.dim(), symbols.dim()) != (3, 2) or len(encoder_out) != len(symbols):
+        raise ValueError(f"encoder_out and symbols must be (N, T, C) and (N, U), not {describe(encoder_out)} and "
+                         f"{describe(symbols)}")
     return torch.arange(symbols.size(1) + 1, device=symbols.device).expand(*encoder_out.shape[:2], -1)
 
 

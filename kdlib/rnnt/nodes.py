@@ -141,10 +141,10 @@ def _check_output(name: str, layer: nn.Linear) -> None:
 
 def check_weights(weight: Union[float, Tensor], terms: Sequence[NodeTerm], am: Tensor, ranges: Tensor) -> None:
     for term in terms:
+        checks.check_alike(("am", "a term's weights"), (am, term.weights), dtype=False)
         checks.require(
-            term.weights.shape == ranges.shape and term.weights.device == am.device,
-            f"a term's weights {tuple(term.weights.shape)} on {term.weights.device} must be as ranges "
-            f"{tuple(ranges.shape)}, on {am.device}",
+            term.weights.shape == ranges.shape,
+            f"a term's weights {tuple(term.weights.shape)} must be as ranges {tuple(ranges.shape)}",
         )
     if isinstance(weight, Tensor):
         good = weight.shape == am.shape[:1] and weight.device == am.device and weight.is_floating_point()

@@ -2,14 +2,13 @@
 
 import argparse
 import re
-import tarfile
-import zlib
 from pathlib import Path
 from typing import List, Tuple
 
 from lhotse.recipes import download_aishell
 
-from kdlib.errors import RecipeError, known_failure, run_main, with_its_type
+from kdlib.downloads import fetch_and_unpack
+from kdlib.errors import RecipeError, run_main
 from kdlib.files import write_json
 
 PARTS = ("train", "dev", "test")
@@ -26,10 +25,10 @@ def silent_speakers(data: Path, transcript: Path) -> Tuple[List[str], int]:
     return sorted(named - heard), len(named)
 
 
-def find_corpus(folder: Path, partial: bool) -> Path:
+def find_corpus(folder: Path, partial: bool, downloaded: bool) -> Path:
     """Return the folder data_aishell, ``folder`` itself or in it; RecipeError when something of it is missing.
 
-    With ``partial`` speakers may be missing. Whether every recording can be read, and has its transcript, is looked at in
+    With ``partial`` speakers may be missing. ``downloaded``, by this script, it can be so again. Whether every recording can be read, and has its transcript, is looked at in
     stage 1.
     """
     if not folder.is_dir():
@@ -40,10 +39,12 @@ def find_corpus(folder: Path, partial: bool) -> Path:
         raise RecipeError(f"{folder} holds no data_aishell: unpack data_aishell.tgz there, give another --corpus-dir, or "
                           "none to download it")
     transcript = data / "transcript" / "aishell_transcript_v0.8.txt"
+    remedy = f"remove {folder} and run stage 0 again to download it anew" if downloaded else "unpack data_aishell.tgz again"
     if not transcript.is_file():
-        raise RecipeError(f"{transcript} is missing: unpack data_aishell.tgz again")
+        raise RecipeError(f"{transcript} is missing: {remedy}")
     packed = len(list((data / "wav").glob("*.tar.gz")))
-    remedy = f"unpack the {packed} archives of speakers in {data / 'wav'}" if packed else "unpack data_aishell.tgz again"
+    if packed:
+        remedy = f"unpack the {packed} archives of speakers in {data / 'wav'}"
     for part in PARTS:
         if not any(path.is_file() for path in (data / "wav" / part).glob("*/*.wav")):
             raise RecipeError(f"{data / 'wav' / part} holds no recordings (SPEAKER/ID.wav): {remedy}")
@@ -58,14 +59,19 @@ def find_corpus(folder: Path, partial: bool) -> Path:
 
 def download(target: Path, url: str) -> Path:
     """Let Lhotse fetch and unpack the corpus; what is there already is kept, and a download that broke off goes on."""
-    remedy = (f"check the network and run stage 0 again (a damaged archive in {target} must be removed first), or copy the "
-              "corpus here and give its folder as --corpus-dir")
-    try:
-        return download_aishell(target, base_url=url)
-    except (OSError, EOFError, ValueError, tarfile.TarError, zlib.error) as error:
-        if known_failure(error):  # a full disk, for one
-            raise
-        raise RecipeError(f"{url} cannot be downloaded or unpacked ({with_its_type(error)}): {remedy}") from None
+    corpus = target / "aishell"
+    names = "data_aishell", "resource_aishell"
+
+    def archive() -> Tuple[str, Path]:
+        name = names[(corpus / names[0] / ".completed").is_file()]  # Lhotse's mark of what it has unpacked
+        return f"{url}/33/{name}.tgz", target / f"{name}.tgz"
+
+    fetch_and_unpack(lambda: download_aishell(target, base_url=url), archive,
+                     "run stage 0 again to go on, or copy the corpus here and give its folder as --corpus-dir")
+    # Unpacked; kept, they would treble what the corpus takes on the disk.
+    for packed in (*(target / f"{name}.tgz" for name in names), *(corpus / names[0] / "wav").glob("*.tar.gz")):
+        packed.unlink(missing_ok=True)
+    return corpus
 
 
 def main() -> None:
@@ -78,7 +84,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("data/corpus.json"),
                         help="says where the corpus is (data/corpus.json)")
     options = parser.parse_args()
-    data = find_corpus(options.corpus_dir or download(options.download, options.url), options.partial)
+    data = find_corpus(options.corpus_dir or download(options.download, options.url), options.partial, not options.corpus_dir)
     print(f"read {data}: transcripts, and recordings of {', '.join(PARTS)}")
     write_json(options.output, {"data_aishell": str(data)})
     print(f"wrote {options.output}")

@@ -1,25 +1,21 @@
 """Stage 0: find the Free Spoken Digit Dataset at --corpus-dir, or download its public release."""
 
 import argparse
-import gzip
-import http.client
 import os
 import shutil
 import tarfile
 import tempfile
-import urllib.error
 import urllib.request
-import zlib
 from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
-from kdlib.errors import RecipeError, run_main
+from kdlib.downloads import DAMAGED, NETWORK_FAILED, SILENCE, describe_failure
+from kdlib.errors import RecipeError, known_failure, run_main
 from kdlib.files import atomic_path, write_json
 from takes import FILE_NAME, all_takes
 
 URL = "https://github.com/Jakobovski/free-spoken-digit-dataset/archive/refs/tags/v1.0.10.tar.gz"
-_TIMEOUT = 30.0
 
 
 def check_recordings(folder: Path) -> Path:
@@ -48,7 +44,7 @@ def download(url: str, archive: Path) -> None:
     if not url.startswith(("http://", "https://")):
         raise RecipeError(f"--url {url} is no http or https address")
     try:
-        with urllib.request.urlopen(url, timeout=_TIMEOUT) as answer, atomic_path(archive) as temporary:
+        with urllib.request.urlopen(url, timeout=SILENCE) as answer, atomic_path(archive) as temporary:
             size = int(answer.headers.get("Content-Length") or 0)
             with open(temporary, "wb") as file, tqdm(total=size or None, unit="B", unit_scale=True,
                                                      desc="download") as bar:
@@ -60,8 +56,10 @@ def download(url: str, archive: Path) -> None:
                     bar.update(len(block))
             if size and temporary.stat().st_size != size:
                 raise RecipeError(f"{url} broke off after {temporary.stat().st_size} of {size} bytes: {remedy}")
-    except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
-        raise RecipeError(f"{url} cannot be downloaded ({getattr(error, 'reason', None) or error}): {remedy}") from None
+    except NETWORK_FAILED as error:
+        if known_failure(error):  # a full disk, for one
+            raise
+        raise RecipeError(f"{url} cannot be downloaded ({describe_failure(error)}): {remedy}") from None
 
 
 def unpack(archive: Path, recordings: Path) -> None:
@@ -85,7 +83,7 @@ def unpack(archive: Path, recordings: Path) -> None:
         check_recordings(temporary)
         shutil.rmtree(recordings, ignore_errors=True)
         os.replace(temporary, recordings)
-    except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error, RecipeError) as error:
+    except (*DAMAGED, RecipeError) as error:
         archive.unlink()
         reason = "it does not hold the 3000 takes" if isinstance(error, RecipeError) else error
         raise RecipeError(f"{archive} is damaged or something else ({reason}) and was removed: run stage 0 again, "

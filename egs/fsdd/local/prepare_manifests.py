@@ -6,7 +6,7 @@ the official test is harder by that speaker. The default, theo, was chosen with 
 classifier of single digits, trained on takes 5 to 49 of five speakers and tested on those of the sixth; the errors, the
 mean of two runs: theo 12.7%, yweweler 13.5%, jackson 15.5%, george 25.8%, nicolas 29.1%, lucas 50.1%. These are the very
 takes of test-unseen, and the two best are as good as equal: test-unseen is about the mildest case of an unseen speaker,
-not the average, and --unseen-speaker chooses another.
+not the average, and --unseen-speaker, also of run.sh, chooses another.
 """
 
 import argparse

@@ -7,9 +7,8 @@ SAMPLING_RATE = 8000
 SPEAKERS = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")
 WORDS = ("ZERO", "ONE", "TWO", "THREE", "FOUR", "FIVE", "SIX", "SEVEN", "EIGHT", "NINE")
 TAKES = 50
-# Takes 0 to 4 are the official test; of the official training's 5 to 49 the last ones are kept for dev.
+# Takes 0 to 4 are the official test; of the official training's 5 to 49 the last five are kept for dev.
 TEST_TAKES = range(0, 5)
-TRAIN_TAKES = range(5, 45)
 DEV_TAKES = range(45, 50)
 
 FILE_NAME = re.compile(r"([0-9])_([a-z]+)_([0-9]+)\.wav")

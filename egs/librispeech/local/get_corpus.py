@@ -1,34 +1,24 @@
 """Stage 0: find the parts of LibriSpeech at --corpus-dir, or download them with Lhotse; the same for MUSAN."""
 
 import argparse
-import http.client
-import tarfile
-import urllib.error
-import zlib
 from pathlib import Path
 from typing import Callable, Dict, List, Set
 
 from lhotse.recipes import download_librispeech, download_musan
+from lhotse.recipes.librispeech import MINI_LIBRISPEECH
 
+from kdlib.downloads import fetch_and_unpack
 from kdlib.errors import RecipeError, run_main
 from kdlib.files import write_json
 from parts import MUSAN_PARTS, listed_chapters, look_at, sounds, split_names
 
 URL = "https://www.openslr.org/resources"
-REMEDY = "run stage 0 again to go on, or copy the corpus here and give its folder as"
 
 
-def fetched(download: Callable[[], object], archive: Path, option: str) -> None:
-    """Call Lhotse's ``download``, which fetches ``archive`` (resuming one that broke off) and unpacks it."""
-    try:
-        download()
-    except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
-        raise RecipeError(f"{archive.name} cannot be downloaded ({getattr(error, 'reason', None) or error}): check the "
-                          f"network and {REMEDY} {option}") from None
-    except (tarfile.TarError, EOFError, zlib.error) as error:
-        archive.unlink(missing_ok=True)
-        reason = str(error).splitlines()[0].rstrip(":") if str(error) else type(error).__name__
-        raise RecipeError(f"{archive} is damaged ({reason}) and was removed: {REMEDY} {option}") from None
+def fetched(download: Callable[[], object], url: str, archive: Path, option: str) -> None:
+    """Call Lhotse's ``download``, which fetches ``archive`` and unpacks it."""
+    fetch_and_unpack(download, lambda: (url, archive), f"run stage 0 again to go on, or copy the corpus here and give its folder "
+                                                       f"as {option}")
     archive.unlink(missing_ok=True)  # unpacked; kept, it would double what the corpus takes on the disk
 
 
@@ -83,8 +73,9 @@ def find_librispeech(options: argparse.Namespace, parts: List[str]) -> Path:
     if options.corpus_dir is None:
         for part in parts:
             print(f"download {part} to {options.download}")
+            number = 31 if part in MINI_LIBRISPEECH else 12  # OpenSLR's, where Lhotse looks for them
             fetched(lambda: download_librispeech(options.download, [part], base_url=options.url),
-                    options.download / f"{part}.tar.gz", "--corpus-dir")
+                    f"{options.url}/{number}/{part}.tar.gz", options.download / f"{part}.tar.gz", "--corpus-dir")
         return options.download / "LibriSpeech"
     if not options.corpus_dir.is_dir():
         raise RecipeError(f"{options.corpus_dir} is no folder: give LibriSpeech's as --corpus-dir, or none to download it")
@@ -114,8 +105,8 @@ def main() -> None:
     elif options.musan:
         if not (options.download / "musan").is_dir():  # Lhotse's mark that it is there stands beside it
             (options.download / ".musan_completed").unlink(missing_ok=True)
-        fetched(lambda: download_musan(options.download, url=f"{options.url}/17/musan.tar.gz"),
-                options.download / "musan.tar.gz", "--musan-dir")
+        url = f"{options.url}/17/musan.tar.gz"
+        fetched(lambda: download_musan(options.download, url=url), url, options.download / "musan.tar.gz", "--musan-dir")
         musan = str(find_musan(options.download))
     write_json(options.output, {"librispeech": str(root), "musan": musan})
     print(f"wrote {options.output}")

@@ -12,7 +12,7 @@ import argparse
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Dict, List, Optional, Tuple
+from typing import Dict, List, Tuple
 
 from lhotse import CutSet, Recording, RecordingSet, SupervisionSegment, SupervisionSet
 from lhotse.recipes.librispeech import parse_utterance
@@ -134,7 +134,7 @@ def main() -> None:
     split_names(" ".join([options.train_parts, *dev_parts, options.test_sets]))
     wanted = {"train": options.train_parts.split(), **({"dev": dev_parts} if dev_parts else {}),
               **{part: [part] for part in options.test_sets.split()}}
-    sets: Dict[str, Optional[str]] = {}
+    homes: Dict[str, str] = {}  # the part of each utterance
     file = SkippedFile(options.output)
     for name, parts in wanted.items():
         skipped = Skipped(file)
@@ -144,13 +144,13 @@ def main() -> None:
             if not (root / part).is_dir():
                 raise RecipeError(f"{root / part} is no folder: {REMEDY}")
             read = read_part(root / part, options.max_utterances, options.jobs, skipped)
+            twice = next((segment.id for segment in read[1] if segment.id in homes), None)
+            if twice is not None:
+                raise RecipeError(f"{twice} stands in {homes[twice]} and in {part}: choose parts that share no utterance "
+                                  "(train-clean-5 is of train-clean-100, dev-clean-2 of dev-clean)")
+            homes.update((segment.id, part) for segment in read[1])
             recordings += read[0]
             segments += read[1]
-        twice = next((segment.id for segment in segments if sets.get(segment.id, name) != name), None)
-        if twice is not None:
-            raise RecipeError(f"{twice} stands in {sets[twice]} and in {name}: choose parts that share no utterance "
-                              "(train-clean-5 is of train-clean-100, dev-clean-2 of dev-clean)")
-        sets.update((segment.id, name) for segment in segments)
         cuts = checked_cuts(RecordingSet.from_recordings(recordings), SupervisionSet.from_segments(segments), SAMPLING_RATE,
                             skipped, jobs=options.jobs)
         cuts = within_alphabet(name, cuts, skipped)

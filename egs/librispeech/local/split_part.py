@@ -20,7 +20,7 @@ def get_args():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--corpus-dir", type=Path, required=True, help="folder of the part and of CHAPTERS.TXT")
     parser.add_argument("--part", default="dev-clean", help="the part that is there (dev-clean)")
-    parser.add_argument("--speakers", default="train-clean-5=16 dev-clean-2=2 test-clean=2", metavar="PART=COUNT ...",
+    parser.add_argument("--speakers", default="train-clean-5=16 dev-clean-2=2 test-clean=2", metavar="'PART=COUNT ...'",
                         help="how many speakers each part gets, in the order of their names (%(default)s)")
     parser.add_argument("--shortest", type=int, default=0, metavar="N",
                         help="take the N shortest utterances of each speaker (all)")
