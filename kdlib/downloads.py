@@ -46,7 +46,7 @@ def fetch_and_unpack(download: Callable[[], object], archive: Callable[[], Tuple
             file.unlink()
             reason = str(error).splitlines()[0].rstrip(":") if str(error) else type(error).__name__
             raise RecipeError(f"{file} is damaged ({reason}) and was removed: {remedy}") from None
-    except NETWORK_FAILED as error:
+    except (*NETWORK_FAILED, ValueError) as error:  # the last of an address of no known kind
         if known_failure(error):  # a full disk, for one
             raise
         url, file = archive()

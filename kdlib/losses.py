@@ -207,7 +207,7 @@ def _frame_mean(per_frame: Callable[[Tensor, Tensor], Tensor], student: Tensor, 
     zero where they agree, as in padding they are made to."""
     _one_shape(student, teacher)
     if lengths.shape != student.shape[:1]:
-        raise ValueError(f"lengths is {tuple(lengths.shape)}: it must be {tuple(student.shape[:1])}, a number for each utterance")
+        raise ValueError(f"lengths is {tuple(lengths.shape)}: it must be {tuple(student.shape[:1])}")
     padding = torch.arange(student.size(1), device=student.device) >= lengths.unsqueeze(1)
     student, teacher = (summable(side).masked_fill(padding.unsqueeze(-1), 0.0) for side in (student, teacher.detach()))
     return (per_frame(student, teacher).sum(1) / lengths.clamp(min=1)).mean()

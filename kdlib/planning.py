@@ -125,8 +125,8 @@ def parse_target(target: str, teacher: ModelSize) -> Tuple[str, int]:
                           "(parameters), or 900kB or 1.2MB (bytes at int8)")
     number, unit = float(match.group(1)), match.group(2).lower()
     if not unit and number < 1000:
-        raise RecipeError(f"plan.target {target} alone would be so many parameters: write 60% for a model that is 60% smaller than "
-                          "the teacher")
+        raise RecipeError(f"plan.target {target} alone would be so many parameters: write 60% for a model that is 60% smaller "
+                          "than the teacher")
     if unit == "%":
         kind, wanted = "parameters", math.floor(teacher.total * (100 - number) / 100)
     else:

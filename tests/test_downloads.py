@@ -98,7 +98,7 @@ def test_a_silent_server_is_given_up(server, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("error", [ssl.SSLError(1, "bad record mac"), OSError(errno.EHOSTUNREACH, "No route to host"),
                                    ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"),
-                                   http.client.IncompleteRead(b"")])
+                                   http.client.IncompleteRead(b""), ValueError("unknown url type: 'x/a.tgz'")])
 def test_a_network_that_fails_is_one_error(tmp_path, error):
     def fails():
         raise error

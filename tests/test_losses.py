@@ -416,7 +416,8 @@ def test_a_teacher_of_another_shape_is_refused(shape):
     for loss in (lambda: lattice_kl(student, teacher, mask), lambda: lattice_kl_at(student, teacher),
                  lambda: collapsed_kl(student, teacher, labels, mask),
                  lambda: losses.collapsed_kl_at(student, teacher, labels),
-                 *(lambda loss=loss: loss.between(student[:, :, 0], teacher, lengths, 1.0) for loss in ENCODER_LOSSES.values())):
+                 *(lambda loss=loss: loss.between(student[:, :, 0], teacher, lengths, 1.0)
+                   for loss in ENCODER_LOSSES.values())):
         with pytest.raises(ValueError, match=re.escape(f"teacher {shape}: their shapes must be one")):
             loss()
 

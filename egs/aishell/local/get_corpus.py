@@ -28,8 +28,8 @@ def silent_speakers(data: Path, transcript: Path) -> Tuple[List[str], int]:
 def find_corpus(folder: Path, partial: bool, downloaded: bool) -> Path:
     """Return the folder data_aishell, ``folder`` itself or in it; RecipeError when something of it is missing.
 
-    With ``partial`` speakers may be missing. ``downloaded``, by this script, it can be so again. Whether every recording can be read, and has its transcript, is looked at in
-    stage 1.
+    With ``partial`` speakers may be missing. ``downloaded``, by this script, it can be so again. Whether every recording can
+    be read, and has its transcript, is looked at in stage 1.
     """
     if not folder.is_dir():
         raise RecipeError(f"{folder} is no folder: give the one that holds data_aishell as --corpus-dir, or none to "

@@ -17,8 +17,8 @@ URL = "https://www.openslr.org/resources"
 
 def fetched(download: Callable[[], object], url: str, archive: Path, option: str) -> None:
     """Call Lhotse's ``download``, which fetches ``archive`` and unpacks it."""
-    fetch_and_unpack(download, lambda: (url, archive), f"run stage 0 again to go on, or copy the corpus here and give its folder "
-                                                       f"as {option}")
+    fetch_and_unpack(download, lambda: (url, archive),
+                     f"run stage 0 again to go on, or copy the corpus here and give its folder as {option}")
     archive.unlink(missing_ok=True)  # unpacked; kept, it would double what the corpus takes on the disk
 
 
