@@ -46,7 +46,8 @@ def resample(samples: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
 def change_speed(samples: np.ndarray, factor: float) -> np.ndarray:
     """Play ``samples`` ``factor`` times as fast: duration falls and pitch and formants rise by the factor.
 
-    The factor is rounded to the nearest fraction with a denominator of at most 100.
+    The factor is rounded to the nearest fraction with a denominator of at most 100. Raises ValueError when it is not
+    positive.
     """
     if factor <= 0:
         raise ValueError(f"speed factor {factor} is not positive")
@@ -85,7 +86,8 @@ def coloured_noise(count: int, exponent: float, rng: np.random.Generator) -> np.
 
 
 def fit_length(samples: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Return ``count`` samples: a random stretch of a longer signal, a shorter one repeated from a random start."""
+    """Return ``count`` samples: a random stretch of a longer signal, a shorter one repeated from a random start;
+    ValueError of an empty one."""
     if len(samples) == 0:
         raise ValueError("an empty signal cannot be stretched")
     start = int(rng.integers(len(samples) - count + 1 if len(samples) >= count else len(samples)))
@@ -93,7 +95,8 @@ def fit_length(samples: np.ndarray, count: int, rng: np.random.Generator) -> np.
 
 
 def mix_at_snr(speech: np.ndarray, noise: np.ndarray, snr: float) -> np.ndarray:
-    """Add ``noise`` to ``speech`` so that the ratio of their mean powers is ``snr`` dB; shapes must be equal."""
+    """Add ``noise`` to ``speech`` so that the ratio of their mean powers is ``snr`` dB; ValueError where their
+    shapes differ."""
     if speech.shape != noise.shape:
         raise ValueError(f"speech has shape {speech.shape}, noise {noise.shape}")
     gain = np.sqrt(power(speech) / max(power(noise), _TINY)) * 10.0 ** (-snr / 20.0)

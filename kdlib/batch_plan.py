@@ -84,7 +84,7 @@ class _WithoutSource(Sampler):
 
 
 class BucketingSampler(DynamicBucketingSampler, _WithoutSource):
-    pass
+    """Lhotse's batches of utterances of about one length, so many seconds together; for what is in memory."""
 
 
 class _Bucket(queue.Queue):
@@ -102,6 +102,7 @@ class SharSampler(BucketingSampler):
     """The order of the shards follows the sampler's epoch."""
 
     def set_epoch(self, epoch: int) -> None:
+        """As Lhotse's, for the shards too."""
         super().set_epoch(epoch)
         self.cuts[0].epoch = epoch
 

@@ -111,6 +111,7 @@ class ConvSubsampling(nn.Module):
         nn.init.zeros_(self.out.bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, T0, F) features to (N, T, C)."""
         x = (x - self.mean) * self.inverse_std
         x = F.relu(self.conv1(x.unsqueeze(1)))
         x = F.relu(self.conv2(x))

@@ -42,8 +42,7 @@ def load_cuts(path: PathLike, remedy: str = "run stage 2 first") -> CutSet:
     try:
         cuts = CutSet.from_file(path).to_eager()
     except Exception as error:
-        raise RecipeError(f"{path} cannot be read as a Lhotse cut manifest "
-                          f"({type(error).__name__}: {error}): {remedy}") from None
+        raise RecipeError(f"{path} cannot be read as a Lhotse cut manifest ({with_its_type(error)}): {remedy}") from None
     if len(cuts) == 0:
         raise RecipeError(f"{path} holds no cuts: {remedy}")
     # What is heard in a cut, and when its words end, is known by its id.
@@ -127,7 +126,8 @@ def shar_index(path: PathLike) -> Path:
 
 
 def nbest_of(cut: Cut) -> List[Tuple[str, float]]:
-    """(text, log-probability) of the teacher's hypotheses that the cut carries; an empty list where it has none."""
+    """(text, log-probability) of the teacher's hypotheses that the cut carries; an empty list where it has none.
+    Raises :class:`RecipeError` where they are something else."""
     found = ((cut.supervisions[0].custom or {}).get(NBEST) or []) if cut.supervisions else []
     if not isinstance(found, list) or not all(isinstance(item, list) and list(map(type, item)) == [str, float]
                                               and math.isfinite(item[1]) for item in found):

@@ -39,6 +39,7 @@ class Search:
     @staticmethod
     def advance(searches: List["Search"], model: Transducer, encoder_out: Tensor, lengths: Tensor,
                 **options: Any) -> None:
+        """Take one chunk further: encoder_out (N, T, C), of which each search hears ``lengths`` (N,) int64 frames."""
         raise NotImplementedError
 
 

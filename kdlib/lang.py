@@ -1,6 +1,7 @@
 """Tokens: a SentencePiece model whose first three symbols are ``<blk>``, ``<sos/eos>`` and ``<unk>``."""
 
 import io
+import re
 from pathlib import Path
 from typing import Iterable, List
 
@@ -17,6 +18,14 @@ REMEDY = "run stage 3 again to make it"
 _USUAL_BYTES, _RESERVED = 4192, "\u2585"
 
 
+class TooManyTokens(RecipeError):
+    """More tokens are asked for than a text can fill; ``most`` can be."""
+
+    def __init__(self, message: str, most: int) -> None:
+        super().__init__(message)
+        self.most = most
+
+
 def train_lang(texts: Iterable[str], config: LangConfig, output: PathLike) -> "Lang":
     """Train SentencePiece on ``texts`` and write ``bpe.model`` and ``tokens.txt`` into the folder ``output``.
 
@@ -25,8 +34,8 @@ def train_lang(texts: Iterable[str], config: LangConfig, output: PathLike) -> "L
     for the beginning of a word either: it would be a label before every utterance that says nothing.
 
     Raises:
-        RecipeError: there is no text, or the vocabulary is too small for the characters or larger than the text can fill
-            (the message gives the limit).
+        RecipeError: there is no text, or the vocabulary is too small for the characters. TooManyTokens: it is larger than the
+            text can fill.
     """
     texts = [text for text in (text.replace(_RESERVED, "") for text in texts) if text.strip()]
     if not texts:
@@ -46,8 +55,9 @@ def train_lang(texts: Iterable[str], config: LangConfig, output: PathLike) -> "L
     try:
         spm.SentencePieceTrainer.train(**options)
     except RuntimeError as error:
-        raise RecipeError(f"SentencePiece cannot make {config.vocab_size} {config.type} tokens: {in_one_line(error)}") \
-            from None
+        said = f"SentencePiece cannot make {config.vocab_size} {config.type} tokens: {in_one_line(error)}"
+        limit = re.search(r"Vocabulary size too high .* value <= (\d+)", said)
+        raise (TooManyTokens(said, int(limit[1])) if limit else RecipeError(said)) from None
     output = Path(output)
     with atomic_path(output / "bpe.model") as temporary:
         temporary.write_bytes(model.getvalue())

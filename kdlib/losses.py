@@ -331,6 +331,7 @@ class EncoderLoss:
 
     @property
     def settings(self) -> Tuple[str, ...]:
+        """Those of a term in a config, beside weight and schedule."""
         return ("shift", "layers") if self.of == "embedding" else ("temperature", "shift")
 
 

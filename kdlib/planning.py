@@ -50,6 +50,7 @@ class ModelSize:
 
     @property
     def total(self) -> int:
+        """Of all parts, as deployed."""
         return sum(self.parameters.values())
 
 

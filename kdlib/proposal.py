@@ -4,7 +4,6 @@ They are where to start from, not where to end; docs/adapt.md says the same as a
 """
 
 import math
-import re
 import tempfile
 from collections import Counter
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import List, Sequence, Tuple
 
 from kdlib.config import LangConfig, ModelConfig
 from kdlib.errors import RecipeError
-from kdlib.lang import train_lang
+from kdlib.lang import TooManyTokens, train_lang
 from kdlib.plan_config import PlanConfig
 from kdlib.planning import measure_model, plan_stages
 from kdlib.survey import unspaced
@@ -66,6 +65,7 @@ class Proposal:
 
     @property
     def parameters(self) -> int:
+        """The teacher's, as deployed."""
         return measure_model(self.model, self.vocab_size, run=False).total
 
 
@@ -95,10 +95,10 @@ def propose_tokens(texts: Sequence[str]) -> Tuple[str, int, str]:
                 lang = train_lang(texts, LangConfig(type="bpe", vocab_size=wanted), folder)
                 break
             except RecipeError as error:
-                limit = re.search(r"<= (\d+)", str(error))
-                if limit is None or int(limit[1]) >= wanted:
+                most = error.most if isinstance(error, TooManyTokens) else wanted
+                if most >= wanted:
                     return "char", len(letters) + 4, f"characters, since BPE does not fit the text ({error})"
-                wanted = int(limit[1])
+                wanted = most
     if closed and len(lang) < _MOST_TOKENS:
         whole = sum(len(lang.encode(word)) == 1 for word in words)
         return "bpe", len(lang), f"BPE, as many as the text fills: {whole} of {len(words)} words are one token"

@@ -59,6 +59,7 @@ class ErrorCounts:
 
     @property
     def errors(self) -> int:
+        """Number of insertions, deletions and substitutions."""
         return self.ins + self.del_ + self.sub
 
     @property

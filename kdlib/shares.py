@@ -18,7 +18,7 @@ _FOLDER, _DONE = "parts", "done.json"
 
 
 def parse_part(text: str) -> Tuple[int, int]:
-    """(2, 4) of "2/4", for argparse."""
+    """(2, 4) of "2/4", for argparse, whose ArgumentTypeError it raises of anything else."""
     match = re.fullmatch(r"([0-9]+)/([0-9]+)", text)
     if not match or not 1 <= int(match[1]) <= int(match[2]):
         raise argparse.ArgumentTypeError(f"'{text}' is no part: give K/N with K from 1 to N, such as 2/4")

@@ -46,7 +46,7 @@ def read_model(folder: PathLike, int8: bool = False) -> Dict[str, Any]:
     """What ``model.json`` says of an exported folder whose files are there, whole and of one model.
 
     They are looked at here because sherpa-onnx ends the process, without a word to the user, over a file that it cannot
-    take, and hears nonsense by the encoder of another training.
+    take, and hears nonsense by the encoder of another training. Raises :class:`RecipeError` that names the file.
     """
     folder = Path(folder)
     about = read_json(folder / "model.json", AGAIN)
@@ -156,7 +156,8 @@ def make_recognizer(folder: PathLike, about: Dict[str, Any], int8: bool = False,
 
 
 def decode_ready(recognizer: Any, stream: Any) -> bool:
-    """Run the stream's next chunk, if there is one; whether there was."""
+    """Run the stream's next chunk, if there is one; whether there was. Raises :class:`RecipeError` where sherpa-onnx
+    cannot run the model."""
     if not recognizer.is_ready(stream):
         return False
     try:

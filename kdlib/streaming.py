@@ -29,7 +29,7 @@ class Stream:
         self.ended = False
 
     def accept(self, features: Tensor) -> None:
-        """More features: (T0, F) float32, any T0."""
+        """More features: (T0, F) float32, any T0; ValueError once the stream has ended."""
         if self.ended:
             raise ValueError("the stream has ended: it takes no more features")
         self.features.append(features)

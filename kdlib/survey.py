@@ -147,6 +147,7 @@ class Speech:
 
     @classmethod
     def of(cls, cuts: Sequence[Cut]) -> "Speech":
+        """Of cuts with one supervision each."""
         return cls(len(cuts), sum(cut.duration for cut in cuts) / 3600,
                    sum(len(cut.supervisions[0].text.split()) for cut in cuts),
                    frozenset(cut.supervisions[0].speaker for cut in cuts) - {None})

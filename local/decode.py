@@ -15,10 +15,10 @@ from kdlib.decoding import best_hypotheses
 from kdlib.errors import RecipeError, run_main
 from kdlib.files import folder_name, write_json
 from kdlib.lang import Lang
+from kdlib.planning import FRAMES_A_SECOND
 from kdlib.streaming import StreamingRecogniser
 from kdlib.training.checkpoint import check_cuts, load_averaged
 
-FRAMES_A_SECOND = 100  # of features
 
 
 def get_args():

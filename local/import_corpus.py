@@ -5,7 +5,7 @@ import argparse
 import os
 from pathlib import Path
 
-from kdlib.corpus_forms import check_still_there, read_corpus, write_parts
+from kdlib.corpus_forms import add_corpus_options, check_still_there, chosen_corpus, read_corpus, write_parts
 from kdlib.errors import run_main
 from kdlib.manifests import Skipped, SkippedFile
 from kdlib.options import require_positive
@@ -13,22 +13,16 @@ from kdlib.options import require_positive
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    form = parser.add_mutually_exclusive_group(required=True)
-    form.add_argument("--kaldi", metavar="DIR", help="wav.scp, text, utt2spk, segments; or a folder of such folders")
-    form.add_argument("--manifests", metavar="DIR", help="Lhotse's recordings_*.jsonl.gz and supervisions_*.jsonl.gz")
-    form.add_argument("--csv", metavar="FILE", help="audio path, text, speaker")
-    form.add_argument("--lhotse", metavar="NAME", help="a corpus that Lhotse prepares; with --corpus-dir")
-    parser.add_argument("--corpus-dir", type=Path, help="folder of the corpus that Lhotse is to prepare")
+    add_corpus_options(parser)
     parser.add_argument("--output", type=Path, required=True, help="folder of the manifests")
     parser.add_argument("--jobs", type=int, default=1, help="processes, where Lhotse's recipe uses several (1)")
     args = parser.parse_args()
     require_positive(jobs=args.jobs)
-    name, source = next((name, value) for name, value in vars(args).items()
-                        if name in ("kaldi", "manifests", "csv", "lhotse") and value is not None)
-    if name != "lhotse":
+    form, source = chosen_corpus(args)
+    if form != "lhotse":
         source = os.path.abspath(source)  # from where the manifests will lie its audio could not be found
     skipped = Skipped(SkippedFile(args.output))
-    parts = read_corpus(name, source, skipped, args.corpus_dir, args.jobs)
+    parts = read_corpus(form, source, skipped, args.corpus_dir, args.jobs)
     check_still_there(args.output, parts)
     write_parts(args.output, parts)
     for part, (recordings, supervisions) in parts.items():

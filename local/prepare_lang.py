@@ -2,7 +2,6 @@
 """Stage 3: tokens of the training transcripts (SentencePiece BPE or characters), or those of another run."""
 
 import argparse
-import re
 import shutil
 from collections import Counter
 from dataclasses import replace
@@ -13,7 +12,7 @@ from kdlib.config import LangConfig, load_config
 from kdlib.cuts import load_cuts, transcript
 from kdlib.errors import RecipeError, run_main
 from kdlib.files import atomic_path
-from kdlib.lang import UNK, Lang, train_lang
+from kdlib.lang import UNK, Lang, TooManyTokens, train_lang
 
 
 def read_texts(cuts: Path) -> List[Tuple[str, str]]:
@@ -37,16 +36,14 @@ def make_lang(cuts: Path, texts: List[Tuple[str, str]], config: LangConfig, outp
                           f"transcripts with the rarest, {', '.join(places)}")
     try:
         return train_lang((text for _, text in texts), config, output)
-    except RecipeError as error:
-        most = re.search(r"Vocabulary size too high .* value <= (\d+)", str(error))
-        if most is None:
-            raise
+    except TooManyTokens as error:
+        most = error.most
         if config.vocab_size == proposed:
-            print(f"the transcripts hold no more than {most[1]} {config.type} tokens, of the {proposed} that were proposed "
+            print(f"the transcripts hold no more than {most} {config.type} tokens, of the {proposed} that were proposed "
                   "for all of the corpus: so many are made")
-            return make_lang(cuts, texts, replace(config, vocab_size=int(most[1])), output)
-        raise RecipeError(f"{cuts}: the transcripts hold no more than {most[1]} {config.type} tokens, which lang.vocab_size="
-                          f"{config.vocab_size} asks for: give lang.vocab_size={most[1]} or less") from None
+            return make_lang(cuts, texts, replace(config, vocab_size=most), output)
+        raise RecipeError(f"{cuts}: the transcripts hold no more than {most} {config.type} tokens, which lang.vocab_size="
+                          f"{config.vocab_size} asks for: give lang.vocab_size={most} or less") from None
 
 
 def take_lang(folder: Path, output: Path) -> Lang:

@@ -171,6 +171,7 @@ def test_the_shards_may_be_elsewhere(corpus, shar, tmp_path):
 
 
 def test_an_object_store(corpus, shar):
+    pytest.importorskip("smart_open")  # which is not in the environment with k2
     handler = partial(SilentHandler, directory=str(shar.parent))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import Dict
 
-from kdlib.corpus_forms import read_corpus
+from kdlib.corpus_forms import add_corpus_options, chosen_corpus, read_corpus
 from kdlib.corpus_parts import (check_apart, check_trainable, checked_role, describe_holding, describe_roles,
                                 held_out_shares, hold_out, part_roles, trainable)
 from kdlib.cuts import require_enough
@@ -29,7 +29,6 @@ from kdlib.survey import Speech, describe_survey, seconds_of_rates
 ROOT = Path(__file__).resolve().parent.parent
 TARGET = ROOT / "egs"
 TEMPLATE = ROOT / "tools" / "recipe_template"
-FORMS = ("kaldi", "manifests", "csv", "lhotse")
 # How run.sh runs stage 0. The audio that a table, Kaldi or manifests name may stand anywhere, so that a stamp cannot tell
 # when a file is mended: it is looked at each time. What Lhotse prepares stands in one folder, and may take long to prepare.
 _EACH_TIME = '''# No `step`: audio that was mended since is seen each time; what it does not change stays as it is.
@@ -43,12 +42,7 @@ _ONCE = '''local watched=()
 def get_args():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--name", required=True, help="of the recipe: its folder in egs/")
-    form = parser.add_mutually_exclusive_group(required=True)
-    form.add_argument("--kaldi", metavar="DIR", help="wav.scp, text, utt2spk, segments; or a folder of such folders")
-    form.add_argument("--manifests", metavar="DIR", help="Lhotse's recordings_*.jsonl.gz and supervisions_*.jsonl.gz")
-    form.add_argument("--csv", metavar="FILE", help="audio path, text, speaker; a first row or keys of JSON may name columns")
-    form.add_argument("--lhotse", metavar="NAME", help="a corpus that Lhotse prepares; with --corpus-dir")
-    parser.add_argument("--corpus-dir", type=Path, help="folder of the corpus that Lhotse is to prepare")
+    add_corpus_options(parser)
     parser.add_argument("--output", type=Path, default=TARGET, help="where the recipe's folder goes (egs)")
     parser.add_argument("--jobs", type=int, default=usable_cores(), help="processes that decode audio (all cores)")
     return parser.parse_args()
@@ -131,10 +125,7 @@ def main():
     if folder.exists():
         raise RecipeError(f"{shown} exists and is not overwritten: choose another --name, or remove it")
     check_output(args.output)
-    form = next(name for name in FORMS if getattr(args, name) is not None)
-    if not getattr(args, form):
-        raise RecipeError(f"--{form} is empty: say where the corpus is")
-    source, skipped = getattr(args, form), Skipped()
+    (form, source), skipped = chosen_corpus(args), Skipped()
     where = f"{source} in {args.corpus_dir}" if form == "lhotse" else source
     parts = read_corpus(form, source, skipped, args.corpus_dir, args.jobs)
     roles = part_roles(parts)

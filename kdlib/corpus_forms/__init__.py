@@ -5,6 +5,7 @@ Each reader returns the corpus by part (one part called ``all`` where there are 
 samples are not (:func:`kdlib.corpus.checked_cuts` decodes them). Nothing found in a corpus is ever run.
 """
 
+import argparse
 import os
 import re
 import unicodedata
@@ -24,6 +25,28 @@ from kdlib.corpus_forms.table import read_csv
 from kdlib.errors import RecipeError
 from kdlib.files import PathLike, atomic_path, keep_same, update_file
 from kdlib.manifests import Skipped, audio_files, too_many_gone
+
+
+FORMS = ("kaldi", "manifests", "csv", "lhotse")
+
+
+def add_corpus_options(parser: argparse.ArgumentParser) -> None:
+    """One option for each form of a corpus, of which one is to be given, and --corpus-dir."""
+    form = parser.add_mutually_exclusive_group(required=True)
+    form.add_argument("--kaldi", metavar="DIR", help="wav.scp, text, utt2spk, segments; or a folder of such folders")
+    form.add_argument("--manifests", metavar="DIR", help="Lhotse's recordings_*.jsonl.gz and supervisions_*.jsonl.gz")
+    form.add_argument("--csv", metavar="FILE", help="audio path, text, speaker; a first row or keys of JSON may name columns")
+    form.add_argument("--lhotse", metavar="NAME", help="a corpus that Lhotse prepares; with --corpus-dir")
+    parser.add_argument("--corpus-dir", type=Path, help="folder of the corpus that Lhotse is to prepare")
+
+
+def chosen_corpus(args: argparse.Namespace) -> Tuple[str, str]:
+    """(form, source) of the options of :func:`add_corpus_options`, as :func:`read_corpus` takes them; :class:`RecipeError`
+    where the source is empty."""
+    form = next(name for name in FORMS if getattr(args, name) is not None)
+    if not getattr(args, form):
+        raise RecipeError(f"--{form} is empty: say where the corpus is")
+    return form, getattr(args, form)
 
 
 def read_corpus(form: str, source: str, skipped: Skipped, corpus_dir: Optional[PathLike] = None,

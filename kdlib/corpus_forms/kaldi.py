@@ -27,7 +27,8 @@ def read_kaldi(folder: Path, skipped: Skipped) -> Dict[str, Part]:
     not looked for further down. Of several, one without text, as of noise, or without wav.scp is left out and counted in
     ``skipped``.
 
-    No command of wav.scp is run; of the few that do no more than read a file, that file is taken.
+    No command of wav.scp is run; of the few that do no more than read a file, that file is taken. Raises
+    :class:`RecipeError` where there is no such folder.
     """
     if is_there(folder / "wav.scp"):
         return {WHOLE: _read_part(folder, skipped)}

@@ -15,7 +15,8 @@ from kdlib.manifests import Skipped
 
 def read_lhotse(name: str, corpus: Path, jobs: int, skipped: Skipped) -> Dict[str, Part]:
     """What ``lhotse.recipes.prepare_NAME`` finds in the folder ``corpus``; ``name`` may have dashes, as `lhotse prepare`
-    takes it."""
+    takes it. Raises :class:`RecipeError` where Lhotse knows no such corpus, needs more than a folder for it, or cannot read
+    this one."""
     import lhotse.recipes
 
     name = name.replace("-", "_")

@@ -17,7 +17,8 @@ _NAME = r"(?P<prefix>(?:.+?_)??){}(?P<part>(?:_.+)?)(?P<suffix>\.jsonl(?:\.gz)?)
 
 def read_manifests(folder: Path, skipped: Skipped) -> Dict[str, Part]:
     """Lhotse manifests: each [PREFIX_]recordings[_PART].jsonl.gz with the supervisions of the same name. One without the other
-    is left out and counted in ``skipped``."""
+    is left out and counted in ``skipped``. Raises :class:`RecipeError` where there is no pair, two of one part, or a damaged
+    one."""
     if not folder.is_dir():
         raise RecipeError(f"{folder} is no folder: give the one of recordings_*.jsonl.gz and supervisions_*.jsonl.gz")
     parts: Dict[str, Part] = {}

@@ -5,7 +5,7 @@ import re
 import unicodedata
 from collections import Counter
 from pathlib import Path
-from typing import Callable, Dict, Iterable, List, Optional, Set
+from typing import Callable, Dict, Iterable, List, Mapping, Optional, Set, Tuple, Union
 
 from lhotse import Recording, RecordingSet, SupervisionSegment, SupervisionSet
 from tqdm import tqdm
@@ -63,104 +63,154 @@ def read_csv(path: Path, skipped: Skipped) -> Dict[str, Part]:
     readable = [row for _, row in read(0) if not isinstance(row, str)]
     if not readable:
         raise RecipeError(f"{path} holds no rows: each is an audio path, its text and its speaker")
-    header = readable[0]
-    place = {name: _column(header, name) for name in COLUMNS}
-    lacks = [name for name in ("audio", "text") if place[name] is None]
-    if lacks:
-        if objects:
-            raise RecipeError(f"{path}: its objects have the keys {_first(header)}, but none of the "
-                              f"{' or the '.join(lacks)}: {_as_named(lacks, 'let keys')}")
-        columns, usual = Counter(map(len, readable)).most_common(1)[0][0], "most rows have"
-        _check_no_header(path, readable, lacks, columns, is_audio)
-        header = None
-    else:
-        columns, usual = len(header), "the first row has"
-        _check_choice(path, header, place)
-        if (place["start"] is None) != (place["end"] is None) and (place["start"] is None or place["duration"] is None):
-            raise RecipeError(f"{path} names where utterances "
-                              + ("end, but not where they start: add a column start" if place["start"] is None else
-                                 "start, but not where they end: add a column end or duration"))
-    rows = list(read(columns))
-    sound = [row for _, row in rows if not isinstance(row, str) and len(row) == columns and row != header]
-    if header is None:
-        place = _by_position(path, sound)
-    split = header[place["part"]].strip() if place["part"] is not None else ""
-    if split and not any(said_role(row[place["part"]]) for row in sound):
-        print(f"{path}: the column {split} makes no parts, since none of its values says train, dev or test")
-        split = ""
-    files = [row[place["audio"]].strip() for row in sound]
-    base = audio_base(files, path.parent)
-    folders = [os.path.dirname(file) for file in files if os.path.isabs(file)]
-    top = os.path.commonpath(folders) if folders else ""
-    channels = {_channel(row[place["channel"]]) for row in sound} if place["channel"] is not None else set()
-    ends: Dict[str, float] = {}
-    recordings: Dict[str, Recording] = {}
+    header, columns, usual = _layout(path, readable, bool(objects), is_audio)
+    numbered = list(read(columns))
+    sound = [row for _, row in numbered if not isinstance(row, str) and len(row) == columns and row != header]
+    place = _by_position(path, sound) if header is None else {name: _column(header, name) for name in COLUMNS}
+    rows = _Rows(path, sound, place, columns, usual, "" if header is None else _column_of_parts(path, header, place, sound),
+                 starts_lack=bool(objects) and place["end"] is None)
     parts: Dict[str, List[SupervisionSegment]] = {}
-    for where, row in tqdm(rows, desc="headers", unit="file", mininterval=5):
-        where = f"{path}, {where}"
+    for where, row in tqdm(numbered, desc="headers", unit="file", mininterval=5):
         if row == header:
             header = None
             continue
-        if isinstance(row, str):
-            skipped.add(where, row)
-            continue
-        if len(row) != columns:
-            skipped.add(where, f"it has {len(row)} columns, where {usual} {columns}")
-            continue
-        if columns < 2 or not row[place["audio"]].strip():
-            skipped.add(where, f"it has {columns} columns, and no audio path with its text")
-            continue
-        part = _value(row[place["part"]]) if split else WHOLE
-        if not part:
-            skipped.add(where, f"its cell of the column {split} has no value")
-            continue
-        text = row[place["text"]]
-        if text.strip() in _NOTHING:
-            skipped.add(where, f"its text is {text.strip()}, which tables hold where there is none")
-            continue
-        file = row[place["audio"]].strip()
-        # Where the corpus stands is no part of an id: what is held out goes by them.
-        within = os.path.relpath(file, top) if os.path.isabs(file) else Path(file)
-        name = re.sub(r"[\s/\\]+", "-", os.path.splitext(within)[0]).strip("-") or file
-        located = on_disk(str(base / file))
-        if name in recordings and os.path.normpath(recordings[name].sources[0].source) != os.path.normpath(located):
-            skipped.add(where, f"{file} would have the id {name}, which is that of {recordings[name].sources[0].source}: "
-                               "rename one of the files")
-            continue
-        if name not in recordings:
-            try:
-                recordings[name] = recording_of(name, located)
-            except BadAudio as error:
-                skipped.add(name, str(error))
-                continue
-        speaker = _value(row[place["speaker"]]) if place["speaker"] is not None else ""
-        audio, id_, start, end = recordings[name], name, 0.0, recordings[name].duration
-        channel = all_channels(audio)
-        if channels and audio.num_channels > 1:
-            cell = row[place["channel"]].strip()
-            if 0 not in channels:
-                raise RecipeError(f"{path}: no cell of the column channel is 0, and the first channel is: number them from 0")
-            channel = _channel(cell)
-            if channel is None:
-                skipped.add(where, f"its channel is {cell!r}, and channels are numbers, the first being 0")
-                continue
-            id_ = f"{name}-{channel}"
-        if place["start"] is not None:
-            try:
-                start = float(row[place["start"]] or ("0" if objects and place["end"] is None else ""))
-                end = float(row[place["end"]]) if place["end"] is not None else start + float(row[place["duration"]])
-                id_ = f"{id_}-{round(1000 * start):07d}"
-                if ends.setdefault(id_, end) != end:
-                    id_ = f"{id_}-{round(1000 * end):07d}"
-            except (ValueError, OverflowError):
-                skipped.add(where, "its times are no numbers of seconds")
-                continue
-        parts.setdefault(part, []).append(SupervisionSegment(id=id_, recording_id=name, start=start, duration=end - start,
-                                                             channel=channel, text=text, speaker=speaker or None))
+        try:
+            part, segment = rows.segment(row)
+        except _Unusable as error:
+            skipped.add(error.name or f"{path}, {where}", str(error))
+        else:
+            parts.setdefault(part, []).append(segment)
     if place["start"] is None:
         parts = _of_one_text(path, parts, skipped)
-    return {part: (RecordingSet.from_recordings(recordings[name] for name in dict.fromkeys(s.recording_id for s in segments)),
+    return {part: (RecordingSet.from_recordings(rows.recordings[name]
+                                                for name in dict.fromkeys(segment.recording_id for segment in segments)),
                    SupervisionSet.from_segments(segments)) for part, segments in (parts or {WHOLE: []}).items()}
+
+
+def _layout(path: Path, rows: List[List[str]], are_objects: bool,
+            is_audio: Callable[[str], bool]) -> Tuple[Optional[List[str]], int, str]:
+    """The first row where it names the columns, else None; how many columns a row is to have; and who says so."""
+    header = rows[0]
+    place = {name: _column(header, name) for name in COLUMNS}
+    lacks = [name for name in ("audio", "text") if place[name] is None]
+    if lacks and are_objects:
+        raise RecipeError(f"{path}: its objects have the keys {_first(header)}, but none of the "
+                          f"{' or the '.join(lacks)}: {_as_named(lacks, 'let keys')}")
+    if lacks:
+        columns = Counter(map(len, rows)).most_common(1)[0][0]
+        _check_no_header(path, rows, lacks, columns, is_audio)
+        return None, columns, "most rows have"
+    _check_choice(path, header, place)
+    if (place["start"] is None) != (place["end"] is None) and (place["start"] is None or place["duration"] is None):
+        raise RecipeError(f"{path} names where utterances "
+                          + ("end, but not where they start: add a column start" if place["start"] is None else
+                             "start, but not where they end: add a column end or duration"))
+    return header, len(header), "the first row has"
+
+
+def _column_of_parts(path: Path, header: List[str], place: Mapping[str, Optional[int]], rows: List[List[str]]) -> str:
+    """The name of the column that says which part a row is in; "" where there is none, or it says something else."""
+    split = header[place["part"]].strip() if place["part"] is not None else ""
+    if split and not any(said_role(row[place["part"]]) for row in rows):
+        print(f"{path}: the column {split} makes no parts, since none of its values says train, dev or test")
+        return ""
+    return split
+
+
+class _Unusable(Exception):
+    """Why a row is left out; ``name``, of its audio, where that is at fault and not the row."""
+
+    def __init__(self, reason: str, name: str = "") -> None:
+        super().__init__(reason)
+        self.name = name
+
+
+class _Rows:
+    """The rows of a table, as segments of the recordings that they name.
+
+    ``sound`` are those with all columns; ``split`` names the column of parts, if there is one; a start may lack, which is 0
+    then, where ``starts_lack``.
+    """
+
+    def __init__(self, path: Path, sound: List[List[str]], place: Mapping[str, Optional[int]], columns: int, usual: str,
+                 split: str, starts_lack: bool) -> None:
+        self.path, self.place, self.columns, self.usual = path, place, columns, usual
+        self.split, self.starts_lack = split, starts_lack
+        files = [row[place["audio"]].strip() for row in sound]
+        self.base = audio_base(files, path.parent)
+        folders = [os.path.dirname(file) for file in files if os.path.isabs(file)]
+        self.top = os.path.commonpath(folders) if folders else ""
+        self.channels = {_channel(row[place["channel"]]) for row in sound} if place["channel"] is not None else set()
+        self.ends: Dict[str, float] = {}
+        self.recordings: Dict[str, Recording] = {}
+
+    def segment(self, row: Union[List[str], str]) -> Tuple[str, SupervisionSegment]:
+        """The part that a row is in, and what it says of its recording; :class:`_Unusable` where that is nothing."""
+        self._check(row)
+        part = _value(row[self.place["part"]]) if self.split else WHOLE
+        if not part:
+            raise _Unusable(f"its cell of the column {self.split} has no value")
+        text = row[self.place["text"]]
+        if text.strip() in _NOTHING:
+            raise _Unusable(f"its text is {text.strip()}, which tables hold where there is none")
+        name = self._recording(row[self.place["audio"]].strip())
+        audio = self.recordings[name]
+        speaker = _value(row[self.place["speaker"]]) if self.place["speaker"] is not None else ""
+        id_, channel = name, all_channels(audio)
+        if self.channels and audio.num_channels > 1:
+            channel = self._channel(row[self.place["channel"]].strip())
+            id_ = f"{name}-{channel}"
+        start, end = 0.0, audio.duration
+        if self.place["start"] is not None:
+            start, end, id_ = self._times(row, id_)
+        return part, SupervisionSegment(id=id_, recording_id=name, start=start, duration=end - start, channel=channel, text=text,
+                                        speaker=speaker or None)
+
+    def _check(self, row: Union[List[str], str]) -> None:
+        if isinstance(row, str):
+            raise _Unusable(row)
+        if len(row) != self.columns:
+            raise _Unusable(f"it has {len(row)} columns, where {self.usual} {self.columns}")
+        if self.columns < 2 or not row[self.place["audio"]].strip():
+            raise _Unusable(f"it has {self.columns} columns, and no audio path with its text")
+
+    def _recording(self, file: str) -> str:
+        """The id of a file, whose header is read at its first row."""
+        # Where the corpus stands is no part of an id: what is held out goes by them.
+        within = os.path.relpath(file, self.top) if os.path.isabs(file) else Path(file)
+        name = re.sub(r"[\s/\\]+", "-", os.path.splitext(within)[0]).strip("-") or file
+        located = on_disk(str(self.base / file))
+        if name in self.recordings:
+            there = self.recordings[name].sources[0].source
+            if os.path.normpath(there) != os.path.normpath(located):
+                raise _Unusable(f"{file} would have the id {name}, which is that of {there}: rename one of the files")
+            return name
+        try:
+            self.recordings[name] = recording_of(name, located)
+        except BadAudio as error:
+            raise _Unusable(str(error), name) from None
+        return name
+
+    def _channel(self, cell: str) -> int:
+        if 0 not in self.channels:
+            raise RecipeError(f"{self.path}: no cell of the column channel is 0, and the first channel is: number them from 0")
+        channel = _channel(cell)
+        if channel is None:
+            raise _Unusable(f"its channel is {cell!r}, and channels are numbers, the first being 0")
+        return channel
+
+    def _times(self, row: List[str], id_: str) -> Tuple[float, float, str]:
+        """Start and end in seconds, and the id with them."""
+        place = self.place
+        try:
+            start = float(row[place["start"]] or ("0" if self.starts_lack else ""))
+            end = float(row[place["end"]]) if place["end"] is not None else start + float(row[place["duration"]])
+            id_ = f"{id_}-{round(1000 * start):07d}"
+            if self.ends.setdefault(id_, end) != end:
+                id_ = f"{id_}-{round(1000 * end):07d}"
+        except (ValueError, OverflowError):
+            raise _Unusable("its times are no numbers of seconds") from None
+        return start, end, id_
 
 
 def _of_one_text(path: Path, parts: Dict[str, List[SupervisionSegment]],

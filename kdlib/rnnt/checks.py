@@ -25,6 +25,7 @@ class Finding(NamedTuple):
 
 
 def require(condition: bool, message: str) -> None:
+    """A ValueError of ``message`` unless the condition holds."""
     if not condition:
         raise ValueError(message)
 
@@ -49,12 +50,14 @@ def _finding(bad: Tensor, name: str, complaint: str) -> Finding:
 
 
 def check_options(rnnt_type: str, reduction: str, delay_penalty: float) -> None:
+    """Those that all losses take."""
     require(rnnt_type in RNNT_TYPES, f"rnnt_type {rnnt_type!r} is not supported: use one of {', '.join(RNNT_TYPES)}")
     require(reduction in REDUCTIONS, f"reduction {reduction!r} is not known: use one of {', '.join(REDUCTIONS)}")
     check_scale("delay_penalty", delay_penalty)
 
 
 def check_scale(name: str, value: float) -> None:
+    """A number of Python's or NumPy's, finite and not negative."""
     require(
         isinstance(value, numbers.Real) and 0.0 <= value < math.inf,
         f"{name} must be a number, finite and not negative, not {describe(value)}",
@@ -62,11 +65,13 @@ def check_scale(name: str, value: float) -> None:
 
 
 def check_sharpness(value: float) -> None:
+    """As :func:`check_scale`, and above 0."""
     check_scale("sharpness", value)
     require(value > 0.0, "sharpness must be above 0")
 
 
 def check_whole(name: str, value: int) -> None:
+    """A whole number, and no truth value."""
     require(
         isinstance(value, numbers.Integral) and not isinstance(value, bool),
         f"{name} must be an int, not {value!r} of type {type(value).__name__}",
@@ -74,10 +79,12 @@ def check_whole(name: str, value: int) -> None:
 
 
 def describe(value: object) -> str:
+    """What an argument is, for a message: a tensor by its dtype and shape."""
     return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
 
 
 def check_float(name: str, tensor: Tensor, dimensions: int) -> None:
+    """A floating tensor of so many dimensions, not empty."""
     require(
         isinstance(tensor, Tensor) and tensor.dim() == dimensions and tensor.is_floating_point(),
         f"{name} must be a floating tensor of {dimensions} dimensions, not {describe(tensor)}",
@@ -86,6 +93,7 @@ def check_float(name: str, tensor: Tensor, dimensions: int) -> None:
 
 
 def check_alike(names: Sequence[str], tensors: Sequence[Tensor], dtype: bool = True) -> None:
+    """Tensors on the device of the first one and, with ``dtype``, of its dtype."""
     for name, tensor in zip(names, tensors):
         require(isinstance(tensor, Tensor), f"{name} must be a tensor, not {describe(tensor)}")
         require(

@@ -42,6 +42,7 @@ def available() -> bool:
 
 
 def takes(tensor: Tensor) -> bool:
+    """Whether the compiled loops compute with such a tensor."""
     return tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.float64) and available()
 
 

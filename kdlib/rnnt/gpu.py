@@ -55,6 +55,7 @@ def runs_on(device: torch.device) -> bool:
 
 
 def takes(tensor: Tensor) -> bool:
+    """Whether the kernels compute with such a tensor."""
     return tensor.dtype in (torch.float32, torch.float64) and runs_on(tensor.device)
 
 

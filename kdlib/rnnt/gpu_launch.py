@@ -25,6 +25,7 @@ OF_A_BATCH = ("rows", "count", "frames", "nodes")
 
 
 def jit(function):
+    """Triton's kernel of a function, where Triton is; compiled once for batches of all sizes."""
     return function if triton is None else triton.jit(function, do_not_specialize=OF_A_BATCH)
 
 

@@ -55,6 +55,7 @@ class Nodes(NamedTuple):
     labels: Tensor
 
     def pick(self, index) -> "Nodes":
+        """Those that ``index``, a slice or (M,) int64, chooses."""
         return Nodes(*(column[index] for column in self))
 
     def inputs(self, side: Side) -> Tuple[Tensor, Tensor]:
@@ -79,6 +80,7 @@ class Lattice(NamedTuple):
     sharpness: float
 
     def chunks(self) -> List[Nodes]:
+        """All nodes in order, ``at_once`` at a time."""
         return [self.nodes.pick(slice(i, i + self.at_once)) for i in range(0, len(self.nodes.place), self.at_once)]
 
     def chunks_of(self, chosen: Tensor) -> List[Nodes]:
@@ -96,6 +98,8 @@ def contiguous(side: Side) -> Side:
 
 
 def check_side(name: str, side: Side, like: Side, learns: bool) -> None:
+    """A ValueError where a side is not what :class:`Side` says, or not of one batch with ``like``; ``name``, which begins the
+    arguments' names, is "" or "the teacher's "; a side that ``learns`` must get its gradients."""
     checks.check_float(f"{name}am", side.am, 3)
     checks.check_float(f"{name}lm", side.lm, 3)
     sizes = like.am.shape[:2], (like.am.shape[0], like.lm.shape[1])
@@ -140,6 +144,7 @@ def _check_output(name: str, layer: nn.Linear) -> None:
 
 
 def check_weights(weight: Union[float, Tensor], terms: Sequence[NodeTerm], am: Tensor, ranges: Tensor) -> None:
+    """A ValueError where the weights of the losses do not fit, or would be asked for a gradient."""
     for term in terms:
         checks.check_alike(("am", "a term's weights"), (am, term.weights), dtype=False)
         checks.require(

@@ -166,7 +166,8 @@ def check_features(exp: PathLike, model: Transducer, heard: Dict[str, Any], sour
 def check_cuts(exp: PathLike, model: Transducer, cuts: Iterable[Cut], folder: PathLike) -> None:
     """:func:`check_features` of the cuts in ``folder``, and that they have as many feature bins as the model hears.
 
-    Of features that stage 2 has not made, with no ``fbank.json`` beside their cuts, no more than the bins is known.
+    Of features that stage 2 has not made, with no ``fbank.json`` beside their cuts, no more than the bins is known. Raises
+    :class:`RecipeError` where they are other ones.
     """
     made_as = Path(folder) / "fbank.json"
     if made_as.exists():

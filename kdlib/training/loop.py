@@ -69,6 +69,7 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self, model: nn.Module, updates: int) -> None:
+        """Take in the model's weights after ``updates`` of them."""
         weight = 1 - min(self.decay, (1 + updates) / (10 + updates))
         for name, value in model.state_dict().items():
             self.state[name].lerp_(value, weight)

@@ -83,6 +83,7 @@ class Objective(nn.Module):
 
     @property
     def teacher(self) -> Optional[Transducer]:
+        """The model that the student learns from, which is no part of what is trained and saved; None without one."""
         return self._teacher[0]
 
     def _layer_pairs(self, term: DistillTerm) -> List[Tuple[int, int]]:

@@ -157,6 +157,7 @@ def _process(rank: int, work: Optional[Callable[[int, torch.device], None]], wor
 
 
 def world_size() -> int:
+    """How many processes train together."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 

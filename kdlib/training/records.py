@@ -29,6 +29,7 @@ class TrainLog(logging.FileHandler):
     """The file of a training's messages."""
 
     def handleError(self, record: logging.LogRecord) -> None:
+        """A message that cannot be written ends the training, by an OSError that names the file: the disk is full."""
         error = sys.exc_info()[1]
         if not isinstance(error, OSError):
             return super().handleError(record)
@@ -44,11 +45,13 @@ class Means:
         self.counts: Dict[str, int] = {}
 
     def add(self, values: Mapping[str, Any]) -> None:
+        """What one update tells: numbers, or tensors of one, by their names."""
         for name, value in values.items():
             self.sums[name] = self.sums[name] + value if name in self.sums else value
             self.counts[name] = self.counts.get(name, 0) + 1
 
     def read(self) -> Dict[str, float]:
+        """The means since the last reading."""
         means = {name: float(value) / self.counts[name] for name, value in self.sums.items()}
         self.sums, self.counts = {}, {}
         return means
@@ -66,11 +69,13 @@ class Board:
             self.writer = SummaryWriter(str(folder), purge_step=update)
 
     def add(self, group: str, values: Dict[str, float], update: int) -> None:
+        """Curves ``group/name``, a point each. Raises OSError, which names the folder, also of what was written before."""
         with naming(self.folder):
             for name, value in values.items():
                 self.writer.add_scalar(f"{group}/{name}", value, update)
 
     def close(self) -> None:
+        """Write what is left; OSError as of :meth:`add`."""
         with naming(self.folder):
             self.writer.close()
 
